@@ -1,0 +1,56 @@
+// Compiled once per instruction set (see CMakeLists.txt); DIFFRATIO_TABLE names the table that results.
+// No torch and no inline library code in here: an inline function compiled for AVX-512 could be the copy
+// that the linker keeps for everybody.
+#include "kernels.h"
+
+#include "gather_adaln.h"
+#include "router_logits.h"
+#include "scatter_rescale.h"
+
+namespace diffratio {
+namespace {
+
+template <typename F>
+void for_element(Element element, F&& body) {
+  switch (element) {
+    case Element::kFloat: return body(float{});
+    case Element::kDouble: return body(double{});
+    case Element::kBFloat16: return body(BFloat16{});
+    case Element::kHalf: return body(Half{});
+  }
+}
+
+const Kernels table = {
+    [](Element e, const void* x, const void* weight, int64_t width, void* logits, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) {
+        using T = decltype(zero);
+        using A = acc_t<T>;
+        router_logits<T>(static_cast<const T*>(x), static_cast<const A*>(weight), width,
+                         static_cast<A*>(logits), begin, end);
+      });
+    },
+    [](Element e, const AdalnArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { gather_adaln<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const AdalnBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { gather_adaln_backward_rows<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const AdalnBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { gather_adaln_backward_columns<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const ScatterArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { scatter_rescale<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const ScatterBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { scatter_rescale_backward_rows<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const ScatterBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { scatter_rescale_backward_columns<decltype(zero)>(a, begin, end); });
+    },
+};
+
+}  // namespace
+
+const Kernels& DIFFRATIO_TABLE() { return table; }
+
+}  // namespace diffratio

@@ -1,0 +1,86 @@
+// The CPU row kernels: raw pointers, no torch, every function works on the rows [begin, end).
+//
+// Letters: B samples, N tokens, D width, T packed rows. Packed row t is row index[t] of the flattened
+// [B*N] and belongs to sample index[t] / N. Modulation vectors and logits are in the accumulation type
+// (double for double, float otherwise).
+#pragma once
+
+#include <cstdint>
+
+namespace diffratio {
+
+enum class Element : int { kFloat, kDouble, kBFloat16, kHalf };
+
+// A finished row is  pass * x + keep * hidden + branch * gate * mlp,  each weight being  base + slope * score.
+struct Weight {
+  double base, slope;
+};
+struct Rescale {
+  Weight pass, keep, branch;
+};
+
+struct AdalnArgs {
+  const void* x;         // [B*N, D] with gather, else [T, D]
+  const int64_t* index;  // [T]
+  bool gather;           // read row index[t] (true) or row t (false)
+  int64_t tokens, width;
+  const void *shift, *scale;  // [B, D]
+  double eps;
+  void* rows;    // [T, D] copy of the kept rows; null without gather
+  void* normed;  // [T, D]
+};
+
+struct AdalnBackwardArgs {
+  const void* rows;      // [T, D] input of the layer norm
+  const int64_t* index;  // [T]
+  const int32_t* place;  // [B*N] packed row of each row of x, -1 where none; null without gather
+  int64_t count, tokens, width;
+  const void* scale;        // [B, D]
+  const void* grad_rows;    // [T, D] or null
+  const void* grad_normed;  // [T, D]
+  double eps;
+  void* grad_x;                   // [B*N, D] with gather, else [T, D]
+  void* stats;                    // [T, 2] mean and 1/std, written by the row pass, read by the column pass
+  void *grad_shift, *grad_scale;  // [B, D]
+};
+
+struct ScatterArgs {
+  const void* x;         // [B*N, D]
+  const int32_t* place;  // [B*N]
+  const void *hidden, *branch;  // [T, D]
+  const void* gate;             // [B, D]
+  const void* logits;           // [B*N]
+  int64_t tokens, width;
+  Rescale rescale;
+  double score_scale;
+  void* out;  // [B*N, D]
+};
+
+struct ScatterBackwardArgs {
+  ScatterArgs forward;  // `out` unused
+  const int64_t* index;  // [T]
+  int64_t count;
+  const void* grad_out;                          // [B*N, D]
+  void *grad_x, *grad_hidden, *grad_branch;      // like x, hidden, branch
+  void *grad_gate, *grad_logits;                 // [B, D], [B*N]
+};
+
+struct Kernels {
+  void (*router_logits)(Element, const void* x, const void* weight, int64_t width, void* logits, int64_t begin,
+                        int64_t end);
+  void (*gather_adaln)(Element, const AdalnArgs&, int64_t begin, int64_t end);
+  void (*gather_adaln_backward_rows)(Element, const AdalnBackwardArgs&, int64_t begin, int64_t end);
+  void (*gather_adaln_backward_columns)(Element, const AdalnBackwardArgs&, int64_t begin, int64_t end);
+  void (*scatter_rescale)(Element, const ScatterArgs&, int64_t begin, int64_t end);
+  void (*scatter_rescale_backward_rows)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
+  void (*scatter_rescale_backward_columns)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
+};
+
+// One table per instruction set, chosen once by what the processor can do.
+const Kernels& baseline_kernels();
+#ifdef DIFFRATIO_X86_LEVELS
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+}  // namespace diffratio

@@ -1,0 +1,217 @@
+// torch.ops.diffratio_native.*: thin launchers over the row kernels, stable ABI only. Tensors arrive
+// contiguous, checked and with their outputs allocated (diffratio_kernels/kernels/native.py does that).
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+#include "cpu/kernels.h"
+#include "cpu/topk_select.h"
+
+namespace {
+
+using diffratio::Element;
+using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+
+constexpr int64_t kRowsPerTask = 16;
+constexpr int64_t kColumnsPerTask = 64;
+
+const diffratio::Kernels& kernels() {
+#ifdef DIFFRATIO_X86_LEVELS
+  static const diffratio::Kernels& best = [&]() -> const diffratio::Kernels& {
+    if (__builtin_cpu_supports("x86-64-v4")) return diffratio::avx512_kernels();
+    if (__builtin_cpu_supports("x86-64-v3")) return diffratio::avx2_kernels();
+    return diffratio::baseline_kernels();
+  }();
+  return best;
+#else
+  return diffratio::baseline_kernels();
+#endif
+}
+
+Element element(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Element::kFloat;
+    case ScalarType::Double: return Element::kDouble;
+    case ScalarType::BFloat16: return Element::kBFloat16;
+    case ScalarType::Half: return Element::kHalf;
+    default: STD_TORCH_CHECK(false, "diffratio_native: element type not float, double, bfloat16 or half");
+  }
+}
+
+const int64_t* rows(const Tensor& index) { return static_cast<const int64_t*>(index.data_ptr()); }
+void* data(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
+const int32_t* place_of(const std::optional<Tensor>& t) { return static_cast<const int32_t*>(data(t)); }
+
+std::string instruction_set() {
+#ifdef DIFFRATIO_X86_LEVELS
+  if (&kernels() == &diffratio::avx512_kernels()) return "AVX-512";
+  if (&kernels() == &diffratio::avx2_kernels()) return "AVX2";
+#endif
+  return "baseline";
+}
+
+void router_logits(Tensor x, Tensor weight, Tensor logits) {
+  const int64_t width = weight.numel();
+  parallel_for(0, logits.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().router_logits(element(x), x.data_ptr(), weight.data_ptr(), width, logits.data_ptr(), begin, end);
+  });
+}
+
+// logits [B, N], offsets [B+1] -> index [T]: sample b keeps offsets[b+1] - offsets[b] tokens.
+void topk_select(Tensor logits, Tensor offsets, Tensor index) {
+  const int64_t tokens = logits.size(1);
+  const auto* first = static_cast<const int32_t*>(offsets.data_ptr());
+  auto* out = static_cast<int64_t*>(index.data_ptr());
+  auto select = [&](const auto* scores) {
+    parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        diffratio::topk_select_row(scores + b * tokens, tokens, first[b + 1] - first[b], b * tokens,
+                                   out + first[b]);
+    });
+  };
+  if (logits.scalar_type() == ScalarType::Double) return select(static_cast<const double*>(logits.data_ptr()));
+  select(static_cast<const float*>(logits.data_ptr()));
+}
+
+// place [rows]: packed row of each row, -1 where none. Returns the first t whose index is out of range or
+// taken already, -1 when all is well.
+int64_t row_places(Tensor index, Tensor place) {
+  auto* to = static_cast<int32_t*>(place.data_ptr());
+  const int64_t count = index.numel(), total = place.numel();
+  std::fill(to, to + total, -1);
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t r = rows(index)[t];
+    if (r < 0 || r >= total || to[r] != -1) return t;
+    to[r] = static_cast<int32_t>(t);
+  }
+  return -1;
+}
+
+void gather_adaln(Tensor x, Tensor index, int64_t tokens, Tensor shift, Tensor scale, double eps,
+                  std::optional<Tensor> kept, Tensor normed) {
+  const diffratio::AdalnArgs args{x.data_ptr(),     rows(index),      kept.has_value(), tokens, normed.size(1),
+                                  shift.data_ptr(), scale.data_ptr(), eps,              data(kept),
+                                  normed.data_ptr()};
+  parallel_for(0, index.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().gather_adaln(element(x), args, begin, end);
+  });
+}
+
+void gather_adaln_backward(Tensor kept, Tensor index, std::optional<Tensor> place, int64_t tokens, Tensor scale,
+                           std::optional<Tensor> grad_rows, Tensor grad_normed, double eps, Tensor grad_x,
+                           Tensor stats, Tensor grad_shift, Tensor grad_scale) {
+  const int64_t width = kept.size(1);
+  const diffratio::AdalnBackwardArgs args{kept.data_ptr(),
+                                          rows(index),
+                                          place_of(place),
+                                          index.numel(),
+                                          tokens,
+                                          width,
+                                          scale.data_ptr(),
+                                          data(grad_rows),
+                                          grad_normed.data_ptr(),
+                                          eps,
+                                          grad_x.data_ptr(),
+                                          stats.data_ptr(),
+                                          grad_shift.data_ptr(),
+                                          grad_scale.data_ptr()};
+  parallel_for(0, grad_x.numel() / std::max<int64_t>(width, 1), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().gather_adaln_backward_rows(element(kept), args, begin, end);
+  });
+  parallel_for(0, width, kColumnsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().gather_adaln_backward_columns(element(kept), args, begin, end);
+  });
+}
+
+diffratio::Rescale rescale_weights(const std::string& rescale) {
+  if (rescale == "mlp") return {{0, 0}, {1, 0}, {0, 1}};
+  if (rescale == "residual") return {{1, -1}, {0, 1}, {0, 1}};
+  if (rescale == "output") return {{0, 0}, {0, 1}, {0, 1}};
+  STD_TORCH_CHECK(rescale == "none", "diffratio_native: unknown rescale ", rescale);
+  return {{0, 0}, {1, 0}, {1, 0}};
+}
+
+diffratio::ScatterArgs scatter_args(const Tensor& x, const Tensor& place, int64_t tokens, const Tensor& hidden,
+                                    const Tensor& branch, const Tensor& gate, const Tensor& logits,
+                                    const std::string& rescale, double score_scale, void* out) {
+  return {x.data_ptr(),      place_of(place), hidden.data_ptr(), branch.data_ptr(),        gate.data_ptr(),
+          logits.data_ptr(), tokens,          hidden.size(1),    rescale_weights(rescale), score_scale,
+          out};
+}
+
+// `out` may be x itself: every row is read before it is written, and rows that are not kept are then left alone.
+void scatter_rescale(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
+                     Tensor logits, std::string rescale, double score_scale, Tensor out) {
+  const auto args =
+      scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, out.data_ptr());
+  parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().scatter_rescale(element(x), args, begin, end);
+  });
+}
+
+void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int64_t tokens,
+                              Tensor hidden, Tensor branch, Tensor gate, Tensor logits, std::string rescale,
+                              double score_scale, Tensor grad_x, Tensor grad_hidden, Tensor grad_branch,
+                              Tensor grad_gate, Tensor grad_logits) {
+  const diffratio::ScatterBackwardArgs args{
+      scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, nullptr),
+      rows(index),
+      index.numel(),
+      grad_out.data_ptr(),
+      grad_x.data_ptr(),
+      grad_hidden.data_ptr(),
+      grad_branch.data_ptr(),
+      grad_gate.data_ptr(),
+      grad_logits.data_ptr()};
+  parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().scatter_rescale_backward_rows(element(x), args, begin, end);
+  });
+  parallel_for(0, hidden.size(1), kColumnsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().scatter_rescale_backward_columns(element(x), args, begin, end);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(diffratio_native, m) {
+  m.def("instruction_set() -> str");
+  m.def("router_logits(Tensor x, Tensor weight, Tensor(a!) logits) -> ()");
+  m.def("topk_select(Tensor logits, Tensor offsets, Tensor(a!) index) -> ()");
+  m.def("row_places(Tensor index, Tensor(a!) place) -> int");
+  m.def(
+      "gather_adaln(Tensor x, Tensor index, int tokens, Tensor shift, Tensor scale, float eps, Tensor(a!)? kept, "
+      "Tensor(b!) normed) -> ()");
+  m.def(
+      "gather_adaln_backward(Tensor kept, Tensor index, Tensor? place, int tokens, Tensor scale, "
+      "Tensor? grad_rows, Tensor grad_normed, float eps, Tensor(a!) grad_x, Tensor(b!) stats, "
+      "Tensor(c!) grad_shift, Tensor(d!) grad_scale) -> ()");
+  m.def(
+      "scatter_rescale(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
+      "Tensor logits, str rescale, float score_scale, Tensor(a!) out) -> ()");
+  m.def(
+      "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int tokens, Tensor hidden, "
+      "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
+      "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) grad_gate, Tensor(e!) grad_logits) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&instruction_set));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {
+  m.impl("router_logits", TORCH_BOX(&router_logits));
+  m.impl("topk_select", TORCH_BOX(&topk_select));
+  m.impl("row_places", TORCH_BOX(&row_places));
+  m.impl("gather_adaln", TORCH_BOX(&gather_adaln));
+  m.impl("gather_adaln_backward", TORCH_BOX(&gather_adaln_backward));
+  m.impl("scatter_rescale", TORCH_BOX(&scatter_rescale));
+  m.impl("scatter_rescale_backward", TORCH_BOX(&scatter_rescale_backward));
+}

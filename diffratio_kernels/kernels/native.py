@@ -1,0 +1,192 @@
+"""Launchers of the C++ row kernels (csrc/cpu): allocate outputs, bring inputs into the layout they read.
+
+Outputs come from `torch.empty`, so that the test bench can poison them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).parent.parent / "_C.abi3.so"
+
+
+def _load() -> str | None:
+    """Load the native library; the reason where there is none."""
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} was not built (no C++ compiler at install time?)"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return f"{LIBRARY.name} did not load: {error}"
+    return None
+
+
+unavailable = _load()
+"""None where the kernels can run, else why they cannot."""
+
+
+def instruction_set() -> str:
+    """The instruction set that the row kernels run on: "AVX-512", "AVX2" or "baseline"."""
+    return torch.ops.diffratio_native.instruction_set()
+
+
+def _accumulation(t: Tensor, like: Tensor) -> Tensor:
+    return t.to(torch.promote_types(like.dtype, torch.float32)).contiguous()
+
+
+def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) -> Tensor:
+    """x [B, N, D] -> logits [B, N] fp32 (fp64 for fp64)."""
+    weight = _accumulation(router_weight, x)
+    logits = torch.empty(x.shape[:2], dtype=weight.dtype)
+    torch.ops.diffratio_native.router_logits(x.contiguous(), weight, logits)
+    return logits if router_bias is None else logits.add_(router_bias)
+
+
+def topk_select(logits: Tensor, offsets: Tensor, kept: int) -> Tensor:
+    """logits [B, N], offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept` = offsets[-1]."""
+    index = torch.empty(kept, dtype=torch.int64)
+    torch.ops.diffratio_native.topk_select(logits, offsets, index)
+    return index
+
+
+def row_places(index: Tensor, rows: int) -> Tensor:
+    """place [rows] int32: which packed row each row of x became, -1 where none."""
+    place = torch.empty(rows, dtype=torch.int32)
+    bad = torch.ops.diffratio_native.row_places(index, place)
+    if bad >= 0:
+        raise ValueError(
+            f"index[{bad}]={index[bad].item()} must be in 0..{rows - 1} (rows of x) and occur only once"
+        )
+    return place
+
+
+def gather_adaln(x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Kept rows of x [B, N, D] and the same after adaLN: two tensors [T, D]."""
+    row_places(index, x.shape[0] * x.shape[1])
+    rows = torch.empty(index.shape[0], x.shape[2], dtype=x.dtype)
+    normed = torch.empty_like(rows)
+    torch.ops.diffratio_native.gather_adaln(
+        x.contiguous(), index, x.shape[1], _accumulation(shift, x), _accumulation(scale, x), eps, rows, normed
+    )
+    return rows, normed
+
+
+def adaln(rows: Tensor, index: Tensor, tokens: int, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """adaLN of packed rows [T, D]."""
+    normed = torch.empty(rows.shape, dtype=rows.dtype)
+    torch.ops.diffratio_native.gather_adaln(
+        rows.contiguous(),
+        index,
+        tokens,
+        _accumulation(shift, rows),
+        _accumulation(scale, rows),
+        eps,
+        None,
+        normed,
+    )
+    return normed
+
+
+def adaln_backward(
+    rows: Tensor,
+    index: Tensor,
+    tokens: int,
+    scale: Tensor,
+    eps: float,
+    grad_rows: Tensor | None,
+    grad_normed: Tensor,
+    x_rows: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (with `x_rows`, rows of the flattened x that was gathered) or rows, of shift and scale.
+
+    grad_rows: gradient of the gathered rows themselves, if any.
+    """
+    count, width = rows.shape
+    scale = _accumulation(scale, rows)
+    place = None if x_rows is None else row_places(index, x_rows)
+    grad_x = torch.empty(count if x_rows is None else x_rows, width, dtype=rows.dtype)
+    stats = torch.empty(count, 2, dtype=scale.dtype)
+    grad_shift, grad_scale = torch.zeros_like(scale), torch.zeros_like(scale)
+    torch.ops.diffratio_native.gather_adaln_backward(
+        rows.contiguous(),
+        index,
+        place,
+        tokens,
+        scale,
+        None if grad_rows is None else grad_rows.contiguous(),
+        grad_normed.contiguous(),
+        eps,
+        grad_x,
+        stats,
+        grad_shift,
+        grad_scale,
+    )
+    return grad_x, grad_shift, grad_scale
+
+
+def scatter_rescale(
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: str,
+    score_scale: float,
+) -> Tensor:
+    """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    torch.ops.diffratio_native.scatter_rescale(
+        x.contiguous(),
+        row_places(index, x.shape[0] * x.shape[1]),
+        x.shape[1],
+        hidden.contiguous(),
+        branch.contiguous(),
+        _accumulation(gate, x),
+        _accumulation(logits, x),
+        rescale,
+        score_scale,
+        out,
+    )
+    return out
+
+
+def scatter_rescale_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: str,
+    score_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden, branch, gate [B, D] and logits [B, N] (the last two in the logits' dtype)."""
+    gate, logits = _accumulation(gate, x), _accumulation(logits, x)
+    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    grad_hidden = torch.empty(hidden.shape, dtype=x.dtype)
+    grad_branch = torch.empty(branch.shape, dtype=x.dtype)
+    grad_gate, grad_logits = torch.zeros_like(gate), torch.empty(logits.shape, dtype=logits.dtype)
+    torch.ops.diffratio_native.scatter_rescale_backward(
+        grad_out.contiguous(),
+        x.contiguous(),
+        index,
+        row_places(index, x.shape[0] * x.shape[1]),
+        x.shape[1],
+        hidden.contiguous(),
+        branch.contiguous(),
+        gate,
+        logits,
+        rescale,
+        score_scale,
+        grad_x,
+        grad_hidden,
+        grad_branch,
+        grad_gate,
+        grad_logits,
+    )
+    return grad_x, grad_hidden, grad_branch, grad_gate, grad_logits

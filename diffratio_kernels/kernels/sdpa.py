@@ -1,0 +1,77 @@
+"""Packed attention through torch's scaled_dot_product_attention, which picks its own fastest kernel.
+
+Plain differentiable torch: autograd sees through it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    max_query: int,
+    max_key: int,
+    key_lengths: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """query [T, H, d]; key, value [S, H, d]; offsets [B+1]; key_lengths [B] or None -> [T, H, d]."""
+    samples = query_offsets.shape[0] - 1
+    if query.shape[0] == samples * max_query and key.shape[0] == samples * max_key:
+        q, k, v = (t.unflatten(0, (samples, -1)) for t in (query, key, value))
+        return _batched(q, k, v, key_lengths, scale).flatten(0, 1)
+    # Offsets can be read without a sync where they are on the CPU, and are a plain tensor (not a traced one).
+    if query_offsets.device.type == "cpu" and type(query_offsets) is Tensor:
+        return _per_sample(query, key, value, query_offsets.tolist(), key_offsets.tolist(), key_lengths, scale)
+    return _padded(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
+
+
+def _batched(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale: float | None) -> Tensor:
+    """[B, ., H, d]; the first key_lengths[b] keys of a sample count; a sample without any gives zeros."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if key_lengths is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+    empty = (key_lengths == 0)[:, None]
+    # A sample without keys attends to all of them and is cleared: no NaN, forward or backward.
+    valid = (torch.arange(k.shape[2], device=k.device) < key_lengths[:, None]) | empty
+    v = v.masked_fill(~valid[:, None, :, None], 0)
+    k = k.masked_fill(~valid[:, None, :, None], 0)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :], scale=scale)
+    return out.masked_fill(empty[:, None, None], 0).transpose(1, 2)
+
+
+def _per_sample(query, key, value, query_offsets, key_offsets, key_lengths, scale) -> Tensor:
+    lengths = [None] * len(query_offsets) if key_lengths is None else key_lengths.tolist()
+    outs = []
+    for b in range(len(query_offsets) - 1):
+        first, last = key_offsets[b], key_offsets[b + 1]
+        if lengths[b] is not None:
+            last = first + lengths[b]
+        q = query[query_offsets[b] : query_offsets[b + 1]]
+        if q.shape[0] == 0 or first == last:
+            outs.append(torch.zeros_like(q))
+            continue
+        outs.append(_batched(q[None], key[None, first:last], value[None, first:last], None, scale)[0])
+    return torch.cat(outs) if outs else torch.zeros_like(query)
+
+
+def _padded(
+    query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale
+) -> Tensor:
+    def places(offsets: Tensor, longest: int, rows: int) -> Tensor:
+        at = offsets[:-1, None].long() + torch.arange(longest, device=offsets.device)
+        return at.clamp(max=rows - 1)
+
+    lengths = key_offsets.diff() if key_lengths is None else key_lengths
+    q = query[places(query_offsets, max_query, query.shape[0])]
+    at = places(key_offsets, max_key, key.shape[0])
+    out = _batched(q, key[at], value[at], lengths, scale)
+    row = torch.arange(query.shape[0], device=query.device)
+    sample = torch.bucketize(row, query_offsets[1:].long(), right=True)
+    return out[sample, row - query_offsets.long()[sample]]

@@ -1,0 +1,23 @@
+"""The mathematics in eager PyTorch: any float dtype, differentiable, no kernels. The oracle of every test."""
+
+from .attention import attention
+from .mod_block import adaln, gate_residual, gather_adaln, mod_block, scatter_rescale
+from .ratio import bracketing_bins, kept_tokens, nearest_bin
+from .routing import route, router_logits, select_tokens
+from .two_bin import two_bin_block
+
+__all__ = [
+    "adaln",
+    "attention",
+    "bracketing_bins",
+    "gate_residual",
+    "gather_adaln",
+    "kept_tokens",
+    "mod_block",
+    "nearest_bin",
+    "route",
+    "router_logits",
+    "scatter_rescale",
+    "select_tokens",
+    "two_bin_block",
+]

@@ -1,0 +1,70 @@
+"""Router logits, and the exact order by which tokens are kept (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for everything up to fp32, fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None = None) -> Tensor:
+    """x [B, N, D] . router_weight [D] (+ router_bias [1]) -> logits [B, N], in at least fp32."""
+    dtype = accumulation_dtype(x.dtype)
+    logits = x.to(dtype) @ router_weight.to(dtype)
+    return logits if router_bias is None else logits + router_bias.to(dtype)
+
+
+def select_tokens(
+    logits: Tensor, keep: list[int], keep_small: list[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The `keep[b]` tokens of sample b with the largest logit.
+
+    Larger first, -0 equals +0, NaN below -inf, ties to the lowest token index. Rows come out in
+    ascending token order; with `keep_small` (a smaller bin) that bin's rows come first, ascending,
+    then the rows that only the larger bin has, ascending, so that both bins are prefixes.
+
+    logits [B, N]; returns index [T] int64 (rows of the flattened [B*N]) and offsets [B+1] int32.
+    """
+    batch, tokens = logits.shape
+    nan = logits.isnan()
+    by_logit = logits.masked_fill(nan, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    nan_last = nan.gather(1, by_logit).to(torch.uint8).sort(dim=1, stable=True).indices
+    order = by_logit.gather(1, nan_last)
+
+    rows = []
+    for b, k in enumerate(keep):
+        small = 0 if keep_small is None else keep_small[b]
+        rows.append(order[b, :small].sort().values + b * tokens)
+        rows.append(order[b, small:k].sort().values + b * tokens)
+    index = torch.cat(rows) if rows else order.new_empty(0)
+    return index, packed_offsets(keep, logits.device)
+
+
+def packed_offsets(lengths: list[int], device: torch.device) -> Tensor:
+    """[0, l_0, l_0 + l_1, ...] as int32: the cumulative lengths of varlen attention."""
+    total, offsets = 0, [0]
+    for length in lengths:
+        total += length
+        offsets.append(total)
+    return torch.tensor(offsets, dtype=torch.int32, device=device)
+
+
+def route(
+    x: Tensor,
+    router_weight: Tensor,
+    keep: list[int],
+    router_bias: Tensor | None = None,
+    index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score every token and keep `keep[b]` of sample b; a given `index` is taken as the selection.
+
+    Returns index [T] int64, offsets [B+1] int32, logits [B, N] (differentiable in x and the router).
+    """
+    logits = router_logits(x, router_weight, router_bias)
+    if index is None:
+        return *select_tokens(logits.detach(), keep), logits
+    return index, packed_offsets(keep, x.device), logits
