@@ -1,0 +1,188 @@
+"""`diffratio flops`: count a model's FLOPs, or compare the count with the paper's."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..flops import (
+    METHODS,
+    PRESETS,
+    FlopsReport,
+    TransformerShape,
+    dsap_kept,
+    kept_tokens,
+    rows,
+    transformer_flops,
+)
+
+
+def flops(
+    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A diffusers model: folder or config.json.")] = None,
+    compression: Annotated[
+        float | None, typer.Option(help="Share of tokens left out, in tenths: 0.3 keeps ceil(0.7 N).")
+    ] = None,
+    kept_table: Annotated[
+        Path | None,
+        typer.Option(help="JSON list with the kept tenths of each layer: a number or a list (regions)."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(METHODS)}; mod where tokens are left out.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Latent height: pixels / 8 with most VAEs.")] = None,
+    width: Annotated[int | None, typer.Option(help="Latent width; the height when left out.")] = None,
+    text_tokens: Annotated[
+        int | None, typer.Option(help="Text tokens per sample; 120 (the paper's) when left out.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples per forward; guidance doubles it.")] = 1,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's FLOPs column beside ours.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Count the FLOPs of one forward: every matrix product ("true"), and as the paper counts them.
+
+    A FLOP is half a multiply-accumulate. The paper's convention leaves the attention products out.
+    """
+    if paper:
+        given = (preset, model, compression, kept_table, method, height, width, text_tokens)
+        if any(value is not None for value in given) or batch != 1:
+            raise typer.BadParameter("--paper counts the paper's own model; add no option but --json")
+        _print_paper(as_json)
+        return
+    try:
+        shape = _shape(preset, model, height, width, text_tokens)
+        kept, method = _kept(shape, compression, kept_table, method)
+        true, thop = (
+            transformer_flops(shape, kept, convention=convention, batch=batch, method=method)
+            for convention in ("true", "paper")
+        )
+        dense = {c: transformer_flops(shape, convention=c, batch=batch) for c in ("true", "paper")}
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        counts = {r.convention: r.as_dict() | {"saving": r.saving(dense[r.convention])} for r in (true, thop)}
+        typer.echo(json.dumps({"shape": asdict(shape), "kept": kept, **counts}, indent=2))
+        return
+    _print_counts(shape, true, thop, dense)
+
+
+def _shape(
+    preset: str | None, model: Path | None, height: int | None, width: int | None, text_tokens: int | None
+) -> TransformerShape:
+    if preset is not None and model is not None:
+        raise ValueError("--model: give either --model or --preset")
+    if width is not None and height is None:
+        raise ValueError("--height: --width needs it")
+    width = height if width is None else width
+    if model is not None:
+        return TransformerShape.from_config(_read_config(model), height, width, text_tokens)
+    preset = preset or "pixart-xl-512"
+    if preset not in PRESETS:
+        raise ValueError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
+    if text_tokens is not None and preset.startswith("dit"):
+        raise ValueError(f"--text-tokens: {preset} reads no text")
+    shape = PRESETS[preset]() if text_tokens is None else PRESETS[preset](text_tokens)
+    return shape if height is None else shape.resized(height, width)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    candidates = [path / "config.json", path / "transformer" / "config.json"] if path.is_dir() else [path]
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if not found:
+        raise ValueError(f"--model: no config.json at {path}")
+    config = _read_json(found[0], "--model")
+    if not isinstance(config, dict):
+        raise ValueError(f"--model: {found[0]} is not a model's config")
+    return config
+
+
+def _kept(
+    shape: TransformerShape, compression: float | None, kept_table: Path | None, method: str | None
+) -> tuple[int | list[Any] | None, str]:
+    """The kept tokens that the options ask for, and the method by name."""
+    if compression is not None and kept_table is not None:
+        raise ValueError("--kept-table: give either --kept-table or --compression")
+    if kept_table is not None:
+        tenths = _read_json(kept_table, "--kept-table")
+        if not isinstance(tenths, list):
+            raise ValueError(f"--kept-table: {kept_table} holds no list")
+        try:
+            kept = [
+                [kept_tokens(t, shape.tokens) for t in (row if isinstance(row, list) else [row])]
+                for row in tenths
+            ]
+        except ValueError as error:
+            raise ValueError(f"--kept-table: {error}") from error
+        return kept, method or "mod"
+    removed = _tenths(compression or 0)
+    if method in (None, "dense") and removed == 0:
+        return None, "dense"
+    kept = kept_tokens(10 - removed, shape.tokens)
+    return dsap_kept(shape, kept) if method == "atedm" else kept, method or "mod"
+
+
+def _tenths(compression: float) -> int:
+    """The compression as an integer: 0.3 is no binary fraction, and kept counts must not depend on that."""
+    if 0 <= compression <= 1:
+        tenths = round(10 * compression)
+        if abs(10 * compression - tenths) < 1e-9:
+            return tenths
+    raise ValueError(f"--compression: {compression} is not one of 0, 0.1, ... 1")
+
+
+def _read_json(path: Path, option: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{option}: cannot read {path}: {error}") from error
+
+
+def _print_counts(
+    shape: TransformerShape, true: FlopsReport, thop: FlopsReport, dense: dict[str, FlopsReport]
+) -> None:
+    table = Table(title=f"{true.method}: {shape.tokens} tokens, {shape.text_tokens} text, batch {true.batch}")
+    table.add_column("part")
+    for heading in ("true GFLOP", "share", "paper's GFLOP"):
+        table.add_column(heading, justify="right")
+    for part in dict.fromkeys([*true.parts, *thop.parts]):
+        value = true.parts.get(part, 0)
+        share = f"{value / true.total:.1%}" if value else "-"
+        table.add_row(part, _giga(value), share, _giga(thop.parts.get(part, 0)))
+    table.add_section()
+    table.add_row("total", _giga(true.total), "100.0%", _giga(thop.total), style="bold")
+    if true.method != "dense":
+        table.add_row("dense", _giga(dense["true"].total), "", _giga(dense["paper"].total))
+        savings = (report.saving(dense[report.convention]) for report in (true, thop))
+        true_saving, paper_saving = (f"{saving:.2%}" for saving in savings)
+        table.add_row("saving", true_saving, "", paper_saving)
+    Console().print(table)
+
+
+def _giga(value: float) -> str:
+    return f"{value / 1e9:,.3f}" if value else "-"
+
+
+def _print_paper(as_json: bool) -> None:
+    compared = rows()
+    if as_json:
+        typer.echo(json.dumps([asdict(row) | {"error": row.error} for row in compared], indent=2))
+        return
+    table = Table(
+        title="Table 1 of the paper: GFLOPs of PixArt at 512 px, batch 16 and 128",
+        caption="exact: every printed digit; plausible: our reading, close; fitted: chosen to agree",
+    )
+    table.add_column("method")
+    for heading in ("paper, 16", "ours, 16", "paper, 128", "ours, 128", "true saving"):
+        table.add_column(heading, justify="right")
+    table.add_column("status")
+    table.add_column("note")
+    for row in compared:
+        pairs = zip(row.published, row.ours, strict=True)
+        figures = [f"{figure:.1f}" for pair in pairs for figure in pair]
+        name = f"{row.name} {row.compression}"
+        table.add_row(name, *figures, f"{row.true_saving:.2%}", row.status, row.note)
+    Console().print(table)
