@@ -57,15 +57,12 @@ def row_places(index: Tensor, rows: int) -> Tensor:
     place = torch.empty(rows, dtype=torch.int32)
     bad = torch.ops.diffratio_native.row_places(index, place)
     if bad >= 0:
-        raise ValueError(
-            f"index[{bad}]={index[bad].item()} must be in 0..{rows - 1} (rows of x) and occur only once"
-        )
+        raise ValueError(f"index[{bad}] must be in 0..{rows - 1} (rows of x) and occur only once")
     return place
 
 
 def gather_adaln(x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Kept rows of x [B, N, D] and the same after adaLN: two tensors [T, D]."""
-    row_places(index, x.shape[0] * x.shape[1])
     rows = torch.empty(index.shape[0], x.shape[2], dtype=x.dtype)
     normed = torch.empty_like(rows)
     torch.ops.diffratio_native.gather_adaln(

@@ -28,7 +28,9 @@ def attention(
         return _batched(q, k, v, key_lengths, scale).flatten(0, 1)
     # Offsets can be read without a sync where they are on the CPU, and are a plain tensor (not a traced one).
     if query_offsets.device.type == "cpu" and type(query_offsets) is Tensor:
-        return _per_sample(query, key, value, query_offsets.tolist(), key_offsets.tolist(), key_lengths, scale)
+        return _per_sample(
+            query, key, value, query_offsets.tolist(), key_offsets.tolist(), key_lengths, scale
+        )
     return _padded(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
 
 
@@ -61,9 +63,7 @@ def _per_sample(query, key, value, query_offsets, key_offsets, key_lengths, scal
     return torch.cat(outs) if outs else torch.zeros_like(query)
 
 
-def _padded(
-    query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale
-) -> Tensor:
+def _padded(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale) -> Tensor:
     def places(offsets: Tensor, longest: int, rows: int) -> Tensor:
         at = offsets[:-1, None].long() + torch.arange(longest, device=offsets.device)
         return at.clamp(max=rows - 1)

@@ -3,7 +3,7 @@
 from .attention import attention
 from .mod_block import adaln, gate_residual, gather_adaln, mod_block, scatter_rescale
 from .ratio import bracketing_bins, kept_tokens, nearest_bin
-from .routing import route, router_logits, select_tokens
+from .routing import packed_offsets, route, router_logits, select_tokens
 from .two_bin import two_bin_block
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "kept_tokens",
     "mod_block",
     "nearest_bin",
+    "packed_offsets",
     "route",
     "router_logits",
     "scatter_rescale",

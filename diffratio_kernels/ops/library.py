@@ -1,0 +1,54 @@
+"""How an operator of `torch.ops.diffratio` is put together: schema, kernels, fake, autograd, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("diffratio", "DEF")
+_BACKENDS = ("CPU", "CUDA")
+
+
+def define(
+    schema: str,
+    kernel: Callable,
+    fake: Callable,
+    differentiable: Callable | None = None,
+    autocast: Callable | None = None,
+) -> Callable:
+    """Register `diffratio::<schema>` and return it.
+
+    kernel: computes, below autograd. fake: output metadata only. differentiable: the same computation in
+    differentiable steps, taken when a gradient is wanted. autocast: taken while autocast is on.
+    """
+    name = schema[: schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    op = getattr(torch.ops.diffratio, name).default
+    torch.library.register_fake(f"diffratio::{name}", fake, lib=_library)
+    for backend in _BACKENDS:
+        _library.impl(name, kernel, backend)
+        if differentiable is not None:
+            _library.impl(name, _autograd_kernel(op, differentiable), f"Autograd{backend}")
+        if autocast is not None:
+            _library.impl(name, autocast, f"Autocast{backend}")
+    return op
+
+
+def _autograd_kernel(op: Callable, differentiable: Callable) -> Callable:
+    def autograd_kernel(*args, **kwargs):
+        wanted = torch.is_grad_enabled() and any(
+            isinstance(arg, Tensor) and arg.requires_grad for arg in (*args, *kwargs.values())
+        )
+        if wanted:
+            return differentiable(*args, **kwargs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args, **kwargs)
+
+    return autograd_kernel
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that autocast casts to on this device."""
+    return torch.get_autocast_dtype(device.type)

@@ -1,0 +1,260 @@
+"""`mod_block`: one routed DiT block from x to x, the steps of this package around torch's own products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import reference
+from .adaln import DIFFERENTIABLE as ADALN_DIFFERENTIABLE
+from .adaln import GATHER_DIFFERENTIABLE, GATHER_KERNELS
+from .adaln import KERNELS as ADALN_KERNELS
+from .attention import KERNELS as ATTENTION_KERNELS
+from .dispatch import choose
+from .library import define
+from .route import DIFFERENTIABLE as ROUTE_DIFFERENTIABLE
+from .route import KERNELS as ROUTE_KERNELS
+from .scatter_rescale import DIFFERENTIABLE as SCATTER_DIFFERENTIABLE
+from .scatter_rescale import KERNELS as SCATTER_KERNELS
+from .validate import RESCALE, Check
+
+
+@dataclass
+class _Steps:
+    """The row steps of one implementation, and whether buffers may be overwritten (no gradient wanted)."""
+
+    route: object
+    gather_adaln: object
+    adaln: object
+    attention: object
+    scatter_rescale: object
+    in_place: bool
+
+
+def _steps(implementation: str, device: torch.device, in_place: bool) -> _Steps:
+    rows = choose("mod_block", implementation, device)
+    products = choose("attention", "reference" if implementation == "reference" else "auto", device)
+    return _Steps(
+        route=(ROUTE_KERNELS if in_place else ROUTE_DIFFERENTIABLE)[rows],
+        gather_adaln=(GATHER_KERNELS if in_place else GATHER_DIFFERENTIABLE)[rows],
+        adaln=(ADALN_KERNELS if in_place else ADALN_DIFFERENTIABLE)[rows],
+        attention=ATTENTION_KERNELS[products],
+        scatter_rescale=(SCATTER_KERNELS if in_place else SCATTER_DIFFERENTIABLE)[rows],
+        in_place=in_place,
+    )
+
+
+def _block(
+    steps: _Steps,
+    x,
+    router_weight,
+    keep,
+    modulation,
+    qkv_weight,
+    qkv_bias,
+    out_weight,
+    out_bias,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    num_heads,
+    *,
+    router_bias,
+    context_kv,
+    context_lengths,
+    cross_q_weight,
+    cross_q_bias,
+    cross_out_weight,
+    cross_out_bias,
+    rescale,
+    score_scale,
+    eps,
+    mlp_eps,
+    index,
+) -> Tensor:
+    batch, tokens, _ = x.shape
+    if sum(keep) == 0:
+        return x.clone()
+    longest = max(keep)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
+    index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index)
+
+    hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
+    qkv = F.linear(normed, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, -1))
+    del normed
+    attended = steps.attention(*qkv.unbind(1), offsets, offsets, longest, longest, None, None)
+    del qkv
+    branch = F.linear(attended.flatten(1), out_weight, out_bias)
+    hidden = _gate_residual(hidden, branch, gate1, keep, steps.in_place)
+
+    if context_kv is not None:
+        query = F.linear(hidden, cross_q_weight, cross_q_bias).unflatten(-1, (num_heads, -1))
+        length = context_kv.shape[1]
+        context_offsets = reference.packed_offsets([length] * batch, x.device)
+        key, value = context_kv.to(query.dtype).flatten(0, 1).unflatten(-1, (num_heads, -1)).unbind(1)
+        attended = steps.attention(
+            query, key, value, offsets, context_offsets, longest, length, context_lengths, None
+        )
+        del query
+        branch = F.linear(attended.flatten(1), cross_out_weight, cross_out_bias)
+        hidden = hidden.add_(branch) if steps.in_place else (hidden + branch).to(x.dtype)
+    del attended, branch
+
+    normed = steps.adaln(hidden, index, tokens, shift2, scale2, eps if mlp_eps is None else mlp_eps)
+    inner = F.linear(normed, fc1_weight, fc1_bias)
+    del normed
+    if steps.in_place:
+        torch.ops.aten.gelu_(inner, approximate="tanh")
+    else:
+        inner = F.gelu(inner, approximate="tanh")
+    branch = F.linear(inner, fc2_weight, fc2_bias).to(x.dtype)
+    del inner
+    return steps.scatter_rescale(x, index, hidden, branch, gate2, logits, rescale, score_scale)
+
+
+def _gate_residual(hidden: Tensor, branch: Tensor, gate: Tensor, keep: list[int], in_place: bool) -> Tensor:
+    """hidden + gate * branch with each sample's own gate [B, D], without a [T, D] copy of the gate."""
+    if all(k == keep[0] for k in keep):
+        shape = (len(keep), keep[0])
+        rows, updates, gates = (
+            hidden.unflatten(0, shape)[None],
+            branch.unflatten(0, shape)[None],
+            gate[None, :, None],
+        )
+    else:
+        rows, updates, gates = hidden.split(keep), branch.split(keep), gate.unbind(0)
+    if in_place:
+        for row, update, gate in zip(rows, updates, gates, strict=True):
+            row.addcmul_(gate, update)
+        return hidden
+    done = [
+        torch.addcmul(row, gate, update).to(hidden.dtype)
+        for row, update, gate in zip(rows, updates, gates, strict=True)
+    ]
+    return torch.cat(done).reshape(hidden.shape)
+
+
+_CROSS = ("cross_q_weight", "cross_q_bias", "cross_out_weight", "cross_out_bias")
+
+
+def _check(
+    x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
+    router_bias=None, context_kv=None, context_lengths=None, rescale="mlp", score_scale=1.0,
+    eps=1e-6, mlp_eps=None, index=None, autocast=False, **cross,
+):  # fmt: skip
+    check = Check("mod_block")
+    like_x = {} if autocast else {"dtype_of": ("x", x)}
+    check.tensor("x", x, "B N D")
+    check.tensor("router_weight", router_weight, "D")
+    check.optional("router_bias", router_bias, "1")
+    keep = check.keep(keep)
+    check.heads(num_heads)
+    check.tensor("modulation", modulation, "B 6 D")
+    check.tensor("qkv_weight", qkv_weight, "3D D", **like_x)
+    check.optional("qkv_bias", qkv_bias, "3D", **like_x)
+    check.tensor("out_weight", out_weight, "D D", **like_x)
+    check.optional("out_bias", out_bias, "D", **like_x)
+    check.tensor("fc1_weight", fc1_weight, "F D", **like_x)
+    check.optional("fc1_bias", fc1_bias, "F", **like_x)
+    check.tensor("fc2_weight", fc2_weight, "D F", **like_x)
+    check.optional("fc2_bias", fc2_bias, "D", **like_x)
+    if context_kv is None:
+        for name in _CROSS:
+            if cross.get(name) is not None:
+                check.fail(f"{name} needs context_kv")
+        if context_lengths is not None:
+            check.fail("context_lengths needs context_kv")
+    else:
+        check.tensor("context_kv", context_kv, "B M 2 D", **like_x)
+        for name in ("cross_q_weight", "cross_out_weight"):
+            if cross.get(name) is None:
+                check.fail(f"{name} must be given together with context_kv")
+            check.tensor(name, cross[name], "D D", **like_x)
+            check.optional(
+                name.replace("weight", "bias"), cross.get(name.replace("weight", "bias")), "D", **like_x
+            )
+        check.optional("context_lengths", context_lengths, "B", dtypes=(torch.int32,))
+        _check_lengths(check, context_lengths, context_kv.shape[1])
+    check.choice("rescale", rescale, RESCALE)
+    check.positive("score_scale", score_scale)
+    check.positive("eps", eps)
+    if mlp_eps is not None:
+        check.positive("mlp_eps", mlp_eps)
+    if index is not None:
+        check.index(index, x.shape[0] * x.shape[1], sum(keep))
+    return keep
+
+
+def _check_lengths(check: Check, lengths: Tensor | None, room: int):
+    if lengths is None or lengths.device.type != "cpu" or type(lengths) is not Tensor or not len(lengths):
+        return
+    low, high = lengths.aminmax()
+    if low < 0 or high > room:
+        check.fail(f"context_lengths={lengths.tolist()} must be in 0..{room} (tokens of context_kv)")
+
+
+def _run(in_place: bool, autocast: bool = False):
+    def run(
+        x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
+        router_bias=None, context_kv=None, context_lengths=None, cross_q_weight=None, cross_q_bias=None,
+        cross_out_weight=None, cross_out_bias=None, rescale="mlp", score_scale=1.0, eps=1e-6, mlp_eps=None,
+        index=None, implementation="auto",
+    ):  # fmt: skip
+        weights = (qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        options = dict(
+            router_bias=router_bias, context_kv=context_kv, context_lengths=context_lengths,
+            cross_q_weight=cross_q_weight, cross_q_bias=cross_q_bias, cross_out_weight=cross_out_weight,
+            cross_out_bias=cross_out_bias, rescale=rescale, score_scale=score_scale, eps=eps,
+            mlp_eps=mlp_eps, index=index,
+        )  # fmt: skip
+        keep = _check(x, router_weight, keep, modulation, *weights, num_heads, autocast=autocast, **options)
+        steps = _steps(implementation, x.device, in_place and not (autocast and torch.is_grad_enabled()))
+        return _block(steps, x, router_weight, keep, modulation, *weights, num_heads, **options)
+
+    return run
+
+
+def _fake(x, router_weight, keep, modulation, *args, implementation="auto", **kwargs):
+    _check(x, router_weight, keep, modulation, *args, **kwargs)
+    return x.new_empty(x.shape)
+
+
+define(
+    "mod_block(Tensor x, Tensor router_weight, SymInt[] keep, Tensor modulation, Tensor qkv_weight, "
+    "Tensor? qkv_bias, Tensor out_weight, Tensor? out_bias, Tensor fc1_weight, Tensor? fc1_bias, "
+    "Tensor fc2_weight, Tensor? fc2_bias, int num_heads, *, Tensor? router_bias=None, "
+    "Tensor? context_kv=None, Tensor? context_lengths=None, Tensor? cross_q_weight=None, "
+    "Tensor? cross_q_bias=None, Tensor? cross_out_weight=None, Tensor? cross_out_bias=None, "
+    'str rescale="mlp", float score_scale=1.0, float eps=1e-6, float? mlp_eps=None, Tensor? index=None, '
+    'str implementation="auto") -> Tensor',
+    kernel=_run(in_place=True),
+    fake=_fake,
+    differentiable=_run(in_place=False),
+    # The steps run with autocast on: the products are cast, the residual stream keeps the dtype of x.
+    autocast=_run(in_place=True, autocast=True),
+)
+
+
+def mod_block(x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **kwargs) -> Tensor:
+    """One routed DiT block F(x, keep) (paper section 3.2): `torch.ops.diffratio.mod_block`.
+
+    x [B, N, D]; router_weight [D]; keep: kept tokens, one int or B ints; modulation [B, 6, D]: shift1,
+    scale1, gate1, shift2, scale2, gate2; qkv_weight [3D, D], out_weight [D, D], fc1_weight [F, D],
+    fc2_weight [D, F] and their biases or None; num_heads with D / num_heads a multiple of 8.
+    Keywords: router_bias [1]; context_kv [B, M, 2, D], the projected text keys and values, with
+    cross_q_weight, cross_out_weight [D, D] (biases optional) and context_lengths [B] int32, how many text
+    tokens count; rescale and score_scale as in `scatter_rescale`; eps, mlp_eps of the two layer norms;
+    index [T] int64, a selection made before; implementation "auto", "native" or "reference".
+
+    Weights have the dtype of x (any under autocast); router and modulation may be of any float dtype.
+    Returns [B, N, D] in the dtype of x; rows not kept are bit-equal to x. Every bad argument is a
+    ValueError or TypeError that names it.
+    """
+    keep = [keep] if isinstance(keep, int) else keep
+    return torch.ops.diffratio.mod_block(x, router_weight, keep, *args, **kwargs)

@@ -1,0 +1,111 @@
+"""`route`: score every token, keep the best of each sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..kernels import native
+from .dispatch import choose
+from .library import define
+from .validate import Check
+
+
+def _native(x, router_weight, keep, router_bias, index):
+    logits = native.router_logits(x, router_weight, router_bias)
+    offsets = reference.packed_offsets(keep, x.device)
+    if index is None:
+        index = native.topk_select(logits, offsets, sum(keep))
+    return index, offsets, logits
+
+
+class _DifferentiableNative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, router_weight, keep, router_bias, index):
+        index, offsets, logits = torch.ops.diffratio.route(
+            x, router_weight, keep, router_bias=router_bias, index=index, implementation="native"
+        )
+        ctx.save_for_backward(x, router_weight, router_bias)
+        ctx.mark_non_differentiable(index, offsets)
+        return index, offsets, logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, _index, _offsets, grad_logits):
+        x, router_weight, router_bias = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_logits[..., None] * router_weight.to(grad_logits.dtype)).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            rows = x.to(grad_logits.dtype).flatten(0, 1)
+            grad_weight = (grad_logits.flatten() @ rows).to(router_weight.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad_logits.sum().to(router_bias.dtype).reshape(1)
+        return grad_x, grad_weight, None, grad_bias, None
+
+
+KERNELS = {"native": _native, "reference": reference.route}
+DIFFERENTIABLE = {"native": _DifferentiableNative.apply, "reference": reference.route}
+
+
+def _check(x, router_weight, keep, router_bias, index):
+    check = Check("route")
+    check.tensor("x", x, "B N D")
+    check.tensor("router_weight", router_weight, "D")
+    check.optional("router_bias", router_bias, "1")
+    keep = check.keep(keep)
+    if index is not None:
+        check.index(index, x.shape[0] * x.shape[1], sum(keep))
+    return keep
+
+
+def _run(table):
+    def run(x, router_weight, keep, *, router_bias=None, index=None, implementation="auto"):
+        keep = _check(x, router_weight, keep, router_bias, index)
+        implementation = choose("route", implementation, x.device)
+        given = index is not None
+        index, offsets, logits = table[implementation](x, router_weight, keep, router_bias, index)
+        return index.clone() if given else index, offsets, logits
+
+    return run
+
+
+def _fake(x, router_weight, keep, *, router_bias=None, index=None, implementation="auto"):
+    keep = _check(x, router_weight, keep, router_bias, index)
+    logits = x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
+    index = x.new_empty(sum(keep), dtype=torch.int64)
+    return index, x.new_empty(x.shape[0] + 1, dtype=torch.int32), logits
+
+
+define(
+    "route(Tensor x, Tensor router_weight, SymInt[] keep, *, Tensor? router_bias=None, Tensor? index=None, "
+    'str implementation="auto") -> (Tensor, Tensor, Tensor)',
+    kernel=_run(KERNELS),
+    fake=_fake,
+    differentiable=_run(DIFFERENTIABLE),
+)
+
+
+def route(
+    x: Tensor,
+    router_weight: Tensor,
+    keep: int | list[int],
+    *,
+    router_bias: Tensor | None = None,
+    index: Tensor | None = None,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score every token with the router and keep the `keep` best of each sample (paper section 3.2).
+
+    x [B, N, D]; router_weight [D] and router_bias [1] in any float dtype; keep: one int, or B ints.
+    Larger logit first, -0 equals +0, NaN below -inf, ties to the lowest token. `index` [T] int64 gives a
+    selection that was made before (gradient checkpointing, masks) and only the logits are computed.
+
+    Returns index [T] int64 (kept rows of the flattened [B*N], ascending), offsets [B+1] int32 (cumulative
+    kept counts) and logits [B, N] (fp32; fp64 for fp64 x; differentiable).
+    """
+    keep = [keep] if isinstance(keep, int) else keep
+    return torch.ops.diffratio.route(
+        x, router_weight, keep, router_bias=router_bias, index=index, implementation=implementation
+    )

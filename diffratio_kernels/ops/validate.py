@@ -1,0 +1,106 @@
+"""Every argument check and every error text. Each error names the operator and the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+RESCALE = ("mlp", "residual", "output", "none")
+
+
+class Check:
+    """Checks for one call of one operator: `Check("route").tensor("x", x, "B N D")`.
+
+    Letters are bound to sizes where they first occur and must agree from then on; the first tensor sets
+    the device of all.
+    """
+
+    def __init__(self, op: str):
+        self.op = op
+        self.sizes: dict[str, tuple[int, str]] = {}
+        self.device: tuple[torch.device, str] | None = None
+
+    def fail(self, text: str, error: type[Exception] = ValueError):
+        raise error(f"{self.op}: {text}")
+
+    def tensor(self, name: str, value: Tensor, shape: str, dtypes=FLOATS, dtype_of: tuple | None = None):
+        """`shape` is letters or integers; `dtype_of=(other_name, tensor)` asks for that tensor's dtype."""
+        letters = shape.split()
+        if value.layout != torch.strided:
+            self.fail(f"{name} must be a dense tensor, got layout {value.layout}", TypeError)
+        if value.dim() != len(letters):
+            self.fail(f"{name} must be [{', '.join(letters)}], got shape {tuple(value.shape)}")
+        for letter, size in zip(letters, value.shape, strict=True):
+            expected, source = self._expected(letter, size, name)
+            if size != expected:
+                self.fail(
+                    f"{name} must be [{', '.join(letters)}] with {letter}={expected} (from {source}), "
+                    f"got shape {tuple(value.shape)}"
+                )
+        if value.dtype not in dtypes:
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+            self.fail(f"{name} must be of dtype {allowed}, got {value.dtype}", TypeError)
+        if dtype_of is not None and value.dtype != dtype_of[1].dtype:
+            self.fail(
+                f"{name} must have the dtype of {dtype_of[0]}, {dtype_of[1].dtype}, got {value.dtype}",
+                TypeError,
+            )
+        if self.device is None:
+            self.device = (value.device, name)
+        if value.device != self.device[0]:
+            self.fail(f"{name} must be on {self.device[0]} like {self.device[1]}, got {value.device}")
+
+    def optional(self, name: str, value: Tensor | None, shape: str, **kwargs):
+        if value is not None:
+            self.tensor(name, value, shape, **kwargs)
+
+    def _expected(self, letter: str, size: int, name: str):
+        if letter.isdigit():
+            return int(letter), "the operator"
+        if letter[0].isdigit():  # "3D": a multiple of a bound letter
+            base, source = self.sizes[letter[1:]]
+            return int(letter[0]) * base, source
+        return self.sizes.setdefault(letter, (size, name))
+
+    def size(self, letter: str):
+        return self.sizes[letter][0]
+
+    def keep(self, keep: list[int], name: str = "keep") -> list[int]:
+        """Kept counts for all B samples from one int or B ints, each in 0..N."""
+        batch, tokens = self.size("B"), self.size("N")
+        if len(keep) not in (1, batch):
+            self.fail(f"{name} must hold one int or {batch} (one per sample), got {len(keep)}")
+        for b, k in enumerate(keep):
+            if k < 0 or k > tokens:
+                self.fail(f"{name}[{b}]={k} must be in 0..{tokens} (tokens of x)")
+        return list(keep) * batch if len(keep) == 1 else list(keep)
+
+    def index(self, index: Tensor, rows: int, exact_length: int | None = None):
+        self.tensor("index", index, "T", dtypes=(torch.int64,))
+        if exact_length is not None and index.shape[0] != exact_length:
+            self.fail(f"index must hold sum(keep)={exact_length} rows, got {index.shape[0]}")
+        # Values are checked where that needs no sync: on the CPU, and not while tracing.
+        if index.device.type != "cpu" or type(index) is not Tensor or index.shape[0] == 0:
+            return
+        low, high = index.aminmax()
+        if low < 0 or high >= rows:
+            bad = low if low < 0 else high
+            self.fail(f"index holds {bad.item()}, must be in 0..{rows - 1} (rows of the flattened x)")
+        if index.bincount(minlength=rows).max() > 1:
+            self.fail("index must hold each row at most once")
+
+    def heads(self, num_heads: int):
+        width = self.size("D")
+        if num_heads < 1 or width % num_heads:
+            self.fail(f"num_heads={num_heads} must be positive and divide the width {width} of x")
+        if width // num_heads % 8:
+            self.fail(f"num_heads={num_heads} gives head_dim {width // num_heads}, must be a multiple of 8")
+
+    def choice(self, name: str, value: str, allowed: tuple[str, ...]):
+        if value not in allowed:
+            self.fail(f"{name}={value!r} must be one of {allowed}")
+
+    def positive(self, name: str, value: float):
+        if not 0 < value < float("inf"):
+            self.fail(f"{name}={value} must be positive and finite")
