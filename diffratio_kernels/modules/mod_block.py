@@ -1,0 +1,87 @@
+"""A routed DiT block with parameters of its own, for people who write their own transformer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..ops import mod_block
+from .router import Router
+
+
+class ModBlock(nn.Module):
+    """adaLN block with a router (paper section 3.2): self-attention, optional text cross-attention, MLP.
+
+    width D must be num_heads times a multiple of 8. `context_width` is the width of the text tokens,
+    None for a block without cross-attention. `start` as in `Router`, `rescale` as in `scatter_rescale`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        context_width: int | None = None,
+        mlp_ratio: float = 4.0,
+        rescale: str = "mlp",
+        start: str = "identity",
+        eps: float = 1e-6,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        options = {"device": device, "dtype": dtype}
+        self.num_heads, self.rescale, self.eps = num_heads, rescale, eps
+        self.router = Router(width, start=start, device=device)
+        self.qkv = nn.Linear(width, 3 * width, **options)
+        self.out = nn.Linear(width, width, **options)
+        self.fc1 = nn.Linear(width, int(mlp_ratio * width), **options)
+        self.fc2 = nn.Linear(int(mlp_ratio * width), width, **options)
+        if context_width is not None:
+            self.cross_q = nn.Linear(width, width, **options)
+            self.cross_kv = nn.Linear(context_width, 2 * width, **options)
+            self.cross_out = nn.Linear(width, width, **options)
+
+    def project_context(self, context: Tensor) -> Tensor:
+        """Text tokens [B, M, context_width] -> keys and values [B, M, 2, D]: constant over timesteps."""
+        return self.cross_kv(context).unflatten(-1, (2, -1))
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        keep: int | list[int],
+        context_kv: Tensor | None = None,
+        context_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, N, D], modulation [B, 6, D] -> [B, N, D]; arguments as in `torch.ops.diffratio.mod_block`."""
+        cross = {}
+        if hasattr(self, "cross_q"):
+            if context_kv is None:
+                raise ValueError("ModBlock: context_kv must be given to a block with cross-attention")
+            cross = {
+                "context_kv": context_kv,
+                "context_lengths": context_lengths,
+                "cross_q_weight": self.cross_q.weight,
+                "cross_q_bias": self.cross_q.bias,
+                "cross_out_weight": self.cross_out.weight,
+                "cross_out_bias": self.cross_out.bias,
+            }
+        return mod_block(
+            x,
+            self.router.router_weight,
+            keep,
+            modulation,
+            self.qkv.weight,
+            self.qkv.bias,
+            self.out.weight,
+            self.out.bias,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+            self.num_heads,
+            rescale=self.rescale,
+            score_scale=self.router.score_scale,
+            eps=self.eps,
+            **cross,
+        )

@@ -1,0 +1,171 @@
+"""diffusers' BasicTransformerBlock as PixArt (ada_norm_single) and DiT (ada_norm_zero) use it."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from diffusers.models.activations import GELU
+from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+
+from .spec import BlockInputs, BlockSpec, hooked, plain_linear, register_block_spec
+
+_signature = inspect.signature(BasicTransformerBlock.forward)
+
+
+class BasicTransformerBlockSpec(BlockSpec):
+    def why_not(self, block):
+        if block.norm_type not in ("ada_norm_single", "ada_norm_zero"):
+            return f"norm_type {block.norm_type!r} is not adaLN"
+        if block.norm_type == "ada_norm_zero" and block.attn2 is not None:
+            return "ada_norm_zero with cross-attention normalises the cross-attention input"
+        if block.pos_embed is not None:
+            return "positions are added inside the block"
+        if block.only_cross_attention or hasattr(block, "fuser"):
+            return "only_cross_attention and gated attention are not adaLN self-attention"
+        norms = [block.norm2 if block.norm_type == "ada_norm_single" else block.norm3]
+        norms.append(block.norm1 if block.norm_type == "ada_norm_single" else block.norm1.norm)
+        if any(norm.weight is not None for norm in norms):
+            return "its layer norms have an affine part"
+        return None
+
+    def width(self, block):
+        return block.dim
+
+    def inputs(self, block, *args, **kwargs):
+        call = _signature.bind(block, *args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        x = given["hidden_states"]
+        if given["attention_mask"] is not None:
+            raise ValueError("attention_mask over image tokens is not supported by a routed block")
+        if block.norm_type == "ada_norm_single":
+            modulation = block.scale_shift_table[None] + given["timestep"].reshape(x.shape[0], 6, -1)
+            eps, mlp_eps = block.norm1.eps, block.norm2.eps
+        else:
+            norm = block.norm1
+            embedded = norm.emb(given["timestep"], given["class_labels"], hidden_dtype=x.dtype)
+            modulation = norm.linear(norm.silu(embedded)).unflatten(-1, (6, -1))
+            eps, mlp_eps = norm.norm.eps, block.norm3.eps
+        kwargs = dict(given["cross_attention_kwargs"] or {})
+        if kwargs.pop("gligen", None) is not None:
+            raise ValueError("cross_attention_kwargs['gligen'] is not supported by a routed block")
+        context = {
+            "encoder_hidden_states": given["encoder_hidden_states"],
+            "encoder_attention_mask": given["encoder_attention_mask"],
+            "cross_attention_kwargs": kwargs,
+        }
+        return BlockInputs(x, modulation, eps, mlp_eps, context)
+
+    def self_attention(self, block, normed, inputs):
+        return block.attn1(normed, **inputs.context["cross_attention_kwargs"])
+
+    def cross_attention(self, block, hidden, inputs):
+        if block.attn2 is None:
+            return None
+        return block.attn2(
+            hidden,
+            encoder_hidden_states=inputs.context["encoder_hidden_states"],
+            attention_mask=inputs.context["encoder_attention_mask"],
+            **inputs.context["cross_attention_kwargs"],
+        )
+
+    def mlp(self, block, normed, inputs):
+        if block._chunk_size is not None:
+            return _chunked_feed_forward(block.ff, normed, block._chunk_dim, block._chunk_size)
+        return block.ff(normed)
+
+    def why_not_fused(self, block):
+        attentions = {"attn1": block.attn1} | ({} if block.attn2 is None else {"attn2": block.attn2})
+        for name, attention in attentions.items():
+            reason = _why_not_default_attention(attention)
+            if reason is not None:
+                return f"{name}: {reason}"
+        ff = block.ff
+        if len(ff.net) != 3 or type(ff.net[0]) is not GELU or ff.net[0].approximate != "tanh":
+            return "ff: not a tanh-GELU MLP"
+        linears = {"attn1.to_q": block.attn1.to_q, "attn1.to_k": block.attn1.to_k, "attn1.to_v": block.attn1.to_v}
+        linears |= {f"{name}.to_out.0": attention.to_out[0] for name, attention in attentions.items()}
+        linears |= {"ff.net.0.proj": ff.net[0].proj, "ff.net.2": ff.net[2]}
+        if block.attn2 is not None:
+            linears["attn2.to_q"] = block.attn2.to_q
+        for name, linear in linears.items():
+            reason = plain_linear(linear)
+            if reason is not None:
+                return f"{name}: {reason}"
+        dropouts = [ff.net[1], *(attention.to_out[1] for attention in attentions.values())]
+        if any(not isinstance(dropout, nn.Dropout) or dropout.p > 0 for dropout in dropouts):
+            return "it has dropout"
+        for name, module in (("ff", ff), ("ff.net.0", ff.net[0])):
+            reason = hooked(module)
+            if reason is not None:
+                return f"{name}: {reason}"
+        head_dim = block.attn1.inner_dim // block.attn1.heads
+        return f"head_dim {head_dim} is not a multiple of 8" if head_dim % 8 else None
+
+    def qkv(self, block):
+        return [block.attn1.to_q, block.attn1.to_k, block.attn1.to_v]
+
+    def fused_arguments(self, block, inputs, qkv, qkv_bias):
+        out, fc1, fc2 = block.attn1.to_out[0], block.ff.net[0].proj, block.ff.net[2]
+        arguments = {
+            "qkv_weight": qkv,
+            "qkv_bias": qkv_bias,
+            "out_weight": out.weight,
+            "out_bias": out.bias,
+            "fc1_weight": fc1.weight,
+            "fc1_bias": fc1.bias,
+            "fc2_weight": fc2.weight,
+            "fc2_bias": fc2.bias,
+            "num_heads": block.attn1.heads,
+            "eps": inputs.eps,
+            "mlp_eps": inputs.mlp_eps,
+        }
+        if block.attn2 is None:
+            return arguments
+        text = inputs.context["encoder_hidden_states"]
+        text, lengths = _left_aligned(text, inputs.context["encoder_attention_mask"])
+        cross = block.attn2
+        return arguments | {
+            "context_kv": torch.stack([cross.to_k(text), cross.to_v(text)], dim=2),
+            "context_lengths": lengths,
+            "cross_q_weight": cross.to_q.weight,
+            "cross_q_bias": cross.to_q.bias,
+            "cross_out_weight": cross.to_out[0].weight,
+            "cross_out_bias": cross.to_out[0].bias,
+        }
+
+
+def _why_not_default_attention(attention: nn.Module) -> str | None:
+    if type(attention) is not Attention:
+        return f"a {type(attention).__name__}, not diffusers' Attention"
+    if type(attention.processor) is not AttnProcessor2_0:
+        return f"its processor is {type(attention.processor).__name__}"
+    extras = (attention.spatial_norm, attention.group_norm, attention.norm_q, attention.norm_k, attention.norm_cross)
+    if any(extra is not None for extra in extras) or attention.added_kv_proj_dim is not None:
+        return "it has norms or projections of its own"
+    if attention.residual_connection or attention.rescale_output_factor != 1.0:
+        return "it adds a residual or rescales"
+    if attention.inner_dim != attention.out_dim or attention.inner_kv_dim != attention.inner_dim:
+        return "its widths differ"
+    return hooked(attention)
+
+
+def _left_aligned(text: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Text tokens that count first, and how many do, from PixArt's additive bias [B, 1, M] (0 or -10000).
+
+    Attention does not depend on the order of keys, so any mask becomes a length without a host sync. Where
+    no token counts the bias shifts all scores alike and every token counts.
+    """
+    if bias is None:
+        return text, None
+    kept = bias[:, 0] > -5000
+    order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+    lengths = kept.sum(1, dtype=torch.int32)
+    lengths = lengths.masked_fill(lengths == 0, text.shape[1])
+    return text.gather(1, order[..., None].expand_as(text)), lengths
+
+
+register_block_spec(BasicTransformerBlock, BasicTransformerBlockSpec())

@@ -1,0 +1,52 @@
+"""q, k and v as one matrix, without a second copy of the weights: the parameters become views of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def pack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Put the weights (and biases) of same-sized Linears into one tensor each; returns both.
+
+    The parameters keep their names, values and identity; only their storage is shared.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        for linear, rows in zip(linears, weight.chunk(len(linears)), strict=True):
+            linear.weight.data = rows
+        if bias is not None:
+            for linear, part in zip(linears, bias.chunk(len(linears)), strict=True):
+                linear.bias.data = part
+    return weight, bias
+
+
+def still_packed(linears: list[nn.Linear], packed: tuple[Tensor, Tensor | None] | None) -> bool:
+    """Whether the Linears still are views of `packed` (a move, a cast or FSDP ends that)."""
+    if packed is None:
+        return False
+    weight, bias = packed
+    if not _views([linear.weight for linear in linears], weight):
+        return False
+    return (bias is None) == (linears[0].bias is None) and (
+        bias is None or _views([linear.bias for linear in linears], bias)
+    )
+
+
+def _views(parts: list[Tensor], whole: Tensor) -> bool:
+    step = whole.numel() // len(parts) * whole.element_size()
+    return all(
+        part.data_ptr() == whole.data_ptr() + i * step and part.dtype == whole.dtype and part.device == whole.device
+        for i, part in enumerate(parts)
+    )
+
+
+def unpack(linears: list[nn.Linear], packed: tuple[Tensor, Tensor | None] | None) -> None:
+    """Give every Linear storage of its own again."""
+    if still_packed(linears, packed):
+        with torch.inference_mode(False), torch.no_grad():
+            for linear in linears:
+                linear.weight.data = linear.weight.data.clone()
+                if linear.bias is not None:
+                    linear.bias.data = linear.bias.data.clone()

@@ -1,0 +1,175 @@
+"""Apply, remove, switch on and off: a `diffratio` child module and a forward of its own on every routed block.
+
+The block's forward is replaced on the instance by a bound method, not through diffusers' HookRegistry: a
+registry's closures keep pointing at the original after `copy.deepcopy`, so that an EMA copy would run the
+original's weights. Class names, parameter names and block lists of the model stay as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from types import MethodType
+
+from diffratio_kernels.modules import Router
+from torch import nn
+
+from .config import DiffRatioConfig
+from .integrations import spec_for
+from .integrations.spec import hooked
+from .packing import pack, still_packed, unpack
+from .routed import routed_forward
+from .state import LayerState, Plan
+
+
+def transformer_of(model_or_pipe) -> nn.Module:
+    """The model itself, or a pipeline's `transformer`."""
+    model = getattr(model_or_pipe, "transformer", model_or_pipe)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be an nn.Module or a pipeline with a transformer, got {type(model_or_pipe).__name__}"
+        )
+    return model
+
+
+def routed_blocks(model: nn.Module) -> list[nn.Module]:
+    """The patched blocks, in layer order."""
+    return [module for module in model.modules() if "_diffratio" in vars(module)]
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan of a patched model; an error where there is none."""
+    if "_diffratio_plan" not in vars(model):
+        raise ValueError(f"model {type(model).__name__} has no diffratio blocks (call apply_diffratio first)")
+    return model._diffratio_plan
+
+
+def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
+    """Route every block that a spec knows, in place; returns what it was given.
+
+    On a model that is routed already the routers stay and the kept counts are replaced. A model in which
+    no block matches is an error, and nothing is changed.
+    """
+    config = DiffRatioConfig() if config is None else config
+    if not isinstance(config, DiffRatioConfig):
+        raise TypeError(f"config must be a DiffRatioConfig, got {type(config).__name__}")
+    model = transformer_of(model_or_pipe)
+    if "_diffratio_plan" in vars(model):
+        _reconfigure(plan_of(model), config)
+        return model_or_pipe
+
+    found = _find_blocks(model)
+    config.kept_tenths(len(found))  # complains before anything is changed
+    parameters = list(inspect.signature(type(model).forward).parameters)[1:]
+    position = parameters.index("timestep") if "timestep" in parameters else -1
+    plan = Plan(config, position)
+    for layer, (name, block, spec) in enumerate(found):
+        anchor = next(block.parameters())
+        block.diffratio = Router(
+            spec.width(block), start=config.router_start, bias=config.router_bias, device=anchor.device
+        )
+        block._diffratio = LayerState(layer, name, spec, plan, tenths=[10])
+        plan.layers.append(block._diffratio)
+        block.forward = MethodType(routed_forward, block)
+    plan.set_table(config, len(found))
+    _pack(model)
+    model._diffratio_plan = plan
+    model.register_forward_pre_hook(_enter_call, prepend=True, with_kwargs=True)
+    return model_or_pipe
+
+
+def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, object]]:
+    found, reasons = [], []
+    for name, block in model.named_modules():
+        spec = spec_for(block)
+        if spec is None:
+            continue
+        reason = spec.why_not(block) or hooked(block)
+        if reason is None:
+            found.append((name, block, spec))
+        else:
+            reasons.append(f"{name}: {reason}")
+    if reasons:
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        raise ValueError(
+            f"model {type(model).__name__} has blocks that cannot be routed: {'; '.join(reasons[:3])}{more}. "
+            "Apply diffratio before caches, offloading and other hooks."
+        )
+    if not found:
+        raise ValueError(
+            f"model {type(model).__name__} has no transformer block that diffratio knows; "
+            "see register_block_spec for blocks of your own"
+        )
+    return found
+
+
+def _reconfigure(plan: Plan, config: DiffRatioConfig) -> None:
+    for name in ("router_start", "router_bias"):
+        if getattr(config, name) != getattr(plan.config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} differs from the routers that the model has "
+                f"({getattr(plan.config, name)!r}); call remove_diffratio first"
+            )
+    plan.set_table(config, len(plan.layers))
+
+
+def _enter_call(model: nn.Module, args, kwargs):
+    """Forward pre-hook of the model: kept counts by timestep region, decided once per call."""
+    plan = model._diffratio_plan
+    if plan.enabled:
+        position = plan.timestep_position
+        plan.enter(kwargs.get("timestep", args[position] if 0 <= position < len(args) else None))
+
+
+def remove_diffratio(model_or_pipe):
+    """Undo `apply_diffratio`: outputs, forwards and state_dict are as before. Returns what it was given."""
+    model = transformer_of(model_or_pipe)
+    plan_of(model)
+    blocks = routed_blocks(model)
+    for block in blocks:
+        if getattr(block.forward, "__func__", None) is not routed_forward:
+            raise ValueError(
+                f"block {block._diffratio.name} was hooked after apply_diffratio; remove that hook first"
+            )
+    for block in blocks:
+        state = block._diffratio
+        if state.packed is not None:
+            unpack(state.spec.qkv(block), state.packed)
+        del block.forward, block.diffratio, block._diffratio
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if hook is _enter_call:
+            del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
+    del model._diffratio_plan
+    return model_or_pipe
+
+
+def enable_diffratio(model_or_pipe):
+    """Route again after `disable_diffratio`, and pack q, k and v again after a move. Returns its argument."""
+    model = transformer_of(model_or_pipe)
+    plan_of(model).enabled = True
+    _pack(model)
+    return model_or_pipe
+
+
+def disable_diffratio(model_or_pipe):
+    """Run the blocks as they were, keeping routers and settings. Returns its argument."""
+    plan_of(transformer_of(model_or_pipe)).enabled = False
+    return model_or_pipe
+
+
+def _pack(model: nn.Module) -> None:
+    for block in routed_blocks(model):
+        state = block._diffratio
+        if state.spec.why_not_fused(block) is None and not still_packed(state.spec.qkv(block), state.packed):
+            state.packed = pack(state.spec.qkv(block))
+
+
+@contextmanager
+def record_routing(model_or_pipe):
+    """Collect every selection made inside: a list of `Routing` (layer, timestep, index, shape, kept())."""
+    plan = plan_of(transformer_of(model_or_pipe))
+    plan.record = []
+    try:
+        yield plan.record
+    finally:
+        plan.record = None

@@ -1,0 +1,136 @@
+"""The forward of a routed block: `mod_block` on raw weights where that is the same, else the block's own
+modules between our routing, gather + adaLN and scatter."""
+
+from __future__ import annotations
+
+import torch
+from diffratio_kernels import adaln, gather_adaln, kept_tokens, mod_block, route, scatter_rescale
+from torch import Tensor, nn
+
+from .integrations import BlockInputs
+from .packing import still_packed
+from .state import LayerState
+
+
+def routed_forward(block: nn.Module, *args, **kwargs):
+    """Takes the place of `block.forward`."""
+    state: LayerState = block._diffratio
+    if not state.plan.enabled:
+        return type(block).forward(block, *args, **kwargs)
+    spec, router = state.spec, block.diffratio
+    inputs: BlockInputs = spec.inputs(block, *args, **kwargs)
+    x = inputs.x
+    batch, tokens = x.shape[0], x.shape[1]
+    tenths = state.tenths if len(state.tenths) in (1, batch) else [state.tenths[0]]
+    keep = [kept_tokens(n, tokens) for n in tenths] * (batch if len(tenths) == 1 else 1)
+    index, keep = _selection(state, router, x, keep)
+    options = {"rescale": state.plan.config.rescale, "score_scale": router.score_scale}
+    if why_modules(block, state) is None:
+        y = _fused(block, state, inputs, keep, index, options)
+    else:
+        y = _through_modules(block, state, inputs, keep, index, options)
+    return spec.output(block, y)
+
+
+def why_modules(block: nn.Module, state: LayerState) -> str | None:
+    """Why the block's own modules are called, None where `mod_block` runs on its raw weights."""
+    if torch.is_grad_enabled():
+        return "gradients are wanted"
+    reason = state.spec.why_not_fused(block)
+    if reason is not None:
+        return reason
+    if not torch.compiler.is_compiling() and not still_packed(state.spec.qkv(block), state.packed):
+        return "q, k and v were moved since apply_diffratio (enable_diffratio packs them again)"
+    return None
+
+
+def _selection(state: LayerState, router, x: Tensor, keep: list[int]) -> tuple[Tensor | None, list[int]]:
+    """A selection to use instead of deciding inside the block: one saved for checkpointing, or recorded."""
+    if torch.compiler.is_compiling():
+        return None, keep
+    state.tokens = x.shape[1]
+    if not torch.is_grad_enabled() and state.plan.record is None:
+        return None, keep
+    saved = state.saved.get(x)
+    if saved is not None:
+        return saved
+    with torch.no_grad():
+        index, _, _ = route(x, router.router_weight, keep, router_bias=router.router_bias)
+    if torch.is_grad_enabled():
+        state.saved.put(x, index, keep)
+    if state.plan.record is not None:
+        state.plan.record.append(Routing(state.layer, state.plan.timesteps, index, tuple(x.shape[:2])))
+    return index, keep
+
+
+class Routing:
+    """One recorded selection: `index` [T] holds rows of the flattened [B*N], `shape` is (B, N)."""
+
+    def __init__(self, layer: int, timesteps: list[float] | None, index: Tensor, shape: tuple[int, int]):
+        self.layer, self.index, self.shape = layer, index, shape
+        self.timestep = None if not timesteps or len(set(timesteps)) > 1 else timesteps[0]
+        self.timesteps = timesteps
+
+    def kept(self) -> Tensor:
+        """[B, N] bool: which tokens were kept."""
+        mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.index.device)
+        return mask.index_fill(0, self.index, True).view(self.shape)
+
+
+def _fused(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
+    router = block.diffratio
+    if torch.compiler.is_compiling():
+        q, k, v = state.spec.qkv(block)
+        weight = torch.cat([q.weight, k.weight, v.weight])
+        bias = None if q.bias is None else torch.cat([q.bias, k.bias, v.bias])
+    else:
+        weight, bias = state.packed
+    return mod_block(
+        inputs.x,
+        router.router_weight,
+        keep,
+        inputs.modulation,
+        router_bias=router.router_bias,
+        index=index,
+        **options,
+        **state.spec.fused_arguments(block, inputs, weight, bias),
+    )
+
+
+def _through_modules(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
+    x, router = inputs.x, block.diffratio
+    if sum(keep) == 0:
+        return x.clone()
+    shift1, scale1, gate1, shift2, scale2, gate2 = inputs.modulation.unbind(1)
+    index, _, logits = route(x, router.router_weight, keep, router_bias=router.router_bias, index=index)
+    rows, normed = gather_adaln(x, index, shift1, scale1, inputs.eps)
+
+    def branches(rows, normed, index, inputs, gate1):
+        """Packed rows of samples that keep equally many: their residual stream and MLP output."""
+        shape = (inputs.x.shape[0], -1)
+        attended = state.spec.self_attention(block, normed.unflatten(0, shape), inputs)
+        hidden = rows.unflatten(0, shape) + gate1[:, None] * attended
+        crossed = state.spec.cross_attention(block, hidden, inputs)
+        hidden = (hidden if crossed is None else hidden + crossed).to(x.dtype)
+        normed = adaln(hidden.flatten(0, 1), index, x.shape[1], shift2, scale2, inputs.mlp_eps)
+        branch = state.spec.mlp(block, normed.unflatten(0, shape), inputs).to(x.dtype)
+        return hidden.flatten(0, 1), branch.flatten(0, 1)
+
+    if all(k == keep[0] for k in keep):
+        hidden, branch = branches(rows, normed, index, inputs, gate1)
+    else:
+        hidden, branch = _by_kept_count(branches, rows, normed, index, inputs, gate1, keep)
+    return scatter_rescale(x, index, hidden, branch, gate2, logits, **options)
+
+
+def _by_kept_count(branches, rows, normed, index, inputs: BlockInputs, gate1, keep) -> tuple[Tensor, Tensor]:
+    """Modules want rectangular batches: run the samples of each kept count together, then reorder."""
+    rows, normed, index = rows.split(keep), normed.split(keep), index.split(keep)
+    done = {}
+    for k in sorted(set(keep) - {0}):
+        samples = [b for b in range(len(keep)) if keep[b] == k]
+        group = [torch.cat([of[b] for b in samples]) for of in (rows, normed, index)]
+        hidden, branch = branches(*group, inputs.select(samples), gate1[samples])
+        done.update(zip(samples, zip(hidden.split(k), branch.split(k), strict=True), strict=True))
+    order = sorted(done)
+    return torch.cat([done[b][0] for b in order]), torch.cat([done[b][1] for b in order])

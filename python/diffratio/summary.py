@@ -1,0 +1,81 @@
+"""What was patched, how much each block keeps, which way it runs and why not the faster one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from diffratio_kernels import kept_tokens
+from diffratio_kernels.ops import choose
+
+from .patch import plan_of, routed_blocks, transformer_of
+from .routed import why_modules
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One routed block: kept ratio per timestep region, kept tokens at N, and how it runs at inference."""
+
+    layer: int
+    name: str
+    kept_ratio: tuple[float, ...]
+    kept_tokens: tuple[int, ...] | None
+    tokens: int | None
+    path: str
+    implementation: str
+    reason: str | None
+
+
+class Summary(list):
+    """A list of `LayerSummary`; printing it gives a table."""
+
+    def __init__(self, layers: list[LayerSummary], enabled: bool):
+        super().__init__(layers)
+        self.enabled = enabled
+
+    def to_dict(self) -> dict:
+        """Plain JSON types."""
+        return {"enabled": self.enabled, "layers": [asdict(layer) for layer in self]}
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':>5}  {'kept ratio':<24}  {'kept tokens':<22}  {'runs as':<22}  block"]
+        for row in self:
+            ratio = " ".join(f"{r:.1f}" for r in row.kept_ratio)
+            kept = "-" if row.tokens is None else f"{' '.join(map(str, row.kept_tokens))} of {row.tokens}"
+            why = "" if row.reason is None else f" ({row.reason})"
+            lines.append(
+                f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {row.path + ', ' + row.implementation:<22}  {row.name}{why}"
+            )
+        if not self.enabled:
+            lines.append("diffratio is disabled: the blocks run dense")
+        return "\n".join(lines)
+
+
+def summary(model_or_pipe, tokens: int | None = None) -> Summary:
+    """Every patched block of a model; `tokens` is N for the kept counts (default: N of the last call).
+
+    path: "mod_block" (one operator on raw weights) or "modules" (the block's own modules between our row
+    operators), with the reason; implementation: which kernels. A model without patched blocks is an error.
+    """
+    model = transformer_of(model_or_pipe)
+    plan = plan_of(model)
+    rows = []
+    with torch.no_grad():
+        for block in routed_blocks(model):
+            state = block._diffratio
+            n = state.tokens if tokens is None else tokens
+            tenths = plan.table[state.layer]
+            reason = why_modules(block, state)
+            rows.append(
+                LayerSummary(
+                    layer=state.layer,
+                    name=state.name,
+                    kept_ratio=tuple(t / 10 for t in tenths),
+                    kept_tokens=None if n is None else tuple(kept_tokens(t, n) for t in tenths),
+                    tokens=n,
+                    path="mod_block" if reason is None else "modules",
+                    implementation=choose("mod_block", "auto", block.diffratio.router_weight.device),
+                    reason=reason,
+                )
+            )
+    return Summary(rows, plan.enabled)
