@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import torch
+from diffratio.demo import train
+from diffratio.demo.digits import load_split, make_class_tokens
+from diffratio.demo.model import ASSETS, build_model, load_model, noise_schedule
+from typer.testing import CliRunner
+
+
+def _lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / train.LOG_FILE).read_text().splitlines()]
+
+
+def test_the_command_trains_logs_and_repeats_itself(tmp_path: Path):
+    weights = []
+    for name in ("first", "second"):
+        arguments = ["dense", "--seed", "7", "--steps", "2", "--out", str(tmp_path / name), "--json"]
+        result = CliRunner().invoke(train.app, arguments)
+        assert result.exit_code == 0, result.output
+        weights.append(load_model(tmp_path / name)[0].state_dict())
+        header, start, last, end = _lines(tmp_path / name)
+        assert header["recipe"]["seed"] == 7 and header["recipe"]["steps"] == 2
+        assert header["versions"]["torch"] == torch.__version__
+        assert start["step"] == 0 and last["step"] == 2 and end["finished"]
+        assert '"held_out_loss"' in result.stdout
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_training_lowers_the_loss_and_keeps_the_average():
+    model, tokens = build_model(0), make_class_tokens(0)
+    before = train.validate(model, tokens)
+    train.fit(model, tokens, train.Recipe(seed=0, steps=12, learning_rate=1e-3, batch=32), lambda **_: None)
+    assert not model.training
+    assert train.validate(model, tokens) < before
+
+
+def test_the_loss_is_the_error_of_the_velocity():
+    images = load_split("train")[0][:4]
+    noise, timesteps = torch.randn(images.shape), torch.tensor([0, 300, 600, 999])
+    tokens = make_class_tokens(0)[:4]
+    loss = train.velocity_loss(build_model(0), noise_schedule(), images, tokens, timesteps, noise)
+    target = noise_schedule().get_velocity(images, noise, timesteps)
+    torch.testing.assert_close(loss, target.square().mean())  # the untrained model predicts zero
+
+
+def test_the_shipped_log_tells_how_the_dense_model_was_made():
+    header, *lines, end = _lines(ASSETS / "dense")
+    model, tokens = load_model(ASSETS / "dense")
+    assert header["parameters"] == sum(p.numel() for p in model.parameters())
+    assert lines[-1]["step"] == header["recipe"]["steps"] and end["finished"]
+    assert abs(train.validate(model, tokens) - lines[-1]["held_out_loss"]) < 1e-3
