@@ -131,23 +131,22 @@ void gather_adaln_backward(Tensor kept, Tensor index, std::optional<Tensor> plac
   });
 }
 
-diffratio::Rescale rescale_weights(const std::string& rescale) {
-  if (rescale == "mlp") return {{0, 0}, {1, 0}, {0, 1}};
-  if (rescale == "residual") return {{1, -1}, {0, 1}, {0, 1}};
-  if (rescale == "output") return {{0, 0}, {0, 1}, {0, 1}};
+diffratio::Rescale rescale_mode(const std::string& rescale) {
+  if (rescale == "mlp") return diffratio::Rescale::kMlp;
+  if (rescale == "residual") return diffratio::Rescale::kResidual;
+  if (rescale == "output") return diffratio::Rescale::kOutput;
   STD_TORCH_CHECK(rescale == "none", "diffratio_native: unknown rescale ", rescale);
-  return {{0, 0}, {1, 0}, {1, 0}};
+  return diffratio::Rescale::kNone;
 }
 
 diffratio::ScatterArgs scatter_args(const Tensor& x, const Tensor& place, int64_t tokens, const Tensor& hidden,
                                     const Tensor& branch, const Tensor& gate, const Tensor& logits,
                                     const std::string& rescale, double score_scale, void* out) {
   return {x.data_ptr(),      place_of(place), hidden.data_ptr(), branch.data_ptr(),        gate.data_ptr(),
-          logits.data_ptr(), tokens,          hidden.size(1),    rescale_weights(rescale), score_scale,
+          logits.data_ptr(), tokens,          hidden.size(1),    rescale_mode(rescale), score_scale,
           out};
 }
 
-// `out` may be x itself: every row is read before it is written, and rows that are not kept are then left alone.
 void scatter_rescale(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
                      Tensor logits, std::string rescale, double score_scale, Tensor out) {
   const auto args =

@@ -20,6 +20,19 @@ void for_element(Element element, F&& body) {
   }
 }
 
+template <typename F>
+void for_element_and_rescale(Element element, Rescale rescale, F&& body) {
+  for_element(element, [&](auto zero) {
+    using T = decltype(zero);
+    switch (rescale) {
+      case Rescale::kMlp: return body.template operator()<T, Rescale::kMlp>();
+      case Rescale::kResidual: return body.template operator()<T, Rescale::kResidual>();
+      case Rescale::kOutput: return body.template operator()<T, Rescale::kOutput>();
+      case Rescale::kNone: return body.template operator()<T, Rescale::kNone>();
+    }
+  });
+}
+
 const Kernels table = {
     [](Element e, const void* x, const void* weight, int64_t width, void* logits, int64_t begin, int64_t end) {
       for_element(e, [&](auto zero) {
@@ -39,13 +52,19 @@ const Kernels table = {
       for_element(e, [&](auto zero) { gather_adaln_backward_columns<decltype(zero)>(a, begin, end); });
     },
     [](Element e, const ScatterArgs& a, int64_t begin, int64_t end) {
-      for_element(e, [&](auto zero) { scatter_rescale<decltype(zero)>(a, begin, end); });
+      for_element_and_rescale(e, a.rescale, [&]<typename T, Rescale mode>() {
+        scatter_rescale<T, mode>(a, begin, end);
+      });
     },
     [](Element e, const ScatterBackwardArgs& a, int64_t begin, int64_t end) {
-      for_element(e, [&](auto zero) { scatter_rescale_backward_rows<decltype(zero)>(a, begin, end); });
+      for_element_and_rescale(e, a.forward.rescale, [&]<typename T, Rescale mode>() {
+        scatter_rescale_backward_rows<T, mode>(a, begin, end);
+      });
     },
     [](Element e, const ScatterBackwardArgs& a, int64_t begin, int64_t end) {
-      for_element(e, [&](auto zero) { scatter_rescale_backward_columns<decltype(zero)>(a, begin, end); });
+      for_element_and_rescale(e, a.forward.rescale, [&]<typename T, Rescale mode>() {
+        scatter_rescale_backward_columns<T, mode>(a, begin, end);
+      });
     },
 };
 

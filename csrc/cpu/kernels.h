@@ -11,13 +11,8 @@ namespace diffratio {
 
 enum class Element : int { kFloat, kDouble, kBFloat16, kHalf };
 
-// A finished row is  pass * x + keep * hidden + branch * gate * mlp,  each weight being  base + slope * score.
-struct Weight {
-  double base, slope;
-};
-struct Rescale {
-  Weight pass, keep, branch;
-};
+// What the router score multiplies (see scatter_rescale.h).
+enum class Rescale : int { kMlp, kResidual, kOutput, kNone };
 
 struct AdalnArgs {
   const void* x;         // [B*N, D] with gather, else [T, D]

@@ -30,7 +30,9 @@ class Router(nn.Module):
         if self.start == "identity":
             nn.init.normal_(self.router_weight, std=1e-3)
         else:
-            nn.init.uniform_(self.router_weight, -(self.router_weight.numel() ** -0.5), self.router_weight.numel() ** -0.5)
+            nn.init.uniform_(
+                self.router_weight, -(self.router_weight.numel() ** -0.5), self.router_weight.numel() ** -0.5
+            )
         if self.router_bias is not None:
             nn.init.zeros_(self.router_bias)
 

@@ -1,0 +1,103 @@
+"""The error budget: at most twice the error of the same mathematics in eager PyTorch in the same dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+worst: dict[str, float] = {}
+"""Name of a check -> the largest part of its budget that any comparison used (1 is the limit)."""
+
+
+def check_budget(
+    name: str,
+    actual: Tensor,
+    peer: Tensor,
+    gold: Tensor,
+    factor: float = 2.0,
+    shaken: Sequence[Tensor] = (),
+    scale: float = 0.0,
+) -> float:
+    """Assert the bound and return the part of it that was used.
+
+    actual: the kernel; peer: the reference in the working dtype; gold: the reference in fp64 on the same
+    rounded inputs. With e = |. - gold|:  max e(actual) <= factor * max e(peer) + 2 eps max|gold|  and
+    rms e(actual) <= factor/2 (1.5 rms e(peer) + eps rms(gold)), so that no bias hides under one bad element.
+    The factor is 2, and 3 for gradients through attention.
+
+    A gradient that sums few terms can be right in the peer by luck. There, `shaken` are gold results on
+    inputs moved by half an ulp (see `shake`): errors that no computation in this dtype can be blamed for,
+    so the largest of them and of the peer's counts; `scale` is the size of terms that cancel to nothing in
+    the gold result.
+    """
+    if actual.shape != gold.shape or actual.dtype != peer.dtype:
+        raise AssertionError(
+            f"{name}: got {actual.dtype} {tuple(actual.shape)}, expected {peer.dtype} {tuple(gold.shape)}"
+        )
+    if actual.numel() == 0:
+        return 0.0
+    eps = torch.finfo(actual.dtype).eps
+    gold = gold.double()
+    error, peer_error = actual.double() - gold, peer.double() - gold
+    peer_max, peer_rms = peer_error.abs().max(), _rms(peer_error)
+    for other in shaken:
+        floor = other.double() - gold
+        peer_max, peer_rms = torch.maximum(peer_max, floor.abs().max()), torch.maximum(peer_rms, _rms(floor))
+    limit = factor * peer_max + 2 * eps * gold.abs().max().clamp(min=scale)
+    rms_limit = factor / 2 * (1.5 * peer_rms + eps * _rms(gold).clamp(min=scale))
+    used = max(_part(error.abs().max(), limit), _part(_rms(error), rms_limit))
+    worst[name] = max(worst.get(name, 0.0), used)
+    if not used <= 1:
+        raise AssertionError(
+            f"{name}: error max {error.abs().max():.3e} rms {_rms(error):.3e} over the budget "
+            f"max {limit:.3e} rms {rms_limit:.3e} ({used:.2f} of it)"
+        )
+    return used
+
+
+def _rms(t: Tensor) -> Tensor:
+    return t.square().mean().sqrt()
+
+
+def _part(error: Tensor, limit: Tensor) -> float:
+    return 0.0 if error == 0 else (error / limit).item()
+
+
+def gradients(
+    function: Callable[..., Tensor], arguments: dict, seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output of `function(**arguments)` and the gradient of every floating argument, by name.
+
+    The incoming gradient is drawn from the seed, the same for every dtype.
+    """
+    leaves = {
+        name: value.detach().clone().requires_grad_()
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    out = function(**(arguments | leaves))
+    generator = torch.Generator().manual_seed(seed)
+    grad_out = torch.randn(out.shape, generator=generator).to(torch.bfloat16).to(out.dtype)
+    if not out.requires_grad:
+        return out, {}
+    grads = torch.autograd.grad(out, list(leaves.values()), grad_out, allow_unused=True)
+    return out.detach(), {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+    }
+
+
+def shake(arguments: dict, dtype: torch.dtype, seed: int) -> dict:
+    """The floating arguments in fp64, each element moved by up to half an ulp of `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+    half_ulp = torch.finfo(dtype).eps / 2
+
+    def move(t: Tensor) -> Tensor:
+        return t.double() * (1 + half_ulp * (2 * torch.rand(t.shape, generator=generator, dtype=torch.double) - 1))
+
+    return {
+        name: move(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }

@@ -1,0 +1,123 @@
+"""Whole test cases from one seed: a failing case is repeated with `random_case(seed)`."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LAYOUTS = ("contiguous", "transposed", "sliced", "offset", "expanded")
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    """The same values in another memory layout ("expanded" repeats the first sample by stride 0)."""
+    if layout == "transposed" and t.dim() >= 2:
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "sliced":
+        return torch.stack([t, t.flip(0)], dim=-1)[..., 0]
+    if layout == "offset":  # one element past any alignment
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+    if layout == "expanded" and t.dim() >= 2:
+        return t[:1].expand(t.shape)
+    return t
+
+
+@dataclass(frozen=True)
+class ModBlockCase:
+    """Everything that defines one call of `mod_block`: B, N, H, D = H * head_dim, F, M text tokens."""
+
+    seed: int
+    batch: int = 2
+    tokens: int = 24
+    heads: int = 2
+    head_dim: int = 16
+    hidden: int = 48
+    text: int | None = 5
+    ragged_text: bool = False
+    keep: tuple[int, ...] = (13,)
+    biases: bool = True
+    router_bias: bool = False
+    rescale: str = "mlp"
+    score_scale: float = 1.0
+    layout: str = "contiguous"
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def full_keep(self) -> list[int]:
+        """One kept count per sample."""
+        return list(self.keep) * (self.batch if len(self.keep) == 1 else 1)
+
+    def arguments(self) -> dict:
+        """The arguments of `mod_block` by name, drawn in float32 and rounded to the case's dtype."""
+        generator = torch.Generator().manual_seed(self.seed)
+        width = self.heads * self.head_dim
+
+        def draw(*shape, std=1.0):
+            return (torch.randn(*shape, generator=generator) * std).to(self.dtype)
+
+        def linear(out, inner):
+            bias = draw(out, std=0.1)
+            return draw(out, inner, std=inner**-0.5), bias if self.biases else None
+
+        arguments = {
+            "x": laid_out(draw(self.batch, self.tokens, width), self.layout),
+            "router_weight": draw(width, std=2 * width**-0.5),
+            "keep": list(self.keep),
+            "modulation": laid_out(draw(self.batch, 6, width, std=0.3), self.layout),
+        }
+        for name, out, inner in (
+            ("qkv", 3 * width, width),
+            ("out", width, width),
+            ("fc1", self.hidden, width),
+            ("fc2", width, self.hidden),
+        ):
+            arguments[f"{name}_weight"], arguments[f"{name}_bias"] = linear(out, inner)
+        arguments["num_heads"] = self.heads
+        router_bias = draw(1)
+        arguments["router_bias"] = router_bias if self.router_bias else None
+        if self.text is not None:
+            arguments["context_kv"] = draw(self.batch, self.text, 2, width)
+            if self.ragged_text:
+                lengths = torch.randint(0, self.text + 1, (self.batch,), generator=generator)
+                arguments["context_lengths"] = lengths.to(torch.int32)
+            for name in ("cross_q", "cross_out"):
+                arguments[f"{name}_weight"], arguments[f"{name}_bias"] = linear(width, width)
+        return arguments | {"rescale": self.rescale, "score_scale": self.score_scale}
+
+
+def random_case(seed: int, dtype: torch.dtype | None = None) -> ModBlockCase:
+    """A case with every choice drawn from the seed, edge cases (k = 0, k = N, N = 1, no text) included."""
+    draw = random.Random(seed)
+    batch, tokens = draw.choice([1, 1, 2, 2, 3, 4]), draw.choice([1, 2, 7, 16, 33, 48, 65])
+
+    def kept():
+        return draw.choice([0, 1, tokens, *(draw.randint(0, tokens) for _ in range(5))])
+
+    text = draw.choice([None, 1, 5, 12])
+    return ModBlockCase(
+        seed=seed,
+        batch=batch,
+        tokens=tokens,
+        heads=draw.choice([1, 2, 3]),
+        head_dim=draw.choice([8, 16, 24, 72]),
+        hidden=draw.choice([8, 40, 96]),
+        text=text,
+        ragged_text=text is not None and draw.random() < 0.5,
+        keep=tuple(kept() for _ in range(batch)) if draw.random() < 0.5 else (kept(),),
+        biases=draw.random() < 0.7,
+        router_bias=draw.random() < 0.3,
+        rescale=draw.choice(["mlp", "mlp", "residual", "output", "none"]),
+        score_scale=draw.choice([1.0, 2.0]),
+        layout=draw.choice(["contiguous", "contiguous", *LAYOUTS]),
+        dtype=dtype or draw.choice([torch.float32, torch.bfloat16, torch.float16]),
+    )
+
+
+def cast(arguments: dict, dtype: torch.dtype) -> dict:
+    """The same arguments with every floating tensor in another dtype."""
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
