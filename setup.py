@@ -42,17 +42,15 @@ class CMakeBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(build / target.name), str(target))
 
-    def get_outputs(self):
-        return [path for path in super().get_outputs() if Path(path).exists()]
 
-
+EXTENSION = Extension("diffratio_kernels._C", [], py_limited_api=True, optional=WANTED == "auto")
 packages = find_packages(include=["diffratio_kernels", "diffratio_kernels.*"])
 front = find_packages("python", include=["diffratio", "diffratio.*"])
 setup(
     packages=packages + front,
     package_dir={"diffratio": "python/diffratio", "diffratio_kernels": "diffratio_kernels"},
     package_data={"diffratio.demo": ["assets/*/*", "assets/*"]},
-    ext_modules=[] if WANTED == "0" else [Extension("diffratio_kernels._C", [], py_limited_api=True)],
+    ext_modules=[] if WANTED == "0" else [EXTENSION],
     cmdclass={"build_ext": CMakeBuild},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -6,8 +6,6 @@ import torch
 
 from ..kernels import native
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 IMPLEMENTATIONS = {
     "route": ("native", "reference"),
     "gather_adaln": ("native", "reference"),
@@ -21,6 +19,8 @@ IMPLEMENTATIONS = {
 
 def why_not(implementation: str, device_type: str) -> str | None:
     """Why an implementation cannot run on a device, None where it can. All of them take every float dtype."""
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
     if implementation != "native":
         return None
     if device_type != "cpu":
@@ -43,11 +43,10 @@ def choose(op: str, implementation: str, device: torch.device) -> str:
 
 def capabilities() -> list[dict]:
     """Every operator x implementation x device type with `available` and, where it is not, `reason`."""
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     return [
         {"op": op, "implementation": name, "device": device, "available": reason is None, "reason": reason}
         for op, names in IMPLEMENTATIONS.items()
         for name in names
-        for device in devices
+        for device in ("cpu", "cuda")
         for reason in [why_not(name, device)]
     ]

@@ -95,7 +95,8 @@ def shake(arguments: dict, dtype: torch.dtype, seed: int) -> dict:
     half_ulp = torch.finfo(dtype).eps / 2
 
     def move(t: Tensor) -> Tensor:
-        return t.double() * (1 + half_ulp * (2 * torch.rand(t.shape, generator=generator, dtype=torch.double) - 1))
+        noise = torch.rand(t.shape, generator=generator, dtype=torch.double)
+        return t.double() * (1 + half_ulp * (2 * noise - 1))
 
     return {
         name: move(value) if isinstance(value, Tensor) and value.is_floating_point() else value

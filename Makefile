@@ -1,0 +1,46 @@
+# `make demo` and `make test` work from a clean clone: they create .venv, build the native library and run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)
+# One thread per test process; the processes fill the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test lint bench fuzz doctor clean
+
+demo: $(READY)
+	$(BIN)/diffratio demo --out out/demo
+
+test: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+fuzz: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz tests/fuzz
+
+doctor: $(READY)
+	$(BIN)/diffratio doctor
+
+# A CUDA build of torch that is already there is used; otherwise the pinned CPU set is installed.
+$(READY): $(BUILD_INPUTS)
+	@if $(PYTHON) -c "import sys, torch; sys.exit(torch.version.cuda is None)" 2>/dev/null; then \
+	  echo "using the installed CUDA build of torch" && \
+	  $(PYTHON) -m venv --system-site-packages $(VENV) && \
+	  $(BIN)/pip install -q setuptools wheel cmake ninja && \
+	  $(BIN)/pip install -q --no-build-isolation -e ".[dev]"; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/pip install -q -c constraints.txt torch setuptools wheel cmake ninja && \
+	  $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build out diffratio_kernels/_C.abi3.so *.egg-info

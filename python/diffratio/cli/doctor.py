@@ -1,0 +1,68 @@
+"""`diffratio doctor`: what is installed, what can run, and why the rest cannot."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from diffratio_kernels import __version__, capabilities
+from diffratio_kernels.kernels import native
+
+PACKAGES = ("torch", "triton", "diffusers", "peft", "accelerate", "safetensors", "flash-attn", "numpy")
+
+
+def report() -> dict:
+    """Versions, devices, the native library and every implementation, as plain JSON types."""
+    cuda = torch.cuda.is_available()
+    return {
+        "diffratio": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "native": {
+            "available": native.unavailable is None,
+            "reason": native.unavailable,
+            "instruction_set": None if native.unavailable else native.instruction_set(),
+        },
+        "implementations": capabilities(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List every implementation of every operator, what is available and why not."""
+    found = report()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = Console()
+    gpus = ", ".join(found["gpus"]) or "no GPU"
+    console.print(f"diffratio {found['diffratio']}, Python {found['python']}, {gpus}", highlight=False)
+    console.print(
+        ", ".join(f"{name} {v or 'not installed'}" for name, v in found["packages"].items()), highlight=False
+    )
+    lib = found["native"]
+    console.print(
+        f"native library: {lib['instruction_set'] + ' row kernels' if lib['available'] else lib['reason']}",
+        highlight=False,
+    )
+    table = Table("operator", "implementation", "device", "available", "why not")
+    for row in found["implementations"]:
+        mark = "[green]yes[/]" if row["available"] else "[red]no[/]"
+        table.add_row(row["op"], row["implementation"], row["device"], mark, row["reason"] or "")
+    console.print(table)
