@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffratio_kernels import __version__
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from diffratio_kernels import __version__
 
 from .config import DiffRatioConfig
 from .patch import apply_diffratio, plan_of, remove_diffratio, routed_blocks, transformer_of
@@ -132,7 +133,7 @@ def _check_layers(model: nn.Module, adapter: dict) -> None:
     if adapter["routed_layers"] != names:
         raise ValueError(
             f"directory: the adapter routes {len(adapter['routed_layers'])} layers of a "
-            f"{adapter.get('base_model_class')}, this {type(model).__name__} has {len(names)} with other names"
+            f"{adapter.get('base_model_class')}, this {type(model).__name__} has {len(names)}, not the same"
         )
 
 
@@ -144,7 +145,8 @@ def _check_weights(weights: dict, wanted: dict, directory: Path) -> None:
         given = weights[name]
         if given.shape != tensor.shape or not given.is_floating_point():
             raise ValueError(
-                f"directory: {name} is {given.dtype} {tuple(given.shape)}, must be float {tuple(tensor.shape)}"
+                f"directory: {name} is {given.dtype} {tuple(given.shape)}, "
+                f"must be floating point {tuple(tensor.shape)}"
             )
         if not given.isfinite().all():
             raise ValueError(f"directory: {name} holds NaN or infinity")

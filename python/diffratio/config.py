@@ -27,7 +27,8 @@ class DiffRatioConfig:
         rescale (`str`, defaults to "mlp"):
             What the router score multiplies: "mlp", "residual", "output" or "none".
         router_start (`str`, defaults to "identity"):
-            "identity" (factor 2 * sigmoid, starts as the pretrained model) or "faithful" (the authors' sigmoid).
+            "identity" (factor 2 * sigmoid, starts as the pretrained model) or "faithful" (the authors'
+            sigmoid).
         router_bias (`bool`, defaults to False):
             Whether the routers have a bias.
     """
@@ -66,7 +67,9 @@ class DiffRatioConfig:
         table = [[10 - _tenths("compression", self.compression)] * self.num_regions for _ in range(layers)]
         for layer, value in self.overrides.items():
             if not -layers <= layer < layers:
-                raise ValueError(f"overrides: layer {layer} must be in {-layers}..{layers - 1} (routed layers)")
+                raise ValueError(
+                    f"overrides: layer {layer} must be in {-layers}..{layers - 1} (routed layers)"
+                )
             values = value if isinstance(value, (list, tuple)) else [value] * self.num_regions
             table[layer] = [10 - _tenths(f"overrides[{layer}]", one) for one in values]
         return table

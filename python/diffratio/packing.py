@@ -37,7 +37,9 @@ def still_packed(linears: list[nn.Linear], packed: tuple[Tensor, Tensor | None] 
 def _views(parts: list[Tensor], whole: Tensor) -> bool:
     step = whole.numel() // len(parts) * whole.element_size()
     return all(
-        part.data_ptr() == whole.data_ptr() + i * step and part.dtype == whole.dtype and part.device == whole.device
+        part.data_ptr() == whole.data_ptr() + i * step
+        and part.dtype == whole.dtype
+        and part.device == whole.device
         for i, part in enumerate(parts)
     )
 

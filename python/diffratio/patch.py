@@ -1,4 +1,4 @@
-"""Apply, remove, switch on and off: a `diffratio` child module and a forward of its own on every routed block.
+"""Apply, remove, switch on and off: a `diffratio` child module and a forward on every routed block.
 
 The block's forward is replaced on the instance by a bound method, not through diffusers' HookRegistry: a
 registry's closures keep pointing at the original after `copy.deepcopy`, so that an EMA copy would run the
@@ -11,8 +11,9 @@ import inspect
 from contextlib import contextmanager
 from types import MethodType
 
-from diffratio_kernels.modules import Router
 from torch import nn
+
+from diffratio_kernels.modules import Router
 
 from .config import DiffRatioConfig
 from .integrations import spec_for

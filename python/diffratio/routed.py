@@ -4,8 +4,9 @@ modules between our routing, gather + adaLN and scatter."""
 from __future__ import annotations
 
 import torch
-from diffratio_kernels import adaln, gather_adaln, kept_tokens, mod_block, route, scatter_rescale
 from torch import Tensor, nn
+
+from diffratio_kernels import adaln, gather_adaln, kept_tokens, mod_block, route, scatter_rescale
 
 from .integrations import BlockInputs
 from .packing import still_packed

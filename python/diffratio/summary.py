@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
+
 from diffratio_kernels import kept_tokens
 from diffratio_kernels.ops import choose
 
@@ -43,9 +44,8 @@ class Summary(list):
             ratio = " ".join(f"{r:.1f}" for r in row.kept_ratio)
             kept = "-" if row.tokens is None else f"{' '.join(map(str, row.kept_tokens))} of {row.tokens}"
             why = "" if row.reason is None else f" ({row.reason})"
-            lines.append(
-                f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {row.path + ', ' + row.implementation:<22}  {row.name}{why}"
-            )
+            way = f"{row.path}, {row.implementation}"
+            lines.append(f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}")
         if not self.enabled:
             lines.append("diffratio is disabled: the blocks run dense")
         return "\n".join(lines)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from diffratio.demo.digits import augment, load_split, make_class_tokens
 
 

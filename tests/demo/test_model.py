@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import PixArtTransformer2DModel
+
 from diffratio.demo.digits import make_class_tokens
 from diffratio.demo.model import ASSETS, build_model, load_model, save_model
-from diffusers import PixArtTransformer2DModel
 
 
 def test_a_seed_gives_a_model_and_leaves_the_global_generator_alone():

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from diffratio.demo.picture import draw, montage
 
 
@@ -19,11 +20,22 @@ def test_draw_writes_a_png_and_makes_its_folder(tmp_path: Path):
     images = torch.zeros(20, 1, 8, 8)
     path = tmp_path / "new" / "demo.png"
     rows = [("", "dense", "sparse", "ratio"), ("FLOPs", "1", "2", "3")]
-    draw(path, images, images, torch.rand(3, 2, 8, 8), [999, 500, 1], titles=("a", "b"), caption=rows)
+    draw(
+        path, images, images, torch.rand(3, 2, 8, 8), [999, 500, 1], titles=("a", "b"), caption=rows, note=""
+    )
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_draw_refuses_maps_that_do_not_match_the_timesteps(tmp_path: Path):
     images = torch.zeros(10, 1, 8, 8)
     with pytest.raises(ValueError, match="kept has 3 timesteps but timesteps lists 1"):
-        draw(tmp_path / "x.png", images, images, torch.rand(3, 2, 8, 8), [1], titles=("", ""), caption=[])
+        draw(
+            tmp_path / "x.png",
+            images,
+            images,
+            torch.rand(3, 2, 8, 8),
+            [1],
+            titles=("", ""),
+            caption=[],
+            note="",
+        )

@@ -1,5 +1,7 @@
 import pytest
 import torch
+
+from diffratio import load_diffratio
 from diffratio.demo.digits import CLASSES
 from diffratio.demo.model import ASSETS, build_model, load_model
 from diffratio.demo.sample import balanced_labels, sample
@@ -38,8 +40,16 @@ def test_the_classifier_knows_real_digits():
     assert held_out_accuracy() >= 0.97
 
 
-def test_the_classifier_recognises_the_dense_models_samples_and_not_noise(dense):
-    labels = balanced_labels(5)
-    assert accuracy(sample(*dense, labels, seed=0, progress=False), labels) >= 0.92
+@pytest.mark.parametrize("name", ["dense", "mod30"])
+def test_the_classifier_recognises_the_shipped_models_samples(name: str):
+    model, tokens = load_model(ASSETS / name)
+    if name == "mod30":
+        load_diffratio(model, ASSETS / name)
+    labels = balanced_labels(3)
+    assert accuracy(sample(model, tokens, labels, seed=0, progress=False), labels) >= 0.9
+
+
+def test_the_classifier_does_not_recognise_an_untrained_model(dense):
+    labels = balanced_labels(3)
     untrained = sample(build_model(0), dense[1], labels, seed=0, steps=3, progress=False)
     assert accuracy(untrained, labels) <= 0.3

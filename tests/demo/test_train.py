@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
+from typer.testing import CliRunner
+
+from diffratio import load_diffratio
 from diffratio.demo import train
 from diffratio.demo.digits import load_split, make_class_tokens
 from diffratio.demo.model import ASSETS, build_model, load_model, noise_schedule
-from typer.testing import CliRunner
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -44,9 +47,24 @@ def test_the_loss_is_the_error_of_the_velocity():
     torch.testing.assert_close(loss, target.square().mean())  # the untrained model predicts zero
 
 
-def test_the_shipped_log_tells_how_the_dense_model_was_made():
-    header, *lines, end = _lines(ASSETS / "dense")
-    model, tokens = load_model(ASSETS / "dense")
+@pytest.mark.parametrize("name", ["dense", "mod30"])
+def test_the_shipped_log_tells_how_the_model_was_made(name: str):
+    header, *lines, end = _lines(ASSETS / name)
+    model, tokens = load_model(ASSETS / name)
+    if name == "mod30":
+        load_diffratio(model, ASSETS / name)
     assert header["parameters"] == sum(p.numel() for p in model.parameters())
     assert lines[-1]["step"] == header["recipe"]["steps"] and end["finished"]
     assert abs(train.validate(model, tokens) - lines[-1]["held_out_loss"]) < 1e-3
+
+
+def test_fine_tuning_saves_plain_weights_and_an_adapter(tmp_path: Path):
+    result = CliRunner().invoke(train.app, ["mod", "--steps", "2", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    model, tokens = load_model(tmp_path)
+    assert not any("diffratio" in name for name in model.state_dict())
+    routed = load_diffratio(model, tmp_path)
+    header, start, last, _ = _lines(tmp_path)
+    assert header["model"] == "uniform MoD, compression 0.3"
+    assert last["held_out_loss"] < start["held_out_loss"]
+    assert abs(train.validate(routed, tokens) - last["held_out_loss"]) < 1e-3

@@ -64,32 +64,41 @@ def block_call(model: PixArtTransformer2DModel, batch: int) -> Callable[[], Tens
 def compare(
     model: PixArtTransformer2DModel,
     call: Callable[[], object],
+    compression: float,
+    *,
     repeats: int,
     description: str,
     progress: bool,
 ) -> dict[str, dict[str, float]]:
-    """Run ``call`` with the routing of ``model`` off ("dense") and on ("sparse").
+    """Run ``call`` with the routing of ``model`` off ("dense"), on ("sparse"), and on with all tokens kept.
 
-    Returns for each: ``milliseconds``, the median of ``repeats`` runs that take turns, so that whatever else
-    the machine does strikes both alike; and ``peak_megabytes``, the most memory (MB) that one call held in
-    new tensors at any moment. The model is left with its routing on.
+    Returns for each of ``dense``, ``all_tokens`` and ``sparse``: ``milliseconds``, the median of ``repeats``
+    runs that take turns, so that whatever else the machine does strikes all alike; and ``peak_megabytes``,
+    the most memory (MB) that one call held in new tensors at any moment. "all_tokens" tells what the fused
+    kernels save by themselves. The model is left at ``compression``.
     """
-    switches = {"dense": disable_diffratio, "sparse": enable_diffratio}
-    seconds: dict[str, list[float]] = {name: [] for name in switches}
-    for turn in tqdm(
-        range(repeats + 1), desc=description, unit="pair", file=sys.stderr, disable=not progress
-    ):
-        for name, switch in switches.items():
-            switch(model)
+
+    def route(share: float) -> None:
+        apply_diffratio(enable_diffratio(model), DiffRatioConfig(compression=share))
+
+    settings = {
+        "dense": lambda: disable_diffratio(model),
+        "all_tokens": lambda: route(0.0),
+        "sparse": lambda: route(compression),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    # One round more than counts: the first warms up.
+    for _ in tqdm(range(repeats + 1), desc=description, unit="round", file=sys.stderr, disable=not progress):
+        for name, prepare in settings.items():
+            prepare()
             start = time.perf_counter()
             call()
-            if turn > 0:  # the first pair warms up
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     results = {}
-    for name, switch in switches.items():
-        switch(model)
+    for name, prepare in settings.items():
+        prepare()
         results[name] = {
-            "milliseconds": statistics.median(seconds[name]) * 1e3,
+            "milliseconds": statistics.median(seconds[name][1:]) * 1e3,
             "peak_megabytes": peak_bytes(call) / 1e6,
         }
     return results
@@ -100,7 +109,7 @@ def costs(digit_model: PixArtTransformer2DModel, compression: float, progress: b
 
     A digit has 64 tokens of width 96, so little that calling the operations costs as much as doing them; the
     full-size block (PixArt-XL/2 at 512 x 512 pixels, random weights) is what routing is made for. Each entry
-    has ``what``, and for ``dense`` and ``sparse`` GFLOP, milliseconds and peak MB of one call.
+    has ``what``, the results of ``compare``, and for ``dense`` and ``sparse`` also the GFLOP of one call.
     """
     kept_tenths = 10 - round(10 * compression)
     digit_inputs = random_inputs(digit_model, _DIGIT_BATCH)
@@ -126,7 +135,7 @@ def costs(digit_model: PixArtTransformer2DModel, compression: float, progress: b
             _DIGIT_REPEATS,
         ),
         (
-            f"one of its blocks, {_DIGIT_BATCH} images",
+            f"digit block, {_DIGIT_BATCH} images",
             digit_model,
             block_call(digit_model, _DIGIT_BATCH),
             (block(digit_shape, None, _DIGIT_BATCH), block(digit_shape, digit_kept, _DIGIT_BATCH)),
@@ -142,7 +151,9 @@ def costs(digit_model: PixArtTransformer2DModel, compression: float, progress: b
     ]
     results = []
     for what, owner, call, (dense, sparse), repeats in plan:
-        measured = compare(owner, call, repeats, f"measuring {what}", progress)
+        measured = compare(
+            owner, call, compression, repeats=repeats, description=f"measuring {what}", progress=progress
+        )
         measured["dense"]["gflop"], measured["sparse"]["gflop"] = dense, sparse
         results.append({"what": what, **measured})
     return results

@@ -42,18 +42,19 @@ def draw(
     *,
     titles: tuple[str, str],
     caption: Sequence[tuple[str, str, str, str]],
+    note: str,
 ) -> None:
     """Write the PNG.
 
     ``dense`` and ``sparse`` are images ``[10 * per_class, 1, 8, 8]`` ordered by class; ``kept`` is
     ``[len(timesteps), layers, 8, 8]``, the share of samples in [0, 1] that kept each token. ``titles`` stand
-    above the two grids; ``caption`` is a table of four columns whose first row is the header.
+    above the two grids; ``caption`` is a table of four columns, the header first; ``note`` stands below it.
     """
     if kept.shape[0] != len(timesteps):
         raise ValueError(f"kept has {kept.shape[0]} timesteps but timesteps lists {len(timesteps)}")
     layers = kept.shape[1]
-    figure = Figure(figsize=(11.0, 13.2), dpi=130, facecolor="white")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(5.6, 5.7, 1.9))
+    figure = Figure(figsize=(11.0, 14.6), dpi=130, facecolor="white")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(5.6, 5.6, 3.2))
 
     for axes, images, title in zip(top.subplots(1, 2), (dense, sparse), titles, strict=True):
         axes.imshow(montage(images, _COLUMNS), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -89,6 +90,7 @@ def draw(
     bar.outline.set_visible(False)
 
     _table(bottom, caption)
+    bottom.text(0.06, 0.05, note, fontsize=9, color=_MUTED)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -100,7 +102,7 @@ def _bare(axes) -> None:
 
 
 def _table(figure, rows: Sequence[tuple[str, str, str, str]]) -> None:
-    axes = figure.add_axes((0.06, 0.06, 0.91, 0.9))
+    axes = figure.add_axes((0.06, 0.13, 0.91, 0.86))
     axes.set_axis_off()
     for row, cells in enumerate(rows):
         y = 1 - (row + 0.5) / len(rows)

@@ -1,6 +1,6 @@
 """The script that made ``assets/``: ``python -m diffratio.demo.train dense`` and then ``... mod``.
 
-One thread of a CPU is enough (about 20 and 10 minutes). The same seed on the same machine and versions
+One thread of a CPU is enough (about 25 and 5 minutes). The same seed on the same machine and versions
 gives the same weights; the log next to them says which they were.
 """
 
@@ -22,6 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import DiffRatioConfig, apply_diffratio, remove_diffratio, save_diffratio
 from .digits import CLASSES, NULL_CLASS, augment, load_split, make_class_tokens
 from .model import ASSETS, build_model, load_model, noise_schedule, save_model
 
@@ -193,8 +194,6 @@ def mod(
     json_lines: Json = False,
 ) -> None:
     """Fine-tune the dense model with uniform token routing in every block."""
-    from .. import DiffRatioConfig, apply_diffratio, remove_diffratio, save_diffratio
-
     model, class_tokens = load_model(dense_model)
     torch.manual_seed(seed)  # the routers start from small random weights
     apply_diffratio(model, DiffRatioConfig(compression=compression))

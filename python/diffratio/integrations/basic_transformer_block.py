@@ -86,7 +86,11 @@ class BasicTransformerBlockSpec(BlockSpec):
         ff = block.ff
         if len(ff.net) != 3 or type(ff.net[0]) is not GELU or ff.net[0].approximate != "tanh":
             return "ff: not a tanh-GELU MLP"
-        linears = {"attn1.to_q": block.attn1.to_q, "attn1.to_k": block.attn1.to_k, "attn1.to_v": block.attn1.to_v}
+        linears = {
+            "attn1.to_q": block.attn1.to_q,
+            "attn1.to_k": block.attn1.to_k,
+            "attn1.to_v": block.attn1.to_v,
+        }
         linears |= {f"{name}.to_out.0": attention.to_out[0] for name, attention in attentions.items()}
         linears |= {"ff.net.0.proj": ff.net[0].proj, "ff.net.2": ff.net[2]}
         if block.attn2 is not None:
@@ -143,7 +147,13 @@ def _why_not_default_attention(attention: nn.Module) -> str | None:
         return f"a {type(attention).__name__}, not diffusers' Attention"
     if type(attention.processor) is not AttnProcessor2_0:
         return f"its processor is {type(attention.processor).__name__}"
-    extras = (attention.spatial_norm, attention.group_norm, attention.norm_q, attention.norm_k, attention.norm_cross)
+    extras = (
+        attention.spatial_norm,
+        attention.group_norm,
+        attention.norm_q,
+        attention.norm_k,
+        attention.norm_cross,
+    )
     if any(extra is not None for extra in extras) or attention.added_kv_proj_dim is not None:
         return "it has norms or projections of its own"
     if attention.residual_connection or attention.rescale_output_factor != 1.0:

@@ -78,7 +78,9 @@ class BlockSpec:
         """Why `torch.ops.diffratio.mod_block` cannot run on this block's raw weights, None where it can."""
         return "its spec gives no raw weights"
 
-    def fused_arguments(self, block: nn.Module, inputs: BlockInputs, qkv: Tensor, qkv_bias: Tensor | None) -> dict:
+    def fused_arguments(
+        self, block: nn.Module, inputs: BlockInputs, qkv: Tensor, qkv_bias: Tensor | None
+    ) -> dict:
         """The weights by the argument names of `mod_block`, without x, router and modulation."""
         raise NotImplementedError
 
@@ -121,7 +123,12 @@ def plain_linear(module: nn.Module) -> str | None:
 
 def hooked(module: nn.Module) -> str | None:
     """Why a module may do more than its class says: hooks, or a forward of its own."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
         return "it carries hooks"
     if "forward" in vars(module):
         return "its forward was replaced"
