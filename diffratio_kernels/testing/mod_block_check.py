@@ -1,0 +1,61 @@
+"""One seed of the whole block, forward and backward, against the reference: tests and `make fuzz` call it."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import reference
+from ..ops import mod_block, route
+from . import budget
+from .inputs import cast, random_case
+
+
+def check_mod_block(seed: int, dtype: torch.dtype | None = None, implementation: str = "auto") -> None:
+    """Assert that `mod_block` of `random_case(seed, dtype)` and all its gradients are right.
+
+    In fp64 output and gradients equal the reference to 1e-12 of the largest value (thousands of roundings,
+    far below any wrong formula). In the case's own dtype the output stays within the error budget, with and
+    without autograd, and tokens not kept come back bit-equal. Gradients are held to the budget from 8 kept
+    tokens up: with fewer they sum so few roundings that the error of the peer is a matter of luck, often
+    zero, and only fp64 says whether the formula is right.
+    """
+    case = random_case(seed, dtype)
+    arguments = case.arguments() | {"implementation": implementation}
+    full = case.arguments() | {"keep": case.full_keep}
+    # One selection for all: near-ties fall differently in another dtype, rightly so.
+    x, router = arguments["x"], (arguments["router_weight"], arguments["keep"])
+    index = route(x, *router, router_bias=arguments["router_bias"], implementation=implementation)[0]
+    given = {"index": index}
+    name = f"mod_block {str(case.dtype).removeprefix('torch.')}"
+
+    gold, gold_grads = budget.gradients(reference.mod_block, cast(full, torch.float64) | given, seed)
+    double = cast(arguments, torch.float64) | given
+    exact, exact_grads = budget.gradients(mod_block, double, seed)
+    largest = max(grad.abs().max() for grad in gold_grads.values() if grad.numel())
+    for out in (mod_block(**double), exact):
+        assert (out - gold).abs().max() <= 1e-12 * gold.abs().max(), f"seed {seed}: fp64 output"
+    for key, grad in exact_grads.items():
+        assert (grad - gold_grads[key]).abs().max() <= 1e-12 * largest, f"seed {seed}: fp64 gradient of {key}"
+
+    peer, peer_grads = budget.gradients(reference.mod_block, full | given, seed)
+    actual, grads = budget.gradients(mod_block, arguments, seed)
+    bypassed = (
+        torch.ones(x.shape[:2], dtype=torch.bool).view(-1).index_fill(0, index, False).view(x.shape[:2])
+    )
+    for kind, out in (("inference", mod_block(**arguments)), ("training", actual)):
+        budget.check_budget(f"{name}: output, {kind}", out, peer, gold)
+        assert torch.equal(out[bypassed], x[bypassed]), f"seed {seed}: tokens not kept, {kind}"
+    if index.shape[0] < 8:
+        return
+    shaken = [
+        budget.gradients(reference.mod_block, budget.shake(full, case.dtype, seed + j) | given, seed)[1]
+        for j in range(4)
+    ]
+    for key, grad in grads.items():
+        # Softmax ignores a shift of its logits, so these sum terms that cancel: roundings follow the terms.
+        terms = (
+            "cross_out_weight" if key.startswith("cross_q_") else "qkv_weight" if key == "qkv_bias" else None
+        )
+        scale = gold_grads[terms].abs().max() if terms else 0.0
+        floor = [other[key] for other in shaken]
+        budget.check_budget(f"{name}: d {key}", grad, peer_grads[key], gold_grads[key], 3, floor, scale)

@@ -1,0 +1,185 @@
+"""The C++ row kernels: the reference in fp64, exact copies, and the same bits whatever surrounds them."""
+
+import pytest
+import torch
+
+from diffratio_kernels import reference
+from diffratio_kernels.kernels import native
+
+RESCALE = ("mlp", "residual", "output", "none")
+SHAPES = [  # B, N, kept, D
+    (1, 1, [1], 1),
+    (2, 5, [3, 0], 1),
+    (3, 9, [9, 4, 1], 7),
+    (2, 40, [17, 23], 8),
+    (1, 33, [0], 72),
+    (4, 17, [5, 17, 0, 8], 72),
+    (2, 19, [11, 19], 1152),
+]
+RELATIVE = 1e-12  # sums of up to 1152 terms of size 1 in fp64, in another order: 1152 * 2**-53 = 1.3e-13
+
+
+def draw(shape, dtype=torch.float64):
+    """x and everything the row kernels take with it, by name."""
+    batch, tokens, keep, width = shape
+    x, logits = torch.randn(batch, tokens, width).to(dtype), torch.randn(batch, tokens).to(dtype)
+    kept = sum(keep)
+    return {
+        "x": x,
+        "index": reference.select_tokens(logits, keep)[0],
+        "shift": torch.randn(batch, width).to(dtype),
+        "scale": torch.randn(batch, width).to(dtype),
+        "hidden": torch.randn(kept, width).to(dtype),
+        "branch": torch.randn(kept, width).to(dtype),
+        "logits": logits,
+        "weight": torch.randn(width).to(dtype),
+    }
+
+
+def run_all(a, rescale="mlp", eps=1e-6):
+    """Every native row kernel once, forward and backward: name -> tensor."""
+    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
+    rows, normed = native.gather_adaln(x, index, a["shift"], a["scale"], eps)
+    packed = native.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
+    finish = (x, index, a["hidden"], a["branch"], a["scale"], a["logits"], rescale, 2.0)
+    # Incoming gradients: any tensors of the right shape that depend on nothing random.
+    backward = native.adaln_backward(
+        rows, index, tokens, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
+    )
+    packed_backward = native.adaln_backward(
+        a["hidden"], index, tokens, a["scale"], eps, None, a["branch"], None
+    )
+    scattered = native.scatter_rescale_backward(x.flip(-1), *finish)
+    return {
+        "router_logits": native.router_logits(x, a["weight"], None),
+        "rows": rows,
+        "normed": normed,
+        "packed": packed,
+        "out": native.scatter_rescale(*finish),
+        "d x": backward[0].view(x.shape),
+        **dict(zip(("d shift", "d scale"), backward[1:], strict=True)),
+        **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
+        **dict(zip(("d x out", "d hidden", "d branch", "d gate", "d logits"), scattered, strict=True)),
+    }
+
+
+def reference_all(a, rescale="mlp", eps=1e-6):
+    """The same by the reference and autograd."""
+    a = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in a.items()}
+    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
+    rows, normed = reference.gather_adaln(x, index, a["shift"], a["scale"], eps)
+    packed = reference.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
+    out = reference.scatter_rescale(x, index, a["hidden"], a["branch"], a["scale"], a["logits"], rescale, 2.0)
+
+    def gradients(outputs, inputs, incoming):
+        leaves = [a[name] for name in inputs]
+        return torch.autograd.grad(outputs, leaves, [g.detach() for g in incoming], materialize_grads=True)
+
+    backward = gradients([rows, normed], ["x", "shift", "scale"], [a["branch"], a["hidden"]])
+    packed_backward = gradients([packed], ["hidden", "shift", "scale"], [a["branch"]])
+    scattered = gradients([out], ["x", "hidden", "branch", "scale", "logits"], [x.flip(-1)])
+    return {
+        "router_logits": reference.router_logits(x, a["weight"]),
+        "rows": rows,
+        "normed": normed,
+        "packed": packed,
+        "out": out,
+        **dict(zip(("d x", "d shift", "d scale"), backward, strict=True)),
+        **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
+        **dict(zip(("d x out", "d hidden", "d branch", "d gate", "d logits"), scattered, strict=True)),
+    }
+
+
+def bits(t):
+    """A tensor's bits as integers: NaN equals itself and -0 differs from +0."""
+    return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+
+
+def assert_same_bits(actual, expected):
+    for name in expected:
+        assert torch.equal(bits(actual[name]), bits(expected[name])), name
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernels_equal_the_reference_in_fp64(shape, rescale):
+    arguments = draw(shape)
+    actual, expected = run_all(arguments, rescale), reference_all(arguments, rescale)
+    for name, gold in expected.items():
+        assert actual[name].shape == gold.shape and actual[name].dtype == gold.dtype, name
+        if gold.numel():
+            assert (actual[name] - gold).abs().max() <= RELATIVE * gold.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_selected_tokens_are_those_of_the_reference(shape):
+    _, _, keep, _ = shape
+    logits = draw(shape)["logits"].float()
+    index, offsets = reference.select_tokens(logits, keep)
+    assert torch.equal(native.topk_select(logits, offsets, sum(keep)), index)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gathered_and_untouched_rows_are_exact_copies(dtype):
+    """Also rows of NaN, infinity and -0, bit for bit."""
+    arguments = draw((3, 20, [7, 20, 0], 72), dtype)
+    arguments["x"][:, ::5] = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0] * 18).to(dtype)
+    flat, index = bits(arguments["x"]).flatten(0, 1), arguments["index"]
+    results = run_all(arguments)
+    assert torch.equal(bits(results["rows"]), flat[index])
+    untouched = torch.ones(60, dtype=torch.bool).index_fill(0, index, False)
+    assert torch.equal(bits(results["out"]).flatten(0, 1)[untouched], flat[untouched])
+    incoming = bits(arguments["x"].flip(-1)).flatten(0, 1)
+    assert torch.equal(bits(results["d x out"]).flatten(0, 1)[untouched], incoming[untouched])
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_scores_of_tokens_that_are_not_kept_change_nothing(value, rescale):
+    arguments = draw((2, 20, [7, 11], 24), torch.float32)
+    expected = run_all(arguments, rescale)
+    untouched = torch.ones(40, dtype=torch.bool).index_fill(0, arguments["index"], False).view(2, 20)
+    arguments["logits"][untouched] = value
+    assert_same_bits(run_all(arguments, rescale), expected)
+    assert expected["d logits"][untouched].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_same_bits_again_and_on_two_threads(dtype, rescale):
+    arguments = draw((4, 70, [70, 33, 1, 50], 200), dtype)  # 280 rows and 200 columns: several tasks each
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = run_all(arguments, rescale)
+        assert_same_bits(run_all(arguments, rescale), expected)
+        torch.set_num_threads(2)
+        assert_same_bits(run_all(arguments, rescale), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_a_sample_is_independent_of_its_neighbours(rescale):
+    keep = [9, 0, 21, 4]
+    arguments = draw((4, 21, keep, 72), torch.float32)
+    together, first = run_all(arguments, rescale), 0
+    for b, kept in enumerate(keep):
+        rows = slice(first, first + kept)
+        alone = {name: t[b : b + 1] for name, t in arguments.items() if name not in ("weight", "index")}
+        alone |= {name: arguments[name][rows] for name in ("hidden", "branch")}
+        alone |= {"weight": arguments["weight"], "index": arguments["index"][rows] - 21 * b}
+        for name, result in run_all(alone, rescale).items():
+            of_sample = together[name][rows] if together[name].shape[0] == sum(keep) else None
+            if of_sample is None:
+                of_sample = together[name].view(4, -1)[b].view(result.shape)
+            assert torch.equal(bits(result), bits(of_sample)), (b, name)
+        first += kept
+
+
+def test_places_are_the_inverse_of_the_index():
+    index = torch.tensor([3, 0, 5])
+    assert native.row_places(index, 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
+    for bad in ([7], [-1], [2, 2]):
+        with pytest.raises(ValueError, match="index"):
+            native.row_places(torch.tensor(bad), 7)
