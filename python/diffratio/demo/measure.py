@@ -24,12 +24,12 @@ _DIGIT_REPEATS = 9
 _FULL_SIZE_REPEATS = 5
 
 
-def full_size_model(compression: float) -> PixArtTransformer2DModel:
+def full_size_model(compression: float, device: torch.device) -> PixArtTransformer2DModel:
     """Return a PixArt-XL/2 with one block (width 1152, 16 heads, 1024 tokens), random weights, patched."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = PixArtTransformer2DModel(num_layers=1, sample_size=_LATENT, caption_channels=TOKEN_CHANNELS)
-        apply_diffratio(model.eval(), DiffRatioConfig(compression=compression))
+        apply_diffratio(model.eval().to(device), DiffRatioConfig(compression=compression))
     return model
 
 
@@ -39,11 +39,12 @@ def random_inputs(model: PixArtTransformer2DModel, batch: int) -> dict[str, Tens
     text_tokens = TOKENS_PER_CLASS if config.sample_size == SIZE else _TEXT_TOKENS
     generator = torch.Generator().manual_seed(0)
     size = config.sample_size
-    return {
+    inputs = {
         "hidden_states": torch.randn(batch, config.in_channels, size, size, generator=generator),
         "encoder_hidden_states": torch.randn(batch, text_tokens, TOKEN_CHANNELS, generator=generator),
         "timestep": torch.full((batch,), 500),
     }
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 @torch.inference_mode()
@@ -91,8 +92,10 @@ def compare(
     for _ in tqdm(range(repeats + 1), desc=description, unit="round", file=sys.stderr, disable=not progress):
         for name, prepare in settings.items():
             prepare()
+            _wait(model.device)
             start = time.perf_counter()
             call()
+            _wait(model.device)
             seconds[name].append(time.perf_counter() - start)
     results = {}
     for name, prepare in settings.items():
@@ -102,6 +105,11 @@ def compare(
             "peak_megabytes": peak_bytes(call) / 1e6,
         }
     return results
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def costs(digit_model: PixArtTransformer2DModel, compression: float, progress: bool) -> list[dict[str, Any]]:
@@ -115,7 +123,7 @@ def costs(digit_model: PixArtTransformer2DModel, compression: float, progress: b
     digit_inputs = random_inputs(digit_model, _DIGIT_BATCH)
     digit_shape = TransformerShape.from_model(digit_model, text_tokens=TOKENS_PER_CLASS)
     digit_kept = kept_tokens(kept_tenths, digit_shape.tokens)
-    large_model = full_size_model(compression)
+    large_model = full_size_model(compression, digit_model.device)
     large_shape = TransformerShape.from_model(large_model, text_tokens=_TEXT_TOKENS)
     large_kept = kept_tokens(kept_tenths, large_shape.tokens)
 

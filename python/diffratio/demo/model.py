@@ -73,8 +73,8 @@ def save_model(model: PixArtTransformer2DModel, class_tokens: Tensor, folder: Pa
     save_file({"class_tokens": class_tokens.contiguous()}, folder / CLASS_TOKENS_FILE)
 
 
-def load_model(folder: Path) -> tuple[PixArtTransformer2DModel, Tensor]:
-    """Return ``(model, class_tokens)`` from a folder that ``save_model`` wrote, in eval mode on the CPU."""
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[PixArtTransformer2DModel, Tensor]:
+    """Return ``(model, class_tokens)`` that ``save_model`` wrote to ``folder``, for inference."""
     if not (folder / CLASS_TOKENS_FILE).is_file():
         raise FileNotFoundError(
             f"folder {str(folder)!r} holds no demo model ({CLASS_TOKENS_FILE} is missing)"
@@ -82,7 +82,8 @@ def load_model(folder: Path) -> tuple[PixArtTransformer2DModel, Tensor]:
     model = PixArtTransformer2DModel.from_pretrained(
         folder, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
     )
-    return model.eval(), load_file(folder / CLASS_TOKENS_FILE)["class_tokens"]
+    class_tokens = load_file(folder / CLASS_TOKENS_FILE)["class_tokens"]
+    return model.eval().to(device), class_tokens.to(device)
 
 
 def noise_schedule() -> DDPMScheduler:

@@ -32,7 +32,7 @@ def note(report: dict[str, Any]) -> str:
     latency, memory = (
         _percent(cost["dense"][key], cost["all_tokens"][key]) for key in ("milliseconds", "peak_megabytes")
     )
-    return f"Full-size block, routed but keeping all tokens: {latency} of the latency, {memory} of the memory."
+    return f"Full-size block, routed but keeping every token: {latency} of the latency, {memory} of memory."
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -39,6 +39,8 @@ def run_demo(
 ) -> dict[str, Any]:
     """Sample ``10 * samples_per_class`` digits with each model and write ``demo.png`` and ``demo.json``.
 
+    Runs on the GPU if there is one, else on the CPU.
+
     Args:
         out_dir: where the two files go; made if need be.
         samples_per_class: samples of each digit and model.
@@ -58,13 +60,14 @@ def run_demo(
     """
     if samples_per_class < 1:
         raise ValueError(f"samples_per_class must be at least 1, got {samples_per_class}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     start = time.perf_counter()
     out_dir = Path(out_dir)
     labels = balanced_labels(samples_per_class)
     settings = {"seed": seed, "steps": steps, "guidance": guidance}
 
-    dense_model, dense_tokens = load_model(assets / "dense")
-    sparse_model, sparse_tokens = load_model(assets / "mod30")
+    dense_model, dense_tokens = load_model(assets / "dense", device)
+    sparse_model, sparse_tokens = load_model(assets / "mod30", device)
     load_diffratio(sparse_model, assets / "mod30")
     options = {**settings, "progress": progress}
     dense = sample(dense_model, dense_tokens, labels, description="dense samples", **options)
@@ -77,6 +80,7 @@ def run_demo(
         "samples": len(labels),
         **settings,
         "compression": COMPRESSION,
+        "device": device,
         "real_accuracy": held_out_accuracy(),
         "dense": _quality(dense_model, dense_tokens, dense, labels),
         "sparse": _quality(sparse_model, sparse_tokens, sparse, labels),
@@ -109,7 +113,7 @@ def kept_maps(log: Sequence[Any], samples: int) -> tuple[Tensor, list[int]]:
     layers = 1 + max(entry.layer for entry in log)
     kept = torch.zeros(len(timesteps), layers, SIZE, SIZE)
     for entry in log:
-        share = entry.kept()[-samples:].float().mean(0)
+        share = entry.kept()[-samples:].float().mean(0).cpu()
         kept[timesteps.index(int(entry.timestep)), entry.layer] = share.view(SIZE, SIZE)
     return kept, timesteps
 

@@ -28,18 +28,20 @@ def sample(
     description: str = "sampling",
     progress: bool = True,
 ) -> Tensor:
-    """Return images float32 ``[n, 1, 8, 8]`` in [-1, 1] of the classes ``labels`` (int64 ``[n]``).
+    """Return images float32 ``[n, 1, 8, 8]`` in [-1, 1] on the CPU, of the given ``labels`` (int64 ``[n]``).
 
     Each step is one forward of 2n samples: the first n without a class, the last n with theirs. The noise
     depends on ``seed`` and ``n`` alone, so two models given the same seed start from the same noise.
+    ``class_tokens`` lie on the device of ``model``.
     """
     n = len(labels)
     scheduler = sampling_scheduler()
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps, device=class_tokens.device)
     null = class_tokens[NULL_CLASS].expand(n, -1, -1)
     tokens = torch.cat([null, class_tokens[labels]])
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(n, 1, SIZE, SIZE, generator=generator) * scheduler.init_noise_sigma
+    noise = torch.randn(n, 1, SIZE, SIZE, generator=generator).to(class_tokens.device)
+    images = noise * scheduler.init_noise_sigma
     bar = tqdm(scheduler.timesteps, desc=description, unit="step", file=sys.stderr, disable=not progress)
     for timestep in bar:
         both = torch.cat([images, images])
@@ -47,4 +49,4 @@ def sample(
         without, with_class = velocity.chunk(2)
         guided = without + guidance * (with_class - without)
         images = scheduler.step(guided, timestep, images).prev_sample
-    return images.clamp(-1, 1)
+    return images.clamp(-1, 1).cpu()

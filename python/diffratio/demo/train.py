@@ -98,6 +98,7 @@ def validate(model: PixArtTransformer2DModel, class_tokens: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.linspace(0, 999, len(images)).long()[torch.randperm(len(images), generator=generator)]
+    images, labels, noise, timesteps = (x.to(class_tokens.device) for x in (images, labels, noise, timesteps))
     return velocity_loss(model, noise_schedule(), images, class_tokens[labels], timesteps, noise).item()
 
 
