@@ -52,7 +52,8 @@ def _check_values(check: Check, name: str, offsets: Tensor, rows: int, longest: 
     values = offsets.tolist()
     steps = [b - a for a, b in zip(values, values[1:], strict=False)]
     if values[0] != 0 or values[-1] != rows or any(not 0 <= step <= longest for step in steps):
-        check.fail(f"{name}={values} must rise from 0 to {rows} in steps of at most {longest}")
+        limit = f"max_{name.removesuffix('_offsets')}={longest}"
+        check.fail(f"{name}={values} must rise from 0 to {rows} in steps of at most {limit}")
 
 
 def _run(

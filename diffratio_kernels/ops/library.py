@@ -9,6 +9,7 @@ from torch import Tensor
 
 _library = torch.library.Library("diffratio", "DEF")
 _BACKENDS = ("CPU", "CUDA")
+_SPARSE = tuple(f"{layout}{backend}" for layout in ("Sparse", "SparseCsr") for backend in _BACKENDS)
 
 
 def define(
@@ -27,6 +28,9 @@ def define(
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     op = getattr(torch.ops.diffratio, name).default
     torch.library.register_fake(f"diffratio::{name}", fake, lib=_library)
+    if differentiable is not None:
+        for backend in _SPARSE:  # the checks of a public operator name the argument, the dispatcher would not
+            _library.impl(name, kernel, backend)
     for backend in _BACKENDS:
         _library.impl(name, kernel, backend)
         if differentiable is not None:

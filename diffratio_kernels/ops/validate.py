@@ -27,6 +27,8 @@ class Check:
     def tensor(self, name: str, value: Tensor, shape: str, dtypes=FLOATS, dtype_of: tuple | None = None):
         """`shape` is letters or integers; `dtype_of=(other_name, tensor)` asks for that tensor's dtype."""
         letters = shape.split()
+        if not isinstance(value, Tensor):
+            self.fail(f"{name} must be a tensor, got {type(value).__name__}", TypeError)
         if value.layout != torch.strided:
             self.fail(f"{name} must be a dense tensor, got layout {value.layout}", TypeError)
         if value.dim() != len(letters):
