@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
         torch.cuda.synchronize()
         del kept
         return torch.cuda.max_memory_allocated() - resident
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         kept = call()
     del kept
