@@ -1,0 +1,118 @@
+"""Every derivative against finite differences in fp64: each operator, each differentiable argument."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import diffratio_kernels as dk
+from diffratio_kernels.testing.inputs import ModBlockCase
+
+KEEPS = {"uniform": (3, 3), "per sample": (1, 4), "a sample without": (0, 4)}
+RESCALE = ("mlp", "residual", "output", "none")
+ROWS = ("native", "reference")
+SMALL = {"seed": 0, "tokens": 4, "heads": 1, "head_dim": 8, "hidden": 5, "dtype": torch.float64}
+
+
+def check(function, arguments, fast=False):
+    """gradcheck in every floating tensor of `arguments` at once; the others stay as they are."""
+    names = [n for n, v in arguments.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    leaves = [arguments[name].detach().double().requires_grad_() for name in names]
+
+    def of_leaves(*values):
+        return function(**arguments | dict(zip(names, values, strict=True)))
+
+    assert all(t.requires_grad for t in leaves)
+    assert gradcheck(of_leaves, leaves, fast_mode=fast)
+    return set(names)
+
+
+@pytest.fixture(params=KEEPS)
+def keep(request):
+    return KEEPS[request.param]
+
+
+@pytest.fixture(params=ROWS)
+def implementation(request):
+    return request.param
+
+
+def packed(keep):
+    """index, and two sets of packed rows [T, 8]."""
+    index = torch.cat([torch.randperm(4)[:k].sort().values + 4 * b for b, k in enumerate(keep)])
+    return index, *torch.randn(2, len(index), 8)
+
+
+def test_route(keep, implementation):
+    a = ModBlockCase(keep=keep, router_bias=True, **SMALL).arguments()
+    arguments = {name: a[name] for name in ("x", "router_weight", "keep", "router_bias")}
+    names = check(lambda **k: dk.route(**k, implementation=implementation)[2], arguments)
+    assert names == {"x", "router_weight", "router_bias"}
+
+
+def test_gather_adaln(keep, implementation):
+    x, (shift, scale) = torch.randn(2, 4, 8), torch.randn(2, 2, 8)
+    arguments = {"x": x, "index": packed(keep)[0], "shift": shift, "scale": scale, "eps": 0.1}
+    names = check(lambda **k: dk.gather_adaln(**k, implementation=implementation), arguments)
+    assert names == {"x", "shift", "scale"}
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["rows", "normed"])
+def test_gather_adaln_when_one_output_is_used(output, implementation):
+    x, (shift, scale) = torch.randn(2, 4, 8), torch.randn(2, 2, 8)
+    arguments = {"x": x, "index": packed((1, 4))[0], "shift": shift, "scale": scale, "eps": 0.1}
+    check(lambda **k: dk.gather_adaln(**k, implementation=implementation)[output], arguments)
+
+
+def test_adaln(keep, implementation):
+    index, rows, _ = packed(keep)
+    shift, scale = torch.randn(2, 2, 8)
+    arguments = {"rows": rows, "index": index, "tokens": 4, "shift": shift, "scale": scale, "eps": 0.1}
+    names = check(lambda **k: dk.adaln(**k, implementation=implementation), arguments)
+    assert names == {"rows", "shift", "scale"}
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_scatter_rescale(keep, rescale, implementation):
+    index, hidden, branch = packed(keep)
+    arguments = {"x": torch.randn(2, 4, 8), "index": index, "hidden": hidden, "branch": branch}
+    arguments |= {
+        "gate": torch.randn(2, 8),
+        "logits": torch.randn(2, 4),
+        "rescale": rescale,
+        "score_scale": 2.0,
+    }
+    names = check(lambda **k: dk.scatter_rescale(**k, implementation=implementation), arguments)
+    assert names == {"x", "hidden", "branch", "gate", "logits"}
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 0], [3, 1]], ids=str)
+@pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+def test_attention(keep, lengths, implementation):
+    offsets = torch.tensor([0, keep[0], sum(keep)], dtype=torch.int32)
+    arguments = {
+        "query": torch.randn(sum(keep), 2, 8),
+        "key": torch.randn(6, 2, 8),
+        "value": torch.randn(6, 2, 8),
+        "query_offsets": offsets,
+        "key_offsets": torch.tensor([0, 3, 6], dtype=torch.int32),
+        "max_query": max(keep),
+        "max_key": 3,
+        "key_lengths": None if lengths is None else torch.tensor(lengths, dtype=torch.int32),
+        "scale": 0.5,
+    }
+    names = check(lambda **k: dk.attention(**k, implementation=implementation), arguments)
+    assert names == {"query", "key", "value"}
+
+
+@pytest.mark.parametrize("text", ["text", "ragged text", "no text"])
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_mod_block(keep, rescale, text, implementation):
+    """All 17 differentiable arguments; the selection is given, since moving a logit may change it."""
+    case = ModBlockCase(
+        keep=keep, rescale=rescale, text=None if text == "no text" else 3, router_bias=True, **SMALL
+    )
+    arguments = case.arguments() | {"implementation": implementation, "index": packed(keep)[0], "eps": 0.1}
+    if text == "ragged text":
+        arguments["context_lengths"] = torch.tensor([2, 0], dtype=torch.int32)
+    names = check(dk.mod_block, arguments, fast=True)
+    assert len(names) == (12 if text == "no text" else 17)

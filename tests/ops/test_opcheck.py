@@ -1,0 +1,99 @@
+"""Every operator is a good citizen of PyTorch: schema, autograd registration, fake tensors, AOT autograd."""
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.testing._internal.optests import aot_autograd_check
+
+from diffratio_kernels.testing.inputs import ModBlockCase
+
+UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+SMALL = {"seed": 0, "tokens": 9, "heads": 1, "hidden": 8, "router_bias": True}
+CASES = {
+    "uniform": ModBlockCase(**SMALL, keep=(5,)),
+    "per sample": ModBlockCase(**SMALL, keep=(3, 7), ragged_text=True),
+    "no text": ModBlockCase(**SMALL, keep=(9, 0), text=None, biases=False),
+}
+
+
+@pytest.fixture(params=[False, True], ids=["inference", "training"])
+def wants_gradient(request):
+    return request.param
+
+
+def check(op, arguments, wants_gradient, utilities=UTILITIES):
+    """`opcheck` with the arguments given by name; returns them as the schema wants them."""
+    leaves = {
+        name: t.detach().clone().requires_grad_(wants_gradient)
+        for name, t in arguments.items()
+        if isinstance(t, torch.Tensor) and t.is_floating_point()
+    }
+    arguments = arguments | leaves
+    overload = getattr(torch.ops.diffratio, op).default
+    schema = overload._schema.arguments
+    args = tuple(arguments[a.name] for a in schema if not a.kwarg_only)
+    kwargs = {a.name: arguments[a.name] for a in schema if a.kwarg_only and a.name in arguments}
+    results = opcheck(overload, args, kwargs, test_utils=utilities)
+    assert results == dict.fromkeys(utilities, "SUCCESS")
+    return args, kwargs
+
+
+def selected(case):
+    """The arguments of the row operators after routing."""
+    a = case.arguments()
+    x, (shift, scale, gate) = a["x"], a["modulation"].unbind(1)[:3]
+    index, offsets, logits = torch.ops.diffratio.route(x, a["router_weight"], case.full_keep)
+    rows, branch = torch.randn(2, index.shape[0], 16)
+    return {
+        "x": x, "index": index, "offsets": offsets, "logits": logits,
+        "shift": shift, "scale": scale, "gate": gate,
+        "rows": rows, "hidden": rows, "branch": branch,
+        "tokens": 9, "eps": 1e-5, "rescale": "residual", "score_scale": 2.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("given", [False, True], ids=["selecting", "selected"])
+def test_route(given, wants_gradient, implementation):
+    case = CASES["per sample"]
+    arguments = case.arguments() | {"implementation": implementation}
+    arguments["index"] = selected(case)["index"] if given else None
+    args, kwargs = check("route", arguments, wants_gradient, UTILITIES[:3])
+    # The fourth of opcheck adds up the outputs in place and cannot start from an integer one: logits first.
+    aot_autograd_check(
+        lambda *args, **kwargs: torch.ops.diffratio.route(*args, **kwargs)[::-1],
+        args,
+        kwargs,
+        dynamic=True,
+        check_gradients="auto",
+    )
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("op", ["gather_adaln", "adaln", "scatter_rescale"])
+def test_row_operators(op, wants_gradient, implementation):
+    check(op, selected(CASES["per sample"]) | {"implementation": implementation}, wants_gradient)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+@pytest.mark.parametrize("name", ["uniform", "per sample"])
+def test_attention(name, wants_gradient, implementation):
+    case, offsets = CASES[name], selected(CASES[name])["offsets"]
+    arguments = {
+        "query": torch.randn(sum(case.full_keep), 2, 8),
+        "key": torch.randn(10, 2, 8),
+        "value": torch.randn(10, 2, 8),
+        "query_offsets": offsets,
+        "key_offsets": torch.tensor([0, 5, 10], dtype=torch.int32),
+        "max_query": max(case.full_keep),
+        "max_key": 5,
+        "key_lengths": torch.tensor([4, 0], dtype=torch.int32) if case.ragged_text else None,
+        "implementation": implementation,
+    }
+    check("attention", arguments, wants_gradient)
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("name", CASES)
+def test_mod_block(name, wants_gradient, implementation):
+    check("mod_block", CASES[name].arguments() | {"implementation": implementation}, wants_gradient)
