@@ -1,0 +1,103 @@
+"""Mixed dtypes: under autocast the residual stream keeps the dtype of x; without it they are named errors."""
+
+import pytest
+import torch
+
+import diffratio_kernels as dk
+from diffratio_kernels import mod_block, reference
+from diffratio_kernels.testing.budget import check_budget, gradients
+from diffratio_kernels.testing.inputs import ModBlockCase, cast
+
+FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+STREAM = ("x", "modulation", "router_weight", "router_bias")
+TEXTS = {"text": {}, "ragged text": {"ragged_text": True}, "no text": {"text": None}}
+
+
+def short(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def mixed(x_dtype, weight_dtype, **options):
+    """Arguments of `mod_block`: x in one dtype, the weights in another, router and modulation in fp32."""
+    case = ModBlockCase(seed=7, keep=(13, 20), router_bias=True, **options)
+    arguments = case.arguments()
+    stream = {name: arguments[name] for name in STREAM}
+    return cast(arguments, weight_dtype) | stream | {"x": stream["x"].to(x_dtype)}
+
+
+def autocast(function, dtype=BF16):
+    def run(**arguments):
+        with torch.autocast("cpu", dtype):
+            return function(**arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("weight_dtype", [FP32, BF16], ids=lambda d: f"weights {short(d)}")
+@pytest.mark.parametrize("x_dtype", [FP32, BF16], ids=lambda d: f"x {short(d)}")
+def test_block_under_autocast_is_within_the_budget(x_dtype, weight_dtype, text):
+    arguments = mixed(x_dtype, weight_dtype, **TEXTS[text])
+    index = dk.route(
+        arguments["x"], arguments["router_weight"], [13, 20], router_bias=arguments["router_bias"]
+    )[0]
+    arguments["index"] = index
+    gold, gold_grads = gradients(reference.mod_block, cast(arguments, FP64), seed=0)
+    peer, peer_grads = gradients(autocast(reference.mod_block), arguments, seed=0)
+    out, grads = gradients(autocast(mod_block), arguments, seed=0)
+    with torch.no_grad():
+        inference = autocast(mod_block)(**arguments)
+    name = f"autocast, x {short(x_dtype)}, weights {short(weight_dtype)}"
+    for result in (out, inference):
+        assert result.dtype == x_dtype
+        check_budget(name, result, peer, gold)
+    for key, grad in grads.items():
+        assert grad.dtype == arguments[key].dtype and grad.isfinite().all(), key
+        if key.endswith("_weight") or key in ("x", "modulation"):
+            assert grad.abs().max() > 1e-6, key
+            check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
+
+
+@pytest.mark.parametrize("argument", ["qkv_weight", "out_bias", "fc1_weight", "cross_q_weight", "context_kv"])
+@pytest.mark.parametrize("weight_dtype", [FP32, BF16, FP16], ids=short)
+def test_without_autocast_mixed_dtypes_are_named(argument, weight_dtype):
+    x_dtype = BF16 if weight_dtype is FP32 else FP32
+    arguments = mixed(x_dtype, x_dtype)
+    arguments[argument] = arguments[argument].to(weight_dtype)
+    with pytest.raises(TypeError, match=f"mod_block: {argument} must have the dtype of x, {x_dtype}"):
+        mod_block(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16, FP64], ids=short)
+@pytest.mark.parametrize("x_dtype", [FP32, BF16, FP16], ids=short)
+def test_router_and_modulation_may_be_of_any_dtype(x_dtype, dtype):
+    """Without autocast: the output has the dtype of x and each gradient that of its argument."""
+    arguments = mixed(x_dtype, x_dtype)
+    for name in ("router_weight", "router_bias", "modulation"):
+        arguments[name] = arguments[name].to(dtype)
+    index = dk.route(
+        arguments["x"], arguments["router_weight"], [13, 20], router_bias=arguments["router_bias"]
+    )[0]
+    arguments["index"] = index
+    gold, _ = gradients(reference.mod_block, cast(arguments, FP64), seed=0)
+    peer, _ = gradients(reference.mod_block, arguments, seed=0)
+    out, grads = gradients(mod_block, arguments, seed=0)
+    for result in (out, mod_block(**arguments)):
+        check_budget(f"x {short(x_dtype)}, modulation of another dtype", result, peer, gold)
+    assert all(grad.dtype == arguments[name].dtype for name, grad in grads.items())
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=short)
+def test_each_step_keeps_its_dtype_under_autocast(dtype):
+    a = mixed(FP32, FP32)
+    x, (shift, scale, gate) = a["x"], a["modulation"].unbind(1)[:3]
+    with torch.autocast("cpu", dtype):
+        index, offsets, logits = dk.route(x, a["router_weight"], [13, 20])
+        rows, normed = dk.gather_adaln(x, index, shift, scale)
+        heads = torch.nn.functional.linear(normed, a["qkv_weight"]).view(33, 3, 2, 16).unbind(1)
+        attended = dk.attention(*heads, offsets, offsets, 20, 20)
+        branch = torch.nn.functional.linear(attended.flatten(1), a["out_weight"])
+        out = dk.scatter_rescale(x, index, rows, branch, gate, logits)
+        mixed_heads = dk.attention(normed.view(33, 2, 16), *heads[1:], offsets, offsets, 20, 20)
+    assert logits.dtype == rows.dtype == normed.dtype == out.dtype == FP32
+    assert attended.dtype == branch.dtype == mixed_heads.dtype == dtype
