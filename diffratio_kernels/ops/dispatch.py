@@ -32,7 +32,7 @@ def choose(op: str, implementation: str, device: torch.device) -> str:
     """The implementation to run. An explicit choice that cannot run is an error, never another one."""
     known = IMPLEMENTATIONS[op]
     if implementation == "auto":
-        return next(name for name in known if why_not(name, device.type) is None)
+        return next((name for name in known if why_not(name, device.type) is None), known[-1])
     if implementation not in known:
         raise ValueError(f"{op}: implementation={implementation!r} must be one of {('auto', *known)}")
     reason = why_not(implementation, device.type)
