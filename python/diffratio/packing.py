@@ -44,11 +44,14 @@ def _views(parts: list[Tensor], whole: Tensor) -> bool:
     )
 
 
-def unpack(linears: list[nn.Linear], packed: tuple[Tensor, Tensor | None] | None) -> None:
-    """Give every Linear storage of its own again."""
-    if still_packed(linears, packed):
-        with torch.inference_mode(False), torch.no_grad():
-            for linear in linears:
-                linear.weight.data = linear.weight.data.clone()
-                if linear.bias is not None:
-                    linear.bias.data = linear.bias.data.clone()
+def unpack(linears: list[nn.Module], packed: tuple[Tensor, Tensor | None]) -> None:
+    """Give every parameter that still is a view of `packed` storage of its own again.
+
+    Some may have been moved and others not, or lie deeper by now: in a LoRA layer's base layer.
+    """
+    storages = {whole.untyped_storage().data_ptr() for whole in packed if whole is not None}
+    with torch.inference_mode(False), torch.no_grad():
+        for parameter in nn.ModuleList(linears).parameters():
+            data = parameter.data
+            if type(data) is Tensor and data.untyped_storage().data_ptr() in storages:
+                parameter.data = data.clone()

@@ -99,10 +99,11 @@ class BasicTransformerBlockSpec(BlockSpec):
             reason = plain_linear(linear)
             if reason is not None:
                 return f"{name}: {reason}"
-        dropouts = [ff.net[1], *(attention.to_out[1] for attention in attentions.values())]
-        if any(not isinstance(dropout, nn.Dropout) or dropout.p > 0 for dropout in dropouts):
+        dropouts = {f"{name}.to_out.1": attention.to_out[1] for name, attention in attentions.items()}
+        dropouts["ff.net.1"] = ff.net[1]
+        if any(not isinstance(dropout, nn.Dropout) or dropout.p > 0 for dropout in dropouts.values()):
             return "it has dropout"
-        for name, module in (("ff", ff), ("ff.net.0", ff.net[0])):
+        for name, module in ({"ff": ff, "ff.net.0": ff.net[0]} | dropouts).items():
             reason = hooked(module)
             if reason is not None:
                 return f"{name}: {reason}"

@@ -113,7 +113,8 @@ def plain_linear(module: nn.Module) -> str | None:
     whole of what they compute.
     """
     if type(module) is not nn.Linear:
-        return f"a {type(module).__name__}, not a plain nn.Linear"
+        # The module too: PEFT's LoRA layer is called Linear as well.
+        return f"a {type(module).__module__}.{type(module).__qualname__}, not a plain nn.Linear"
     if type(module.weight) is not nn.Parameter or type(module.weight.data) is not torch.Tensor:
         return f"its weight is a {type(module.weight.data).__name__}"
     if not module.weight.is_floating_point():
@@ -130,6 +131,8 @@ def hooked(module: nn.Module) -> str | None:
         or module._backward_pre_hooks
     ):
         return "it carries hooks"
-    if "forward" in vars(module):
+    forward = vars(module).get("forward")
+    # diffusers leaves the plain bound method behind when the last of its hooks is removed.
+    if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
         return "its forward was replaced"
     return None
