@@ -25,7 +25,7 @@ FORMAT = 1
 def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
     """Write the routers and the config of a patched model; the model's own weights are not included.
 
-    Each file is written beside its place and renamed into it, so that a reader never sees half of one.
+    Both files are written beside their places, and renamed into them once both are complete.
     """
     model = transformer_of(model_or_pipe)
     plan = plan_of(model)
@@ -39,10 +39,12 @@ def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
         "routed_layers": [state.name for state in plan.layers],
         "config": plan.config.to_dict(),
     }
-    with _replacing(directory / WEIGHTS_NAME) as path:
-        save_file(weights, path, metadata={"diffratio": json.dumps(config)})
-    with _replacing(directory / CONFIG_NAME) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    with (
+        _replacing(directory / WEIGHTS_NAME) as weights_path,
+        _replacing(directory / CONFIG_NAME) as config_path,
+    ):
+        save_file(weights, weights_path, metadata={"diffratio": json.dumps(config)})
+        config_path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_diffratio(model_or_pipe, directory: str | os.PathLike):
@@ -52,8 +54,7 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
     """
     model = transformer_of(model_or_pipe)
     directory = Path(directory)
-    adapter = _read_config(directory / CONFIG_NAME)
-    config = DiffRatioConfig.from_dict(adapter["config"])
+    adapter, config = _read_config(directory / CONFIG_NAME)
     weights = _read_weights(directory / WEIGHTS_NAME)
 
     fresh = "_diffratio_plan" not in vars(model)
@@ -76,9 +77,11 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
 
 def _router_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
+        # Asked for by name: PEFT's modules_to_save keeps an original and a trained copy of each.
         f"{block._diffratio.name}.diffratio.{name}": parameter
         for block in routed_blocks(model)
-        for name, parameter in block.diffratio.named_parameters()
+        for name in ("router_weight", "router_bias")
+        if (parameter := getattr(block.diffratio, name)) is not None
     }
 
 
@@ -102,12 +105,12 @@ class _replacing:
             self.temporary.unlink(missing_ok=True)
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(path: Path) -> tuple[dict, DiffRatioConfig]:
     try:
         adapter = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"directory: no {path.name} in {path.parent}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"directory: no {path.name} in {path.parent} ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"directory: {path} is not JSON ({error})") from None
     if not isinstance(adapter, dict) or adapter.get("format") != FORMAT:
         raise ValueError(f"directory: {path} is not a diffratio adapter of format {FORMAT}")
@@ -116,7 +119,12 @@ def _read_config(path: Path) -> dict:
         raise ValueError(f"directory: {path} has no list routed_layers")
     if "config" not in adapter:
         raise ValueError(f"directory: {path} has no config")
-    return adapter
+    try:
+        config = DiffRatioConfig.from_dict(adapter["config"])
+        config.kept_tenths(len(layers))
+    except ValueError as error:
+        raise ValueError(f"directory: {path}: {error}") from None
+    return adapter, config
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -148,5 +156,5 @@ def _check_weights(weights: dict, wanted: dict, directory: Path) -> None:
                 f"directory: {name} is {given.dtype} {tuple(given.shape)}, "
                 f"must be floating point {tuple(tensor.shape)}"
             )
-        if not given.isfinite().all():
+        if not given.float().isfinite().all():
             raise ValueError(f"directory: {name} holds NaN or infinity")

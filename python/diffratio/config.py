@@ -42,7 +42,8 @@ class DiffRatioConfig:
 
     def __post_init__(self):
         _tenths("compression", self.compression)
-        if not isinstance(self.num_regions, Integral) or not 1 <= self.num_regions <= 1000:
+        regions = self.num_regions
+        if isinstance(regions, bool) or not isinstance(regions, Integral) or not 1 <= regions <= 1000:
             raise ValueError(f"num_regions={self.num_regions!r} must be an integer in 1..1000")
         if self.rescale not in RESCALE:
             raise ValueError(f"rescale={self.rescale!r} must be one of {RESCALE}")
@@ -61,14 +62,23 @@ class DiffRatioConfig:
                 )
             for one in value if isinstance(value, (list, tuple)) else [value]:
                 _tenths(f"overrides[{layer}]", one)
+        # The caller's dict and lists may change later, and must not change a checked config.
+        copied = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in self.overrides.items()}
+        object.__setattr__(self, "overrides", copied)
 
     def kept_tenths(self, layers: int) -> list[list[int]]:
         """The table [L][R] of kept tenths for a model with that many routed layers."""
         table = [[10 - _tenths("compression", self.compression)] * self.num_regions for _ in range(layers)]
+        named: dict[int, int] = {}
         for layer, value in self.overrides.items():
             if not -layers <= layer < layers:
                 raise ValueError(
                     f"overrides: layer {layer} must be in {-layers}..{layers - 1} (routed layers)"
+                )
+            other = named.setdefault(layer % layers, layer)
+            if other != layer:
+                raise ValueError(
+                    f"overrides: layers {other} and {layer} are the same one of {layers} routed layers"
                 )
             values = value if isinstance(value, (list, tuple)) else [value] * self.num_regions
             table[layer] = [10 - _tenths(f"overrides[{layer}]", one) for one in values]
@@ -77,7 +87,7 @@ class DiffRatioConfig:
     def to_dict(self) -> dict:
         """Plain JSON types."""
         data = dataclasses.asdict(self)
-        data["overrides"] = {str(layer): value for layer, value in self.overrides.items()}
+        data["overrides"] = {str(layer): value for layer, value in data["overrides"].items()}
         return data
 
     @classmethod
@@ -85,14 +95,15 @@ class DiffRatioConfig:
         """The inverse of `to_dict`; an unknown or missing name is an error."""
         if not isinstance(data, dict):
             raise ValueError(f"config must be a dict, got {type(data).__name__}")
-        unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"config has unknown entries {sorted(unknown)}")
+        names = {f.name for f in dataclasses.fields(cls)}
+        unknown, missing = sorted(map(str, set(data) - names)), sorted(names - set(data))
+        if unknown or missing:
+            raise ValueError(f"config has unknown entries {unknown} and misses {missing}")
         data = dict(data)
         if isinstance(data.get("overrides"), dict):
             try:
                 data["overrides"] = {int(layer): value for layer, value in data["overrides"].items()}
-            except ValueError:
+            except (ValueError, TypeError):
                 raise ValueError(f"overrides={data['overrides']!r} must have integer layers") from None
         return cls(**data)
 

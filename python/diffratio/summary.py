@@ -57,6 +57,8 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     path: "mod_block" (one operator on raw weights) or "modules" (the block's own modules between our row
     operators), with the reason; implementation: which kernels. A model without patched blocks is an error.
     """
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+        raise ValueError(f"tokens={tokens!r} must be a positive integer")
     model = transformer_of(model_or_pipe)
     plan = plan_of(model)
     rows = []
