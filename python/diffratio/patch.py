@@ -24,13 +24,24 @@ from .state import LayerState, Plan
 
 
 def transformer_of(model_or_pipe) -> nn.Module:
-    """The model itself, or a pipeline's `transformer`."""
+    """The model itself, or a pipeline's `transformer`, without the wrappers of torch.compile, DDP and PEFT.
+
+    A wrapper would add its prefix to the names of the blocks, and an adapter would fit that wrapper alone.
+    """
     model = getattr(model_or_pipe, "transformer", model_or_pipe)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model must be an nn.Module or a pipeline with a transformer, got {type(model_or_pipe).__name__}"
         )
-    return model
+    while True:
+        if "_orig_mod" in model._modules:
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(type(model), "get_base_model"):  # PEFT, without importing it
+            model = model.get_base_model()
+        else:
+            return model
 
 
 def routed_blocks(model: nn.Module) -> list[nn.Module]:
@@ -69,9 +80,9 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
         block.diffratio = Router(
             spec.width(block), start=config.router_start, bias=config.router_bias, device=anchor.device
         )
-        block._diffratio = LayerState(layer, name, spec, plan, tenths=[10])
+        block._diffratio = LayerState(block, block.forward, layer, name, spec, plan, tenths=[10])
         plan.layers.append(block._diffratio)
-        block.forward = MethodType(routed_forward, block)
+        block.forward = MethodType(routed_forward, block._diffratio)
     plan.set_table(config, len(found))
     _pack(model)
     model._diffratio_plan = plan

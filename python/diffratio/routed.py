@@ -13,18 +13,21 @@ from .packing import still_packed
 from .state import LayerState
 
 
-def routed_forward(block: nn.Module, *args, **kwargs):
-    """Takes the place of `block.forward`."""
-    state: LayerState = block._diffratio
+def routed_forward(state: LayerState, *args, **kwargs):
+    """Takes the place of `state.block.forward`.
+
+    Bound to the state and not to the block: torch.compile takes every integer that it reaches through an
+    nn.Module as a constant, and a compiled block would hit the recompile limit at its ninth kept count.
+    """
+    block = state.block
     if not state.plan.enabled:
-        return type(block).forward(block, *args, **kwargs)
+        return state.dense_forward(*args, **kwargs)
     spec, router = state.spec, block.diffratio
     inputs: BlockInputs = spec.inputs(block, *args, **kwargs)
-    x = inputs.x
-    batch, tokens = x.shape[0], x.shape[1]
-    tenths = state.tenths if len(state.tenths) in (1, batch) else [state.tenths[0]]
-    keep = [kept_tokens(n, tokens) for n in tenths] * (batch if len(tenths) == 1 else 1)
-    index, keep = _selection(state, router, x, keep)
+    index, keep = _selection(state, router, inputs.x)
+    if torch.is_autocast_enabled(inputs.x.device.type):
+        # As in the dense block, x + gate * branch becomes as wide as the gate: PixArt's residual is fp32.
+        inputs.x = inputs.x.to(torch.promote_types(inputs.x.dtype, inputs.modulation.dtype))
     options = {"rescale": state.plan.config.rescale, "score_scale": router.score_scale}
     if why_modules(block, state) is None:
         y = _fused(block, state, inputs, keep, index, options)
@@ -45,16 +48,18 @@ def why_modules(block: nn.Module, state: LayerState) -> str | None:
     return None
 
 
-def _selection(state: LayerState, router, x: Tensor, keep: list[int]) -> tuple[Tensor | None, list[int]]:
-    """A selection to use instead of deciding inside the block: one saved for checkpointing, or recorded."""
+def _selection(state: LayerState, router, x: Tensor) -> tuple[Tensor | None, list[int]]:
+    """Kept tokens of every sample, and which they are where that is not left to the block: because the
+    selection was saved for checkpointing, or is recorded."""
     if torch.compiler.is_compiling():
-        return None, keep
+        return None, _kept_counts(state, x)
     state.tokens = x.shape[1]
     if not torch.is_grad_enabled() and state.plan.record is None:
-        return None, keep
+        return None, _kept_counts(state, x)
     saved = state.saved.get(x)
     if saved is not None:
         return saved
+    keep = _kept_counts(state, x)
     with torch.no_grad():
         index, _, _ = route(x, router.router_weight, keep, router_bias=router.router_bias)
     if torch.is_grad_enabled():
@@ -62,6 +67,15 @@ def _selection(state: LayerState, router, x: Tensor, keep: list[int]) -> tuple[T
     if state.plan.record is not None:
         state.plan.record.append(Routing(state.layer, state.plan.timesteps, index, tuple(x.shape[:2])))
     return index, keep
+
+
+def _kept_counts(state: LayerState, x: Tensor) -> list[int]:
+    (batch, tokens), tenths = x.shape[:2], state.tenths
+    if len(tenths) not in (1, batch):
+        raise ValueError(
+            f"timestep holds {len(tenths)} values in several regions, the blocks get a batch of {batch}"
+        )
+    return [kept_tokens(n, tokens) for n in tenths] * (batch if len(tenths) == 1 else 1)
 
 
 class Routing:

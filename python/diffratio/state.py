@@ -1,12 +1,14 @@
-"""What a patched model remembers: plain objects without references to modules, so that deepcopy and PEFT's
-module copies stay small and independent."""
+"""What a patched model remembers: plain objects that refer to no module but their own block, so that deepcopy
+and PEFT's module copies stay small and independent."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .config import DiffRatioConfig
@@ -35,6 +37,9 @@ class SavedRouting:
 class LayerState:
     """One routed block."""
 
+    block: nn.Module = field(repr=False)
+    dense_forward: Callable = field(repr=False)
+    """The bound forward of the block; dynamo cannot trace it through `type(block)` in diffusers."""
     layer: int
     name: str
     spec: object
@@ -79,6 +84,8 @@ class Plan:
         if timestep is None:
             raise ValueError("timestep must be given to a model with diffratio regions")
         self.timesteps = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
+        if not all(math.isfinite(t) for t in self.timesteps):
+            raise ValueError(f"timestep must be finite, got {self.timesteps}")
         inside = [min(max(int(t * regions // 1000), 0), regions - 1) for t in self.timesteps]
         if len(set(inside)) == 1:
             inside = inside[:1]
