@@ -1,0 +1,127 @@
+"""An explicit choice of implementation never falls back; without the native library the reference runs."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import diffratio_kernels
+from diffratio_kernels import capabilities, mod_block
+from diffratio_kernels.kernels import native
+from diffratio_kernels.ops import IMPLEMENTATIONS, choose
+from diffratio_kernels.testing.inputs import ModBlockCase
+
+REASON = "the library was left at home"
+NATIVE_OPS = [op for op, names in IMPLEMENTATIONS.items() if "native" in names]
+
+
+def operators_of(call):
+    """Names of all operators that run, also those inside other operators."""
+    with torch.profiler.profile() as profile:
+        call()
+    return {event.key for event in profile.key_averages()}
+
+
+def native_kernels(names):
+    return {name for name in names if name.startswith("diffratio_native::")}
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    monkeypatch.setattr(native, "unavailable", REASON)
+
+
+@pytest.mark.parametrize("op", NATIVE_OPS)
+def test_native_without_its_library_is_an_error_with_the_reason(op, without_library):
+    with pytest.raises(ValueError, match=f"{op}: implementation='native' is not available: {REASON}"):
+        choose(op, "native", torch.device("cpu"))
+    assert choose(op, "auto", torch.device("cpu")) == "reference"
+
+
+def test_block_without_the_library_runs_the_reference_or_says_why_not(without_library):
+    arguments = ModBlockCase(seed=0).arguments()
+    expected = mod_block(**arguments, implementation="reference")
+    # Attention needs no library and stays with SDPA: other roundings, fp32 values up to 4.
+    torch.testing.assert_close(mod_block(**arguments), expected, rtol=0, atol=1e-5)
+    assert not native_kernels(operators_of(lambda: mod_block(**arguments)))
+    with pytest.raises(ValueError, match=REASON):
+        mod_block(**arguments, implementation="native")
+    with pytest.raises(ValueError, match=REASON):
+        mod_block(**arguments | {"x": arguments["x"].requires_grad_()}, implementation="native")
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_each_choice_runs_its_own_kernels(training):
+    arguments = ModBlockCase(seed=0).arguments()
+    arguments["x"].requires_grad_(training)
+    for implementation, kernels in (("native", True), ("auto", True), ("reference", False)):
+        names = operators_of(lambda name=implementation: mod_block(**arguments, implementation=name))
+        assert bool(native_kernels(names)) == kernels, implementation
+    native_used = native_kernels(operators_of(lambda: mod_block(**arguments)))
+    steps = ("router_logits", "topk_select", "gather_adaln", "scatter_rescale")
+    assert {f"diffratio_native::{step}" for step in steps} <= native_used
+
+
+def test_capabilities_tell_the_reason(without_library):
+    rows = [row for row in capabilities() if row["device"] == "cpu"]
+    assert {(row["op"], row["implementation"]) for row in rows} == {
+        (op, name) for op, names in IMPLEMENTATIONS.items() for name in names
+    }
+    for row in rows:
+        gone = row["implementation"] == "native"
+        assert row["available"] is not gone and row["reason"] == (REASON if gone else None)
+
+
+def test_everything_is_available_here():
+    """The suite is run with the native library built: no implementation hides from the other tests."""
+    assert all(row["available"] for row in capabilities() if row["device"] == "cpu"), native.unavailable
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta", "xpu"])
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_auto_finds_an_implementation_for_every_device(op, device):
+    assert choose(op, "auto", torch.device(device)) in IMPLEMENTATIONS[op]
+
+
+@pytest.mark.parametrize("op", NATIVE_OPS)
+def test_native_is_for_cpu_tensors_only(op):
+    with pytest.raises(ValueError, match=f"{op}: implementation='native' is not available: .*meta"):
+        choose(op, "native", torch.device("meta"))
+
+
+FRESH = """
+import pathlib, sys, torch, diffratio_kernels as dk
+assert pathlib.Path(dk.__file__).is_relative_to(sys.argv[1]), dk.__file__
+from diffratio_kernels.testing.inputs import ModBlockCase
+arguments = ModBlockCase(seed=0).arguments()
+arguments["x"].requires_grad_()
+out = dk.mod_block(**arguments)
+out.sum().backward()
+assert torch.allclose(out, dk.mod_block(**arguments, implementation="reference"), rtol=0, atol=1e-5)
+assert arguments["x"].grad.isfinite().all()
+try:
+    dk.mod_block(**arguments, implementation="native")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("library", ["missing", "broken"])
+def test_a_package_without_its_library_imports_and_runs(library, tmp_path):
+    package = Path(diffratio_kernels.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if library == "broken":
+        (tmp_path / package.name / native.LIBRARY.name).write_bytes(b"\x7fELF, but no more than that")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path)],
+        env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    reason = {"missing": "was not built", "broken": "did not load"}[library]
+    assert "mod_block: implementation='native' is not available" in done.stdout and reason in done.stdout

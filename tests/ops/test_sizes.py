@@ -1,0 +1,111 @@
+"""The smallest sizes: no samples, no tokens, none kept, no text. Empty or untouched, never NaN."""
+
+import pytest
+import torch
+
+import diffratio_kernels as dk
+from diffratio_kernels import mod_block
+from diffratio_kernels.testing.budget import gradients
+from diffratio_kernels.testing.inputs import ModBlockCase
+
+ROWS, PRODUCTS = ("native", "reference"), ("sdpa", "reference")
+NO_INDEX = torch.empty(0, dtype=torch.int64)
+
+
+def offsets(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("implementation", ROWS)
+@pytest.mark.parametrize("keep", [[], [0], [3]], ids=str)
+def test_a_batch_of_no_samples(keep, implementation):
+    option = {"implementation": implementation}
+    a = ModBlockCase(seed=0).arguments() | option | {"keep": keep or [0]}
+    for name in ("x", "modulation", "context_kv"):
+        a[name] = a[name][:0]
+    out, grads = gradients(mod_block, a, seed=0)
+    assert out.shape == (0, 24, 32) and all(not grad.any() for grad in grads.values())
+    index, start, logits = dk.route(a["x"], a["router_weight"], keep, **option)
+    assert (index.shape, start.tolist(), logits.shape) == ((0,), [0], (0, 24))
+
+
+@pytest.mark.parametrize("implementation", PRODUCTS)
+def test_attention_of_no_samples(implementation):
+    nothing = torch.empty(0, 2, 8)
+    out = dk.attention(nothing, nothing, nothing, offsets(0), offsets(0), 0, 0, implementation=implementation)
+    assert out.shape == (0, 2, 8)
+
+
+@pytest.mark.parametrize("implementation", ROWS)
+def test_samples_of_no_tokens(implementation):
+    a = ModBlockCase(seed=0, keep=(0,)).arguments() | {"implementation": implementation}
+    assert mod_block(**a | {"x": a["x"][:, :0]}).shape == (2, 0, 32)
+
+
+@pytest.mark.parametrize("implementation", ROWS)
+def test_no_token_kept_gives_back_a_copy_of_x(implementation):
+    a = ModBlockCase(seed=0, keep=(0,)).arguments() | {"implementation": implementation}
+    out, grads = gradients(mod_block, a, seed=0)
+    assert torch.equal(out, a["x"]) and out.data_ptr() != a["x"].data_ptr()
+    assert all(grad.any() == (name == "x") for name, grad in grads.items())
+
+
+@pytest.mark.parametrize("implementation", ROWS)
+def test_row_operators_without_rows(implementation):
+    option = {"implementation": implementation}
+    x, m, nothing = torch.randn(2, 24, 16), torch.randn(2, 16), torch.empty(0, 16)
+    rows, normed = dk.gather_adaln(x, NO_INDEX, m, m, **option)
+    assert rows.shape == normed.shape == (0, 16)
+    assert dk.adaln(nothing, NO_INDEX, 24, m, m, **option).shape == (0, 16)
+    assert torch.equal(dk.scatter_rescale(x, NO_INDEX, nothing, nothing, m, x[..., 0], **option), x)
+
+
+@pytest.mark.parametrize("implementation", PRODUCTS)
+def test_queries_without_keys_get_zeros(implementation):
+    """A sample without keys beside one that has some; a batch without any keys; keys without queries."""
+    query, key, value = torch.randn(3, 5, 2, 8)
+    option = {"implementation": implementation}
+    out = dk.attention(query, key[:2], value[:2], offsets(0, 3, 5), offsets(0, 0, 2), 3, 2, **option)
+    assert not out[:3].any() and out[3:].all()
+    assert not dk.attention(query, key[:0], value[:0], offsets(0, 5), offsets(0, 0), 5, 0, **option).any()
+    assert dk.attention(query[:0], key, value, offsets(0, 0), offsets(0, 5), 0, 5, **option).shape == (
+        0,
+        2,
+        8,
+    )
+
+
+@pytest.mark.parametrize("implementation", ROWS)
+@pytest.mark.parametrize("keep", [(5,), (5, 3)], ids=str)
+def test_text_of_no_tokens_is_a_length_of_zero(keep, implementation):
+    a = ModBlockCase(seed=0, keep=keep).arguments() | {"implementation": implementation}
+    zero = torch.zeros(2, dtype=torch.int32)
+    expected, expected_grads = gradients(mod_block, a | {"context_lengths": zero}, seed=0)
+    for lengths in (None, zero):
+        none = a | {"context_kv": a["context_kv"][:, :0], "context_lengths": lengths}
+        out, grads = gradients(mod_block, none, seed=0)
+        assert torch.equal(out, expected)
+        assert all(torch.equal(g, expected_grads[name]) for name, g in grads.items() if name != "context_kv")
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("implementation", ROWS)
+def test_one_token_attends_to_itself(heads, implementation):
+    """With N = 1 the attention is its own value: no text, so the block is linear algebra on one row."""
+    case = ModBlockCase(
+        seed=0, tokens=1, keep=(1,), heads=heads, text=None, rescale="none", dtype=torch.float64
+    )
+    a = case.arguments()
+    shift1, scale1, gate1, shift2, scale2, gate2 = a["modulation"].unbind(1)
+    linear, x = torch.nn.functional.linear, a["x"][:, 0]
+
+    def norm(t, shift, scale):
+        return torch.nn.functional.layer_norm(t, t.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+    value = linear(norm(x, shift1, scale1), a["qkv_weight"], a["qkv_bias"]).chunk(3, dim=-1)[2]
+    hidden = x + gate1 * linear(value, a["out_weight"], a["out_bias"])
+    inner = linear(norm(hidden, shift2, scale2), a["fc1_weight"], a["fc1_bias"])
+    branch = linear(torch.nn.functional.gelu(inner, approximate="tanh"), a["fc2_weight"], a["fc2_bias"])
+    expected = (hidden + gate2 * branch)[:, None]
+    actual = mod_block(**a, implementation=implementation)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
