@@ -24,7 +24,7 @@ from .validate import RESCALE, Check
 
 @dataclass
 class _Steps:
-    """The row steps of one implementation, and whether buffers may be overwritten (no gradient wanted)."""
+    """The row steps of one implementation, and whether buffers are reused (no gradient, no autocast)."""
 
     route: object
     gather_adaln: object
@@ -84,36 +84,50 @@ def _block(
     index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index)
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
-    qkv = F.linear(normed, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, -1))
-    del normed
+    # Without a gradient all products share two buffers: on the CPU fresh pages cost several percent of the block.
+    narrow = normed if steps.in_place else None
+    widest = max(qkv_weight.shape[0], fc1_weight.shape[0])
+    wide = normed.new_empty(normed.shape[0] * widest) if steps.in_place else None
+
+    qkv = _linear(normed, qkv_weight, qkv_bias, wide).unflatten(-1, (3, num_heads, -1))
     attended = steps.attention(*qkv.unbind(1), offsets, offsets, longest, longest, None, None)
-    del qkv
-    branch = F.linear(attended.flatten(1), out_weight, out_bias)
+    branch = _linear(attended.flatten(1), out_weight, out_bias, narrow)
     hidden = _gate_residual(hidden, branch, gate1, keep, steps.in_place)
 
     if context_kv is not None:
-        query = F.linear(hidden, cross_q_weight, cross_q_bias).unflatten(-1, (num_heads, -1))
+        query = _linear(hidden, cross_q_weight, cross_q_bias, narrow).unflatten(-1, (num_heads, -1))
         length = context_kv.shape[1]
         context_offsets = reference.packed_offsets([length] * batch, x.device)
         key, value = context_kv.to(query.dtype).flatten(0, 1).unflatten(-1, (num_heads, -1)).unbind(1)
         attended = steps.attention(
             query, key, value, offsets, context_offsets, longest, length, context_lengths, None
         )
-        del query
-        branch = F.linear(attended.flatten(1), cross_out_weight, cross_out_bias)
+        branch = _linear(attended.flatten(1), cross_out_weight, cross_out_bias, narrow)
         hidden = hidden.add_(branch) if steps.in_place else (hidden + branch).to(x.dtype)
-    del attended, branch
+    del attended
 
     normed = steps.adaln(hidden, index, tokens, shift2, scale2, eps if mlp_eps is None else mlp_eps)
-    inner = F.linear(normed, fc1_weight, fc1_bias)
-    del normed
-    if steps.in_place:
-        torch.ops.aten.gelu_(inner, approximate="tanh")
-    else:
-        inner = F.gelu(inner, approximate="tanh")
-    branch = F.linear(inner, fc2_weight, fc2_bias).to(x.dtype)
-    del inner
+    inner = _linear(normed, fc1_weight, fc1_bias, wide)
+    gelu = torch.ops.aten.gelu_ if steps.in_place else F.gelu
+    branch = _linear(gelu(inner, approximate="tanh"), fc2_weight, fc2_bias, narrow).to(x.dtype)
+    del normed, inner, wide
     return steps.scatter_rescale(x, index, hidden, branch, gate2, logits, rescale, score_scale)
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
+    """F.linear, into the start of a buffer where one is given."""
+    if buffer is None:
+        return F.linear(rows, weight, bias)
+    out = buffer.view(-1)[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
+    # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
+    slab = rows.shape[1] if rows.device.type == "cpu" and rows.dtype == torch.float32 else weight.shape[0]
+    biases = [None] * len(weight.split(slab)) if bias is None else bias.split(slab)
+    for part, slab_weight, slab_bias in zip(out.split(slab, 1), weight.split(slab), biases, strict=True):
+        if slab_bias is None:
+            torch.mm(rows, slab_weight.t(), out=part)
+        else:
+            torch.addmm(slab_bias, rows, slab_weight.t(), out=part)
+    return out
 
 
 def _gate_residual(hidden: Tensor, branch: Tensor, gate: Tensor, keep: list[int], in_place: bool) -> Tensor:
@@ -214,7 +228,7 @@ def _run(in_place: bool, autocast: bool = False):
             mlp_eps=mlp_eps, index=index,
         )  # fmt: skip
         keep = _check(x, router_weight, keep, modulation, *weights, num_heads, autocast=autocast, **options)
-        steps = _steps(implementation, x.device, in_place and not (autocast and torch.is_grad_enabled()))
+        steps = _steps(implementation, x.device, in_place)
         return _block(steps, x, router_weight, keep, modulation, *weights, num_heads, **options)
 
     return run
@@ -237,7 +251,7 @@ define(
     fake=_fake,
     differentiable=_run(in_place=False),
     # The steps run with autocast on: the products are cast, the residual stream keeps the dtype of x.
-    autocast=_run(in_place=True, autocast=True),
+    autocast=_run(in_place=False, autocast=True),
 )
 
 

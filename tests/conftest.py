@@ -1,0 +1,29 @@
+"""Seeds, thread counts, and the table of worst error ratios at the end of a run."""
+
+import pytest
+import torch
+
+from diffratio_kernels.testing import budget
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["budget"] = budget.worst
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    for name, used in getattr(node, "workeroutput", {}).get("budget", {}).items():
+        budget.worst[name] = max(budget.worst.get(name, 0.0), used)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if budget.worst:
+        terminalreporter.section("largest part of the error budget used (1.00 is the limit)")
+        for name, used in sorted(budget.worst.items()):
+            terminalreporter.write_line(f"{used:6.2f}  {name}")
