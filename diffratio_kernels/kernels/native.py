@@ -55,7 +55,7 @@ def topk_select(logits: Tensor, offsets: Tensor, kept: int) -> Tensor:
 def row_places(index: Tensor, rows: int) -> Tensor:
     """place [rows] int32: which packed row each row of x became, -1 where none."""
     place = torch.empty(rows, dtype=torch.int32)
-    bad = torch.ops.diffratio_native.row_places(index, place)
+    bad = torch.ops.diffratio_native.row_places(index.contiguous(), place)
     if bad >= 0:
         raise ValueError(f"index[{bad}] must be in 0..{rows - 1} (rows of x) and occur only once")
     return place
@@ -66,7 +66,14 @@ def gather_adaln(x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: fl
     rows = torch.empty(index.shape[0], x.shape[2], dtype=x.dtype)
     normed = torch.empty_like(rows)
     torch.ops.diffratio_native.gather_adaln(
-        x.contiguous(), index, x.shape[1], _accumulation(shift, x), _accumulation(scale, x), eps, rows, normed
+        x.contiguous(),
+        index.contiguous(),
+        x.shape[1],
+        _accumulation(shift, x),
+        _accumulation(scale, x),
+        eps,
+        rows,
+        normed,
     )
     return rows, normed
 
@@ -76,7 +83,7 @@ def adaln(rows: Tensor, index: Tensor, tokens: int, shift: Tensor, scale: Tensor
     normed = torch.empty(rows.shape, dtype=rows.dtype)
     torch.ops.diffratio_native.gather_adaln(
         rows.contiguous(),
-        index,
+        index.contiguous(),
         tokens,
         _accumulation(shift, rows),
         _accumulation(scale, rows),
@@ -109,7 +116,7 @@ def adaln_backward(
     grad_shift, grad_scale = torch.zeros_like(scale), torch.zeros_like(scale)
     torch.ops.diffratio_native.gather_adaln_backward(
         rows.contiguous(),
-        index,
+        index.contiguous(),
         place,
         tokens,
         scale,
@@ -171,7 +178,7 @@ def scatter_rescale_backward(
     torch.ops.diffratio_native.scatter_rescale_backward(
         grad_out.contiguous(),
         x.contiguous(),
-        index,
+        index.contiguous(),
         row_places(index, x.shape[0] * x.shape[1]),
         x.shape[1],
         hidden.contiguous(),

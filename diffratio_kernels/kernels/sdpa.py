@@ -23,6 +23,8 @@ def attention(
 ) -> Tensor:
     """query [T, H, d]; key, value [S, H, d]; offsets [B+1]; key_lengths [B] or None -> [T, H, d]."""
     samples = query_offsets.shape[0] - 1
+    if query.shape[0] == 0:
+        return torch.zeros_like(query)
     if query.shape[0] == samples * max_query and key.shape[0] == samples * max_key:
         q, k, v = (t.unflatten(0, (samples, -1)) for t in (query, key, value))
         return _batched(q, k, v, key_lengths, scale).flatten(0, 1)

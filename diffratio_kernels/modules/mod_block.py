@@ -54,18 +54,6 @@ class ModBlock(nn.Module):
         context_lengths: Tensor | None = None,
     ) -> Tensor:
         """x [B, N, D], modulation [B, 6, D] -> [B, N, D]; arguments as in `torch.ops.diffratio.mod_block`."""
-        cross = {}
-        if hasattr(self, "cross_q"):
-            if context_kv is None:
-                raise ValueError("ModBlock: context_kv must be given to a block with cross-attention")
-            cross = {
-                "context_kv": context_kv,
-                "context_lengths": context_lengths,
-                "cross_q_weight": self.cross_q.weight,
-                "cross_q_bias": self.cross_q.bias,
-                "cross_out_weight": self.cross_out.weight,
-                "cross_out_bias": self.cross_out.bias,
-            }
         return mod_block(
             x,
             self.router.router_weight,
@@ -83,5 +71,22 @@ class ModBlock(nn.Module):
             rescale=self.rescale,
             score_scale=self.router.score_scale,
             eps=self.eps,
-            **cross,
+            **self._cross_arguments(context_kv, context_lengths),
         )
+
+    def _cross_arguments(self, context_kv: Tensor | None, context_lengths: Tensor | None) -> dict:
+        if not hasattr(self, "cross_q"):
+            for name, given in (("context_kv", context_kv), ("context_lengths", context_lengths)):
+                if given is not None:
+                    raise ValueError(f"ModBlock: {name} must not be given to a block without cross-attention")
+            return {}
+        if context_kv is None:
+            raise ValueError("ModBlock: context_kv must be given to a block with cross-attention")
+        return {
+            "context_kv": context_kv,
+            "context_lengths": context_lengths,
+            "cross_q_weight": self.cross_q.weight,
+            "cross_q_bias": self.cross_q.bias,
+            "cross_out_weight": self.cross_out.weight,
+            "cross_out_bias": self.cross_out.bias,
+        }

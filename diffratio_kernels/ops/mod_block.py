@@ -84,7 +84,7 @@ def _block(
     index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index)
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
-    # Without a gradient all products share two buffers: on the CPU fresh pages cost several percent of the block.
+    # Without a gradient all products share two buffers: on the CPU fresh pages cost percents of the block.
     narrow = normed if steps.in_place else None
     widest = max(qkv_weight.shape[0], fc1_weight.shape[0])
     wide = normed.new_empty(normed.shape[0] * widest) if steps.in_place else None
