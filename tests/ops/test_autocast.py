@@ -58,6 +58,22 @@ def test_block_under_autocast_is_within_the_budget(x_dtype, weight_dtype, text):
             check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
 
 
+@pytest.mark.parametrize("x_dtype", [FP32, FP16], ids=lambda d: f"x {short(d)}")
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_autocast_to_float16_keeps_the_dtype_of_x_too(x_dtype, implementation):
+    arguments = mixed(x_dtype, FP32) | {"implementation": implementation}
+    run = autocast(mod_block, FP16)
+    out, grads = gradients(run, arguments, seed=0)
+    with torch.no_grad():
+        inference = run(**arguments)
+    expected = mod_block(**cast(arguments, FP64))
+    for result in (out, inference):
+        assert result.dtype == x_dtype
+        # A chain of 8 roundings of float16 on values up to 5.
+        assert (result.double() - expected).abs().max() < 8 * torch.finfo(FP16).eps * 5
+    assert all(grad.dtype == arguments[name].dtype and grad.isfinite().all() for name, grad in grads.items())
+
+
 @pytest.mark.parametrize("argument", ["qkv_weight", "out_bias", "fc1_weight", "cross_q_weight", "context_kv"])
 @pytest.mark.parametrize("weight_dtype", [FP32, BF16, FP16], ids=short)
 def test_without_autocast_mixed_dtypes_are_named(argument, weight_dtype):
