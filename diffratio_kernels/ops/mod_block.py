@@ -84,33 +84,35 @@ def _block(
     index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index)
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
-    # Without a gradient all products share two buffers: on the CPU fresh pages cost percents of the block.
-    narrow = normed if steps.in_place else None
+    # Without a gradient all products share a buffer: on the CPU fresh pages cost percents of the block.
     widest = max(qkv_weight.shape[0], fc1_weight.shape[0])
-    wide = normed.new_empty(normed.shape[0] * widest) if steps.in_place else None
+    shared = normed.new_empty(normed.shape[0] * widest) if steps.in_place else None
 
-    qkv = _linear(normed, qkv_weight, qkv_bias, wide).unflatten(-1, (3, num_heads, -1))
+    qkv = _linear(normed, qkv_weight, qkv_bias, shared).unflatten(-1, (3, num_heads, -1))
+    del normed
     attended = steps.attention(*qkv.unbind(1), offsets, offsets, longest, longest, None, None)
-    branch = _linear(attended.flatten(1), out_weight, out_bias, narrow)
+    branch = _linear(attended.flatten(1), out_weight, out_bias, shared)
     hidden = _gate_residual(hidden, branch, gate1, keep, steps.in_place)
+    del qkv, attended
 
     if context_kv is not None:
-        query = _linear(hidden, cross_q_weight, cross_q_bias, narrow).unflatten(-1, (num_heads, -1))
+        query = _linear(hidden, cross_q_weight, cross_q_bias, shared).unflatten(-1, (num_heads, -1))
         length = context_kv.shape[1]
         context_offsets = reference.packed_offsets([length] * batch, x.device)
         key, value = context_kv.to(query.dtype).flatten(0, 1).unflatten(-1, (num_heads, -1)).unbind(1)
         attended = steps.attention(
             query, key, value, offsets, context_offsets, longest, length, context_lengths, None
         )
-        branch = _linear(attended.flatten(1), cross_out_weight, cross_out_bias, narrow)
+        branch = _linear(attended.flatten(1), cross_out_weight, cross_out_bias, shared)
         hidden = hidden.add_(branch) if steps.in_place else (hidden + branch).to(x.dtype)
-    del attended
+        del query, attended
 
     normed = steps.adaln(hidden, index, tokens, shift2, scale2, eps if mlp_eps is None else mlp_eps)
-    inner = _linear(normed, fc1_weight, fc1_bias, wide)
+    inner = _linear(normed, fc1_weight, fc1_bias, shared)
     gelu = torch.ops.aten.gelu_ if steps.in_place else F.gelu
-    branch = _linear(gelu(inner, approximate="tanh"), fc2_weight, fc2_bias, narrow).to(x.dtype)
-    del normed, inner, wide
+    space = normed if steps.in_place else None
+    branch = _linear(gelu(inner, approximate="tanh"), fc2_weight, fc2_bias, space).to(x.dtype)
+    del inner, shared
     return steps.scatter_rescale(x, index, hidden, branch, gate2, logits, rescale, score_scale)
 
 

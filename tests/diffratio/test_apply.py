@@ -147,10 +147,24 @@ def test_a_pipeline_is_patched_at_its_transformer_and_returned(tiny, model):
     assert len(summary(pipe)) == len(summary(model)) == tiny.layers
 
 
-def test_a_compiled_model_is_patched_under_the_names_of_the_model(tiny, model):
-    wrapped = torch.compile(model, backend="eager")
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def data_parallel(model):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        return nn.parallel.DistributedDataParallel(model)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [compiled, data_parallel])
+def test_a_wrapped_model_is_patched_under_the_names_of_the_model(tiny, model, wrap):
+    wrapped = wrap(model)
     assert apply_diffratio(wrapped) is wrapped
     assert [row.name for row in summary(model)] == [f"transformer_blocks.{i}" for i in range(tiny.layers)]
+    assert len(summary(wrapped)) == tiny.layers
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "model", nn.Linear, types.SimpleNamespace(transformer=None)])

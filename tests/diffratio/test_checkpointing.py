@@ -138,3 +138,16 @@ def test_decisions_are_forgotten_with_the_tensors_they_belong_to(tiny, model):
     for _ in range(3):
         tiny.run(model, tiny.inputs(model), grad=True).sum().backward()
     assert [len(block._diffratio.saved._by_input) for block in model.transformer_blocks] == [0] * tiny.layers
+
+
+def test_a_new_forward_pass_of_the_same_tensor_decides_anew(tiny):
+    """A saved decision is for recomputations only: by the next step the router has learned."""
+    model = tiny.route(tiny.pixart(num_layers=1))
+    block, x = model.transformer_blocks[0], torch.randn(2, 24, 32, requires_grad=True)
+    arguments = (x, None, torch.randn(2, 6, 32), None, torch.randn(2, 192))
+    with record_routing(model) as log:
+        block(*arguments).sum().backward()
+        block.diffratio.router_weight.data.neg_()
+        block(*arguments).sum().backward()
+    first, second = (entry.kept() for entry in log)
+    assert torch.equal(second, ~first)  # 12 of 24: the best half is now the worst

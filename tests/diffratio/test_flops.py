@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 import typer
-from diffratio.cli.flops import flops
-from diffratio.flops import TransformerShape, block_flops, dsap_kept, kept_tokens, rows, transformer_flops
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
+
+from diffratio.cli.flops import flops
+from diffratio.flops import TransformerShape, block_flops, dsap_kept, kept_tokens, rows, transformer_flops
 
 TEXT = 7
 SMALL = {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 3, "sample_size": 8}
