@@ -34,7 +34,17 @@ class CMakeBuild(build_ext):
 
         build = ROOT / "build" / "native"
         subprocess.run(
-            ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), f"-DTORCH_DIR={torch.__path__[0]}"],
+            [
+                "cmake",
+                "--fresh",
+                "-G",
+                "Ninja",
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                f"-DTORCH_DIR={torch.__path__[0]}",
+            ],
             check=True,
         )
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
