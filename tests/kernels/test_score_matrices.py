@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from diffratio_kernels import route
+from diffratio_kernels.kernels import native
+from diffratio_kernels.reference import select_tokens
 from diffratio_kernels.testing.scores import expected_selection, routed_to
 from diffratio_kernels.testing.scores import score_matrices as draw_score_matrices
 
@@ -40,6 +42,10 @@ def test_kept_tokens_are_those_of_plain_python(dtype, name, tokens, keep):
         assert index.tolist() == expected, implementation
         assert offsets.tolist() == [0, keep, 2 * keep], implementation
         assert torch.equal(logits.nan_to_num(7), scores.to(logits.dtype).nan_to_num(7)), implementation
+    # A product x . w makes every zero +0, so the selections are also asked without it.
+    scores = scores.to(logits.dtype)
+    assert native.topk_select(scores, offsets, 2 * keep).tolist() == expected
+    assert select_tokens(scores, [keep, keep])[0].tolist() == expected
 
 
 def test_there_are_enough_cases():
