@@ -41,13 +41,13 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if key_lengths is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
-    empty = (key_lengths == 0)[:, None]
-    # A sample without keys attends to all of them and is cleared: no NaN, forward or backward.
-    valid = (torch.arange(k.shape[2], device=k.device) < key_lengths[:, None]) | empty
-    v = v.masked_fill(~valid[:, None, :, None], 0)
-    k = k.masked_fill(~valid[:, None, :, None], 0)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :], scale=scale)
-    return out.masked_fill(empty[:, None, None], 0).transpose(1, 2)
+    # Padding may hold anything, so it is cleared as well as masked; a sample without keys then attends to
+    # zeros: no NaN, forward or backward.
+    valid = torch.arange(k.shape[2], device=k.device) < key_lengths[:, None]
+    k, v = (t.masked_fill(~valid[:, None, :, None], 0) for t in (k, v))
+    mask = valid | (key_lengths == 0)[:, None]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], scale=scale)
+    return out.transpose(1, 2)
 
 
 def _per_sample(query, key, value, query_offsets, key_offsets, key_lengths, scale) -> Tensor:

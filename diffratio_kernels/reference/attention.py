@@ -43,12 +43,12 @@ def attention(
 
     lengths = key_offsets.diff() if key_lengths is None else key_lengths
     valid = torch.arange(max_key, device=query.device) < lengths[:, None]
+    # Padding may hold anything (0 * inf is NaN), so it is cleared as well as given no weight.
+    k, v = (t.masked_fill(~valid[:, :, None, None], 0) for t in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k).to(accumulation_dtype(query.dtype)) * scale
     scores = scores.masked_fill(~valid[:, None, None, :], -torch.inf)
     empty = ~valid.any(dim=1)[:, None, None, None]
     weights = scores.masked_fill(empty, 0).softmax(dim=-1).masked_fill(~valid[:, None, None, :], 0)
-    # A padded value may be anything (0 * inf is NaN), so it is cleared as well as weighted by 0.
-    v = v.masked_fill(~valid[:, :, None, None], 0)
     out = torch.einsum("bhqk,bkhd->bqhd", weights.to(query.dtype), v)
 
     at_row = torch.arange(rows, device=query.device)
