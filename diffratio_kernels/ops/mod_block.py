@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,11 @@ from .validate import RESCALE, Check
 class _Steps:
     """The row steps of one implementation, and whether buffers are reused (no gradient, no autocast)."""
 
-    route: object
-    gather_adaln: object
-    adaln: object
-    attention: object
-    scatter_rescale: object
+    route: Callable
+    gather_adaln: Callable
+    adaln: Callable
+    attention: Callable
+    scatter_rescale: Callable
     in_place: bool
 
 
