@@ -59,6 +59,7 @@ def test_a_copy_refers_to_no_block_of_the_original(pair):
         assert theirs.forward.__self__.block is theirs
         assert theirs._diffratio.plan is twin._diffratio_plan is not model._diffratio_plan
         assert theirs.diffratio is not ours.diffratio
+        assert theirs._diffratio.saved is not ours._diffratio.saved
     storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
     assert storages.isdisjoint(p.untyped_storage().data_ptr() for p in twin.parameters())
 

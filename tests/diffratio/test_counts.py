@@ -75,6 +75,16 @@ def test_full_compression_bypasses_every_block(tiny, model, grad):
 
 
 @GRAD
+def test_a_bypassed_block_calls_none_of_its_modules(tiny, model, grad):
+    calls = []
+    for block in tiny.route(model, 1.0).transformer_blocks:
+        for module in (block.attn1, block.ff):
+            module.register_forward_hook(lambda module, args, output: calls.append(module))
+    tiny.run(model, tiny.inputs(model), grad)
+    assert calls == []
+
+
+@GRAD
 def test_tokens_not_kept_leave_a_block_bit_equal(tiny, model, grad):
     tiny.route(model, 0.6)
     seen = []
