@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -86,6 +87,7 @@ void topk_select(Tensor logits, Tensor offsets, Tensor index) {
 int64_t row_places(Tensor index, Tensor place) {
   auto* to = static_cast<int32_t*>(place.data_ptr());
   const int64_t count = index.numel(), total = place.numel();
+  STD_TORCH_CHECK(count <= INT32_MAX, "diffratio_native: more than 2^31 - 1 kept rows");
   std::fill(to, to + total, -1);
   for (int64_t t = 0; t < count; ++t) {
     const int64_t r = rows(index)[t];

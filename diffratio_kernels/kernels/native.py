@@ -16,7 +16,7 @@ LIBRARY = Path(__file__).parent.parent / "_C.abi3.so"
 def _load() -> str | None:
     """Load the native library; the reason where there is none."""
     if not LIBRARY.exists():
-        return f"{LIBRARY.name} was not built (no C++ compiler at install time?)"
+        return f"{LIBRARY.name} was not built (no GCC 12 or CMake at install time?)"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:

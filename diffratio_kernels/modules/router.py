@@ -41,10 +41,14 @@ class Router(nn.Module):
         """What sigmoid(logit) is multiplied by."""
         return 2.0 if self.start == "identity" else 1.0
 
-    def forward(self, x: Tensor, keep: int | list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, keep: int | list[int], index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, D] -> index [T], offsets [B+1], logits [B, N], as `torch.ops.diffratio.route`."""
         keep = [keep] if isinstance(keep, int) else keep
-        return torch.ops.diffratio.route(x, self.router_weight, keep, router_bias=self.router_bias)
+        return torch.ops.diffratio.route(
+            x, self.router_weight, keep, router_bias=self.router_bias, index=index
+        )
 
     def extra_repr(self) -> str:
         return f"{self.router_weight.numel()}, start={self.start!r}, bias={self.router_bias is not None}"

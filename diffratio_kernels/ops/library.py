@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _library = torch.library.Library("diffratio", "DEF")
 _BACKENDS = ("CPU", "CUDA")
@@ -42,9 +43,12 @@ def define(
 
 def _autograd_kernel(op: Callable, differentiable: Callable) -> Callable:
     def autograd_kernel(*args, **kwargs):
-        wanted = torch.is_grad_enabled() and any(
-            isinstance(arg, Tensor) and arg.requires_grad for arg in (*args, *kwargs.values())
-        )
+        tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
+            raise NotImplementedError(f"{op}: forward-mode derivatives are not implemented")
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if wanted:
             return differentiable(*args, **kwargs)
         with torch._C._AutoDispatchBelowAutograd():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ def _block(
 ) -> Tensor:
     batch, tokens, _ = x.shape
     if sum(keep) == 0:
-        return x.clone()
+        return x.clone(memory_format=torch.contiguous_format)
     longest = max(keep)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index)
@@ -123,7 +124,8 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | 
         return F.linear(rows, weight, bias)
     out = buffer.view(-1)[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
     # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
-    slab = rows.shape[1] if rows.device.type == "cpu" and rows.dtype == torch.float32 else weight.shape[0]
+    slabs = rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[0] >= 128
+    slab = rows.shape[1] if slabs else weight.shape[0]
     biases = [None] * len(weight.split(slab)) if bias is None else bias.split(slab)
     for part, slab_weight, slab_bias in zip(out.split(slab, 1), weight.split(slab), biases, strict=True):
         if slab_bias is None:
@@ -203,7 +205,7 @@ def _check(
     if mlp_eps is not None:
         check.positive("mlp_eps", mlp_eps)
     if index is not None:
-        check.index(index, x.shape[0] * x.shape[1], sum(keep))
+        check.index(index, x.shape[0] * x.shape[1], keep)
     return keep
 
 
@@ -273,5 +275,5 @@ def mod_block(x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **
     Returns [B, N, D] in the dtype of x; rows not kept are bit-equal to x. Every bad argument is a
     ValueError or TypeError that names it.
     """
-    keep = [keep] if isinstance(keep, int) else keep
+    keep = [keep] if isinstance(keep, Integral) else keep
     return torch.ops.diffratio.mod_block(x, router_weight, keep, *args, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def _check(x, router_weight, keep, router_bias, index):
     check.optional("router_bias", router_bias, "1")
     keep = check.keep(keep)
     if index is not None:
-        check.index(index, x.shape[0] * x.shape[1], sum(keep))
+        check.index(index, x.shape[0] * x.shape[1], keep)
     return keep
 
 
@@ -105,7 +107,7 @@ def route(
     Returns index [T] int64 (kept rows of the flattened [B*N], ascending), offsets [B+1] int32 (cumulative
     kept counts) and logits [B, N] (fp32; fp64 for fp64 x; differentiable).
     """
-    keep = [keep] if isinstance(keep, int) else keep
+    keep = [keep] if isinstance(keep, Integral) else keep
     return torch.ops.diffratio.route(
         x, router_weight, keep, router_bias=router_bias, index=index, implementation=implementation
     )

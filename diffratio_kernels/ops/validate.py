@@ -78,10 +78,11 @@ class Check:
                 self.fail(f"{name}[{b}]={k} must be in 0..{tokens} (tokens of x)")
         return list(keep) * batch if len(keep) == 1 else list(keep)
 
-    def index(self, index: Tensor, rows: int, exact_length: int | None = None):
+    def index(self, index: Tensor, rows: int, keep: list[int] | None = None):
+        """Rows of the flattened x, each at most once; with `keep`, keep[b] of sample b, by sample."""
         self.tensor("index", index, "T", dtypes=(torch.int64,))
-        if exact_length is not None and index.shape[0] != exact_length:
-            self.fail(f"index must hold sum(keep)={exact_length} rows, got {index.shape[0]}")
+        if keep is not None and index.shape[0] != sum(keep):
+            self.fail(f"index must hold sum(keep)={sum(keep)} rows, got {index.shape[0]}")
         # Values are checked where that needs no sync: on the CPU, and not while tracing.
         if index.device.type != "cpu" or type(index) is not Tensor or index.shape[0] == 0:
             return
@@ -91,6 +92,10 @@ class Check:
             self.fail(f"index holds {bad.item()}, must be in 0..{rows - 1} (rows of the flattened x)")
         if index.bincount(minlength=rows).max() > 1:
             self.fail("index must hold each row at most once")
+        if keep is not None:
+            owner = torch.arange(len(keep)).repeat_interleave(torch.tensor(keep))
+            if not torch.equal(index // (rows // len(keep)), owner):
+                self.fail("index must hold keep[b] rows of each sample b, sample after sample")
 
     def heads(self, num_heads: int):
         width = self.size("D")

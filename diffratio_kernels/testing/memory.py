@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
+def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int:
     """Bytes that `call()` had allocated at its peak, outputs included, inputs and weights not.
 
-    Every allocation of the CPU allocator counts, also those inside operators; on a GPU the caching
-    allocator's own peak is taken. Run the call once before, so that what it caches is not counted.
+    device "cpu": every allocation counts, also those inside operators; "cuda": the caching allocator's own
+    peak. Run the call once before, so that what it caches is not counted.
     """
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.synchronize()
         resident = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

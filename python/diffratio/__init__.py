@@ -1,28 +1,32 @@
 """Spend compute only on the tokens that need it: routing for diffusers' diffusion transformers."""
 
-from .adapter import load_diffratio, save_diffratio
-from .config import DiffRatioConfig
-from .integrations import BlockInputs, BlockSpec, register_block_spec
-from .patch import (
-    apply_diffratio,
-    disable_diffratio,
-    enable_diffratio,
-    record_routing,
-    remove_diffratio,
-)
-from .summary import summary
+from importlib import import_module
 
-__all__ = [
-    "BlockInputs",
-    "BlockSpec",
-    "DiffRatioConfig",
-    "apply_diffratio",
-    "disable_diffratio",
-    "enable_diffratio",
-    "load_diffratio",
-    "record_routing",
-    "register_block_spec",
-    "remove_diffratio",
-    "save_diffratio",
-    "summary",
-]
+_HOMES = {
+    "BlockInputs": "integrations",
+    "BlockSpec": "integrations",
+    "DiffRatioConfig": "config",
+    "apply_diffratio": "patch",
+    "disable_diffratio": "patch",
+    "enable_diffratio": "patch",
+    "load_diffratio": "adapter",
+    "record_routing": "patch",
+    "register_block_spec": "integrations",
+    "remove_diffratio": "patch",
+    "save_diffratio": "adapter",
+    "summary": "summary",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Import on first use: the command line must be able to say that diffusers is missing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -137,6 +137,10 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_layers(model: nn.Module, adapter: dict) -> None:
+    if adapter.get("base_model_class") != type(model).__name__:
+        raise ValueError(
+            f"directory: the adapter is for a {adapter.get('base_model_class')}, not a {type(model).__name__}"
+        )
     names = [state.name for state in plan_of(model).layers]
     if adapter["routed_layers"] != names:
         raise ValueError(

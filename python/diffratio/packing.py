@@ -6,14 +6,28 @@ import torch
 from torch import Tensor, nn
 
 
+def why_not_one_matrix(linears: list[nn.Linear]) -> str | None:
+    """Why Linears cannot be one matrix product, None where they can."""
+    if len({linear.bias is None for linear in linears}) > 1:
+        return "only some of q, k and v have a bias"
+    if len({(linear.weight.dtype, linear.weight.device, linear.weight.shape) for linear in linears}) > 1:
+        return "q, k and v differ in dtype, device or shape"
+    return None
+
+
+def concatenated(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases of the Linears as one tensor each."""
+    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+    return torch.cat([linear.weight for linear in linears]), bias
+
+
 def pack(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Put the weights (and biases) of same-sized Linears into one tensor each; returns both.
 
     The parameters keep their names, values and identity; only their storage is shared.
     """
     with torch.inference_mode(False), torch.no_grad():
-        weight = torch.cat([linear.weight for linear in linears])
-        bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        weight, bias = concatenated(linears)
         for linear, rows in zip(linears, weight.chunk(len(linears)), strict=True):
             linear.weight.data = rows
         if bias is not None:
@@ -41,6 +55,17 @@ def _views(parts: list[Tensor], whole: Tensor) -> bool:
         and part.dtype == whole.dtype
         and part.device == whole.device
         for i, part in enumerate(parts)
+    )
+
+
+def shares_storage(linears: list[nn.Module], packed: tuple[Tensor, Tensor | None] | None) -> bool:
+    """Whether any parameter still is a view of `packed`."""
+    if packed is None:
+        return False
+    storages = {whole.untyped_storage().data_ptr() for whole in packed if whole is not None}
+    return any(
+        type(parameter.data) is Tensor and parameter.data.untyped_storage().data_ptr() in storages
+        for parameter in nn.ModuleList(linears).parameters()
     )
 
 

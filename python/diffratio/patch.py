@@ -18,7 +18,7 @@ from diffratio_kernels.modules import Router
 from .config import DiffRatioConfig
 from .integrations import spec_for
 from .integrations.spec import hooked
-from .packing import pack, still_packed, unpack
+from .packing import pack, still_packed, unpack, why_not_one_matrix
 from .routed import routed_forward
 from .state import LayerState, Plan
 
@@ -123,6 +123,7 @@ def _reconfigure(plan: Plan, config: DiffRatioConfig) -> None:
                 f"({getattr(plan.config, name)!r}); call remove_diffratio first"
             )
     plan.set_table(config, len(plan.layers))
+    plan.enabled = True
 
 
 def _enter_call(model: nn.Module, args, kwargs):
@@ -172,16 +173,25 @@ def disable_diffratio(model_or_pipe):
 def _pack(model: nn.Module) -> None:
     for block in routed_blocks(model):
         state = block._diffratio
-        if state.spec.why_not_fused(block) is None and not still_packed(state.spec.qkv(block), state.packed):
-            state.packed = pack(state.spec.qkv(block))
+        if state.spec.why_not_fused(block) is not None:
+            continue
+        linears = state.spec.qkv(block)
+        if why_not_one_matrix(linears) is None and not still_packed(linears, state.packed):
+            state.packed = pack(linears)
 
 
 @contextmanager
 def record_routing(model_or_pipe):
-    """Collect every selection made inside: a list of `Routing` (layer, timestep, index, shape, kept())."""
+    """Collect every selection made inside: a list of `Routing` (layer, timestep, index, shape, kept()).
+
+    A recording inside another one is part of it too.
+    """
     plan = plan_of(transformer_of(model_or_pipe))
-    plan.record = []
+    outer, plan.record = plan.record, []
+    log = plan.record
     try:
-        yield plan.record
+        yield log
     finally:
-        plan.record = None
+        plan.record = outer
+        if outer is not None:
+            outer += log

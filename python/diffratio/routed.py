@@ -6,11 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffratio_kernels import adaln, gather_adaln, kept_tokens, mod_block, route, scatter_rescale
+from diffratio_kernels import adaln, gather_adaln, kept_tokens, mod_block, scatter_rescale
 
 from .integrations import BlockInputs
-from .packing import still_packed
-from .state import LayerState
+from .integrations.spec import hooked
+from .packing import concatenated, shares_storage, still_packed, why_not_one_matrix
+from .state import LayerState, in_backward
 
 
 def routed_forward(state: LayerState, *args, **kwargs):
@@ -25,11 +26,13 @@ def routed_forward(state: LayerState, *args, **kwargs):
     spec, router = state.spec, block.diffratio
     inputs: BlockInputs = spec.inputs(block, *args, **kwargs)
     index, keep = _selection(state, router, inputs.x)
+    if not any(keep):
+        return spec.output(block, inputs.x)
     if torch.is_autocast_enabled(inputs.x.device.type):
         # As in the dense block, x + gate * branch becomes as wide as the gate: PixArt's residual is fp32.
         inputs.x = inputs.x.to(torch.promote_types(inputs.x.dtype, inputs.modulation.dtype))
     options = {"rescale": state.plan.config.rescale, "score_scale": router.score_scale}
-    if why_modules(block, state) is None:
+    if (why_modules(block, state) or spec.why_not_fused_call(block, inputs)) is None:
         y = _fused(block, state, inputs, keep, index, options)
     else:
         y = _through_modules(block, state, inputs, keep, index, options)
@@ -41,17 +44,17 @@ def why_modules(block: nn.Module, state: LayerState) -> str | None:
     if torch.is_grad_enabled():
         return "gradients are wanted"
     reason = state.spec.why_not_fused(block)
-    if reason is not None:
-        return reason
-    if not torch.compiler.is_compiling() and not still_packed(state.spec.qkv(block), state.packed):
-        return "q, k and v were moved since apply_diffratio (enable_diffratio packs them again)"
-    return None
+    if reason is None and hooked(block.diffratio):
+        return f"diffratio: {hooked(block.diffratio)}"
+    return reason or why_not_one_matrix(state.spec.qkv(block))
 
 
 def _selection(state: LayerState, router, x: Tensor) -> tuple[Tensor | None, list[int]]:
     """Kept tokens of every sample, and which they are where that is not left to the block: because the
     selection was saved for checkpointing, or is recorded."""
     if torch.compiler.is_compiling():
+        if state.plan.record is not None:
+            raise RuntimeError("record_routing cannot look into a compiled model: record the model itself")
         return None, _kept_counts(state, x)
     state.tokens = x.shape[1]
     if not torch.is_grad_enabled() and state.plan.record is None:
@@ -59,9 +62,12 @@ def _selection(state: LayerState, router, x: Tensor) -> tuple[Tensor | None, lis
     saved = state.saved.get(x)
     if saved is not None:
         return saved
+    if in_backward() and state.plan.config.num_regions > 1:
+        # Another forward may have changed the region since, and nothing was saved to go back to.
+        raise RuntimeError("gradient checkpointing with timestep regions needs use_reentrant=False")
     keep = _kept_counts(state, x)
     with torch.no_grad():
-        index, _, _ = route(x, router.router_weight, keep, router_bias=router.router_bias)
+        index, _, _ = router(x, keep)
     if torch.is_grad_enabled():
         state.saved.put(x, index, keep)
     if state.plan.record is not None:
@@ -94,12 +100,15 @@ class Routing:
 
 def _fused(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
     router = block.diffratio
+    linears = state.spec.qkv(block)
     if torch.compiler.is_compiling():
-        q, k, v = state.spec.qkv(block)
-        weight = torch.cat([q.weight, k.weight, v.weight])
-        bias = None if q.bias is None else torch.cat([q.bias, k.bias, v.bias])
-    else:
+        weight, bias = concatenated(linears)
+    elif still_packed(linears, state.packed):
         weight, bias = state.packed
+    else:  # moved since apply_diffratio: the old matrix goes, and enable_diffratio packs the new one
+        weight, bias = concatenated(linears)
+        if not shares_storage(linears, state.packed):
+            state.packed = None
     return mod_block(
         inputs.x,
         router.router_weight,
@@ -114,10 +123,8 @@ def _fused(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
 
 def _through_modules(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
     x, router = inputs.x, block.diffratio
-    if sum(keep) == 0:
-        return x.clone()
     shift1, scale1, gate1, shift2, scale2, gate2 = inputs.modulation.unbind(1)
-    index, _, logits = route(x, router.router_weight, keep, router_bias=router.router_bias, index=index)
+    index, _, logits = router(x, keep, index)
     rows, normed = gather_adaln(x, index, shift1, scale1, inputs.eps)
 
     def branches(rows, normed, index, inputs, gate1):

@@ -28,9 +28,12 @@ class SavedRouting:
 
     def get(self, x: Tensor) -> tuple[Tensor, list[int]] | None:
         """The selection for this very input, if this is a recomputation inside a backward pass."""
-        if torch._C._current_graph_task_id() == -1:
-            return None
-        return self._by_input.get(x)
+        return self._by_input.get(x) if in_backward() else None
+
+
+def in_backward() -> bool:
+    """Whether the autograd engine is running on this thread: a forward now is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
 
 
 @dataclass
@@ -81,7 +84,10 @@ class Plan:
         regions = self.config.num_regions
         if regions == 1 and self.record is None:
             return
+        self.timesteps = None
         if timestep is None:
+            if regions == 1:
+                return
             raise ValueError("timestep must be given to a model with diffratio regions")
         self.timesteps = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
         if not all(math.isfinite(t) for t in self.timesteps):

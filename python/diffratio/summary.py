@@ -9,6 +9,7 @@ import torch
 from diffratio_kernels import kept_tokens
 from diffratio_kernels.ops import choose
 
+from .packing import still_packed
 from .patch import plan_of, routed_blocks, transformer_of
 from .routed import why_modules
 
@@ -55,7 +56,8 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     """Every patched block of a model; `tokens` is N for the kept counts (default: N of the last call).
 
     path: "mod_block" (one operator on raw weights) or "modules" (the block's own modules between our row
-    operators), with the reason; implementation: which kernels. A model without patched blocks is an error.
+    operators); reason: why it is not the fastest way; implementation: which kernels. A model without
+    patched blocks is an error.
     """
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
         raise ValueError(f"tokens={tokens!r} must be a positive integer")
@@ -67,7 +69,11 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
             state = block._diffratio
             n = state.tokens if tokens is None else tokens
             tenths = plan.table[state.layer]
-            reason = why_modules(block, state)
+            modules = reason = why_modules(block, state)
+            if reason is None and not still_packed(state.spec.qkv(block), state.packed):
+                reason = (
+                    "q, k and v were moved and are joined in every call; enable_diffratio packs them again"
+                )
             rows.append(
                 LayerSummary(
                     layer=state.layer,
@@ -75,7 +81,7 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
                     kept_ratio=tuple(t / 10 for t in tenths),
                     kept_tokens=None if n is None else tuple(kept_tokens(t, n) for t in tenths),
                     tokens=n,
-                    path="mod_block" if reason is None else "modules",
+                    path="mod_block" if modules is None else "modules",
                     implementation=choose("mod_block", "auto", block.diffratio.router_weight.device),
                     reason=reason,
                 )

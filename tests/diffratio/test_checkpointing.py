@@ -4,21 +4,22 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from diffratio import record_routing, routed
+from diffratio import record_routing
+from diffratio_kernels.modules import Router
 
 
 @pytest.fixture
 def decisions(monkeypatch):
     """Counts the selections made: in forward passes and, apart, inside backward passes."""
     made = {"forward": 0, "backward": 0}
-    route = routed.route
+    forward = Router.forward
 
-    def counting(x, router_weight, keep, *, router_bias=None, index=None):
+    def counting(router, x, keep, index=None):
         if index is None:
             made["forward" if torch._C._current_graph_task_id() == -1 else "backward"] += 1
-        return route(x, router_weight, keep, router_bias=router_bias, index=index)
+        return forward(router, x, keep, index)
 
-    monkeypatch.setattr(routed, "route", counting)
+    monkeypatch.setattr(Router, "forward", counting)
     return made
 
 

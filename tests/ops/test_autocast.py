@@ -117,3 +117,15 @@ def test_each_step_keeps_its_dtype_under_autocast(dtype):
         mixed_heads = dk.attention(normed.view(33, 2, 16), *heads[1:], offsets, offsets, 20, 20)
     assert logits.dtype == rows.dtype == normed.dtype == out.dtype == FP32
     assert attended.dtype == branch.dtype == mixed_heads.dtype == dtype
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_autocast_leaves_the_router_alone(implementation):
+    """Logits stay fp32, and a call without gradients does not take the gradient from the next one."""
+    x, weight = torch.randn(2, 9, 16), torch.randn(16, requires_grad=True)
+    expected = dk.route(x, weight, 4, implementation=implementation)[2]
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            dk.route(x, weight, 4, implementation=implementation)
+        logits = dk.route(x, weight, 4, implementation=implementation)[2]
+    assert torch.equal(logits, expected) and logits.requires_grad

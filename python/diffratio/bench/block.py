@@ -145,10 +145,24 @@ def run_block_benchmark(
         rounds=rounds,
     )
     for (name, ratio), call in calls.items():
-        flops = batch * block_flops(tokens, keep.get(ratio, tokens), width, text)
-        row = {"name": name, "kept": ratio, "seconds": seconds[name, ratio], "peak_bytes": peak_bytes(call)}
-        result.rows.append(row | ({"flops": flops} if name == "mod_block" else {}))
+        result.rows.append(
+            {
+                "name": name,
+                "kept": ratio,
+                "seconds": seconds[name, ratio],
+                "flops": batch * _flops(name, keep[ratio], tokens, width, text),
+                "peak_bytes": peak_bytes(call, device),
+            }
+        )
     return result
+
+
+def _flops(name: str, keep: int, tokens: int, width: int, text: int) -> int:
+    """True FLOPs of one sample; `mod_block` is given the projected text, the others project it."""
+    if name == "route + gather + scatter":
+        return 2 * tokens * width
+    kept = None if name == "diffusers dense" else keep
+    return block_flops(tokens, kept, width, text, cache_text_kv=name == "mod_block")
 
 
 def _check(case: _Case, keep: int, dtype: torch.dtype) -> None:

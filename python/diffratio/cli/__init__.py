@@ -1,17 +1,21 @@
 """`diffratio`: one file per command."""
 
-import typer
-
-from .bench import bench
-from .demo import demo
-from .doctor import doctor
-from .flops import flops
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for command in (demo, bench, flops, doctor):
-    app.command()(command)
+import sys
 
 
 def main() -> None:
-    """Entry point of the `diffratio` script."""
-    app()
+    """Entry point of the `diffratio` script; names the extra to install where a package is missing."""
+    try:
+        import typer
+
+        from .bench import bench
+        from .demo import demo
+        from .doctor import doctor
+        from .flops import flops
+
+        app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+        for command in (demo, bench, flops, doctor):
+            app.command()(command)
+        app()
+    except ModuleNotFoundError as error:
+        sys.exit(f"diffratio needs {error.name}: pip install 'diffratio-kernels[demo]'")

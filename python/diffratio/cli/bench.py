@@ -10,13 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..bench import BlockBenchmark, run_block_benchmark
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def table(result: BlockBenchmark) -> Table:
-    """Latency, memory and how closely latency follows FLOPs."""
+def table(result) -> Table:
+    """Latency, memory and how closely latency follows FLOPs, of a `BlockBenchmark`."""
     shape = result.shape
     title = (
         f"one block, B={shape['batch']} N={shape['tokens']} D={shape['width']} heads={shape['heads']} "
@@ -39,7 +37,7 @@ def table(result: BlockBenchmark) -> Table:
     for row in result.rows:
         own = row["name"] == "mod_block"
         latency = row["seconds"] / ours["seconds"]
-        flop = row["flops"] / ours["flops"] if own else None
+        flop = row["flops"] / ours["flops"]
         out.add_row(
             row["name"],
             f"{row['kept']:.1f}",
@@ -65,6 +63,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time one block dense, routed by the authors' eager code, and routed by mod_block."""
+    from ..bench import run_block_benchmark
+
     if dtype not in DTYPES:
         raise typer.BadParameter(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):

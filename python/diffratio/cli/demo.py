@@ -16,11 +16,9 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Sample real images dense and token-sparse; print FLOPs, latency, memory, accuracy; draw a picture."""
-    try:
-        from ..demo.report import print_report
-        from ..demo.run import run_demo
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"demo needs {error.name}: pip install 'diffratio-kernels[demo]'") from None
+    from ..demo.report import print_report
+    from ..demo.run import run_demo
+
     report = run_demo(out, samples_per_class=samples_per_class, seed=seed, progress=not as_json)
     if as_json:
         typer.echo(json.dumps(report, indent=2))

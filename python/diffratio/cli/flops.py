@@ -185,4 +185,4 @@ def _print_paper(as_json: bool) -> None:
         figures = [f"{figure:.1f}" for pair in pairs for figure in pair]
         name = f"{row.name} {row.compression}"
         table.add_row(name, *figures, f"{row.true_saving:.2%}", row.status, row.note)
-    Console().print(table)
+    Console(width=150).print(table)

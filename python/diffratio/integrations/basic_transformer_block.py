@@ -9,6 +9,7 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .spec import BlockInputs, BlockSpec, hooked, plain_linear, register_block_spec
 
@@ -25,10 +26,8 @@ class BasicTransformerBlockSpec(BlockSpec):
             return "positions are added inside the block"
         if block.only_cross_attention or hasattr(block, "fuser"):
             return "only_cross_attention and gated attention are not adaLN self-attention"
-        norms = [block.norm2 if block.norm_type == "ada_norm_single" else block.norm3]
-        norms.append(block.norm1 if block.norm_type == "ada_norm_single" else block.norm1.norm)
-        if any(norm.weight is not None for norm in norms):
-            return "its layer norms have an affine part"
+        if any(type(norm) is not nn.LayerNorm or norm.weight is not None for norm in _norms(block)):
+            return "its norms are not layer norms without an affine part"
         return None
 
     def width(self, block):
@@ -39,6 +38,8 @@ class BasicTransformerBlockSpec(BlockSpec):
         call.apply_defaults()
         given = call.arguments
         x = given["hidden_states"]
+        if any(map(hooked, _norms(block))):
+            raise ValueError("norm hooks: a routed block computes its layer norms itself; remove the hooks")
         if given["attention_mask"] is not None:
             raise ValueError("attention_mask over image tokens is not supported by a routed block")
         if block.norm_type == "ada_norm_single":
@@ -110,6 +111,14 @@ class BasicTransformerBlockSpec(BlockSpec):
         head_dim = block.attn1.inner_dim // block.attn1.heads
         return f"head_dim {head_dim} is not a multiple of 8" if head_dim % 8 else None
 
+    def why_not_fused_call(self, block, inputs):
+        bias = inputs.context["encoder_attention_mask"]
+        if block.attn2 is not None and inputs.context["encoder_hidden_states"] is None:
+            return "attn2: no text was given"
+        if block.attn2 is None or bias is None or _text_lengths(bias) is not None:
+            return None
+        return "attn2: the text mask does more than leave tokens out"
+
     def qkv(self, block):
         return [block.attn1.to_q, block.attn1.to_k, block.attn1.to_v]
 
@@ -131,7 +140,10 @@ class BasicTransformerBlockSpec(BlockSpec):
         if block.attn2 is None:
             return arguments
         text = inputs.context["encoder_hidden_states"]
-        text, lengths = _left_aligned(text, inputs.context["encoder_attention_mask"])
+        lengths = None
+        if inputs.context["encoder_attention_mask"] is not None:
+            order, lengths = _text_lengths(inputs.context["encoder_attention_mask"])
+            text = text.gather(1, order[..., None].expand_as(text))
         cross = block.attn2
         return arguments | {
             "context_kv": torch.stack([cross.to_k(text), cross.to_v(text)], dim=2),
@@ -164,19 +176,40 @@ def _why_not_default_attention(attention: nn.Module) -> str | None:
     return hooked(attention)
 
 
-def _left_aligned(text: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Text tokens that count first, and how many do, from PixArt's additive bias [B, 1, M] (0 or -10000).
+def _norms(block: nn.Module) -> list[nn.Module]:
+    if block.norm_type == "ada_norm_single":
+        return [block.norm1, block.norm2]
+    return [block.norm1.norm, block.norm3]
 
-    Attention does not depend on the order of keys, so any mask becomes a length without a host sync. Where
-    no token counts the bias shifts all scores alike and every token counts.
+
+_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Mask -> `_text_lengths` of it: the blocks of a model all get the same one."""
+
+
+def _text_lengths(mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Order that puts the text tokens that count first [B, M], and how many do [B]; None for other masks.
+
+    Attention does not depend on the order of keys, so any mask of tokens becomes a length. That takes
+    [B, 1, M], bool or PixArt's additive 0 and -10000, and values that can be looked at without a sync.
+    Where no token counts, the bias shifts all scores alike and every token counts.
     """
-    if bias is None:
-        return text, None
-    kept = bias[:, 0] > -5000
+    if mask.dim() != 3 or mask.shape[1] != 1:
+        return None
+    if torch.compiler.is_compiling():
+        return _ordered(mask[:, 0]) if mask.dtype == torch.bool else None
+    if mask not in _checked:
+        kept = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+        plain = mask.dtype == torch.bool or (
+            mask.device.type == "cpu" and bool((kept | (mask[:, 0] <= -10000)).all())
+        )
+        _checked[mask] = _ordered(kept) if plain else None
+    return _checked[mask]
+
+
+def _ordered(kept: Tensor) -> tuple[Tensor, Tensor]:
     order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
     lengths = kept.sum(1, dtype=torch.int32)
-    lengths = lengths.masked_fill(lengths == 0, text.shape[1])
-    return text.gather(1, order[..., None].expand_as(text)), lengths
+    return order, lengths.masked_fill(lengths == 0, kept.shape[1])
 
 
 register_block_spec(BasicTransformerBlock, BasicTransformerBlockSpec())

@@ -78,6 +78,10 @@ class BlockSpec:
         """Why `torch.ops.diffratio.mod_block` cannot run on this block's raw weights, None where it can."""
         return "its spec gives no raw weights"
 
+    def why_not_fused_call(self, block: nn.Module, inputs: BlockInputs) -> str | None:
+        """Why `mod_block` cannot take the inputs of this call, None where it can."""
+        return None
+
     def fused_arguments(
         self, block: nn.Module, inputs: BlockInputs, qkv: Tensor, qkv_bias: Tensor | None
     ) -> dict:
