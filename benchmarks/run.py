@@ -19,7 +19,7 @@ def main() -> None:
     )
     runs = []
     for batch in (1, 2):
-        result = run_block_benchmark(batch=batch, rounds=21)
+        result = run_block_benchmark(batch=batch, rounds=15)
         Console(width=140).print(table(result))
         runs.append({"date": str(date.today()), "commit": commit.stdout.strip(), **result.to_dict()})
     path = RESULTS / "cpu-block.json"
