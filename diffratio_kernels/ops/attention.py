@@ -8,8 +8,8 @@ from torch import Tensor
 from .. import reference
 from ..kernels import sdpa
 from .dispatch import choose
-from .library import autocast_dtype, define
-from .validate import Check
+from .library import define
+from .validate import Check, readable
 
 KERNELS = {"sdpa": sdpa.attention, "reference": reference.attention}
 
@@ -36,18 +36,14 @@ def _check(query, key, value, query_offsets, key_offsets, max_query, max_key, ke
             check.fail(f"{name}={longest} cannot be the longest of {samples} samples with {rows} rows in all")
     _check_values(check, "query_offsets", query_offsets, query.shape[0], max_query)
     _check_values(check, "key_offsets", key_offsets, key.shape[0], max_key)
-    if key_lengths is not None and _readable(key_lengths):
+    if key_lengths is not None and readable(key_lengths):
         room = key_offsets.diff()
         if (key_lengths < 0).any() or (key_lengths > room).any():
             check.fail(f"key_lengths={key_lengths.tolist()} must be in 0..{room.tolist()}")
 
 
-def _readable(t: Tensor) -> bool:
-    return t.device.type == "cpu" and type(t) is Tensor
-
-
 def _check_values(check: Check, name: str, offsets: Tensor, rows: int, longest: int):
-    if not _readable(offsets):
+    if not readable(offsets):
         return
     values = offsets.tolist()
     steps = [b - a for a, b in zip(values, values[1:], strict=False)]
@@ -75,7 +71,7 @@ def _fake(
 
 
 def _autocast(query, key, value, *args, **kwargs):
-    dtype = autocast_dtype(query.device)
+    dtype = torch.get_autocast_dtype(query.device.type)
     with torch.autocast(query.device.type, enabled=False):
         return torch.ops.diffratio.attention(query.to(dtype), key.to(dtype), value.to(dtype), *args, **kwargs)
 

@@ -55,8 +55,3 @@ def _autograd_kernel(op: Callable, differentiable: Callable) -> Callable:
             return op(*args, **kwargs)
 
     return autograd_kernel
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that autocast casts to on this device."""
-    return torch.get_autocast_dtype(device.type)

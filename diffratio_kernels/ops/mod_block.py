@@ -21,7 +21,7 @@ from .route import DIFFERENTIABLE as ROUTE_DIFFERENTIABLE
 from .route import KERNELS as ROUTE_KERNELS
 from .scatter_rescale import DIFFERENTIABLE as SCATTER_DIFFERENTIABLE
 from .scatter_rescale import KERNELS as SCATTER_KERNELS
-from .validate import RESCALE, Check
+from .validate import RESCALE, Check, readable
 
 
 @dataclass
@@ -210,7 +210,7 @@ def _check(
 
 
 def _check_lengths(check: Check, lengths: Tensor | None, room: int):
-    if lengths is None or lengths.device.type != "cpu" or type(lengths) is not Tensor or not len(lengths):
+    if lengths is None or not readable(lengths) or not len(lengths):
         return
     low, high = lengths.aminmax()
     if low < 0 or high > room:

@@ -9,6 +9,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 RESCALE = ("mlp", "residual", "output", "none")
 
 
+def readable(t: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at without a sync: on the CPU, and not while tracing."""
+    return t.device.type == "cpu" and type(t) is Tensor
+
+
 class Check:
     """Checks for one call of one operator: `Check("route").tensor("x", x, "B N D")`.
 
@@ -83,8 +88,7 @@ class Check:
         self.tensor("index", index, "T", dtypes=(torch.int64,))
         if keep is not None and index.shape[0] != sum(keep):
             self.fail(f"index must hold sum(keep)={sum(keep)} rows, got {index.shape[0]}")
-        # Values are checked where that needs no sync: on the CPU, and not while tracing.
-        if index.device.type != "cpu" or type(index) is not Tensor or index.shape[0] == 0:
+        if not readable(index) or index.shape[0] == 0:
             return
         low, high = index.aminmax()
         if low < 0 or high >= rows:

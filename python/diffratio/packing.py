@@ -58,25 +58,21 @@ def _views(parts: list[Tensor], whole: Tensor) -> bool:
     )
 
 
-def shares_storage(linears: list[nn.Module], packed: tuple[Tensor, Tensor | None] | None) -> bool:
-    """Whether any parameter still is a view of `packed`."""
-    if packed is None:
-        return False
-    storages = {whole.untyped_storage().data_ptr() for whole in packed if whole is not None}
-    return any(
-        type(parameter.data) is Tensor and parameter.data.untyped_storage().data_ptr() in storages
-        for parameter in nn.ModuleList(linears).parameters()
-    )
-
-
-def unpack(linears: list[nn.Module], packed: tuple[Tensor, Tensor | None]) -> None:
-    """Give every parameter that still is a view of `packed` storage of its own again.
+def sharing(linears: list[nn.Module], packed: tuple[Tensor, Tensor | None] | None) -> list[nn.Parameter]:
+    """The parameters that still are views of `packed`.
 
     Some may have been moved and others not, or lie deeper by now: in a LoRA layer's base layer.
     """
-    storages = {whole.untyped_storage().data_ptr() for whole in packed if whole is not None}
+    storages = {whole.untyped_storage().data_ptr() for whole in packed or () if whole is not None}
+    return [
+        parameter
+        for parameter in nn.ModuleList(linears).parameters()
+        if type(parameter.data) is Tensor and parameter.data.untyped_storage().data_ptr() in storages
+    ]
+
+
+def unpack(linears: list[nn.Module], packed: tuple[Tensor, Tensor | None] | None) -> None:
+    """Give every parameter that still is a view of `packed` storage of its own again."""
     with torch.inference_mode(False), torch.no_grad():
-        for parameter in nn.ModuleList(linears).parameters():
-            data = parameter.data
-            if type(data) is Tensor and data.untyped_storage().data_ptr() in storages:
-                parameter.data = data.clone()
+        for parameter in sharing(linears, packed):
+            parameter.data = parameter.data.clone()

@@ -146,7 +146,7 @@ def remove_diffratio(model_or_pipe):
             )
     for block in blocks:
         state = block._diffratio
-        if state.packed is not None:
+        if state.packed is not None:  # a spec without raw weights names no q, k and v
             unpack(state.spec.qkv(block), state.packed)
         del block.forward, block.diffratio, block._diffratio
     for key, hook in list(model._forward_pre_hooks.items()):

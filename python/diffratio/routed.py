@@ -10,7 +10,7 @@ from diffratio_kernels import adaln, gather_adaln, kept_tokens, mod_block, scatt
 
 from .integrations import BlockInputs
 from .integrations.spec import hooked
-from .packing import concatenated, shares_storage, still_packed, why_not_one_matrix
+from .packing import concatenated, sharing, still_packed, why_not_one_matrix
 from .state import LayerState, in_backward
 
 
@@ -25,7 +25,8 @@ def routed_forward(state: LayerState, *args, **kwargs):
         return state.dense_forward(*args, **kwargs)
     spec, router = state.spec, block.diffratio
     inputs: BlockInputs = spec.inputs(block, *args, **kwargs)
-    index, keep = _selection(state, router, inputs.x)
+    given = inputs.x
+    index, keep = _selection(state, router, given)
     if not any(keep):
         return spec.output(block, inputs.x)
     if torch.is_autocast_enabled(inputs.x.device.type):
@@ -35,7 +36,7 @@ def routed_forward(state: LayerState, *args, **kwargs):
     if (why_modules(block, state) or spec.why_not_fused_call(block, inputs)) is None:
         y = _fused(block, state, inputs, keep, index, options)
     else:
-        y = _through_modules(block, state, inputs, keep, index, options)
+        y = _through_modules(block, state, inputs, keep, index, options, given)
     return spec.output(block, y)
 
 
@@ -51,7 +52,7 @@ def why_modules(block: nn.Module, state: LayerState) -> str | None:
 
 def _selection(state: LayerState, router, x: Tensor) -> tuple[Tensor | None, list[int]]:
     """Kept tokens of every sample, and which they are where that is not left to the block: because the
-    selection was saved for checkpointing, or is recorded."""
+    selection was saved for checkpointing, or is recorded without a gradient."""
     if torch.compiler.is_compiling():
         if state.plan.record is not None:
             raise RuntimeError("record_routing cannot look into a compiled model: record the model itself")
@@ -66,13 +67,20 @@ def _selection(state: LayerState, router, x: Tensor) -> tuple[Tensor | None, lis
         # Another forward may have changed the region since, and nothing was saved to go back to.
         raise RuntimeError("gradient checkpointing with timestep regions needs use_reentrant=False")
     keep = _kept_counts(state, x)
+    if torch.is_grad_enabled() and any(keep):
+        return None, keep
     with torch.no_grad():
         index, _, _ = router(x, keep)
+    _remember(state, x, index, keep)
+    return index, keep
+
+
+def _remember(state: LayerState, x: Tensor, index: Tensor, keep: list[int]) -> None:
+    """Save a decision for the recomputation of checkpointing, and record it where that is asked for."""
     if torch.is_grad_enabled():
         state.saved.put(x, index, keep)
     if state.plan.record is not None:
         state.plan.record.append(Routing(state.layer, state.plan.timesteps, index, tuple(x.shape[:2])))
-    return index, keep
 
 
 def _kept_counts(state: LayerState, x: Tensor) -> list[int]:
@@ -107,7 +115,7 @@ def _fused(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
         weight, bias = state.packed
     else:  # moved since apply_diffratio: the old matrix goes, and enable_diffratio packs the new one
         weight, bias = concatenated(linears)
-        if not shares_storage(linears, state.packed):
+        if not sharing(linears, state.packed):
             state.packed = None
     return mod_block(
         inputs.x,
@@ -121,10 +129,13 @@ def _fused(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
     )
 
 
-def _through_modules(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
+def _through_modules(block, state, inputs: BlockInputs, keep, index, options, given) -> Tensor:
     x, router = inputs.x, block.diffratio
     shift1, scale1, gate1, shift2, scale2, gate2 = inputs.modulation.unbind(1)
+    undecided = index is None
     index, _, logits = router(x, keep, index)
+    if undecided and not torch.compiler.is_compiling():
+        _remember(state, given, index, keep)
     rows, normed = gather_adaln(x, index, shift1, scale1, inputs.eps)
 
     def branches(rows, normed, index, inputs, gate1):
