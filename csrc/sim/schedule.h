@@ -1,0 +1,60 @@
+// Runs a grid on one host thread: blocks one after the other, the threads of a block as fibers.
+//
+// A thread runs until it waits: at a block barrier, in a warp call, or at its end. Seed 0 resumes threads and
+// blocks in their natural order. Any other seed draws the order of the blocks, and at every resume the order
+// of the threads; in every second phase between two barriers, one warp after the other runs as far as it can
+// instead of all warps evenly. A kernel whose result depends on the seed depends on an order that a GPU does
+// not promise.
+//
+// Threads that can never meet (a barrier or a warp call which some of them do not reach) are an Error, thrown
+// by the launch.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <stdexcept>
+
+#include "vector_types.h"
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+
+namespace diffratio::simulator {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+using Place = std::source_location;
+
+// One spot of the source where threads wait for each other.
+struct Call {
+  const char* name;
+  Place place;
+};
+
+constexpr unsigned kWarp = 32;
+
+void set_seed(uint64_t seed);
+uint64_t switches();
+
+void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
+
+// Waits for all threads of the block; returns how many of them came with `predicate`.
+int meet_block(Call call, bool predicate);
+
+// Waits for the lanes of `mask`; returns the value brought by lane `source`.
+uint64_t meet_lanes(Call call, unsigned mask, uint64_t value, unsigned source);
+
+// Waits for the lanes of `mask`; returns the mask of those that came with `predicate`.
+unsigned vote_lanes(Call call, unsigned mask, bool predicate);
+
+// Position of this thread within its block and within its warp, x fastest.
+unsigned thread_number();
+inline unsigned lane_number() { return thread_number() % kWarp; }
+
+// Number of the block that runs now, counted over all launches.
+uint64_t block_count();
+
+}  // namespace diffratio::simulator
