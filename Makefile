@@ -7,13 +7,22 @@ BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell f
 # One thread per test process; the processes fill the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint bench fuzz doctor clean
+.PHONY: demo test test-triton-3.6 lint bench fuzz doctor clean
 
 demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
 
 test: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+
+# Triton as on GPU machines with torch 2.11. Its interpreter cannot count loops under numpy 2.4.
+test-triton-3.6: $(READY) build/triton-3.6
+	PYTHONPATH=$(CURDIR)/build/triton-3.6 $(BIN)/python -c "import triton; assert triton.__version__ == '3.6.0', triton"
+	PYTHONPATH=$(CURDIR)/build/triton-3.6 $(ONE_THREAD) $(BIN)/python -m pytest -n auto \
+	  tests/kernels/triton tests/testing/test_interpreter_controls.py
+
+build/triton-3.6: | $(READY)
+	$(BIN)/pip install -q --no-deps --target $@ triton==3.6.0 "numpy<2.4"
 
 lint: $(READY)
 	$(BIN)/ruff check .

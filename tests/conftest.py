@@ -1,7 +1,12 @@
-"""Seeds, thread counts, and the table of worst error ratios at the end of a run."""
+"""Seeds, the choice of Triton's interpreter, and the table of worst error ratios at the end of a run."""
+
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels read it when they are decorated
 
 from diffratio_kernels.testing import budget
 
