@@ -1,0 +1,71 @@
+"""Which Triton kernels a call of a launcher runs, with the types and constants the compiler sees.
+
+The launcher itself is called, on tensors of the meta device: what is compiled is what would run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.triton import config, launch
+
+_POINTER = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32",
+    torch.int64: "*i64",
+}  # fmt: skip
+_COMPILER_OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """One kernel as the compiler gets it: argument types, constants, 16-byte alignment, warps and stages."""
+
+    kernel: object
+    signature: dict[str, str]
+    constants: dict[str, object]
+    aligned: tuple[int, ...]
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__.removeprefix("_")
+
+
+def record(call: Callable[[], object], architecture: int) -> list[Specialization]:
+    """The kernels that `call()`, on meta tensors, would launch on a GPU of this compute capability."""
+    found: list[Specialization] = []
+    before = launch.recorder, config.assumed_architecture
+    launch.recorder = lambda *launched: found.append(_specialize(*launched))
+    config.assumed_architecture = architecture
+    try:
+        call()
+    finally:
+        launch.recorder, config.assumed_architecture = before
+    return found
+
+
+def _specialize(kernel, args: tuple, options: dict) -> Specialization:
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    constants = {name: value for name, value in options.items() if name not in _COMPILER_OPTIONS}
+    signature, aligned = {}, []
+    for place, name in enumerate(kernel.arg_names):
+        value = values.get(name)
+        if name in constants or value is None or (isinstance(value, int) and value == 1):
+            signature[name] = "constexpr"
+            constants.setdefault(name, value)
+        elif isinstance(value, Tensor):
+            signature[name] = _POINTER[value.dtype]
+            if value.storage_offset() * value.element_size() % 16 == 0:  # allocations themselves are aligned
+                aligned.append(place)
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(place)
+    chosen = {name: options[name] for name in _COMPILER_OPTIONS if name in options}
+    return Specialization(kernel, signature, constants, tuple(aligned), chosen)

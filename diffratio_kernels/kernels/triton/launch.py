@@ -1,0 +1,52 @@
+"""The one place where Triton kernels are launched, and what launchers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import triton
+from torch import Tensor
+
+ROWS_PER_SLICE = 32
+"""Rows that one program adds up in a backward pass. It depends on nothing, so that the bits of a sample do
+not depend on its neighbours in the batch; the slices are added in a second step, always in the same order."""
+
+
+recorder: Callable | None = None
+"""Called instead of the kernel for tensors on the meta device: ahead-of-time compilation listens here."""
+
+
+def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args, **options) -> None:
+    """Run a kernel on the device of its first argument, in the current stream. An empty grid is no launch."""
+    if 0 in grid:
+        return
+    device = args[0].device
+    if device.type == "meta":
+        recorder(kernel, args, options)
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*args, **options)
+
+
+def row_block(width: int) -> dict:
+    """Options of a kernel that holds a whole row of `width` elements: its block and warps."""
+    block = triton.next_power_of_2(width)
+    return {"D": width, "BLOCK_D": block, "num_warps": min(max(block // 256, 1), 16)}
+
+
+def unit_rows(t: Tensor) -> Tensor:
+    """`t` [..., D] with adjacent elements in its last dimension: kernels take the other strides."""
+    return t if t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
+
+
+def accumulator(*shape: int, like: Tensor) -> Tensor:
+    """An empty fp32 tensor on the device of `like`."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def sample_offsets(index: Tensor, batch: int, tokens: int) -> Tensor:
+    """Where the rows of each sample begin in the packed rows: [B+1] int64, without a sync."""
+    bounds = torch.arange(0, (batch + 1) * tokens, max(tokens, 1), device=index.device)
+    return torch.searchsorted(index, bounds[: batch + 1])

@@ -1,0 +1,100 @@
+"""The MLP's first product with GELU (tanh) as its epilogue, and the second product's backward with GELU's.
+
+Each saves a pass over [T, F]: the activation is computed where the accumulator is read, and its derivative
+is applied where the incoming gradient is made. The activation is never kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import config
+from .launch import launch
+
+
+@triton.jit
+def _gelu(x):
+    """GELU of x and its slope: 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    gate = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    slope = 1.5957691216057308 * (1 + 3 * 0.044715 * x * x)
+    return x * gate, gate + x * gate * (1 - gate) * slope
+
+
+@triton.jit
+def _grouped_tile(rows, F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Row and column tile of a program; GROUP row tiles share column tiles while these are in cache."""
+    program = tl.program_id(0)
+    row_tiles = tl.cdiv(rows, BLOCK_M)
+    in_group = GROUP * tl.cdiv(F, BLOCK_N)
+    first = program // in_group * GROUP
+    height = tl.minimum(row_tiles - first, GROUP)
+    return first + program % in_group % height, program % in_group // height
+
+
+@triton.jit
+def _linear_gelu(
+    x_ptr, weight_ptr, bias_ptr, pre_ptr, out_ptr, grad_pre_ptr, rows,
+    K: tl.constexpr, F: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_F: tl.constexpr, BACKWARD: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """x [T, K] times weight [K, F] of any strides. Forward: pre = product + bias, out = gelu(pre); BACKWARD:
+    grad_pre = product * gelu'(pre), out = gelu(pre)."""
+    row_tile, column_tile = _grouped_tile(rows, F, BLOCK_M, BLOCK_N, GROUP)
+    row = (row_tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+    f = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    k = tl.arange(0, BLOCK_K)
+    x_ptr += row * K + k[None, :]
+    weight_ptr += k[:, None] * STRIDE_K + f * STRIDE_F
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        x = tl.load(x_ptr, mask=(row < rows) & (start + k[None, :] < K), other=0.0)
+        weight = tl.load(weight_ptr, mask=(start + k[:, None] < K) & (f < F), other=0.0)
+        total = tl.dot(x, weight, total, input_precision="ieee")
+        x_ptr += BLOCK_K
+        weight_ptr += BLOCK_K * STRIDE_K
+    inside = (row < rows) & (f < F)
+    at = row * F + f
+    dtype = out_ptr.dtype.element_ty
+    if BACKWARD:
+        activation, slope = _gelu(tl.load(pre_ptr + at, mask=inside, other=0.0).to(tl.float32))
+        tl.store(grad_pre_ptr + at, (total * slope).to(dtype), mask=inside)
+    else:
+        if bias_ptr is not None:
+            total += tl.load(bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)
+        if pre_ptr is not None:
+            tl.store(pre_ptr + at, total.to(dtype), mask=inside)
+        activation, slope = _gelu(total)
+    tl.store(out_ptr + at, activation.to(dtype), mask=inside)
+
+
+def _run(x, weight, bias, pre, out, grad_pre):
+    backward = grad_pre is not None
+    tiles = config.product_tiles("linear_gelu_backward" if backward else "linear_gelu", x)
+    rows, (inner, width) = x.shape[0], weight.shape
+    programs = triton.cdiv(rows, tiles["BLOCK_M"]) * triton.cdiv(width, tiles["BLOCK_N"])
+    launch(
+        _linear_gelu, (programs,), x.contiguous(), weight, bias, pre, out, grad_pre, rows,
+        K=inner, F=width, STRIDE_K=weight.stride(0), STRIDE_F=weight.stride(1), BACKWARD=backward,
+        **tiles,
+    )  # fmt: skip
+
+
+def linear_gelu(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, keep_pre: bool
+) -> tuple[Tensor, Tensor | None]:
+    """rows [T, D], weight [F, D], bias [F] -> gelu(rows weight^T + bias) [T, F], and what gelu was given."""
+    out = torch.empty(rows.shape[0], weight.shape[0], dtype=rows.dtype, device=rows.device)
+    pre = torch.empty_like(out) if keep_pre else None
+    _run(rows, weight.t(), None if bias is None else bias.contiguous(), pre, out, None)
+    return out, pre
+
+
+def linear_gelu_backward(grad: Tensor, weight: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
+    """Through the second product: grad [T, D], weight [D, F], pre [T, F] -> gradient of pre, gelu(pre)."""
+    grad_pre = torch.empty(pre.shape, dtype=pre.dtype, device=pre.device)
+    inner = torch.empty_like(grad_pre)
+    _run(grad, weight, None, pre, inner, grad_pre)
+    return grad_pre, inner
