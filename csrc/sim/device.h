@@ -6,6 +6,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <utility>
 
 #include "vector_types.h"
 
@@ -28,22 +29,25 @@ inline float rsqrtf(float v) noexcept { return 1.0f / sqrtf(v); }
 
 template <class T> T __ldg(const T* from) { return *from; }
 
-#define DIFFRATIO_FOR_EACH_NUMBER(M) M(int) M(unsigned) M(long) M(unsigned long) M(long long) M(unsigned long long)
-#define DIFFRATIO_MIN_MAX(T)                    \
+#define DIFFRATIO_MIN_MAX(T)                       \
   inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; }
-DIFFRATIO_FOR_EACH_NUMBER(DIFFRATIO_MIN_MAX)
+DIFFRATIO_MIN_MAX(int)
+DIFFRATIO_MIN_MAX(unsigned)
+DIFFRATIO_MIN_MAX(long)
+DIFFRATIO_MIN_MAX(unsigned long)
+DIFFRATIO_MIN_MAX(long long)
+DIFFRATIO_MIN_MAX(unsigned long long)
 #undef DIFFRATIO_MIN_MAX
-#undef DIFFRATIO_FOR_EACH_NUMBER
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 
 // Between two waits a thread runs alone, so a plain update is atomic.
-#define DIFFRATIO_ATOMICS(T)                                                               \
-  inline T atomicAdd(T* at, T v) { const T old = *at; *at = old + v; return old; }         \
-  inline T atomicMax(T* at, T v) { const T old = *at; *at = max(old, v); return old; }     \
-  inline T atomicMin(T* at, T v) { const T old = *at; *at = min(old, v); return old; }     \
-  inline T atomicOr(T* at, T v) { const T old = *at; *at = old | v; return old; }
+#define DIFFRATIO_ATOMICS(T)                                                      \
+  inline T atomicAdd(T* at, T v) { return std::exchange(*at, *at + v); }          \
+  inline T atomicMax(T* at, T v) { return std::exchange(*at, max(*at, v)); }      \
+  inline T atomicMin(T* at, T v) { return std::exchange(*at, min(*at, v)); }      \
+  inline T atomicOr(T* at, T v) { return std::exchange(*at, *at | v); }
 DIFFRATIO_ATOMICS(int)
 DIFFRATIO_ATOMICS(unsigned)
 DIFFRATIO_ATOMICS(unsigned long long)

@@ -36,10 +36,11 @@ template <> inline bfloat16 from_float<bfloat16>(float v) {
 }
 
 template <> inline half from_float<half>(float v) {
-  const uint32_t bits = std::bit_cast<uint32_t>(v), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const uint32_t bits = std::bit_cast<uint32_t>(v);
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (v != v) return {0x7fff};
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
-  // Below the normal halves the last bit is worth 2^-24, as it is in the floats next to 0.5: adding 0.5 rounds.
+  // Below the normal halves the last bit is worth 2^-24, as in the floats from 0.5 on: adding 0.5 rounds.
   if (magnitude < 0x38800000u) {
     const uint32_t sum = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f);
     return {static_cast<uint16_t>(sign | (sum - 0x3f000000u))};

@@ -1,10 +1,10 @@
 // Runs a grid on one host thread: blocks one after the other, the threads of a block as fibers.
 //
-// A thread runs until it waits: at a block barrier, in a warp call, or at its end. Seed 0 resumes threads and
+// A thread runs until it waits, at a block barrier or in a warp call, or ends. Seed 0 resumes threads and
 // blocks in their natural order. Any other seed draws the order of the blocks, and at every resume the order
-// of the threads; in every second phase between two barriers, one warp after the other runs as far as it can
-// instead of all warps evenly. A kernel whose result depends on the seed depends on an order that a GPU does
-// not promise.
+// of the threads; in every second phase between two barriers (the others with the next seed) one warp after
+// the other runs as far as it can, instead of all warps evenly. A kernel whose result depends on the seed
+// depends on an order that a GPU does not promise.
 //
 // Threads that can never meet (a barrier or a warp call which some of them do not reach) are an Error, thrown
 // by the launch.

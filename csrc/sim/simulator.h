@@ -8,7 +8,8 @@
 #pragma once
 
 #include <cstring>
-#include <tuple>
+#include <new>
+#include <type_traits>
 
 #include "device.h"
 #include "float16.h"
@@ -18,27 +19,32 @@
 namespace diffratio::simulator {
 
 // A shared array: 0xff bytes (NaN, -1) when the first thread of a block comes to it. It starts at an odd
-// multiple of its type's alignment: a wider load is a UBSan report, as nothing promises more on a GPU.
+// multiple of its type's alignment, as nothing promises more on a GPU: a wider access is a UBSan report. It
+// ends where the heap block ends: an access beyond is an ASan report.
 template <class T, size_t n> class Shared {
   static_assert(sizeof(T) * n <= 48 * 1024, "more static shared memory than a block may have");
-  struct alignas(2 * alignof(T)) {
-    unsigned char before[alignof(T)];
-    T data[n];
-  } memory_;
-  uint64_t block_ = ~uint64_t{0};
 
  public:
   T (&of_this_block())[n] {
-    if (block_ != block_count()) std::memset(static_cast<void*>(memory_.data), 0xff, sizeof memory_.data);
+    if (block_ == block_count()) return *data_;
+    if (!data_) {
+      void* bytes = ::operator new(alignof(T) + sizeof(T) * n, std::align_val_t{2 * alignof(T)});
+      data_ = reinterpret_cast<T(*)[n]>(static_cast<char*>(bytes) + alignof(T));
+    }
     block_ = block_count();
-    return memory_.data;
+    std::memset(static_cast<void*>(data_), 0xff, sizeof *data_);
+    return *data_;
   }
+
+ private:
+  T (*data_)[n] = nullptr;
+  uint64_t block_ = 0;
 };
 
-template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, A... arguments) {
-  const std::tuple<P...> parameters{static_cast<P>(arguments)...};
-  run_grid(grid, block, [&] { std::apply(kernel, parameters); });
+// The arguments are converted to the kernel's parameters as in a launch, then copied for every thread.
+template <class... P>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, std::type_identity_t<P>... arguments) {
+  run_grid(grid, block, [&] { kernel(arguments...); });
 }
 
 }  // namespace diffratio::simulator

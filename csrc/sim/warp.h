@@ -56,7 +56,8 @@ template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32,
               diffratio::simulator::Place place = diffratio::simulator::Place::current()) {
   using namespace diffratio::simulator;
-  return shuffle({"__shfl_sync", place}, mask, value, segment(width) + static_cast<unsigned>(source & (width - 1)));
+  const unsigned from = segment(width) + static_cast<unsigned>(source & (width - 1));
+  return shuffle({"__shfl_sync", place}, mask, value, from);
 }
 
 template <class T>
