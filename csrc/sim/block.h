@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
-#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "error.h"
 #include "fiber.h"
 #include "schedule.h"
 
@@ -48,7 +48,7 @@ struct Block {
   size_t turn = 0;              // the first of them that has not had its turn
   unsigned current = 0;
   Fiber host;
-  const std::function<void()>* body = nullptr;
+  Body body{};
   std::exception_ptr failure;
   Random random{};
   uint64_t phase = 0;           // barriers passed

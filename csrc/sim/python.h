@@ -8,6 +8,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "error.h"
 #include "schedule.h"
 #include "tensor.h"
 
@@ -27,9 +28,12 @@ template <> struct type_caster<diffratio::simulator::Tensor> {
     const auto type = types.find(str(source.attr("dtype")));
     if (type == types.end()) throw value_error("no kernel reads " + std::string(str(source.attr("dtype"))));
     if (!source.attr("is_cpu").cast<bool>()) throw value_error("the simulator reads tensors on the CPU only");
-    if (!source.attr("is_contiguous")().cast<bool>()) throw value_error("tensors must be contiguous");
     value = {reinterpret_cast<void*>(source.attr("data_ptr")().cast<uintptr_t>()),
-             source.attr("shape").cast<std::vector<int64_t>>(), type->second};
+             source.attr("shape").cast<std::vector<int64_t>>(),
+             source.attr("stride")().cast<std::vector<int64_t>>(), type->second};
+    const bool rows = value.dim() == 2 && (value.size(1) == 1 || value.stride(1) == 1);
+    if (!rows && !source.attr("is_contiguous")().cast<bool>())
+      throw value_error("tensors must be contiguous, or matrices of contiguous rows");
     return true;
   }
 };

@@ -25,7 +25,7 @@ void give_turn(bool ended) {
 void run_thread() {
   entered();
   try {
-    (*block.body)();
+    block.body.call(block.body.kernel);
   } catch (...) {
     block.failure = std::current_exception();
   }
@@ -162,11 +162,11 @@ unsigned vote_lanes(Call call, unsigned mask, bool predicate) {
   return current().votes;
 }
 
-void run_grid(dim3 grid, dim3 threads, const std::function<void()>& thread) {
+void run_grid(dim3 grid, dim3 threads, Body body) {
   check_launch(grid, threads);
   gridDim = grid;
   blockDim = threads;
-  block.body = &thread;
+  block.body = body;
   block.one_warp = false;
   block.threads.resize(threads.x * threads.y * threads.z);
   block.warps.resize((block.threads.size() + kWarp - 1) / kWarp);

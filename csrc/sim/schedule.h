@@ -6,14 +6,12 @@
 // the other runs as far as it can, instead of all warps evenly. A kernel whose result depends on the seed
 // depends on an order that a GPU does not promise.
 //
-// Threads that can never meet (a barrier or a warp call which some of them do not reach) are an Error, thrown
-// by the launch.
+// Threads that can never meet (a barrier or a warp call which some of them do not reach) are an Error
+// (error.h), thrown by the launch.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <source_location>
-#include <stdexcept>
 
 #include "vector_types.h"
 
@@ -21,10 +19,6 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
 namespace diffratio::simulator {
-
-struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 using Place = std::source_location;
 
@@ -39,7 +33,13 @@ constexpr unsigned kWarp = 32;
 void set_seed(uint64_t seed);
 uint64_t switches();
 
-void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
+// What every thread does: call(kernel).
+struct Body {
+  void (*call)(const void* kernel);
+  const void* kernel;
+};
+
+void run_grid(dim3 grid, dim3 block, Body);
 
 // Waits for all threads of the block; returns how many of them came with `predicate`.
 int meet_block(Call call, bool predicate);

@@ -44,7 +44,8 @@ template <class T, size_t n> class Shared {
 // The arguments are converted to the kernel's parameters as in a launch, then copied for every thread.
 template <class... P>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, std::type_identity_t<P>... arguments) {
-  run_grid(grid, block, [&] { kernel(arguments...); });
+  const auto thread = [&] { kernel(arguments...); };
+  run_grid(grid, block, {[](const void* t) { (*static_cast<decltype(&thread)>(t))(); }, &thread});
 }
 
 }  // namespace diffratio::simulator

@@ -11,8 +11,8 @@ enum class ScalarType { Bool, Byte, Int, Long, Half, BFloat16, Float, Double };
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(void* data, std::vector<int64_t> shape, ScalarType type)
-      : data_(data), shape_(std::move(shape)), type_(type) {}
+  Tensor(void* data, std::vector<int64_t> shape, std::vector<int64_t> strides, ScalarType type)
+      : data_(data), shape_(std::move(shape)), strides_(std::move(strides)), type_(type) {}
 
   void* data_ptr() const { return data_; }
   ScalarType scalar_type() const { return type_; }
@@ -23,12 +23,12 @@ class Tensor {
     for (int64_t s : shape_) n *= s;
     return n;
   }
-  bool is_contiguous() const { return true; }
+  int64_t stride(int64_t d) const { return strides_.at(static_cast<size_t>(d < 0 ? d + dim() : d)); }
   int32_t get_device_index() const { return 0; }
 
  private:
   void* data_ = nullptr;
-  std::vector<int64_t> shape_;
+  std::vector<int64_t> shape_, strides_;
   ScalarType type_ = ScalarType::Float;
 };
 
