@@ -1,0 +1,31 @@
+// The launchers: choose element type, vectors or elements, grid and block, and launch on a stream (a
+// cudaStream_t) of the current device. Empty inputs launch nothing; a failed launch throws.
+#pragma once
+
+#include "diffratio/arguments.h"
+
+namespace diffratio::cuda {
+
+using Stream = void*;
+
+void router_logits(const RouterLogitsArgs&, Element, Stream);
+void topk_select(const TopkArgs&, Stream);
+void row_places(const PlacesArgs&, Stream);
+void gather_adaln(const AdalnArgs&, Element, Stream);
+void gather_adaln_backward(const AdalnBackwardArgs&, Element, Stream);
+void scatter_rescale(const ScatterArgs&, Element, Stream);
+void scatter_rescale_backward(const ScatterBackwardArgs&, Element, Stream);
+
+// Makes a device the current one for as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_;
+};
+
+}  // namespace diffratio::cuda

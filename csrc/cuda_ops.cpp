@@ -1,0 +1,39 @@
+// torch.ops.diffratio_cuda.*: the CUDA kernels under the stable ABI.
+#include "cuda_ops.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace cuda = diffratio::cuda;
+using torch::stable::Tensor;
+
+STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
+  m.def("router_logits(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) logits, int stream) -> ()");
+  m.def("topk_select(Tensor logits, Tensor offsets, Tensor? keep_small, Tensor(a!) index, int stream) -> ()");
+  m.def("row_places(Tensor index, Tensor(a!) place, int stream) -> ()");
+  m.def(
+      "gather_adaln(Tensor x, Tensor index, int tokens, Tensor shift, Tensor scale, float eps, Tensor(a!)? rows, "
+      "Tensor(b!) normed, int stream) -> ()");
+  m.def(
+      "gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int tokens, bool gather, Tensor scale, "
+      "Tensor? grad_rows, Tensor grad_normed, float eps, Tensor(a!) grad_x, Tensor(b!) stats, Tensor(c!) partial, "
+      "Tensor(d!) grad_modulation, int stream) -> ()");
+  m.def(
+      "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor hidden, Tensor branch, "
+      "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, int stream) -> ()");
+  m.def(
+      "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, "
+      "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
+      "Tensor(c!) grad_branch, Tensor(d!) partial, Tensor(e!) grad_gate, Tensor(f!) grad_logits, int stream) "
+      "-> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
+  m.impl("router_logits", TORCH_BOX(&cuda::router_logits<Tensor>));
+  m.impl("topk_select", TORCH_BOX(&cuda::topk_select<Tensor>));
+  m.impl("row_places", TORCH_BOX(&cuda::row_places<Tensor>));
+  m.impl("gather_adaln", TORCH_BOX(&cuda::gather_adaln<Tensor>));
+  m.impl("gather_adaln_backward", TORCH_BOX(&cuda::gather_adaln_backward<Tensor>));
+  m.impl("scatter_rescale", TORCH_BOX(&cuda::scatter_rescale<Tensor>));
+  m.impl("scatter_rescale_backward", TORCH_BOX(&cuda::scatter_rescale_backward<Tensor>));
+}

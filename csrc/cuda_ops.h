@@ -1,0 +1,169 @@
+// From tensors to the launchers of csrc/cuda, for torch's stable Tensor (cuda_ops.cpp) and for the simulator's
+// (sim/bindings.cpp). Tensors arrive checked, with their outputs allocated and, but for the rows of modulation
+// vectors, contiguous (diffratio_kernels/kernels/cuda.py does that). `stream` is a cudaStream_t as an integer.
+#pragma once
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/kernels.h"
+
+namespace diffratio::cuda {
+
+inline Stream stream_of(int64_t stream) { return reinterpret_cast<Stream>(stream); }
+
+template <class Tensor> Element element(const Tensor& t) {
+  using Type = decltype(t.scalar_type());
+  switch (t.scalar_type()) {
+    case Type::Float: return Element::kFloat;
+    case Type::BFloat16: return Element::kBFloat16;
+    case Type::Half: return Element::kHalf;
+    default: throw std::invalid_argument("diffratio_cuda: element type not float, bfloat16 or half");
+  }
+}
+
+inline Rescale rescale_mode(const std::string& rescale) {
+  if (rescale == "mlp") return Rescale::kMlp;
+  if (rescale == "residual") return Rescale::kResidual;
+  if (rescale == "output") return Rescale::kOutput;
+  if (rescale == "none") return Rescale::kNone;
+  throw std::invalid_argument("diffratio_cuda: unknown rescale " + rescale);
+}
+
+template <class T, class Tensor> T* data(const Tensor& t) { return static_cast<T*>(t.data_ptr()); }
+template <class Tensor> void* data(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
+
+template <class Tensor> Modulation modulation(const Tensor& t) { return {data<float>(t), t.stride(0)}; }
+
+// place [B*N], partial [slices, sums, B, D], sums [sums, B, D]
+template <class Tensor>
+ColumnSums column_sums(const Tensor& place, int64_t tokens, const Tensor& partial, const Tensor& sums) {
+  return {.place = data<int32_t>(place),
+          .samples = sums.size(1),
+          .tokens = tokens,
+          .width = sums.size(2),
+          .partial = data<float>(partial),
+          .sums = data<float>(sums)};
+}
+
+template <class Tensor>
+void router_logits(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor logits, int64_t stream) {
+  const DeviceGuard guard(x.get_device_index());
+  router_logits({.x = x.data_ptr(),
+                 .weight = data<float>(weight),
+                 .bias = static_cast<float*>(data(bias)),
+                 .rows = logits.numel(),
+                 .width = weight.numel(),
+                 .logits = data<float>(logits)},
+                element(x), stream_of(stream));
+}
+
+template <class Tensor>
+void topk_select(Tensor logits, Tensor offsets, std::optional<Tensor> keep_small, Tensor index, int64_t stream) {
+  const DeviceGuard guard(logits.get_device_index());
+  topk_select({.logits = data<float>(logits),
+               .offsets = data<int32_t>(offsets),
+               .keep_small = static_cast<int32_t*>(data(keep_small)),
+               .samples = logits.size(0),
+               .tokens = logits.size(1),
+               .index = data<int64_t>(index)},
+              stream_of(stream));
+}
+
+// place comes filled with -1.
+template <class Tensor> void row_places(Tensor index, Tensor place, int64_t stream) {
+  const DeviceGuard guard(index.get_device_index());
+  row_places({.index = data<int64_t>(index), .count = index.numel(), .place = data<int32_t>(place)},
+             stream_of(stream));
+}
+
+// With rows: x is [B*N, D] and its rows at index are copied there. Without: x is packed.
+template <class Tensor>
+void gather_adaln(Tensor x, Tensor index, int64_t tokens, Tensor shift, Tensor scale, double eps,
+                  std::optional<Tensor> rows, Tensor normed, int64_t stream) {
+  const DeviceGuard guard(x.get_device_index());
+  gather_adaln({.x = x.data_ptr(),
+                .index = data<int64_t>(index),
+                .count = index.numel(),
+                .tokens = tokens,
+                .width = normed.size(1),
+                .shift = modulation(shift),
+                .scale = modulation(scale),
+                .eps = static_cast<float>(eps),
+                .rows = data(rows),
+                .normed = normed.data_ptr()},
+               element(x), stream_of(stream));
+}
+
+template <class Tensor>
+void gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int64_t tokens, bool gather, Tensor scale,
+                           std::optional<Tensor> grad_rows, Tensor grad_normed, double eps, Tensor grad_x,
+                           Tensor stats, Tensor partial, Tensor grad_modulation, int64_t stream) {
+  const DeviceGuard guard(rows.get_device_index());
+  gather_adaln_backward({.rows = rows.data_ptr(),
+                         .index = data<int64_t>(index),
+                         .count = index.numel(),
+                         .gather = gather,
+                         .scale = modulation(scale),
+                         .grad_rows = data(grad_rows),
+                         .grad_normed = grad_normed.data_ptr(),
+                         .eps = static_cast<float>(eps),
+                         .grad_x = grad_x.data_ptr(),
+                         .stats = data<float>(stats),
+                         .columns = column_sums(place, tokens, partial, grad_modulation)},
+                        element(rows), stream_of(stream));
+}
+
+template <class Tensor>
+ScatterArgs scatter_args(const Tensor& x, int64_t tokens, const Tensor& hidden, const Tensor& branch,
+                         const Tensor& gate, const Tensor& logits, const std::string& rescale, double score_scale) {
+  return {.x = x.data_ptr(),
+          .place = nullptr,
+          .index = nullptr,
+          .rows = 0,
+          .tokens = tokens,
+          .width = hidden.size(1),
+          .hidden = hidden.data_ptr(),
+          .branch = branch.data_ptr(),
+          .gate = modulation(gate),
+          .logits = data<float>(logits),
+          .rescale = rescale_mode(rescale),
+          .score_scale = static_cast<float>(score_scale),
+          .out = nullptr};
+}
+
+// With place: every row of out, a new tensor. With index: those rows only, so that out may be x.
+template <class Tensor>
+void scatter_rescale(Tensor x, std::optional<Tensor> place, std::optional<Tensor> index, int64_t tokens,
+                     Tensor hidden, Tensor branch, Tensor gate, Tensor logits, std::string rescale,
+                     double score_scale, Tensor out, int64_t stream) {
+  const DeviceGuard guard(x.get_device_index());
+  ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
+  args.place = static_cast<int32_t*>(data(place));
+  args.index = static_cast<int64_t*>(data(index));
+  args.rows = place ? place->numel() : index.value().numel();
+  args.out = out.data_ptr();
+  scatter_rescale(args, element(x), stream_of(stream));
+}
+
+template <class Tensor>
+void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t tokens, Tensor hidden,
+                              Tensor branch, Tensor gate, Tensor logits, std::string rescale, double score_scale,
+                              Tensor grad_x, Tensor grad_hidden, Tensor grad_branch, Tensor partial,
+                              Tensor grad_gate, Tensor grad_logits, int64_t stream) {
+  const DeviceGuard guard(x.get_device_index());
+  ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
+  args.place = data<int32_t>(place);
+  args.rows = place.numel();
+  scatter_rescale_backward({.forward = args,
+                            .grad_out = grad_out.data_ptr(),
+                            .grad_x = grad_x.data_ptr(),
+                            .grad_hidden = grad_hidden.data_ptr(),
+                            .grad_branch = grad_branch.data_ptr(),
+                            .grad_logits = data<float>(grad_logits),
+                            .columns = column_sums(place, tokens, partial, grad_gate)},
+                           element(x), stream_of(stream));
+}
+
+}  // namespace diffratio::cuda

@@ -1,0 +1,99 @@
+// What the CUDA kernels are given: raw pointers and sizes, no torch, no CUDA header.
+//
+// Letters: B samples, N tokens, D width, T packed rows. Packed row t is row index[t] of the flattened [B*N]
+// and belongs to sample index[t] / N; every row occurs at most once in index. Modulation vectors and logits
+// are float; row b of a modulation vector starts at b * stride, its columns follow each other.
+#pragma once
+
+#include <cstdint>
+
+namespace diffratio::cuda {
+
+// Storage type of x and everything shaped like it.
+enum class Element : int { kFloat, kBFloat16, kHalf };
+
+// What the router score multiplies (see scatter_rescale.cuh).
+enum class Rescale : int { kMlp, kResidual, kOutput, kNone };
+
+struct Modulation {
+  const float* values;  // [B, D]
+  int64_t stride;
+};
+
+struct RouterLogitsArgs {
+  const void* x;        // [rows, D]
+  const float* weight;  // [D]
+  const float* bias;    // [1] or null
+  int64_t rows, width;
+  float* logits;  // [rows]
+};
+
+struct TopkArgs {
+  const float* logits;        // [B, N]
+  const int32_t* offsets;     // [B+1]: sample b keeps offsets[b+1] - offsets[b] tokens
+  const int32_t* keep_small;  // [B] or null: so many of them come first
+  int64_t samples, tokens;
+  int64_t* index;  // [T]
+};
+
+struct PlacesArgs {
+  const int64_t* index;  // [T]
+  int64_t count;
+  int32_t* place;  // [B*N], all -1
+};
+
+struct AdalnArgs {
+  const void* x;         // [B*N, D] with rows, else [T, D]
+  const int64_t* index;  // [T]
+  int64_t count, tokens, width;
+  Modulation shift, scale;
+  float eps;
+  void* rows;    // [T, D] copy of the rows index[t] of x; null where x is packed already
+  void* normed;  // [T, D]
+};
+
+// Sums over the rows of each sample, in two steps (see column_sums.cuh).
+struct ColumnSums {
+  const int32_t* place;  // [B*N] packed row of each row of x, -1 where none
+  int64_t samples, tokens, width;
+  float* partial;  // [ceil(N / 256), sums, B, D]; equal to `sums` where the first size is 1
+  float* sums;     // [sums, B, D]
+};
+
+struct AdalnBackwardArgs {
+  const void* rows;      // [T, D] input of the layer norm
+  const int64_t* index;  // [T]
+  int64_t count;
+  bool gather;  // rows were gathered from x
+  Modulation scale;
+  const void* grad_rows;    // [T, D] or null
+  const void* grad_normed;  // [T, D]
+  float eps;
+  void* grad_x;        // [B*N, D] with gather, else [T, D]
+  float* stats;        // [T, 2] mean and 1/std, written by the row pass, read by the column pass
+  ColumnSums columns;  // sums of shift and scale
+};
+
+struct ScatterArgs {
+  const void* x;         // [B*N, D]
+  const int32_t* place;  // [B*N], or null to touch the rows of index only
+  const int64_t* index;  // [T], or null with place
+  int64_t rows;          // B*N with place, T with index
+  int64_t tokens, width;
+  const void *hidden, *branch;  // [T, D]
+  Modulation gate;
+  const float* logits;  // [B*N]
+  Rescale rescale;
+  float score_scale;
+  void* out;  // [B*N, D]; may be x itself with index
+};
+
+struct ScatterBackwardArgs {
+  ScatterArgs forward;                       // with place; `out` unused
+  const void* grad_out;                      // [B*N, D]
+  void *grad_x, *grad_hidden, *grad_branch;  // like x, hidden, branch
+  float* grad_logits;                        // [B*N]
+  ColumnSums columns;                        // sum of gate
+};
+
+}  // namespace diffratio::cuda

@@ -1,0 +1,74 @@
+// Vectors of 16 bytes and how a row is read and written with them. Columns are int, offsets of rows int64_t.
+#pragma once
+
+#include <cstring>
+
+#include "portable.cuh"
+
+namespace diffratio::cuda {
+
+template <class I> __host__ __device__ constexpr I ceil_div(I a, I b) { return (a + b - 1) / b; }
+
+template <class T, int n> struct alignas(n * sizeof(T)) Vec {
+  T value[n];
+};
+
+// Elements in 16 bytes.
+template <class T> constexpr int kPerVector = 16 / sizeof(T);
+
+template <class T> __device__ __forceinline__ float upcast(T v) { return to_float(v); }
+
+// The upper half of a float. sm_90's conversion would take a slower pipe, and the compiler would hold its
+// results in twice the registers instead of repeating a shift.
+__device__ __forceinline__ float upcast(bfloat16 v) {
+  uint16_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+
+inline bool aligned(const void* pointer, int64_t bytes = 16) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+// n elements of a row from `column` on, zero from `width` on. With kAligned it is one load, which needs
+// column + n <= width.
+template <int n, bool kAligned, class T>
+__device__ __forceinline__ Vec<T, n> load(const T* row, int column, int width) {
+  if constexpr (kAligned) {
+    return *reinterpret_cast<const Vec<T, n>*>(row + column);
+  } else {
+    Vec<T, n> out;
+#pragma unroll
+    for (int i = 0; i < n; ++i) out.value[i] = column + i < width ? row[column + i] : from_float<T>(0);
+    return out;
+  }
+}
+
+template <int n, bool kAligned, class T>
+__device__ __forceinline__ void store(T* row, int column, int width, const Vec<T, n>& values) {
+  if constexpr (kAligned) {
+    *reinterpret_cast<Vec<T, n>*>(row + column) = values;
+  } else {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+      if (column + i < width) row[column + i] = values.value[i];
+  }
+}
+
+// The same for floats that no thread writes during the kernel, so that the compiler may move the loads.
+template <int n, bool kAligned>
+__device__ __forceinline__ Vec<float, n> load_constant(const float* row, int column, int width) {
+  Vec<float, n> out;
+#pragma unroll
+  for (int i = 0; i < n; i += kAligned ? 4 : 1) {
+    if constexpr (kAligned) {
+      const float4 four = __ldg(reinterpret_cast<const float4*>(row + column + i));
+      out.value[i] = four.x, out.value[i + 1] = four.y, out.value[i + 2] = four.z, out.value[i + 3] = four.w;
+    } else {
+      out.value[i] = column + i < width ? __ldg(row + column + i) : 0.0f;
+    }
+  }
+  return out;
+}
+
+}  // namespace diffratio::cuda

@@ -1,0 +1,83 @@
+// How the threads of a block share a row: thread i has its 16-byte vectors i, i + blockDim.x, ...
+//
+// blockDim = (threads of a row, rows of a block). Aligned rows of up to kHeld vectors a thread stay in
+// registers between two passes; other rows are read again in each pass, element by element, by the same
+// threads in the same order, so that a result has the same bits in any memory layout.
+#pragma once
+
+#include "index.cuh"
+#include "reduce.cuh"
+
+namespace diffratio::cuda {
+
+// 5 * 32 vectors: 1280 16-bit elements, a row of D = 1152 in one warp.
+constexpr int kHeld = 5;
+constexpr int kMaxRowThreads = 256;
+
+// The row of this thread among all rows of the grid.
+__device__ __forceinline__ int64_t row_of_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+}
+
+// f(v, column) for the vectors of this thread; v counts them where they are held.
+template <class T, bool kAligned, class F> __device__ __forceinline__ void each_vector(int width, F f) {
+  const int first = threadIdx.x * kPerVector<T>, step = blockDim.x * kPerVector<T>;
+  if constexpr (kAligned) {
+#pragma unroll
+    for (int v = 0; v < kHeld; ++v)
+      if (first + v * step < width) f(v, first + v * step);
+  } else {
+    for (int column = first; column < width; column += step) f(0, column);
+  }
+}
+
+template <class T, bool kAligned> class Row {
+ public:
+  static constexpr int n = kPerVector<T>;
+
+  // A row of no width is not read.
+  __device__ __forceinline__ Row(const T* row, int width) : row_(row), width_(width) {
+    if constexpr (kAligned)
+      each_vector<T, true>(width, [&](int v, int column) { held_[v] = load<n, true>(row, column, width); });
+  }
+
+  __device__ __forceinline__ Vec<T, n> at(int v, int column) const {
+    if constexpr (kAligned)
+      return held_[v];
+    else
+      return load<n, false>(row_, column, width_);
+  }
+
+  // f(i, column, value) for every element of this thread; i counts within a vector.
+  template <class F> __device__ __forceinline__ void each(F f) const {
+    each_vector<T, kAligned>(width_, [&](int v, int column) {
+      const Vec<T, n> values = at(v, column);
+#pragma unroll
+      for (int i = 0; i < n; ++i)
+        if (kAligned || column + i < width_) f(upcast(values.value[i]));
+    });
+  }
+
+ private:
+  const T* row_;
+  int width_;
+  Vec<T, n> held_[kAligned ? kHeld : 1];
+};
+
+struct Stats {
+  float mean, rstd;
+};
+
+// Mean, then the variance around it: E[x^2] - mean^2 would cancel.
+template <class T, bool kAligned>
+__device__ __forceinline__ Stats row_stats(const Row<T, kAligned>& row, int width, float eps) {
+  float sum[1] = {0}, squares[1] = {0};
+  row.each([&](float value) { sum[0] += value; });
+  row_sums(sum);
+  const float mean = sum[0] / width;
+  row.each([&](float value) { squares[0] += (value - mean) * (value - mean); });
+  row_sums(squares);
+  return {mean, rsqrtf(squares[0] / width + eps)};
+}
+
+}  // namespace diffratio::cuda

@@ -1,0 +1,225 @@
+"""Launchers of the CUDA C++ kernels (csrc/cuda): allocate outputs, bring inputs into the layout they read.
+
+Outputs come from `torch.empty`, so that the test bench can poison them. Nothing waits for the device, and no
+value is looked at: an index out of range is undefined here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import native
+
+SLICE_TOKENS = 256  # kSliceTokens in column_sums.cuh
+
+_ops = torch.ops.diffratio_cuda
+
+
+def _why_unavailable() -> str | None:
+    if native.unavailable is not None:
+        return native.unavailable
+    if not hasattr(_ops, "router_logits"):
+        return "the library was built without CUDA kernels (no nvcc at install time?)"
+    return None
+
+
+unavailable = _why_unavailable()
+"""None where the kernels were built, else why they were not. Whether there is a GPU is another question."""
+
+
+def _stream(t: Tensor) -> int:
+    return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else 0
+
+
+def _modulation(t: Tensor) -> Tensor:
+    """[B, D] in fp32, each row contiguous: a vector of `modulation.unbind(1)` in fp32 is read where it is."""
+    t = t.float()
+    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
+
+
+def _float(t: Tensor) -> Tensor:
+    return t.float().contiguous()
+
+
+def _column_sums(like: Tensor, sums: int, samples: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    """partial [slices, sums, B, D] and sums [sums, B, D]; with one slice they are the same memory."""
+    slices = -(-tokens // SLICE_TOKENS)
+    out = torch.empty(sums, samples, width, dtype=torch.float32, device=like.device)
+    return out if slices == 1 else out.new_empty(slices, *out.shape), out
+
+
+def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) -> Tensor:
+    """x [B, N, D] -> logits [B, N] fp32."""
+    logits = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    bias = None if router_bias is None else router_bias.float()
+    _ops.router_logits(x.contiguous(), _float(router_weight), bias, logits, _stream(x))
+    return logits
+
+
+def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor | None = None) -> Tensor:
+    """logits [B, N] fp32, offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept`, the last one.
+
+    keep_small [B] int32: the `keep_small[b]` best of each sample come first, ascending, then its others,
+    ascending.
+    """
+    index = torch.empty(kept, dtype=torch.int64, device=logits.device)
+    _ops.topk_select(logits.contiguous(), offsets, keep_small, index, _stream(logits))
+    return index
+
+
+def row_places(index: Tensor, rows: int) -> Tensor:
+    """place [rows] int32: which packed row each row of x became, -1 where none."""
+    place = torch.full((rows,), -1, dtype=torch.int32, device=index.device)
+    _ops.row_places(index.contiguous(), place, _stream(index))
+    return place
+
+
+def gather_adaln(x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Kept rows of x [B, N, D] and the same after adaLN: two tensors [T, D]."""
+    rows = torch.empty(index.shape[0], x.shape[2], dtype=x.dtype, device=x.device)
+    normed = torch.empty_like(rows)
+    _ops.gather_adaln(
+        x.contiguous(),
+        index.contiguous(),
+        x.shape[1],
+        _modulation(shift),
+        _modulation(scale),
+        eps,
+        rows,
+        normed,
+        _stream(x),
+    )
+    return rows, normed
+
+
+def adaln(rows: Tensor, index: Tensor, tokens: int, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """adaLN of packed rows [T, D]."""
+    normed = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+    _ops.gather_adaln(
+        rows.contiguous(),
+        index.contiguous(),
+        tokens,
+        _modulation(shift),
+        _modulation(scale),
+        eps,
+        None,
+        normed,
+        _stream(rows),
+    )
+    return normed
+
+
+def adaln_backward(
+    rows: Tensor,
+    index: Tensor,
+    tokens: int,
+    scale: Tensor,
+    eps: float,
+    grad_rows: Tensor | None,
+    grad_normed: Tensor,
+    x_rows: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (with `x_rows`, rows of the flattened x that was gathered) or rows, of shift and scale.
+
+    grad_rows: gradient of the gathered rows themselves, if any.
+    """
+    count, width = rows.shape
+    samples = scale.shape[0]
+    grad_x = torch.empty(count if x_rows is None else x_rows, width, dtype=rows.dtype, device=rows.device)
+    stats = torch.empty(count, 2, dtype=torch.float32, device=rows.device)
+    partial, grad_modulation = _column_sums(rows, 2, samples, tokens, width)
+    _ops.gather_adaln_backward(
+        rows.contiguous(),
+        index.contiguous(),
+        row_places(index, samples * tokens),
+        tokens,
+        x_rows is not None,
+        _modulation(scale),
+        None if grad_rows is None else grad_rows.contiguous(),
+        grad_normed.contiguous(),
+        eps,
+        grad_x,
+        stats,
+        partial,
+        grad_modulation,
+        _stream(rows),
+    )
+    grad_shift, grad_scale = grad_modulation.unbind(0)
+    return grad_x, grad_shift, grad_scale
+
+
+def scatter_rescale(
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: str,
+    score_scale: float,
+    in_place: bool = False,
+) -> Tensor:
+    """A [B, N, D] with the kept rows finished and rescaled, the others as in x.
+
+    in_place: it is x itself, which must be contiguous; only the kept rows are touched.
+    """
+    if in_place and not x.is_contiguous():
+        raise ValueError("x must be contiguous to be written in place")
+    x = x.contiguous()
+    out = x if in_place else torch.empty_like(x)
+    _ops.scatter_rescale(
+        x,
+        None if in_place else row_places(index, x.shape[0] * x.shape[1]),
+        index.contiguous() if in_place else None,
+        x.shape[1],
+        hidden.contiguous(),
+        branch.contiguous(),
+        _modulation(gate),
+        _float(logits),
+        rescale,
+        score_scale,
+        out,
+        _stream(x),
+    )
+    return out
+
+
+def scatter_rescale_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: str,
+    score_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden, branch, gate [B, D] and logits [B, N] (the last two fp32)."""
+    batch, tokens, width = x.shape
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_hidden = torch.empty(hidden.shape, dtype=x.dtype, device=x.device)
+    grad_branch = torch.empty(branch.shape, dtype=x.dtype, device=x.device)
+    grad_logits = torch.empty(logits.shape, dtype=torch.float32, device=x.device)
+    partial, grad_gate = _column_sums(x, 1, batch, tokens, width)
+    _ops.scatter_rescale_backward(
+        grad_out.contiguous(),
+        x.contiguous(),
+        row_places(index, batch * tokens),
+        tokens,
+        hidden.contiguous(),
+        branch.contiguous(),
+        _modulation(gate),
+        _float(logits),
+        rescale,
+        score_scale,
+        grad_x,
+        grad_hidden,
+        grad_branch,
+        partial,
+        grad_gate,
+        grad_logits,
+        _stream(x),
+    )
+    return grad_x, grad_hidden, grad_branch, grad_gate[0], grad_logits
