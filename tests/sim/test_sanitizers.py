@@ -1,8 +1,10 @@
 """ASan and UBSan see through the simulator; the kernels' own tests run under them."""
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 CALL = """
 import runpy, sys
@@ -41,3 +43,26 @@ def test_errors_stay_errors(sanitized, control):
 def test_right_kernels_are_silent(sanitized):
     done = sanitized("-c", CALL, "right", *REPORTS, *RAISES, "rotate", "block_sum", "last_block")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+KERNEL_TESTS = sorted(path.name for path in Path(__file__).parent.glob("test_cuda_*.py"))
+# Reports go to the file descriptor, past what pytest would keep to itself when the process ends.
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=sys")
+
+
+def control_weight_too_long(simulator):
+    """Not collected unless asked for: reads one element beyond the last row of x."""
+    x, weight, logits = torch.randn(4, 8), torch.randn(9), torch.empty(4)
+    simulator.router_logits(x, weight, None, logits, 0)
+
+
+def test_kernel_tests_run_sanitized(sanitized):
+    done = sanitized(*PYTEST, "tests/sim/test_sanitizers.py", "-o", "python_functions=control_*")
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert "csrc/include/diffratio/" in done.stderr
+
+
+@pytest.mark.parametrize("file", KERNEL_TESTS)
+def test_kernels(sanitized, file):
+    done = sanitized(*PYTEST, f"tests/sim/{file}")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
