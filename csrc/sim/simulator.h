@@ -1,10 +1,10 @@
 // Runs this project's CUDA C++ on a CPU: the very .cuh and .cu files that nvcc compiles, under g++ -std=c++20
-// -x c++, with fiber.cpp and schedule.cpp linked in.
+// -x c++, with fiber.cpp, schedule.cpp and report.cpp linked in.
 //
 // Each CUDA thread is a fiber (schedule.h); shared memory is NaN before every block; ASan and UBSan see every
 // access. What it proves: indices, masks, barriers, arithmetic, independence of the schedule. What it cannot
-// see: weak memory order between blocks, blocks that wait for each other, two threads that update one address
-// without an atomic between the same two waits, and time.
+// see: `*at += v` by several threads where an atomic was needed (a thread is not interrupted between two
+// waits), weak memory order between blocks, blocks that wait for each other, launch bounds, and time.
 #pragma once
 
 #include <cstring>

@@ -29,7 +29,7 @@ OUT = ROOT / "build" / "sim"
 INCLUDE = (CSRC / "include", CSRC / "sim")
 SYSTEM_INCLUDE = (pybind11.get_include(), sysconfig.get_paths()["include"])
 
-COMPILER = os.environ.get("CXX", "g++")
+COMPILER = "g++"
 FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 
@@ -47,14 +47,14 @@ def _flags(source: Path, sanitize: bool, runtime_defines: tuple[str, ...]) -> tu
     return (*FLAGS, "-O2", *runtime_defines) if source in RUNTIME else (*FLAGS, "-O0")
 
 
-def _with_includes(source: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
+def with_includes(source: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
     """The bytes of a source and of all headers of this project that it includes."""
     if source not in seen:
         seen[source] = source.read_bytes()
         for name in re.findall(rb'^\s*#\s*include "(.+)"', seen[source], re.MULTILINE):
             found = [f for f in (p / name.decode() for p in (source.parent, *INCLUDE)) if f.exists()]
             if found:
-                _with_includes(found[0].resolve(), seen)
+                with_includes(found[0].resolve(), seen)
     return seen
 
 
@@ -80,7 +80,7 @@ def _made(target: Path, command: list[str]) -> Path:
 
 
 def _object(source: Path, flags: tuple[str, ...], compiler: str) -> Path:
-    contents = sorted(_with_includes(source, {}).items())
+    contents = sorted(with_includes(source, {}).items())
     target = OUT / f"{source.stem}-{_digest(compiler, flags, SYSTEM_INCLUDE, contents)}.o"
     include = [part for path in INCLUDE for part in ("-I", str(path.relative_to(ROOT)))]
     include += [part for path in SYSTEM_INCLUDE for part in ("-isystem", path)]

@@ -81,4 +81,4 @@ def test_headers_of_a_source_are_known(builder):
         command = ["g++", "-std=c++20", "-x", "c++", "-MM", *include, str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         listed = {Path(word).resolve() for word in done.stdout.replace("\\\n", " ").split()[1:]}
-        assert set(builder._with_includes(source, {})) >= listed, source
+        assert set(builder.with_includes(source, {})) >= listed, source
