@@ -20,7 +20,7 @@ def _why_unavailable() -> str | None:
     if native.unavailable is not None:
         return native.unavailable
     if not hasattr(_ops, "router_logits"):
-        return "the library was built without CUDA kernels (no nvcc at install time?)"
+        return f"{native.LIBRARY.name} was built without CUDA kernels (no nvcc at install time, or it failed)"
     return None
 
 
@@ -58,7 +58,7 @@ def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) 
 
 
 def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor | None = None) -> Tensor:
-    """logits [B, N] fp32, offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept`, the last one.
+    """logits [B, N] fp32, offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept` = offsets[B].
 
     keep_small [B] int32: the `keep_small[b]` best of each sample come first, ascending, then its others,
     ascending.
