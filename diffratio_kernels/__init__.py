@@ -1,6 +1,17 @@
 """Token-sparse diffusion transformers: importing this registers `torch.ops.diffratio.*`."""
 
-from .ops import adaln, attention, capabilities, gather_adaln, mod_block, route, scatter_rescale
+from .ops import (
+    adaln,
+    attention,
+    capabilities,
+    gate_residual,
+    gather_adaln,
+    mlp,
+    mod_block,
+    route,
+    scatter_rescale,
+    scatter_rescale_,
+)
 from .reference import kept_tokens
 
 __version__ = "0.1.0"
@@ -9,9 +20,12 @@ __all__ = [
     "adaln",
     "attention",
     "capabilities",
+    "gate_residual",
     "gather_adaln",
     "kept_tokens",
+    "mlp",
     "mod_block",
     "route",
     "scatter_rescale",
+    "scatter_rescale_",
 ]

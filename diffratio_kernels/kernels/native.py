@@ -45,6 +45,12 @@ def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) 
     return logits if router_bias is None else logits.add_(router_bias)
 
 
+def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x [B, N, D] in its dtype and of router_weight [D] in that of the logits: torch's own."""
+    grad_x = (grad_logits[..., None] * router_weight.to(grad_logits.dtype)).to(x.dtype)
+    return grad_x, grad_logits.flatten() @ x.to(grad_logits.dtype).flatten(0, 1)
+
+
 def topk_select(logits: Tensor, offsets: Tensor, kept: int) -> Tensor:
     """logits [B, N], offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept` = offsets[-1]."""
     index = torch.empty(kept, dtype=torch.int64)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..kernels import native
-from .dispatch import choose
-from .library import define
+from .dispatch import DIFFERENTIABLE, KERNELS, ROW_KERNELS, choose
+from .library import define, define_backward
 from .validate import Check
 
 
-class _GatherNative(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, index, shift, scale, eps):
-        rows, normed = torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, implementation="native")
+    def forward(ctx, implementation, x, index, shift, scale, eps):
+        rows, normed = torch.ops.diffratio.gather_adaln(
+            x, index, shift, scale, eps, implementation=implementation
+        )
         ctx.save_for_backward(rows, index, shift, scale)
-        ctx.x_shape, ctx.eps = x.shape, eps
+        ctx.x_shape, ctx.eps, ctx.implementation = x.shape, eps, implementation
         ctx.set_materialize_grads(False)
         return rows, normed
 
@@ -29,17 +32,34 @@ class _GatherNative(torch.autograd.Function):
         if grad_normed is None:
             grad_normed = torch.zeros_like(rows)
         grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
-            rows, index, tokens, scale, ctx.eps, grad_rows, grad_normed, batch * tokens
+            rows,
+            index,
+            tokens,
+            scale,
+            ctx.eps,
+            grad_rows,
+            grad_normed,
+            batch * tokens,
+            implementation=ctx.implementation,
         )
-        return grad_x.view(ctx.x_shape), None, grad_shift.to(shift.dtype), grad_scale.to(scale.dtype), None
+        return (
+            None,
+            grad_x.view(ctx.x_shape),
+            None,
+            grad_shift.to(shift.dtype),
+            grad_scale.to(scale.dtype),
+            None,
+        )
 
 
-class _AdalnNative(torch.autograd.Function):
+class _Adaln(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, index, tokens, shift, scale, eps):
-        normed = torch.ops.diffratio.adaln(rows, index, tokens, shift, scale, eps, implementation="native")
+    def forward(ctx, implementation, rows, index, tokens, shift, scale, eps):
+        normed = torch.ops.diffratio.adaln(
+            rows, index, tokens, shift, scale, eps, implementation=implementation
+        )
         ctx.save_for_backward(rows, index, shift, scale)
-        ctx.tokens, ctx.eps = tokens, eps
+        ctx.tokens, ctx.eps, ctx.implementation = tokens, eps, implementation
         return normed
 
     @staticmethod
@@ -47,15 +67,26 @@ class _AdalnNative(torch.autograd.Function):
     def backward(ctx, grad_normed):
         rows, index, shift, scale = ctx.saved_tensors
         grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
-            rows, index, ctx.tokens, scale, ctx.eps, None, grad_normed, None
+            rows,
+            index,
+            ctx.tokens,
+            scale,
+            ctx.eps,
+            None,
+            grad_normed,
+            None,
+            implementation=ctx.implementation,
         )
-        return grad_x, None, None, grad_shift.to(shift.dtype), grad_scale.to(scale.dtype), None
+        return None, grad_x, None, None, grad_shift.to(shift.dtype), grad_scale.to(scale.dtype), None
 
 
-GATHER_KERNELS = {"native": native.gather_adaln, "reference": reference.gather_adaln}
-GATHER_DIFFERENTIABLE = {"native": _GatherNative.apply, "reference": reference.gather_adaln}
-KERNELS = {"native": native.adaln, "reference": reference.adaln}
-DIFFERENTIABLE = {"native": _AdalnNative.apply, "reference": reference.adaln}
+KERNELS["gather_adaln"] = {name: kernels.gather_adaln for name, kernels in ROW_KERNELS.items()}
+DIFFERENTIABLE["gather_adaln"] = {name: partial(_Gather.apply, name) for name in ROW_KERNELS}
+KERNELS["adaln"] = {name: kernels.adaln for name, kernels in ROW_KERNELS.items()}
+DIFFERENTIABLE["adaln"] = {name: partial(_Adaln.apply, name) for name in ROW_KERNELS}
+for _table in (KERNELS, DIFFERENTIABLE):
+    _table["gather_adaln"]["reference"] = reference.gather_adaln
+    _table["adaln"]["reference"] = reference.adaln
 
 
 def _check_gather(x, index, shift, scale, eps):
@@ -81,7 +112,8 @@ def _check(rows, index, tokens, shift, scale, eps):
 def _run_gather(table):
     def run(x, index, shift, scale, eps=1e-6, *, implementation="auto"):
         _check_gather(x, index, shift, scale, eps)
-        return table[choose("gather_adaln", implementation, x.device)](x, index, shift, scale, eps)
+        kernel = table["gather_adaln"][choose("gather_adaln", implementation, x.device, x.dtype)]
+        return kernel(x, index, shift, scale, eps)
 
     return run
 
@@ -89,7 +121,8 @@ def _run_gather(table):
 def _run(table):
     def run(rows, index, tokens, shift, scale, eps=1e-6, *, implementation="auto"):
         _check(rows, index, tokens, shift, scale, eps)
-        return table[choose("adaln", implementation, rows.device)](rows, index, tokens, shift, scale, eps)
+        kernel = table["adaln"][choose("adaln", implementation, rows.device, rows.dtype)]
+        return kernel(rows, index, tokens, shift, scale, eps)
 
     return run
 
@@ -105,7 +138,7 @@ def _fake(rows, index, tokens, shift, scale, eps=1e-6, *, implementation="auto")
     return rows.new_empty(rows.shape)
 
 
-def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows):
+def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, implementation):
     count = rows.shape[0] if x_rows is None else x_rows
     grad_scale = scale.new_empty(scale.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
     return rows.new_empty(count, rows.shape[1]), grad_scale, torch.empty_like(grad_scale)
@@ -114,9 +147,9 @@ def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_ro
 define(
     "gather_adaln(Tensor x, Tensor index, Tensor shift, Tensor scale, float eps=1e-6, *, "
     'str implementation="auto") -> (Tensor, Tensor)',
-    kernel=_run_gather(GATHER_KERNELS),
+    kernel=_run_gather(KERNELS),
     fake=_fake_gather,
-    differentiable=_run_gather(GATHER_DIFFERENTIABLE),
+    differentiable=_run_gather(DIFFERENTIABLE),
 )
 define(
     "adaln(Tensor rows, Tensor index, SymInt tokens, Tensor shift, Tensor scale, float eps=1e-6, *, "
@@ -125,11 +158,10 @@ define(
     fake=_fake,
     differentiable=_run(DIFFERENTIABLE),
 )
-define(
+define_backward(
     "adaln_backward(Tensor rows, Tensor index, SymInt tokens, Tensor scale, float eps, Tensor? grad_rows, "
-    "Tensor grad_normed, SymInt? x_rows) -> (Tensor, Tensor, Tensor)",
-    kernel=native.adaln_backward,
-    fake=_fake_backward,
+    "Tensor grad_normed, SymInt? x_rows, *, str implementation) -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
 )
 
 

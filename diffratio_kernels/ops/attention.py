@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..kernels import sdpa
-from .dispatch import choose
-from .library import define
+from ..kernels import attention_backends, sdpa
+from ..kernels.triton import launchers as triton
+from .dispatch import DIFFERENTIABLE, KERNELS, choose
+from .library import define, define_backward
 from .validate import Check, readable
 
-KERNELS = {"sdpa": sdpa.attention, "reference": reference.attention}
+
+class _Attention(torch.autograd.Function):
+    """The Triton kernels; the other implementations are differentiable themselves."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale):
+        out, lse = torch.ops.diffratio.attention_with_lse(
+            query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale
+        )
+        ctx.save_for_backward(query, key, value, out, lse, query_offsets, key_offsets, key_lengths)
+        ctx.options = max_query, max_key, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        *tensors, query_offsets, key_offsets, key_lengths = ctx.saved_tensors
+        max_query, max_key, scale = ctx.options
+        grads = torch.ops.diffratio.attention_backward(
+            grad_out, *tensors, query_offsets, key_offsets, max_query, max_key, key_lengths, scale,
+            implementation="triton",
+        )  # fmt: skip
+        return *grads, None, None, None, None, None, None
+
+
+_OTHERS = {
+    "sdpa": sdpa.attention,
+    "cudnn": attention_backends.cudnn,
+    "varlen": attention_backends.varlen,
+    "flash_attn": attention_backends.flash_attn,
+    "reference": reference.attention,
+}
+KERNELS["attention"] = {"triton": triton.attention} | _OTHERS
+DIFFERENTIABLE["attention"] = {"triton": _Attention.apply} | _OTHERS
 
 
 def _check(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale):
@@ -52,14 +88,24 @@ def _check_values(check: Check, name: str, offsets: Tensor, rows: int, longest: 
         check.fail(f"{name}={values} must rise from 0 to {rows} in steps of at most {limit}")
 
 
-def _run(
-    query, key, value, query_offsets, key_offsets, max_query, max_key,
-    *, key_lengths=None, scale=None, implementation="auto",
-):  # fmt: skip
-    _check(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
-    kernel = KERNELS[choose("attention", implementation, query.device)]
-    out = kernel(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
-    return out.contiguous()
+def pick(implementation: str, query: Tensor) -> str:
+    """The implementation for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
+    if implementation == "auto" and query.shape[2] > 256:
+        implementation = "sdpa"
+    return choose("attention", implementation, query.device, query.dtype)
+
+
+def _run(table):
+    def run(
+        query, key, value, query_offsets, key_offsets, max_query, max_key,
+        *, key_lengths=None, scale=None, implementation="auto",
+    ):  # fmt: skip
+        _check(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
+        kernel = table["attention"][pick(implementation, query)]
+        out = kernel(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
+        return out.contiguous()
+
+    return run
 
 
 def _fake(
@@ -68,6 +114,15 @@ def _fake(
 ):  # fmt: skip
     _check(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
     return query.new_empty(query.shape)
+
+
+def _fake_with_lse(query, *args):
+    lse = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+    return query.new_empty(query.shape), lse
+
+
+def _fake_backward(grad_out, query, key, value, *args, implementation):
+    return tuple(t.new_empty(t.shape) for t in (query, key, value))
 
 
 def _autocast(query, key, value, *args, **kwargs):
@@ -80,10 +135,22 @@ define(
     "attention(Tensor query, Tensor key, Tensor value, Tensor query_offsets, Tensor key_offsets, "
     "SymInt max_query, SymInt max_key, *, Tensor? key_lengths=None, float? scale=None, "
     'str implementation="auto") -> Tensor',
-    kernel=_run,
+    kernel=_run(KERNELS),
     fake=_fake,
-    differentiable=_run,
+    differentiable=_run(DIFFERENTIABLE),
     autocast=_autocast,
+)
+define(
+    "attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor query_offsets, Tensor key_offsets, "
+    "SymInt max_query, SymInt max_key, Tensor? key_lengths, float? scale) -> (Tensor, Tensor)",
+    kernel=partial(triton.attention, save_lse=True),
+    fake=_fake_with_lse,
+)
+define_backward(
+    "attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+    "Tensor query_offsets, Tensor key_offsets, SymInt max_query, SymInt max_key, Tensor? key_lengths, "
+    "float? scale, *, str implementation) -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
 )
 
 

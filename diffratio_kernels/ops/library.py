@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .dispatch import ROW_KERNELS
+
 _library = torch.library.Library("diffratio", "DEF")
 _BACKENDS = ("CPU", "CUDA")
 _SPARSE = tuple(f"{layout}{backend}" for layout in ("Sparse", "SparseCsr") for backend in _BACKENDS)
@@ -39,6 +41,17 @@ def define(
         if autocast is not None:
             _library.impl(name, autocast, f"Autocast{backend}")
     return op
+
+
+def define_backward(schema: str, fake: Callable) -> Callable:
+    """Register an operator that only autograd calls: the launcher of its name, of the implementation that ran
+    forward (its last argument)."""
+    name = schema[: schema.index("(")]
+
+    def run(*args, implementation: str):
+        return getattr(ROW_KERNELS[implementation], name)(*args)
+
+    return define(schema, run, fake)
 
 
 def _autograd_kernel(op: Callable, differentiable: Callable) -> Callable:

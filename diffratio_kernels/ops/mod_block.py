@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from numbers import Integral
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .adaln import DIFFERENTIABLE as ADALN_DIFFERENTIABLE
-from .adaln import GATHER_DIFFERENTIABLE, GATHER_KERNELS
-from .adaln import KERNELS as ADALN_KERNELS
-from .attention import KERNELS as ATTENTION_KERNELS
-from .dispatch import choose
+from .block_steps import Steps, linear, steps_of
+from .dispatch import IMPLEMENTATIONS
 from .library import define
-from .route import DIFFERENTIABLE as ROUTE_DIFFERENTIABLE
-from .route import KERNELS as ROUTE_KERNELS
-from .scatter_rescale import DIFFERENTIABLE as SCATTER_DIFFERENTIABLE
-from .scatter_rescale import KERNELS as SCATTER_KERNELS
 from .validate import RESCALE, Check, readable
 
 
-@dataclass
-class _Steps:
-    """The row steps of one implementation, and whether buffers are reused (no gradient, no autocast)."""
-
-    route: Callable
-    gather_adaln: Callable
-    adaln: Callable
-    attention: Callable
-    scatter_rescale: Callable
-    in_place: bool
-
-
-def _steps(implementation: str, device: torch.device, in_place: bool) -> _Steps:
-    rows = choose("mod_block", implementation, device)
-    products = choose("attention", "reference" if implementation == "reference" else "auto", device)
-    return _Steps(
-        route=(ROUTE_KERNELS if in_place else ROUTE_DIFFERENTIABLE)[rows],
-        gather_adaln=(GATHER_KERNELS if in_place else GATHER_DIFFERENTIABLE)[rows],
-        adaln=(ADALN_KERNELS if in_place else ADALN_DIFFERENTIABLE)[rows],
-        attention=ATTENTION_KERNELS[products],
-        scatter_rescale=(SCATTER_KERNELS if in_place else SCATTER_DIFFERENTIABLE)[rows],
-        in_place=in_place,
-    )
-
-
 def _block(
-    steps: _Steps,
+    steps: Steps,
     x,
     router_weight,
     keep,
@@ -90,71 +55,29 @@ def _block(
     widest = max(qkv_weight.shape[0], fc1_weight.shape[0])
     shared = normed.new_empty(normed.shape[0] * widest) if steps.in_place else None
 
-    qkv = _linear(normed, qkv_weight, qkv_bias, shared).unflatten(-1, (3, num_heads, -1))
+    qkv = linear(normed, qkv_weight, qkv_bias, shared).unflatten(-1, (3, num_heads, -1))
     del normed
-    attended = steps.attention(*qkv.unbind(1), offsets, offsets, longest, longest, None, None)
-    branch = _linear(attended.flatten(1), out_weight, out_bias, shared)
-    hidden = _gate_residual(hidden, branch, gate1, keep, steps.in_place)
+    attended = steps.self_attention(*qkv.unbind(1), offsets, offsets, longest, longest, None, None)
+    branch = linear(attended.flatten(1), out_weight, out_bias, shared)
+    hidden = steps.gate_residual(hidden, branch, gate1, index, tokens, keep)
     del qkv, attended
 
     if context_kv is not None:
-        query = _linear(hidden, cross_q_weight, cross_q_bias, shared).unflatten(-1, (num_heads, -1))
+        query = linear(hidden, cross_q_weight, cross_q_bias, shared).unflatten(-1, (num_heads, -1))
         length = context_kv.shape[1]
         context_offsets = reference.packed_offsets([length] * batch, x.device)
         key, value = context_kv.to(query.dtype).flatten(0, 1).unflatten(-1, (num_heads, -1)).unbind(1)
-        attended = steps.attention(
+        attended = steps.cross_attention(
             query, key, value, offsets, context_offsets, longest, length, context_lengths, None
         )
-        branch = _linear(attended.flatten(1), cross_out_weight, cross_out_bias, shared)
+        branch = linear(attended.flatten(1), cross_out_weight, cross_out_bias, shared)
         hidden = hidden.add_(branch) if steps.in_place else (hidden + branch).to(x.dtype)
         del query, attended
 
     normed = steps.adaln(hidden, index, tokens, shift2, scale2, eps if mlp_eps is None else mlp_eps)
-    inner = _linear(normed, fc1_weight, fc1_bias, shared)
-    gelu = torch.ops.aten.gelu_ if steps.in_place else F.gelu
-    space = normed if steps.in_place else None
-    branch = _linear(gelu(inner, approximate="tanh"), fc2_weight, fc2_bias, space).to(x.dtype)
-    del inner, shared
+    branch = steps.mlp(normed, fc1_weight, fc1_bias, fc2_weight, fc2_bias, shared).to(x.dtype)
+    del normed, shared
     return steps.scatter_rescale(x, index, hidden, branch, gate2, logits, rescale, score_scale)
-
-
-def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
-    """F.linear, into the start of a buffer where one is given."""
-    if buffer is None:
-        return F.linear(rows, weight, bias)
-    out = buffer.view(-1)[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
-    # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
-    slabs = rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[0] >= 128
-    slab = rows.shape[1] if slabs else weight.shape[0]
-    biases = [None] * len(weight.split(slab)) if bias is None else bias.split(slab)
-    for part, slab_weight, slab_bias in zip(out.split(slab, 1), weight.split(slab), biases, strict=True):
-        if slab_bias is None:
-            torch.mm(rows, slab_weight.t(), out=part)
-        else:
-            torch.addmm(slab_bias, rows, slab_weight.t(), out=part)
-    return out
-
-
-def _gate_residual(hidden: Tensor, branch: Tensor, gate: Tensor, keep: list[int], in_place: bool) -> Tensor:
-    """hidden + gate * branch with each sample's own gate [B, D], without a [T, D] copy of the gate."""
-    if all(k == keep[0] for k in keep):
-        shape = (len(keep), keep[0])
-        rows, updates, gates = (
-            hidden.unflatten(0, shape)[None],
-            branch.unflatten(0, shape)[None],
-            gate[None, :, None],
-        )
-    else:
-        rows, updates, gates = hidden.split(keep), branch.split(keep), gate.unbind(0)
-    if in_place:
-        for row, update, gate in zip(rows, updates, gates, strict=True):
-            row.addcmul_(gate, update)
-        return hidden
-    done = [
-        torch.addcmul(row, gate, update).to(hidden.dtype)
-        for row, update, gate in zip(rows, updates, gates, strict=True)
-    ]
-    return torch.cat(done).reshape(hidden.shape)
 
 
 _CROSS = ("cross_q_weight", "cross_q_bias", "cross_out_weight", "cross_out_bias")
@@ -164,7 +87,7 @@ def _check(
     x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
     router_bias=None, context_kv=None, context_lengths=None, rescale="mlp", score_scale=1.0,
-    eps=1e-6, mlp_eps=None, index=None, autocast=False, **cross,
+    eps=1e-6, mlp_eps=None, index=None, attention="auto", autocast=False, **cross,
 ):  # fmt: skip
     check = Check("mod_block")
     like_x = {} if autocast else {"dtype_of": ("x", x)}
@@ -200,6 +123,7 @@ def _check(
         check.optional("context_lengths", context_lengths, "B", dtypes=(torch.int32,))
         _check_lengths(check, context_lengths, context_kv.shape[1])
     check.choice("rescale", rescale, RESCALE)
+    check.choice("attention", attention, ("auto", *IMPLEMENTATIONS["attention"]))
     check.positive("score_scale", score_scale)
     check.positive("eps", eps)
     if mlp_eps is not None:
@@ -223,7 +147,7 @@ def _run(in_place: bool, autocast: bool = False):
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
         router_bias=None, context_kv=None, context_lengths=None, cross_q_weight=None, cross_q_bias=None,
         cross_out_weight=None, cross_out_bias=None, rescale="mlp", score_scale=1.0, eps=1e-6, mlp_eps=None,
-        index=None, implementation="auto",
+        index=None, implementation="auto", attention="auto",
     ):  # fmt: skip
         weights = (qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
         options = dict(
@@ -232,8 +156,18 @@ def _run(in_place: bool, autocast: bool = False):
             cross_out_bias=cross_out_bias, rescale=rescale, score_scale=score_scale, eps=eps,
             mlp_eps=mlp_eps, index=index,
         )  # fmt: skip
-        keep = _check(x, router_weight, keep, modulation, *weights, num_heads, autocast=autocast, **options)
-        steps = _steps(implementation, x.device, in_place)
+        keep = _check(
+            x,
+            router_weight,
+            keep,
+            modulation,
+            *weights,
+            num_heads,
+            attention=attention,
+            autocast=autocast,
+            **options,
+        )
+        steps = steps_of(implementation, attention, x, in_place)
         return _block(steps, x, router_weight, keep, modulation, *weights, num_heads, **options)
 
     return run
@@ -251,7 +185,7 @@ define(
     "Tensor? context_kv=None, Tensor? context_lengths=None, Tensor? cross_q_weight=None, "
     "Tensor? cross_q_bias=None, Tensor? cross_out_weight=None, Tensor? cross_out_bias=None, "
     'str rescale="mlp", float score_scale=1.0, float eps=1e-6, float? mlp_eps=None, Tensor? index=None, '
-    'str implementation="auto") -> Tensor',
+    'str implementation="auto", str attention="auto") -> Tensor',
     kernel=_run(in_place=True),
     fake=_fake,
     differentiable=_run(in_place=False),
@@ -269,7 +203,9 @@ def mod_block(x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **
     Keywords: router_bias [1]; context_kv [B, M, 2, D], the projected text keys and values, with
     cross_q_weight, cross_out_weight [D, D] (biases optional) and context_lengths [B] int32, how many text
     tokens count; rescale and score_scale as in `scatter_rescale`; eps, mlp_eps of the two layer norms;
-    index [T] int64, a selection made before; implementation "auto", "native" or "reference".
+    index [T] int64, a selection made before; implementation "auto", "native" (CPU), "cuda", "triton" or
+    "reference": which kernels do the row steps; attention: "auto" or an implementation of `attention` for the
+    attention among kept tokens.
 
     Weights have the dtype of x (any under autocast); router and modulation may be of any float dtype.
     Returns [B, N, D] in the dtype of x; rows not kept are bit-equal to x. Every bad argument is a

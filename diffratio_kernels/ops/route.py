@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..kernels import native
-from .dispatch import choose
-from .library import define
+from .dispatch import DIFFERENTIABLE, KERNELS, ROW_KERNELS, choose
+from .library import define, define_backward
 from .validate import Check
 
 
-def _native(x, router_weight, keep, router_bias, index):
-    logits = native.router_logits(x, router_weight, router_bias)
-    offsets = reference.packed_offsets(keep, x.device)
-    if index is None:
-        index = native.topk_select(logits, offsets, sum(keep))
-    return index, offsets, logits
+def _with(kernels):
+    def route(x, router_weight, keep, router_bias, index):
+        logits = kernels.router_logits(x, router_weight, router_bias)
+        offsets = reference.packed_offsets(keep, x.device)
+        if index is None:
+            index = kernels.topk_select(logits, offsets, sum(keep))
+        return index, offsets, logits
+
+    return route
 
 
-class _DifferentiableNative(torch.autograd.Function):
+class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, router_weight, keep, router_bias, index):
+    def forward(ctx, implementation, x, router_weight, keep, router_bias, index):
         index, offsets, logits = torch.ops.diffratio.route(
-            x, router_weight, keep, router_bias=router_bias, index=index, implementation="native"
+            x, router_weight, keep, router_bias=router_bias, index=index, implementation=implementation
         )
         ctx.save_for_backward(x, router_weight, router_bias)
+        ctx.implementation = implementation
         ctx.mark_non_differentiable(index, offsets)
         return index, offsets, logits
 
@@ -36,19 +40,17 @@ class _DifferentiableNative(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, _index, _offsets, grad_logits):
         x, router_weight, router_bias = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad_logits[..., None] * router_weight.to(grad_logits.dtype)).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            rows = x.to(grad_logits.dtype).flatten(0, 1)
-            grad_weight = (grad_logits.flatten() @ rows).to(router_weight.dtype)
-        if ctx.needs_input_grad[3]:
-            grad_bias = grad_logits.sum().to(router_bias.dtype).reshape(1)
-        return grad_x, grad_weight, None, grad_bias, None
+        grad_x, grad_weight = torch.ops.diffratio.router_logits_backward(
+            grad_logits, x, router_weight, implementation=ctx.implementation
+        )
+        grad_bias = None if router_bias is None else grad_logits.sum().to(router_bias.dtype).reshape(1)
+        return None, grad_x, grad_weight.to(router_weight.dtype), None, grad_bias, None
 
 
-KERNELS = {"native": _native, "reference": reference.route}
-DIFFERENTIABLE = {"native": _DifferentiableNative.apply, "reference": reference.route}
+KERNELS["route"] = {name: _with(kernels) for name, kernels in ROW_KERNELS.items()}
+DIFFERENTIABLE["route"] = {name: partial(_Route.apply, name) for name in ROW_KERNELS}
+for _table in (KERNELS, DIFFERENTIABLE):
+    _table["route"]["reference"] = reference.route
 
 
 def _check(x, router_weight, keep, router_bias, index):
@@ -65,9 +67,9 @@ def _check(x, router_weight, keep, router_bias, index):
 def _run(table):
     def run(x, router_weight, keep, *, router_bias=None, index=None, implementation="auto"):
         keep = _check(x, router_weight, keep, router_bias, index)
-        implementation = choose("route", implementation, x.device)
+        implementation = choose("route", implementation, x.device, x.dtype)
         given = index is not None
-        index, offsets, logits = table[implementation](x, router_weight, keep, router_bias, index)
+        index, offsets, logits = table["route"][implementation](x, router_weight, keep, router_bias, index)
         return index.clone() if given else index, offsets, logits
 
     return run
@@ -87,6 +89,15 @@ define(
     fake=_fake,
     differentiable=_run(DIFFERENTIABLE),
 )
+
+
+define_backward(
+    "router_logits_backward(Tensor grad_logits, Tensor x, Tensor router_weight, *, str implementation) "
+    "-> (Tensor, Tensor)",
+    lambda grad_logits, x, router_weight, **_: (
+        x.new_empty(x.shape), router_weight.new_empty(router_weight.shape, dtype=grad_logits.dtype)
+    ),
+)  # fmt: skip
 
 
 def route(

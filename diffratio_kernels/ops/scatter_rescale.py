@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..kernels import native
-from .dispatch import choose
-from .library import define
+from .dispatch import DIFFERENTIABLE, KERNELS, ROW_KERNELS, choose
+from .library import define, define_backward
 from .validate import RESCALE, Check
 
 
-class _DifferentiableNative(torch.autograd.Function):
+class _ScatterRescale(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, index, hidden, branch, gate, logits, rescale, score_scale):
+    def forward(ctx, implementation, x, index, hidden, branch, gate, logits, rescale, score_scale):
         ctx.save_for_backward(x, index, hidden, branch, gate, logits)
-        ctx.options = (rescale, score_scale)
+        ctx.options, ctx.implementation = (rescale, score_scale), implementation
         return torch.ops.diffratio.scatter_rescale(
-            x, index, hidden, branch, gate, logits, rescale, score_scale, implementation="native"
+            x, index, hidden, branch, gate, logits, rescale, score_scale, implementation=implementation
         )
 
     @staticmethod
@@ -27,17 +28,27 @@ class _DifferentiableNative(torch.autograd.Function):
         x, index, hidden, branch, gate, logits = ctx.saved_tensors
         grad_x, grad_hidden, grad_branch, grad_gate, grad_logits = (
             torch.ops.diffratio.scatter_rescale_backward(
-                grad_out, x, index, hidden, branch, gate, logits, *ctx.options
+                grad_out,
+                x,
+                index,
+                hidden,
+                branch,
+                gate,
+                logits,
+                *ctx.options,
+                implementation=ctx.implementation,
             )
         )
         return (
-            grad_x, None, grad_hidden, grad_branch,
+            None, grad_x, None, grad_hidden, grad_branch,
             grad_gate.to(gate.dtype), grad_logits.to(logits.dtype), None, None,
         )  # fmt: skip
 
 
-KERNELS = {"native": native.scatter_rescale, "reference": reference.scatter_rescale}
-DIFFERENTIABLE = {"native": _DifferentiableNative.apply, "reference": reference.scatter_rescale}
+KERNELS["scatter_rescale"] = {name: kernels.scatter_rescale for name, kernels in ROW_KERNELS.items()}
+DIFFERENTIABLE["scatter_rescale"] = {name: partial(_ScatterRescale.apply, name) for name in ROW_KERNELS}
+for _table in (KERNELS, DIFFERENTIABLE):
+    _table["scatter_rescale"]["reference"] = reference.scatter_rescale
 
 
 def _check(x, index, hidden, branch, gate, logits, rescale, score_scale):
@@ -55,10 +66,32 @@ def _check(x, index, hidden, branch, gate, logits, rescale, score_scale):
 def _run(table):
     def run(x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, implementation="auto"):
         _check(x, index, hidden, branch, gate, logits, rescale, score_scale)
-        kernel = table[choose("scatter_rescale", implementation, x.device)]
+        kernel = table["scatter_rescale"][choose("scatter_rescale", implementation, x.device, x.dtype)]
         return kernel(x, index, hidden, branch, gate, logits, rescale, score_scale)
 
     return run
+
+
+def _run_in_place(
+    x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, implementation="auto"
+):  # fmt: skip
+    args = index, hidden, branch, gate, logits, rescale, score_scale
+    _check(x, *args)
+    chosen = choose("scatter_rescale", implementation, x.device, x.dtype)
+    if chosen in ("cuda", "triton") and x.is_contiguous():
+        ROW_KERNELS[chosen].scatter_rescale(x, *args, in_place=True)
+    else:
+        x.copy_(KERNELS["scatter_rescale"][chosen](x, *args))
+
+
+def _fake_in_place(
+    x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, implementation="auto"
+):  # fmt: skip
+    _check(x, index, hidden, branch, gate, logits, rescale, score_scale)
+
+
+def _refuse_gradients(*args, **kwargs):
+    raise NotImplementedError("scatter_rescale_: no gradients through x in place; use scatter_rescale")
 
 
 def _fake(x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, implementation="auto"):
@@ -66,7 +99,9 @@ def _fake(x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0
     return x.new_empty(x.shape)
 
 
-def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, rescale, score_scale):
+def _fake_backward(
+    grad_out, x, index, hidden, branch, gate, logits, rescale, score_scale, *, implementation
+):  # fmt: skip
     dtype = torch.promote_types(x.dtype, torch.float32)
     return (
         x.new_empty(x.shape),
@@ -93,11 +128,23 @@ define(
     autocast=_autocast,
 )
 define(
-    "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor hidden, Tensor branch, "
-    "Tensor gate, Tensor logits, str rescale, float score_scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    kernel=native.scatter_rescale_backward,
-    fake=_fake_backward,
+    "scatter_rescale_(Tensor(a!) x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
+    'str rescale="mlp", float score_scale=1.0, *, str implementation="auto") -> ()',
+    kernel=_run_in_place,
+    fake=_fake_in_place,
+    differentiable=_refuse_gradients,
 )
+define_backward(
+    "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor hidden, Tensor branch, "
+    "Tensor gate, Tensor logits, str rescale, float score_scale, *, str implementation) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_backward,
+)
+
+
+def scatter_rescale_(x: Tensor, index: Tensor, hidden: Tensor, *args, **kwargs) -> None:
+    """`scatter_rescale` into x [B, N, D] itself: only the kept rows are read and written. No gradients."""
+    torch.ops.diffratio.scatter_rescale_(x, index, hidden, *args, **kwargs)
 
 
 def scatter_rescale(

@@ -79,7 +79,7 @@ def gradients(
     }
     out = function(**(arguments | leaves))
     generator = torch.Generator().manual_seed(seed)
-    grad_out = torch.randn(out.shape, generator=generator).to(torch.bfloat16).to(out.dtype)
+    grad_out = torch.randn(out.shape, generator=generator).to(torch.bfloat16).to(out.device, out.dtype)
     if not out.requires_grad:
         return out, {}
     grads = torch.autograd.grad(out, list(leaves.values()), grad_out, allow_unused=True)
@@ -96,7 +96,7 @@ def shake(arguments: dict, dtype: torch.dtype, seed: int) -> dict:
 
     def move(t: Tensor) -> Tensor:
         noise = torch.rand(t.shape, generator=generator, dtype=torch.double)
-        return t.double() * (1 + half_ulp * (2 * noise - 1))
+        return t.double() * (1 + half_ulp * (2 * noise.to(t.device) - 1))
 
     return {
         name: move(value) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -121,3 +121,8 @@ def cast(arguments: dict, dtype: torch.dtype) -> dict:
         name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in arguments.items()
     }
+
+
+def on_device(arguments: dict, device: str) -> dict:
+    """The same arguments with every tensor on a device; layouts are kept on the CPU only."""
+    return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in arguments.items()}

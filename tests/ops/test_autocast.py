@@ -59,14 +59,14 @@ def test_block_under_autocast_is_within_the_budget(x_dtype, weight_dtype, text):
 
 
 @pytest.mark.parametrize("x_dtype", [FP32, FP16], ids=lambda d: f"x {short(d)}")
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 def test_autocast_to_float16_keeps_the_dtype_of_x_too(x_dtype, implementation):
     arguments = mixed(x_dtype, FP32) | {"implementation": implementation}
     run = autocast(mod_block, FP16)
     out, grads = gradients(run, arguments, seed=0)
     with torch.no_grad():
         inference = run(**arguments)
-    expected = mod_block(**cast(arguments, FP64))
+    expected = mod_block(**cast(arguments, FP64) | {"implementation": "auto"})
     for result in (out, inference):
         assert result.dtype == x_dtype
         # A chain of 8 roundings of float16 on values up to 5.

@@ -11,6 +11,7 @@ import diffratio_kernels as dk
 from diffratio_kernels.testing.inputs import ModBlockCase
 
 B, N, T = 2, 24, 10
+MLP = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 
 
 def calls():
@@ -56,6 +57,14 @@ def calls():
             {"query": (1, 2), "key": (0, 1, 2), "value": (0, 1, 2)}
             | {"query_offsets": (0,), "key_offsets": (0,), "key_lengths": (0,)},
         ),
+        "gate_residual": (
+            {"hidden": rows, "branch": rows, "gate": gate, "index": index, "tokens": N},
+            {"hidden": (0, 1), "branch": (0, 1), "gate": (1,), "index": (0,)},
+        ),
+        "mlp": (
+            {"rows": rows} | {name: block[name] for name in MLP},
+            {"rows": (1,)} | {name: (0, 1) if "weight" in name else (0,) for name in MLP},
+        ),
         "scatter_rescale": (
             {"x": x, "index": index, "hidden": rows, "branch": rows, "gate": gate, "logits": x[..., 0]},
             {"x": (0, 1, 2), "index": (0,)} | dict.fromkeys(("hidden", "branch", "gate", "logits"), (0, 1)),
@@ -70,9 +79,9 @@ OPTIONAL = {"router_bias", "index", "key_lengths", "context_kv", "context_length
 
 def tensor_faults(op, name, value, pinned):
     """(label, wrong value) for one tensor argument."""
-    like_x = op in ("mod_block", "scatter_rescale", "attention") and name not in (
-        "x", "query", "router_weight", "router_bias", "modulation", "gate", "logits"
-    )  # fmt: skip
+    first = {"gate_residual": "hidden", "mlp": "rows", "attention": "query"}.get(op, "x")
+    any_float = (first, "router_weight", "router_bias", "modulation", "gate", "logits")
+    like_x = op not in ("route", "gather_adaln", "adaln") and name not in any_float
     wrong = {torch.int64: [torch.int32, torch.float32], torch.int32: [torch.int64, torch.float32]}.get(
         value.dtype,
         [torch.int64, torch.bool, torch.complex64] + ([torch.float64, torch.bfloat16] if like_x else []),
@@ -101,6 +110,8 @@ VALUES = {  # operator -> argument -> wrong values
     "route": {"keep": [[-1], [N + 1], [5, -1], [N + 1, 0], [1, 2, 3], []]},
     "gather_adaln": {"eps": NOT_POSITIVE},
     "adaln": {"eps": NOT_POSITIVE, "tokens": [0, -1]},
+    "gate_residual": {"tokens": [0, -1]},
+    "mlp": {},
     "attention": {
         "scale": NOT_POSITIVE,
         "max_query": [-1, 0, 4, 5, T + 1],

@@ -11,9 +11,10 @@ import torch
 import diffratio_kernels
 from diffratio_kernels import capabilities, mod_block
 from diffratio_kernels.kernels import native
-from diffratio_kernels.ops import IMPLEMENTATIONS, choose
+from diffratio_kernels.ops import IMPLEMENTATIONS, choose, dispatch
 from diffratio_kernels.testing.inputs import ModBlockCase
 
+GPU_ONLY = {"cuda", "cudnn", "varlen", "flash_attn"}
 REASON = "the library was left at home"
 NATIVE_OPS = [op for op, names in IMPLEMENTATIONS.items() if "native" in names]
 
@@ -71,13 +72,45 @@ def test_capabilities_tell_the_reason(without_library):
         (op, name) for op, names in IMPLEMENTATIONS.items() for name in names
     }
     for row in rows:
-        gone = row["implementation"] == "native"
-        assert row["available"] is not gone and row["reason"] == (REASON if gone else None)
+        assert row["available"] is (row["reason"] is None)
+        if row["implementation"] == "native":
+            assert row["reason"] == REASON
+        elif row["implementation"] in GPU_ONLY:
+            assert "CUDA" in row["reason"]
+        else:
+            assert row["available"]
 
 
-def test_everything_is_available_here():
+def test_everything_for_the_cpu_is_available_here():
     """The suite is run with the native library built: no implementation hides from the other tests."""
-    assert all(row["available"] for row in capabilities() if row["device"] == "cpu"), native.unavailable
+    missing = {r["implementation"] for r in capabilities() if r["device"] == "cpu" and not r["available"]}
+    assert missing == GPU_ONLY, native.unavailable
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_auto_on_the_cpu_never_interprets(dtype):
+    cpu = torch.device("cpu")
+    chosen = {op: choose(op, "auto", cpu, dtype) for op in IMPLEMENTATIONS}
+    rows = dict.fromkeys(["route", "gather_adaln", "adaln", "scatter_rescale", "mod_block"], "native")
+    assert chosen == rows | {"gate_residual": "reference", "attention": "sdpa", "mlp": "torch"}
+
+
+def test_auto_on_a_gpu_takes_our_kernels_and_leaves_exact_products_to_torch(monkeypatch):
+    monkeypatch.setattr(dispatch, "why_not", lambda name, device, dtype=None: None)
+    gpu, half, single = torch.device("cuda"), torch.bfloat16, torch.float32
+    assert {op: choose(op, "auto", gpu, half) for op in ("route", "attention", "mlp", "mod_block")} == {
+        "route": "cuda", "attention": "triton", "mlp": "triton", "mod_block": "cuda",
+    }  # fmt: skip
+    assert [choose(op, "auto", gpu, single) for op in ("attention", "mlp", "route")] == [
+        "sdpa",
+        "torch",
+        "cuda",
+    ]
+
+
+def test_a_dtype_that_an_implementation_does_not_take_is_an_error():
+    with pytest.raises(ValueError, match="route: implementation='triton' .* do not take float64"):
+        choose("route", "triton", torch.device("cpu"), torch.float64)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "meta", "xpu"])

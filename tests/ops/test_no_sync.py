@@ -52,7 +52,7 @@ def test_the_guard_above_sees_a_read():
         assert values_read(read)
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("keep", [(13,), (5, 20), (0, 24)], ids=str)
 @pytest.mark.parametrize("text", TEXTS)
 def test_tensors_without_values_go_through(text, keep, implementation):

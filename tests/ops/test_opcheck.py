@@ -52,7 +52,7 @@ def selected(case):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("given", [False, True], ids=["selecting", "selected"])
 def test_route(given, wants_gradient, implementation):
     case = CASES["per sample"]
@@ -69,13 +69,26 @@ def test_route(given, wants_gradient, implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("op", ["gather_adaln", "adaln", "scatter_rescale"])
 def test_row_operators(op, wants_gradient, implementation):
     check(op, selected(CASES["per sample"]) | {"implementation": implementation}, wants_gradient)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+@pytest.mark.parametrize("implementation", ["triton", "reference"])
+def test_gate_residual(wants_gradient, implementation):
+    check("gate_residual", selected(CASES["per sample"]) | {"implementation": implementation}, wants_gradient)
+
+
+@pytest.mark.parametrize("implementation", ["triton", "torch"])
+def test_mlp(wants_gradient, implementation):
+    a = CASES["uniform"].arguments()
+    weights = {name: a[name] for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")}
+    rows = {"rows": torch.randn(10, 16), "implementation": implementation}
+    check("mlp", rows | weights, wants_gradient)
+
+
+@pytest.mark.parametrize("implementation", ["triton", "sdpa", "reference"])
 @pytest.mark.parametrize("name", ["uniform", "per sample"])
 def test_attention(name, wants_gradient, implementation):
     case, offsets = CASES[name], selected(CASES[name])["offsets"]
@@ -93,7 +106,7 @@ def test_attention(name, wants_gradient, implementation):
     check("attention", arguments, wants_gradient)
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("name", CASES)
 def test_mod_block(name, wants_gradient, implementation):
     check("mod_block", CASES[name].arguments() | {"implementation": implementation}, wants_gradient)

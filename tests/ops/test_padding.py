@@ -24,6 +24,7 @@ def with_implementation(name):
 
 PATHS = {
     "sdpa": with_implementation("sdpa"),
+    "triton": with_implementation("triton"),
     "reference": with_implementation("reference"),
     "padded": padded_path,
 }
@@ -61,7 +62,7 @@ def test_attention_ignores_keys_and_values_past_the_length(path, keep, nothing):
 
 
 @pytest.mark.parametrize("nothing", NOTHING, ids=str)
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("keep", KEEPS)
 def test_block_ignores_text_past_the_length(keep, implementation, nothing):
     case = ModBlockCase(seed=0, batch=3, tokens=6, keep=KEEPS[keep])

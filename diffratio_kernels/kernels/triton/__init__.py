@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
+
+import torch
 
 unavailable = None if importlib.util.find_spec("triton") else "triton is not installed"
 """None where the kernels can be compiled, else why not."""
@@ -30,3 +33,26 @@ def launcher(name: str) -> Callable:
         return getattr(module, name)(*args, **kwargs)
 
     return call
+
+
+class _Launchers:
+    """Every launcher as an attribute, like the modules of the other kernels."""
+
+    def __getattr__(self, name: str) -> Callable:
+        return launcher(name)
+
+
+launchers = _Launchers()
+
+
+def why_not(device_type: str) -> str | None:
+    """Why the kernels cannot run on a device; None where they can."""
+    if unavailable is not None:
+        return unavailable
+    if device_type == "cpu":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interpreted else "on the CPU it runs in Triton's interpreter only (TRITON_INTERPRET=1)"
+    if device_type != "cuda":
+        return f"it is for CUDA tensors, not {device_type}"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"it needs compute capability 8.0, this GPU has {major}.{minor}"

@@ -173,6 +173,8 @@ def attention(
     """
     query, key, value = (unit_rows(t) for t in (query, key, value))
     rows, heads, head_dim = query.shape
+    if head_dim > config.LARGEST_HEAD_DIM:
+        raise ValueError(f"attention: query has head_dim {head_dim}, the Triton kernels take up to 256")
     scale = LOG2_E * (1 / math.sqrt(head_dim) if scale is None else scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = accumulator(heads, rows, like=query) if save_lse else None

@@ -1,4 +1,4 @@
-"""logits[r] = x[r] . weight + bias, in fp32, and the gradients of x, weight and bias."""
+"""logits[r] = x[r] . weight + bias in fp32, and the gradients of x and weight."""
 
 from __future__ import annotations
 
@@ -57,10 +57,8 @@ def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) 
     return logits
 
 
-def router_logits_backward(
-    grad_logits: Tensor, x: Tensor, router_weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [B, N, D] in its dtype, of router_weight [D] and router_bias [1] in fp32."""
+def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x [B, N, D] in its dtype, of router_weight [D] in fp32."""
     x, grad_logits, rows = x.contiguous(), grad_logits.contiguous(), grad_logits.numel()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     slices = triton.cdiv(rows, ROWS_PER_SLICE)
@@ -70,4 +68,4 @@ def router_logits_backward(
         x, router_weight.contiguous(), grad_logits, grad_x, partial, rows,
         ROWS=ROWS_PER_SLICE, **row_block(x.shape[2]),
     )  # fmt: skip
-    return grad_x, partial.sum(0), grad_logits.sum().reshape(1)
+    return grad_x, partial.sum(0)

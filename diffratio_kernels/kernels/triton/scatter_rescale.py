@@ -72,16 +72,6 @@ def row_places(index: Tensor, rows: int) -> Tensor:
     return place
 
 
-def _run(x, index, place, hidden, branch, gate, logits, rescale, score_scale, out):
-    gate = unit_rows(gate)
-    launch(
-        _scatter_rescale_fwd, (index.shape[0] if place is None else place.shape[0],),
-        x, index.contiguous(), place, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(),
-        out, x.shape[1], gate.stride(0), score_scale, RESCALE=rescale, **row_block(x.shape[2]),
-    )  # fmt: skip
-    return out
-
-
 def scatter_rescale(
     x: Tensor,
     index: Tensor,
@@ -91,22 +81,22 @@ def scatter_rescale(
     logits: Tensor,
     rescale: str,
     score_scale: float,
+    in_place: bool = False,
 ) -> Tensor:
-    """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
-    place = row_places(index, x.shape[0] * x.shape[1])
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return _run(x.contiguous(), index, place, hidden, branch, gate, logits, rescale, score_scale, out)
+    """A new [B, N, D]: kept rows finished and rescaled, the others as in x.
+
+    in_place writes to x itself, which must be contiguous: only the kept rows are read and written.
+    """
+    x, gate = x.contiguous(), unit_rows(gate)
+    out = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    place = None if in_place else row_places(index, x.shape[0] * x.shape[1])
+    launch(
+        _scatter_rescale_fwd, (index.shape[0] if in_place else place.shape[0],),
+        x, index.contiguous(), place, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(),
+        out, x.shape[1], gate.stride(0), score_scale, RESCALE=rescale, **row_block(x.shape[2]),
+    )  # fmt: skip
+    return out
 
 
-def scatter_rescale_(
-    x: Tensor,
-    index: Tensor,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: str,
-    score_scale: float,
-) -> Tensor:
-    """The same into x [B, N, D] itself, which must be contiguous: only the kept rows are read or written."""
-    return _run(x, index, None, hidden, branch, gate, logits, rescale, score_scale, x)
+def scatter_rescale_(*args) -> Tensor:
+    return scatter_rescale(*args, in_place=True)

@@ -1,0 +1,112 @@
+"""The steps of `mod_block` by implementation: our kernels, and torch's products between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.triton import launchers as triton
+from .attention import pick
+from .dispatch import DIFFERENTIABLE, KERNELS, choose
+
+
+@dataclass
+class Steps:
+    """What `mod_block` calls. in_place: buffers are reused (no gradient, no autocast)."""
+
+    route: Callable
+    gather_adaln: Callable
+    adaln: Callable
+    self_attention: Callable
+    cross_attention: Callable
+    gate_residual: Callable
+    mlp: Callable
+    scatter_rescale: Callable
+    in_place: bool
+
+
+def steps_of(implementation: str, self_attention: str, x: Tensor, in_place: bool) -> Steps:
+    """Row steps by `implementation`; attention, gate and MLP by it too where it has them, else by "auto"."""
+    rows = choose("mod_block", implementation, x.device, x.dtype)
+    own = implementation if implementation in ("triton", "reference") else "auto"
+    gate = choose("gate_residual", own, x.device, x.dtype)
+    middle = choose("mlp", "torch" if own == "reference" else own, x.device, x.dtype)
+    tables = KERNELS if in_place else DIFFERENTIABLE
+    return Steps(
+        route=tables["route"][rows],
+        gather_adaln=tables["gather_adaln"][rows],
+        adaln=tables["adaln"][rows],
+        self_attention=_attention(tables, own if self_attention == "auto" else self_attention),
+        cross_attention=_attention(tables, own),
+        gate_residual=partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place),
+        mlp=partial(_mlp_triton if middle == "triton" else _mlp_torch, in_place),
+        scatter_rescale=tables["scatter_rescale"][rows],
+        in_place=in_place,
+    )
+
+
+def _attention(tables: dict, implementation: str) -> Callable:
+    return lambda query, *args: tables["attention"][pick(implementation, query)](query, *args)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
+    """F.linear, into the start of a buffer where one is given."""
+    if buffer is None:
+        return F.linear(rows, weight, bias)
+    out = buffer.view(-1)[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
+    # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
+    slabs = rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[0] >= 128
+    slab = rows.shape[1] if slabs else weight.shape[0]
+    biases = [None] * len(weight.split(slab)) if bias is None else bias.split(slab)
+    for part, slab_weight, slab_bias in zip(out.split(slab, 1), weight.split(slab), biases, strict=True):
+        if slab_bias is None:
+            torch.mm(rows, slab_weight.t(), out=part)
+        else:
+            torch.addmm(slab_bias, rows, slab_weight.t(), out=part)
+    return out
+
+
+def _gate_residual_triton(in_place, hidden, branch, gate, index, tokens, keep) -> Tensor:
+    if in_place:
+        return triton.gate_residual(hidden, branch, gate, index, tokens, in_place=True)
+    return DIFFERENTIABLE["gate_residual"]["triton"](hidden, branch.to(hidden.dtype), gate, index, tokens)
+
+
+def _gate_residual_torch(in_place, hidden, branch, gate, index, tokens, keep) -> Tensor:
+    """hidden + gate * branch with each sample's own gate [B, D], without a [T, D] copy of the gate."""
+    if all(k == keep[0] for k in keep):
+        shape = (len(keep), keep[0])
+        rows, updates, gates = (
+            hidden.unflatten(0, shape)[None],
+            branch.unflatten(0, shape)[None],
+            gate[None, :, None],
+        )
+    else:
+        rows, updates, gates = hidden.split(keep), branch.split(keep), gate.unbind(0)
+    if in_place:
+        for row, update, gate in zip(rows, updates, gates, strict=True):
+            row.addcmul_(gate, update)
+        return hidden
+    done = [
+        torch.addcmul(row, gate, update).to(hidden.dtype)
+        for row, update, gate in zip(rows, updates, gates, strict=True)
+    ]
+    return torch.cat(done).reshape(hidden.shape)
+
+
+def _mlp_triton(in_place, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
+    if not in_place:
+        return DIFFERENTIABLE["mlp"]["triton"](rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    inner, _ = triton.linear_gelu(rows, fc1_weight, fc1_bias, False)
+    return linear(inner, fc2_weight, fc2_bias, rows)
+
+
+def _mlp_torch(in_place, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
+    inner = linear(rows, fc1_weight, fc1_bias, buffer)
+    gelu = torch.ops.aten.gelu_ if in_place else F.gelu
+    return linear(gelu(inner, approximate="tanh"), fc2_weight, fc2_bias, rows if in_place else None)
