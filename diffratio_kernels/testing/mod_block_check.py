@@ -25,9 +25,9 @@ def check_mod_block(
 
     In fp64, where the implementation takes it, output and gradients equal the reference to 1e-12 of the
     largest value (thousands of roundings, far below any wrong formula). In the case's own dtype the output
-    stays within the error budget, with and without autograd, and tokens not kept come back bit-equal. Gradients are held to the budget from 8 kept
-    tokens up: with fewer they sum so few roundings that the error of the peer is a matter of luck, often
-    zero, and only fp64 says whether the formula is right.
+    stays within the error budget, with and without autograd, and tokens not kept come back bit-equal.
+    Gradients are held to the budget from 8 kept tokens up: with fewer they sum so few roundings that the
+    error of the peer is a matter of luck, often zero, and only fp64 says whether the formula is right.
     """
     case = random_case(seed, dtype)
     drawn = on_device(case.arguments(), device)

@@ -52,6 +52,14 @@ class Summary(list):
         return "\n".join(lines)
 
 
+def _implementation(block, one_operator: bool) -> str:
+    """Which kernels a block's next call takes: for its rows and, in `mod_block`, for its attention."""
+    weight = next(p for p in block.parameters() if p.is_floating_point())
+    device, dtype = weight.device, weight.dtype
+    rows, attention = (choose(op, "auto", device, dtype) for op in ("mod_block", "attention"))
+    return f"{rows} rows, {attention} attention" if one_operator else f"{rows} rows"
+
+
 def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     """Every patched block of a model; `tokens` is N for the kept counts (default: N of the last call).
 
@@ -82,7 +90,7 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
                     kept_tokens=None if n is None else tuple(kept_tokens(t, n) for t in tenths),
                     tokens=n,
                     path="mod_block" if modules is None else "modules",
-                    implementation=choose("mod_block", "auto", block.diffratio.router_weight.device),
+                    implementation=_implementation(block, modules is None),
                     reason=reason,
                 )
             )

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from diffratio import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio, summary
-from diffratio_kernels.ops import choose
 
 SETTINGS = {"num_regions": 2, "overrides": {0: [0.1, 0.2], -1: 1.0}}
 
@@ -48,11 +47,12 @@ def test_a_number_of_tokens_that_is_none_is_a_named_error(routed, tokens):
 def test_path_implementation_and_reason_of_every_layer(routed):
     rows = summary(routed)
     assert {(row.path, row.reason) for row in rows} == {("mod_block", None)}
-    assert {row.implementation for row in rows} == {choose("mod_block", "auto", torch.device("cpu"))}
+    assert {row.implementation for row in rows} == {"native rows, sdpa attention"}
     linear = routed.transformer_blocks[1].ff.net[2]
     linear.register_forward_hook(lambda module, args, output: None)
     rows = summary(routed)
     assert [row.path for row in rows] == ["mod_block", "modules", "mod_block"]
+    assert rows[1].implementation == "native rows"
     assert [row.reason for row in rows] == [None, "ff.net.2: it carries hooks", None]
     assert "modules" in str(rows)
     assert "transformer_blocks.1 (ff.net.2: it carries hooks)" in str(rows)

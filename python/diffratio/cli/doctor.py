@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffratio_kernels import __version__, capabilities
-from diffratio_kernels.kernels import native
+from diffratio_kernels.kernels import cuda, native
 
 PACKAGES = ("torch", "triton", "diffusers", "peft", "accelerate", "safetensors", "flash-attn", "numpy")
 
@@ -32,6 +32,8 @@ def report() -> dict:
             "available": native.unavailable is None,
             "reason": native.unavailable,
             "instruction_set": None if native.unavailable else native.instruction_set(),
+            "cuda_kernels": cuda.unavailable is None,
+            "cuda_reason": cuda.unavailable,
         },
         "implementations": capabilities(),
     }
@@ -57,12 +59,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         ", ".join(f"{name} {v or 'not installed'}" for name, v in found["packages"].items()), highlight=False
     )
     lib = found["native"]
-    console.print(
-        f"native library: {lib['instruction_set'] + ' row kernels' if lib['available'] else lib['reason']}",
-        highlight=False,
-    )
-    table = Table("operator", "implementation", "device", "available", "why not")
+    rows = f"{lib['instruction_set']} row kernels" if lib["available"] else lib["reason"]
+    compiled = "CUDA kernels" if lib["cuda_kernels"] else f"no CUDA kernels: {lib['cuda_reason']}"
+    console.print(f"native library: {rows}" + f"; {compiled}" * lib["available"], highlight=False)
+    table = Table("operator", "implementation", "device", "available", "auto for", "why not")
     for row in found["implementations"]:
         mark = "[green]yes[/]" if row["available"] else "[red]no[/]"
-        table.add_row(row["op"], row["implementation"], row["device"], mark, row["reason"] or "")
+        chosen = " ".join(row["auto"])
+        table.add_row(row["op"], row["implementation"], row["device"], mark, chosen, row["reason"] or "")
     console.print(table)
