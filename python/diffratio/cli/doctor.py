@@ -20,14 +20,14 @@ PACKAGES = ("torch", "triton", "diffusers", "peft", "accelerate", "safetensors",
 
 def report() -> dict:
     """Versions, devices, the native library and every implementation, as plain JSON types."""
-    cuda = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available()
     return {
         "diffratio": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_gpu else [],
         "native": {
             "available": native.unavailable is None,
             "reason": native.unavailable,
