@@ -13,8 +13,9 @@ from diffratio_kernels import capabilities, mod_block
 from diffratio_kernels.kernels import native
 from diffratio_kernels.ops import IMPLEMENTATIONS, choose, dispatch
 from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.interpreter import interpreted
 
-GPU_ONLY = {"cuda", "cudnn", "varlen", "flash_attn"}
+GPU_ONLY = {"cuda", "cudnn", "varlen", "flash_attn"} | (set() if interpreted() else {"triton"})
 REASON = "the library was left at home"
 NATIVE_OPS = [op for op, names in IMPLEMENTATIONS.items() if "native" in names]
 
@@ -129,6 +130,7 @@ FRESH = """
 import pathlib, sys, torch, diffratio_kernels as dk
 assert pathlib.Path(dk.__file__).is_relative_to(sys.argv[1]), dk.__file__
 from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.interpreter import interpreted
 arguments = ModBlockCase(seed=0).arguments()
 arguments["x"].requires_grad_()
 out = dk.mod_block(**arguments)

@@ -64,7 +64,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     console.print(f"native library: {rows}" + f"; {compiled}" * lib["available"], highlight=False)
     table = Table("operator", "implementation", "device", "available", "auto for", "why not")
     for row in found["implementations"]:
+        if row["device"] == "cuda" and not found["gpus"]:
+            continue
         mark = "[green]yes[/]" if row["available"] else "[red]no[/]"
         chosen = " ".join(row["auto"])
         table.add_row(row["op"], row["implementation"], row["device"], mark, chosen, row["reason"] or "")
     console.print(table)
+    if not found["gpus"]:
+        console.print("no CUDA device: nothing runs there; --json lists what would", highlight=False)
