@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Integral
 
 import torch
@@ -14,10 +14,22 @@ from .library import define, define_backward
 from .validate import Check
 
 
+@lru_cache(maxsize=256)
+def _copied_offsets(keep: tuple[int, ...], device: torch.device) -> Tensor:
+    return reference.packed_offsets(list(keep), device)
+
+
+def _offsets(keep: list[int], device: torch.device) -> Tensor:
+    """Offsets of the kept counts. Unequal counts are copied to the device once: a CUDA graph cannot do that."""
+    if len(set(keep)) <= 1:
+        return reference.packed_offsets(keep, device)
+    return _copied_offsets(tuple(keep), device).clone()
+
+
 def _with(kernels):
     def route(x, router_weight, keep, router_bias, index):
         logits = kernels.router_logits(x, router_weight, router_bias)
-        offsets = reference.packed_offsets(keep, x.device)
+        offsets = _offsets(keep, x.device)
         if index is None:
             index = kernels.topk_select(logits, offsets, sum(keep))
         return index, offsets, logits
