@@ -9,6 +9,9 @@ using torch::stable::Tensor;
 
 STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
   m.def("router_logits(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) logits, int stream) -> ()");
+  m.def(
+      "router_logits_backward(Tensor grad_logits, Tensor x, Tensor weight, Tensor(a!) grad_x, Tensor(b!) partial, "
+      "Tensor(c!) grad_weight, int stream) -> ()");
   m.def("topk_select(Tensor logits, Tensor offsets, Tensor? keep_small, Tensor(a!) index, int stream) -> ()");
   m.def("row_places(Tensor index, Tensor(a!) place, int stream) -> ()");
   m.def(
@@ -30,6 +33,7 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
   m.impl("router_logits", TORCH_BOX(&cuda::router_logits<Tensor>));
+  m.impl("router_logits_backward", TORCH_BOX(&cuda::router_logits_backward<Tensor>));
   m.impl("topk_select", TORCH_BOX(&cuda::topk_select<Tensor>));
   m.impl("row_places", TORCH_BOX(&cuda::row_places<Tensor>));
   m.impl("gather_adaln", TORCH_BOX(&cuda::gather_adaln<Tensor>));

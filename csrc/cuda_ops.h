@@ -36,10 +36,10 @@ template <class Tensor> void* data(const std::optional<Tensor>& t) { return t ? 
 
 template <class Tensor> Modulation modulation(const Tensor& t) { return {data<float>(t), t.stride(0)}; }
 
-// place [B*N], partial [slices, sums, B, D], sums [sums, B, D]
+// place [B*N] or null, partial [slices, sums, B, D], sums [sums, B, D]
 template <class Tensor>
-ColumnSums column_sums(const Tensor& place, int64_t tokens, const Tensor& partial, const Tensor& sums) {
-  return {.place = data<int32_t>(place),
+ColumnSums column_sums(const int32_t* place, int64_t tokens, const Tensor& partial, const Tensor& sums) {
+  return {.place = place,
           .samples = sums.size(1),
           .tokens = tokens,
           .width = sums.size(2),
@@ -57,6 +57,19 @@ void router_logits(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor l
                  .width = weight.numel(),
                  .logits = data<float>(logits)},
                 element(x), stream_of(stream));
+}
+
+// partial and grad_weight as in column_sums, for one sample of all rows.
+template <class Tensor>
+void router_logits_backward(Tensor grad_logits, Tensor x, Tensor weight, Tensor grad_x, Tensor partial,
+                            Tensor grad_weight, int64_t stream) {
+  const DeviceGuard guard(x.get_device_index());
+  router_logits_backward({.grad_logits = data<float>(grad_logits),
+                          .x = x.data_ptr(),
+                          .weight = data<float>(weight),
+                          .grad_x = grad_x.data_ptr(),
+                          .columns = column_sums<Tensor>(nullptr, grad_logits.numel(), partial, grad_weight)},
+                         element(x), stream_of(stream));
 }
 
 template <class Tensor>
@@ -111,7 +124,7 @@ void gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int64_t toke
                          .eps = static_cast<float>(eps),
                          .grad_x = grad_x.data_ptr(),
                          .stats = data<float>(stats),
-                         .columns = column_sums(place, tokens, partial, grad_modulation)},
+                         .columns = column_sums(data<int32_t>(place), tokens, partial, grad_modulation)},
                         element(rows), stream_of(stream));
 }
 
@@ -162,7 +175,7 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t t
                             .grad_hidden = grad_hidden.data_ptr(),
                             .grad_branch = grad_branch.data_ptr(),
                             .grad_logits = data<float>(grad_logits),
-                            .columns = column_sums(place, tokens, partial, grad_gate)},
+                            .columns = column_sums(args.place, tokens, partial, grad_gate)},
                            element(x), stream_of(stream));
 }
 

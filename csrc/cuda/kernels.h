@@ -9,6 +9,7 @@ namespace diffratio::cuda {
 using Stream = void*;
 
 void router_logits(const RouterLogitsArgs&, Element, Stream);
+void router_logits_backward(const RouterLogitsBackwardArgs&, Element, Stream);
 void topk_select(const TopkArgs&, Stream);
 void row_places(const PlacesArgs&, Stream);
 void gather_adaln(const AdalnArgs&, Element, Stream);

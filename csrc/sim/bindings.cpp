@@ -8,6 +8,7 @@ using diffratio::simulator::Tensor;
 PYBIND11_MODULE(diffratio_simulator, module) {
   diffratio::simulator::bind_schedule(module);
   module.def("router_logits", &cuda::router_logits<Tensor>);
+  module.def("router_logits_backward", &cuda::router_logits_backward<Tensor>);
   module.def("topk_select", &cuda::topk_select<Tensor>);
   module.def("row_places", &cuda::row_places<Tensor>);
   module.def("gather_adaln", &cuda::gather_adaln<Tensor>);

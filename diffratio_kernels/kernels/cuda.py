@@ -57,6 +57,17 @@ def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) 
     return logits
 
 
+def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x [B, N, D] in its dtype and of router_weight [D] in fp32."""
+    batch, tokens, width = x.shape
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    partial, grad_weight = _column_sums(x, 1, 1, batch * tokens, width)
+    _ops.router_logits_backward(
+        _float(grad_logits), x.contiguous(), _float(router_weight), grad_x, partial, grad_weight, _stream(x)
+    )
+    return grad_x, grad_weight.flatten()
+
+
 def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor | None = None) -> Tensor:
     """logits [B, N] fp32, offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept` = offsets[B].
 

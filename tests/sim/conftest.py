@@ -37,6 +37,15 @@ def simulator(builder):
     return builder.load("simulator", sanitize=SANITIZE in os.environ)
 
 
+@pytest.fixture
+def cuda(simulator, monkeypatch):
+    """diffratio_kernels.kernels.cuda with the simulator in place of the library."""
+    from diffratio_kernels.kernels import cuda
+
+    monkeypatch.setattr(cuda, "_ops", simulator)
+    return cuda
+
+
 @pytest.fixture(scope="session")
 def sanitized(builder):
     """Runs Python with these arguments in a process that can load sanitized modules."""

@@ -28,6 +28,22 @@ struct RouterLogitsArgs {
   float* logits;  // [rows]
 };
 
+// Sums over the rows of each sample, in two steps (see column_sums.cuh).
+struct ColumnSums {
+  const int32_t* place;  // [B*N] packed row of each row of x, -1 where none; null to sum over all rows
+  int64_t samples, tokens, width;
+  float* partial;  // [ceil(N / 256), sums, B, D]; equal to `sums` where the first size is 1
+  float* sums;     // [sums, B, D]
+};
+
+struct RouterLogitsBackwardArgs {
+  const float* grad_logits;  // [rows]
+  const void* x;             // [rows, D]
+  const float* weight;       // [D]
+  void* grad_x;              // [rows, D]
+  ColumnSums columns;        // sum of weight, over one sample of all rows
+};
+
 struct TopkArgs {
   const float* logits;        // [B, N]
   const int32_t* offsets;     // [B+1]: sample b keeps offsets[b+1] - offsets[b] tokens
@@ -50,14 +66,6 @@ struct AdalnArgs {
   float eps;
   void* rows;    // [T, D] copy of the rows index[t] of x; null where x is packed already
   void* normed;  // [T, D]
-};
-
-// Sums over the rows of each sample, in two steps (see column_sums.cuh).
-struct ColumnSums {
-  const int32_t* place;  // [B*N] packed row of each row of x, -1 where none
-  int64_t samples, tokens, width;
-  float* partial;  // [ceil(N / 256), sums, B, D]; equal to `sums` where the first size is 1
-  float* sums;     // [sums, B, D]
 };
 
 struct AdalnBackwardArgs {

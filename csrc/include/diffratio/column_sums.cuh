@@ -15,12 +15,13 @@ struct KeptRow {
   int token, place;  // token of the slice, packed row
 };
 
-// Lists the kept rows of the slice that starts at row `first` and has `tokens` tokens; returns how many.
+// Lists the kept rows (all without place) of the slice that starts at row `first` and has `tokens` tokens;
+// returns how many.
 __device__ __forceinline__ int list_kept(const int32_t* place, int64_t first, int tokens,
                                          KeptRow (&kept)[kSliceTokens]) {
   DIFFRATIO_SHARED(int, of_warp, kSumWarps);
   const int token = threadIdx.x, lane = token % kWarp, warp = token / kWarp;
-  const int t = token < tokens ? place[first + token] : -1;
+  const int t = token >= tokens ? -1 : place ? place[first + token] : token;
   const uint32_t vote = __ballot_sync(kAllLanes, t >= 0);
   if (lane == 0) of_warp[warp] = __popc(vote);
   __syncthreads();

@@ -1,0 +1,265 @@
+"""The CUDA C++ row kernels in the simulator: the reference's results, the same bits whatever surrounds them."""
+
+import pytest
+import torch
+
+from diffratio_kernels import reference
+from diffratio_kernels.testing.budget import check_budget, shake
+from diffratio_kernels.testing.inputs import LAYOUTS, cast, laid_out
+from diffratio_kernels.testing.poison import poisoned_memory
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+RESCALE = ("mlp", "residual", "output", "none")
+SHAPES = [  # B, N, kept, D
+    (1, 1, [1], 1),
+    (2, 5, [3, 0], 1),
+    (3, 9, [9, 4, 1], 7),
+    (2, 40, [17, 23], 8),
+    (1, 33, [0], 72),
+    (4, 17, [5, 17, 0, 8], 72),
+    (2, 600, [301, 40], 24),  # three slices of the column sums
+    (2, 19, [11, 19], 1152),
+    (1, 3, [2], 1288),  # several warps a row in every dtype
+    (1, 3, [2], 10248),  # more than a block holds in registers
+]
+EXACT = ("rows",)
+CASES = [
+    (shape, rescale, dtype)
+    for i, shape in enumerate(SHAPES)
+    for j, dtype in enumerate(DTYPES)
+    for rescale in (RESCALE if shape[3] == 72 else [RESCALE[(i + j) % 4]])
+]
+
+
+def short(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def case_id(value):
+    return short(value) if isinstance(value, torch.dtype) else str(value)
+
+
+def draw(shape, dtype):
+    """x and everything the row kernels take with it, by name; modulation in fp32, its rows apart."""
+    batch, tokens, keep, width = shape
+    x, logits = torch.randn(batch, tokens, width).to(dtype), torch.randn(batch, tokens)
+    modulation = torch.randn(batch, 3, width)
+    return {
+        "x": x,
+        "index": reference.select_tokens(logits, keep)[0],
+        "shift": modulation[:, 0],
+        "scale": modulation[:, 1],
+        "gate": modulation[:, 2],
+        "hidden": torch.randn(sum(keep), width).to(dtype),
+        "branch": torch.randn(sum(keep), width).to(dtype),
+        "logits": logits,
+        "weight": (torch.randn(width) * width**-0.5).to(dtype),
+        "bias": torch.randn(1).to(dtype),
+    }
+
+
+def run_all(cuda, a, rescale="mlp", eps=1e-6):
+    """Every row kernel once, forward and backward: name -> tensor."""
+    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
+    rows, normed = cuda.gather_adaln(x, index, a["shift"], a["scale"], eps)
+    packed = cuda.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
+    finish = (x, index, a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
+    backward = cuda.adaln_backward(
+        rows, index, tokens, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
+    )
+    packed_backward = cuda.adaln_backward(
+        a["hidden"], index, tokens, a["scale"], eps, None, a["branch"], None
+    )
+    routed_backward = cuda.router_logits_backward(a["logits"], x, a["weight"])
+    scattered = cuda.scatter_rescale_backward(x.flip(-1), *finish)
+    return {
+        "router_logits": cuda.router_logits(x, a["weight"], a["bias"]),
+        "rows": rows,
+        "normed": normed,
+        "packed": packed,
+        "out": cuda.scatter_rescale(*finish),
+        "d x": backward[0].view(x.shape),
+        **dict(zip(("d shift", "d scale"), backward[1:], strict=True)),
+        **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
+        **dict(zip(("d x routed", "d weight"), routed_backward, strict=True)),
+        **dict(zip(("d x out", "d hidden", "d branch", "d gate", "d logits"), scattered, strict=True)),
+    }
+
+
+def reference_all(a, rescale="mlp", eps=1e-6):
+    """The same by the reference and autograd, in the dtypes of the arguments."""
+    a = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in a.items()}
+    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
+    rows, normed = reference.gather_adaln(x, index, a["shift"], a["scale"], eps)
+    packed = reference.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
+    routed = reference.router_logits(x, a["weight"], a["bias"])
+    out = reference.scatter_rescale(x, index, a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
+
+    def gradients(outputs, inputs, incoming):
+        leaves = [a[name] for name in inputs]
+        return torch.autograd.grad(outputs, leaves, [g.detach() for g in incoming], materialize_grads=True)
+
+    backward = gradients([rows, normed], ["x", "shift", "scale"], [a["branch"], a["hidden"]])
+    packed_backward = gradients([packed], ["hidden", "shift", "scale"], [a["branch"]])
+    routed_backward = gradients([routed], ["x", "weight"], [a["logits"]])
+    scattered = gradients([out], ["x", "hidden", "branch", "gate", "logits"], [x.flip(-1)])
+    results = {
+        "router_logits": routed,
+        "rows": rows,
+        "normed": normed,
+        "packed": packed,
+        "out": out,
+        **dict(zip(("d x", "d shift", "d scale"), backward, strict=True)),
+        **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
+        **dict(zip(("d x routed", "d weight"), routed_backward, strict=True)),
+        **dict(zip(("d x out", "d hidden", "d branch", "d gate", "d logits"), scattered, strict=True)),
+    }
+    return {name: t.detach() for name, t in results.items()}
+
+
+def bits(t):
+    """A tensor's bits as integers: NaN equals itself and -0 differs from +0."""
+    return t.contiguous().view({2: torch.int16, 4: torch.int32}[t.element_size()])
+
+
+def assert_same_bits(actual, expected):
+    for name in expected:
+        assert torch.equal(bits(actual[name]), bits(expected[name])), name
+
+
+@pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
+def test_within_the_error_budget(cuda, shape, rescale, dtype):
+    arguments = draw(shape, dtype)
+    actual, peer = run_all(cuda, arguments, rescale), reference_all(arguments, rescale)
+    gold = reference_all(cast(arguments, torch.float64), rescale)
+    shaken = {
+        each: [reference_all(shake(arguments, each, seed), rescale) for seed in range(2)]
+        for each in {dtype, torch.float32}
+    }
+    for name, result in actual.items():
+        if name in EXACT:
+            assert torch.equal(bits(result), bits(peer[name])), name
+        else:
+            check_budget(
+                f"simulated CUDA {short(dtype)}: {name}",
+                result.to(peer[name].dtype),
+                peer[name],
+                gold[name],
+                shaken=[other[name] for other in shaken[peer[name].dtype]] if name.startswith("d ") else (),
+            )
+
+
+@pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
+def test_same_bits_under_every_schedule_in_poisoned_memory(cuda, simulator, shape, rescale, dtype):
+    arguments = draw(shape, dtype)
+    expected = run_all(cuda, arguments, rescale)
+    try:
+        with poisoned_memory():
+            for seed in range(4):
+                simulator.seed(seed)
+                assert_same_bits(run_all(cuda, arguments, rescale), expected)
+    finally:
+        simulator.seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+@pytest.mark.parametrize("shape", [(3, 9, [9, 4, 1], 24), (2, 5, [3, 4], 1152)], ids=str)
+def test_same_bits_in_every_layout(cuda, shape, layout, dtype):
+    """ "offset" is misaligned and contiguous, so that the kernels read it element by element."""
+    arguments = draw(shape, dtype)
+    index = arguments.pop("index")
+    given = {name: laid_out(t, layout) for name, t in arguments.items()}
+    packed = {name: t.clone(memory_format=torch.contiguous_format) for name, t in given.items()}
+    assert_same_bits(run_all(cuda, given | {"index": index}), run_all(cuda, packed | {"index": index}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_gathered_and_untouched_rows_are_exact_copies(cuda, dtype):
+    """Also rows of NaN, infinity and -0, bit for bit."""
+    arguments = draw((3, 20, [7, 20, 0], 72), dtype)
+    arguments["x"][:, ::5] = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0] * 18).to(dtype)
+    flat, index = bits(arguments["x"]).flatten(0, 1), arguments["index"]
+    results = run_all(cuda, arguments)
+    assert torch.equal(bits(results["rows"]), flat[index])
+    untouched = torch.ones(60, dtype=torch.bool).index_fill(0, index, False)
+    assert torch.equal(bits(results["out"]).flatten(0, 1)[untouched], flat[untouched])
+    incoming = bits(arguments["x"].flip(-1)).flatten(0, 1)
+    assert torch.equal(bits(results["d x out"]).flatten(0, 1)[untouched], incoming[untouched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("rescale", RESCALE)
+@pytest.mark.parametrize("layout", ["contiguous", "offset"])
+def test_in_place_is_the_same_with_x_as_the_output(cuda, layout, rescale, dtype):
+    a = draw((3, 20, [7, 20, 0], 72), dtype)
+    rest = (a["index"], a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
+    expected = cuda.scatter_rescale(a["x"], *rest)
+    x = laid_out(a["x"].clone(), layout)
+    out = cuda.scatter_rescale(x, *rest, in_place=True)
+    assert out.data_ptr() == x.data_ptr() and torch.equal(bits(out), bits(expected))
+    with pytest.raises(ValueError, match="contiguous"):
+        cuda.scatter_rescale(a["x"].transpose(0, 1), *rest, in_place=True)
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_scores_of_tokens_that_are_not_kept_change_nothing(cuda, value, rescale):
+    arguments = draw((2, 20, [7, 11], 24), torch.float32)
+    expected = run_all(cuda, arguments, rescale)
+    untouched = torch.ones(40, dtype=torch.bool).index_fill(0, arguments["index"], False).view(2, 20)
+    arguments["logits"][untouched] = value
+    actual = run_all(cuda, arguments, rescale)
+    for routed in ("d x routed", "d weight"):  # there the logits are the incoming gradient of all rows
+        del actual[routed], expected[routed]
+    assert_same_bits(actual, expected)
+    assert actual["d logits"][untouched].eq(0).all()
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_a_sample_is_independent_of_its_neighbours(cuda, rescale):
+    keep = [9, 0, 21, 4]
+    arguments = draw((4, 21, keep, 72), torch.float32)
+    together, first = run_all(cuda, arguments, rescale), 0
+    for b, kept in enumerate(keep):
+        rows = slice(first, first + kept)
+        shared = {name: arguments[name] for name in ("weight", "bias")}
+        alone = {name: t[b : b + 1] for name, t in arguments.items() if name not in ("index", *shared)}
+        alone |= shared | {name: arguments[name][rows] for name in ("hidden", "branch")}
+        results = run_all(cuda, alone | {"index": arguments["index"][rows] - 21 * b}, rescale)
+        del results["d weight"]
+        for name, result in results.items():
+            packed = together[name].shape[0] == sum(keep)
+            of_sample = together[name][rows] if packed else together[name].view(4, -1)[b].view(result.shape)
+            assert torch.equal(bits(result), bits(of_sample)), (b, name)
+        first += kept
+
+
+def test_rows_may_come_in_any_order(cuda):
+    """The operators ask for every row once, not for an order: here samples and tokens are mixed."""
+    arguments = draw((3, 9, [9, 4, 1], 24), torch.float32)
+    expected = run_all(cuda, arguments)
+    order = torch.randperm(14)
+    mixed = arguments | {name: arguments[name][order] for name in ("index", "hidden", "branch")}
+    for name, result in run_all(cuda, mixed).items():
+        packed = expected[name].shape[0] == 14
+        assert torch.equal(bits(result), bits(expected[name][order] if packed else expected[name])), name
+
+
+def test_places_are_the_inverse_of_the_index(cuda):
+    assert cuda.row_places(torch.tensor([3, 0, 5]), 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32], ids=short)
+def test_other_element_types_are_an_error(cuda, dtype):
+    with pytest.raises(ValueError, match="float, bfloat16 or half"):
+        cuda.router_logits(torch.zeros(1, 2, 8, dtype=dtype), torch.zeros(8), None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_many_rows(cuda, dtype):
+    """Where one warp scores several rows at once: the same bits as row by row."""
+    x, weight = torch.randn(1, 8195, 16).to(dtype), torch.randn(16)
+    logits = cuda.router_logits(x, weight, None)
+    assert torch.equal(logits[0, -5:], cuda.router_logits(x[:, -5:], weight, None)[0])
+    assert torch.equal(logits[0, :999], cuda.router_logits(x[:, :999], weight, None)[0])
