@@ -1,0 +1,35 @@
+"""The whole block, forward and backward, through the operators on the simulated CUDA kernels."""
+
+import pytest
+import torch
+
+from diffratio_kernels import mod_block
+from diffratio_kernels.ops import dispatch
+from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.mod_block_check import check_mod_block
+from diffratio_kernels.testing.poison import poisoned_memory
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def cuda_on_cpu(cuda, monkeypatch):
+    """implementation="cuda" takes CPU tensors: its launchers reach the simulator."""
+    why_not = dispatch.why_not
+    monkeypatch.setattr(dispatch, "why_not", lambda *args: None if _simulated(*args) else why_not(*args))
+
+
+def _simulated(implementation, device_type, dtype=None):
+    return implementation == "cuda" and device_type == "cpu" and dtype in (None, *DTYPES)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_block_is_within_the_error_budget(seed, cuda_on_cpu):
+    with poisoned_memory():
+        check_mod_block(seed, DTYPES[seed % 3], "cuda")
+
+
+def test_it_is_the_simulator_that_runs(cuda_on_cpu, simulator):
+    before = simulator.switches()
+    mod_block(**ModBlockCase(seed=0).arguments(), implementation="cuda")
+    assert simulator.switches() > before
