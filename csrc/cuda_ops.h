@@ -130,7 +130,8 @@ void gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int64_t toke
 
 template <class Tensor>
 ScatterArgs scatter_args(const Tensor& x, int64_t tokens, const Tensor& hidden, const Tensor& branch,
-                         const Tensor& gate, const Tensor& logits, const std::string& rescale, double score_scale) {
+                         const Tensor& gate, const Tensor& logits, const std::string& rescale,
+                         double score_scale) {
   return {.x = x.data_ptr(),
           .place = nullptr,
           .index = nullptr,

@@ -3,10 +3,15 @@
 namespace diffratio::cuda {
 
 DeviceGuard::DeviceGuard(int device) {
-  check(cudaGetDevice(&previous_), "cudaGetDevice");
+  int current;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  if (current == device) return;
   check(cudaSetDevice(device), "cudaSetDevice");
+  previous_ = current;
 }
 
-DeviceGuard::~DeviceGuard() { cudaSetDevice(previous_); }
+DeviceGuard::~DeviceGuard() {
+  if (previous_ >= 0) cudaSetDevice(previous_);
+}
 
 }  // namespace diffratio::cuda

@@ -26,7 +26,7 @@ class DeviceGuard {
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int previous_;
+  int previous_ = -1;  // -1: it was the current one already
 };
 
 }  // namespace diffratio::cuda

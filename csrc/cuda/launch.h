@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "diffratio/row.cuh"
 #include "kernels.h"
@@ -48,9 +49,9 @@ struct RowGrid {
 template <class T> RowGrid row_grid(int64_t rows, int64_t width) {
   constexpr int64_t kMaxWarps = kMaxRowThreads / kWarp;
   const int64_t warps = ceil_div<int64_t>(width, kHeld * kWarp * kPerVector<T>);
-  const int64_t rows_per_block = warps == 1 ? 4 : 1;
-  const dim3 grid(static_cast<unsigned>(ceil_div(rows, rows_per_block)));
-  const dim3 block(static_cast<unsigned>(std::min(warps, kMaxWarps) * kWarp), static_cast<unsigned>(rows_per_block));
+  const unsigned threads = static_cast<unsigned>(std::min(warps, kMaxWarps) * kWarp);
+  const unsigned rows_per_block = warps == 1 ? 4 : 1;
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(rows, rows_per_block))), block(threads, rows_per_block);
   return {grid, block, warps <= kMaxWarps && width % kPerVector<T> == 0};
 }
 

@@ -1,4 +1,4 @@
-"""The CUDA C++ row kernels in the simulator: the reference's results, the same bits whatever surrounds them."""
+"""The CUDA C++ row kernels in the simulator: the reference's results, the same bits in any surroundings."""
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from diffratio_kernels.testing.poison import poisoned_memory
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 RESCALE = ("mlp", "residual", "output", "none")
 SHAPES = [  # B, N, kept, D
+    (0, 5, [], 24),
+    (2, 0, [0, 0], 24),
     (1, 1, [1], 1),
     (2, 5, [3, 0], 1),
     (3, 9, [9, 4, 1], 7),

@@ -14,6 +14,13 @@ struct Threshold {
   uint32_t wanted;
 };
 
+// Where the search for the threshold of a set starts; a set of none or of all tokens needs none.
+__device__ __forceinline__ Threshold start_search(uint32_t keep, uint32_t tokens) {
+  if (keep == 0) return {kAboveAllKeys, 0};
+  if (keep == tokens) return {kSmallestKey, tokens};
+  return {0, keep};
+}
+
 // The bin that holds the `wanted`-th key, counted from the top bin, and which of its keys that is. Lane i
 // has the bins 8 i to 8 i + 7; all lanes of a warp come here and get the same.
 __device__ __forceinline__ Threshold find_bin(const int4* bins, uint32_t wanted) {
@@ -44,8 +51,9 @@ __device__ __forceinline__ Threshold find_bin(const int4* bins, uint32_t wanted)
 }
 
 // Thresholds of kSets sets of a block's keys at once: set s holds the keep[s] largest of `tokens` keys.
-// Keys::each(f) calls f(key) for every key of this thread. Sets of none and of all need no search. The first
-// digit is counted once for all sets; every pass has bins of its own, so that none are cleared in between.
+// Keys::each(f) calls f(key) for every key of this thread. The first digit is counted once for all sets; every
+// pass has bins of its own, so that none are cleared in between. Lanes that count in one bin are added up by
+// the hardware (ATOMS.POPC.INC), so that equal keys cost nothing.
 template <int kSets, class Keys>
 __device__ __forceinline__ void radix_select(Keys& keys, const uint32_t (&keep)[kSets], uint32_t tokens,
                                              Threshold (&threshold)[kSets]) {
@@ -57,9 +65,7 @@ __device__ __forceinline__ void radix_select(Keys& keys, const uint32_t (&keep)[
   for (int s = 0; s < kSets; ++s) {
     search[s] = keep[s] != 0 && keep[s] != tokens;
     any |= search[s];
-    threshold[s] = search[s]  ? Threshold{0, keep[s]}
-                   : keep[s] ? Threshold{kSmallestKey, tokens}
-                             : Threshold{kAboveAllKeys, 0};
+    threshold[s] = start_search(keep[s], tokens);
   }
   if (!any) return;
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kLogitThreads) router_logits_kernel(RouterLogi
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     sum[r] = warp_sum(sum[r]);
-    if (threadIdx.x == 0 && first + r < a.rows) a.logits[first + r] = a.bias ? sum[r] + bias : sum[r];
+    if (threadIdx.x == 0 && first + r < a.rows) a.logits[first + r] = sum[r] + bias;
   }
 }
 

@@ -48,7 +48,7 @@ template <class T, bool kAligned> class Row {
       return load<n, false>(row_, column, width_);
   }
 
-  // f(i, column, value) for every element of this thread; i counts within a vector.
+  // f(value) for every element of this thread.
   template <class F> __device__ __forceinline__ void each(F f) const {
     each_vector<T, kAligned>(width_, [&](int v, int column) {
       const Vec<T, n> values = at(v, column);

@@ -78,12 +78,13 @@ struct Members {
 };
 
 // The sets where the warps of a block start in a tile; `done` counts the tiles before and takes this one in.
-template <int kItems, int kSets, class Keys>
-__device__ __forceinline__ void start_members(const Keys& keys, const Threshold (&threshold)[kSets],
-                                              Counts (&done)[kSets], Members (&set)[kSets]) {
+template <int kItems, bool kOneTile, int kSets>
+__device__ __forceinline__ void start_members(const Keys<kItems, kOneTile>& keys,
+                                              const Threshold (&threshold)[kSets], Counts (&done)[kSets],
+                                              Members (&set)[kSets]) {
   DIFFRATIO_SHARED(uint32_t, of_warp, kSets * kWarp);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  __syncthreads();  // the counts of the previous tile have been read
+  if constexpr (!kOneTile) __syncthreads();  // the counts of the previous tile have been read
 #pragma unroll
   for (int s = 0; s < kSets; ++s) {
     Counts own{0, 0};
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kMaxSelectThreads, 1) topk_select_kernel(TopkA
   Counts done[kSets] = {};
   keys.each_tile([&](int first) {
     Members set[kSets];
-    start_members<kItems>(keys, threshold, done, set);
+    start_members(keys, threshold, done, set);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       uint32_t in[kSets], slot[kSets];
