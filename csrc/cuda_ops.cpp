@@ -26,9 +26,9 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, int stream) -> ()");
   m.def(
       "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor hidden, "
-      "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
-      "Tensor(c!) grad_branch, Tensor(d!) partial, Tensor(e!) grad_gate, Tensor(f!) grad_logits, int stream) "
-      "-> ()");
+      "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
+      "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) partial, Tensor(e!) grad_gate, "
+      "Tensor(f!) grad_logits, int stream) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
