@@ -21,7 +21,7 @@ ATTENTION_TILES = {
     },
     "attention_bwd_key": {
         80: {96: (32, 64, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 4, 2)},
-        90: {96: (64, 64, 4, 2), 128: (32, 64, 4, 2), 256: (32, 32, 8, 2)},
+        90: {96: (64, 64, 4, 2), 128: (32, 64, 4, 2), 256: (64, 32, 8, 2)},
     },
 }
 # kernel: {architecture: (rows, columns, inner dimension, row tiles in a group, warps, stages)}
