@@ -54,7 +54,7 @@ def _specialize(kernel, args: tuple, options: dict) -> Specialization:
     signature, aligned = {}, []
     for place, name in enumerate(kernel.arg_names):
         value = values.get(name)
-        if name in constants or value is None or (isinstance(value, int) and value == 1):
+        if name in constants or value is None or (type(value) is int and value == 1):
             signature[name] = "constexpr"
             constants.setdefault(name, value)
         elif isinstance(value, Tensor):
@@ -63,8 +63,10 @@ def _specialize(kernel, args: tuple, options: dict) -> Specialization:
                 aligned.append(place)
         elif isinstance(value, float):
             signature[name] = "fp32"
+        elif isinstance(value, bool):
+            signature[name] = "u1"
         else:
-            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 aligned.append(place)
     chosen = {name: options[name] for name in _COMPILER_OPTIONS if name in options}

@@ -12,9 +12,10 @@ def main() -> None:
         from .demo import demo
         from .doctor import doctor
         from .flops import flops
+        from .kernels import kernels
 
         app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-        for command in (demo, bench, flops, doctor):
+        for command in (demo, bench, flops, kernels, doctor):
             app.command()(command)
         app()
     except ModuleNotFoundError as error:

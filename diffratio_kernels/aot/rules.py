@@ -1,0 +1,37 @@
+"""What no shipped kernel may do, whatever it did before."""
+
+from __future__ import annotations
+
+from .occupancy import MULTIPROCESSORS
+
+GATHER_ADALN_REGISTERS = 64
+# Columns that a head may be held as: 64 + 16 for 72, 32 + 16 for 40, as many as it has for the others.
+HELD = {72: 80, 40: 48}
+
+
+def broken(row: dict) -> list[str]:
+    """The rules that a row of the report breaks, in words."""
+    found = [f"{figure} {row[figure]}, must be 0" for figure in ("spills", "stack", "local") if row[figure]]
+    limit = MULTIPROCESSORS[row["architecture"]].shared_per_block
+    if row["shared"] > limit:
+        found.append(f"{row['shared']} bytes of shared memory, must be at most {limit}")
+    if row["kernel"].startswith("attention"):
+        found += _broken_by_attention(row)
+    if row["kernel"] in ("gather_adaln", "gather_adaln_fwd") and row["registers"] > GATHER_ADALN_REGISTERS:
+        found.append(f"{row['registers']} registers, must be at most {GATHER_ADALN_REGISTERS}")
+    return found
+
+
+def _broken_by_attention(row: dict) -> list[str]:
+    found = []
+    head_dim = int(row["label"].split()[0].removeprefix("d="))
+    held = HELD.get(head_dim, head_dim)
+    if row["mma_useful"] > held / head_dim + 1e-3:
+        found.append(
+            f"matrix work {row['mma_useful']:.3f} times the useful, must be at most {held}/{head_dim}"
+        )
+    if not row["async"].get("16"):
+        found.append("no asynchronous loads of 16 bytes")
+    if {"1", "2"} & (row["loads"].keys() | row["async"].keys()):
+        found.append("loads of less than 4 bytes")
+    return found

@@ -1,0 +1,50 @@
+"""Every rule of the ahead-of-time gate fires, and only where it should."""
+
+import pytest
+
+from diffratio_kernels.aot.rules import broken
+
+ROW = {
+    "source": "triton", "kernel": "attention_fwd", "label": "d=72 self", "dtype": "bf16", "architecture": 80,
+    "registers": 255, "stack": 0, "local": 0, "shared": 163 * 1024, "spills": 0, "threads": 128,
+    "occupancy": 0.125, "mma_useful": 1.1111, "matrix": {"HMMA.16816": 160},
+    "loads": {"16": 15, "4": 4}, "async": {"16": 30}, "stores": {"16": 5},
+}  # fmt: skip
+
+
+def test_a_row_that_keeps_them_all():
+    assert broken(ROW) == []
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"spills": 2}, "spills 2"),
+        ({"stack": 8}, "stack 8"),
+        ({"local": 8}, "local 8"),
+        ({"shared": 163 * 1024 + 1}, "shared memory"),
+        ({"mma_useful": 128 / 72}, "80/72"),
+        ({"mma_useful": 1.1251}, "80/72"),
+        ({"label": "d=64 self"}, "64/64"),
+        ({"async": {"8": 30}}, "16 bytes"),
+        ({"loads": {"2": 1}}, "less than 4"),
+        ({"kernel": "gather_adaln_fwd", "registers": 65}, "65 registers"),
+        ({"kernel": "gather_adaln", "source": "cuda", "registers": 65}, "65 registers"),
+    ],
+)
+def test_each_rule_fires(change, words):
+    (found,) = broken(ROW | change)
+    assert words in found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": 90, "shared": 227 * 1024},
+        {"label": "d=40 cross", "mma_useful": 1.2},
+        {"kernel": "gather_adaln", "registers": 64, "async": {}, "loads": {"2": 1}, "mma_useful": None},
+        {"kernel": "gather_adaln_backward", "registers": 65},
+    ],
+)
+def test_no_rule_fires_where_it_should_not(change):
+    assert broken(ROW | change) == []
