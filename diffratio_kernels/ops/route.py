@@ -20,7 +20,7 @@ def _copied_offsets(keep: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _offsets(keep: list[int], device: torch.device) -> Tensor:
-    """Offsets of the kept counts. Unequal counts are copied to the device once: a CUDA graph cannot do that."""
+    """Offsets of the kept counts. Unequal ones are copied to the device once: a CUDA graph cannot do that."""
     if len(set(keep)) <= 1:
         return reference.packed_offsets(keep, device)
     return _copied_offsets(tuple(keep), device).clone()

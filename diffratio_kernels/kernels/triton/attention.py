@@ -172,6 +172,8 @@ def attention(
     With save_lse also log2 of the sum of exponentials [H, T] fp32, which the backward pass needs.
     """
     query, key, value = (unit_rows(t) for t in (query, key, value))
+    query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
+    key_lengths = None if key_lengths is None else key_lengths.contiguous()
     rows, heads, head_dim = query.shape
     if head_dim > config.LARGEST_HEAD_DIM:
         raise ValueError(f"attention: query has head_dim {head_dim}, the Triton kernels take up to 256")

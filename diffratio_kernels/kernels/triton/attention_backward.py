@@ -180,6 +180,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query [T, H, d], key and value [S, H, d]; out and lse from the forward pass."""
     query, key, value = (unit_rows(t) for t in (query, key, value))
+    query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
+    key_lengths = None if key_lengths is None else key_lengths.contiguous()
     rows, heads, head_dim = query.shape
     samples = query_offsets.shape[0] - 1
     score_scale = 1 / math.sqrt(head_dim) if scale is None else scale

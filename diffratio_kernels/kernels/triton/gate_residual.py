@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import ROWS_PER_SLICE, accumulator, launch, row_block, sample_offsets, unit_rows
+from .launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
+from .row_places import row_places
 
 
 @triton.jit
@@ -26,7 +27,7 @@ def _gate_residual_fwd(
 
 @triton.jit
 def _gate_residual_bwd(
-    grad_ptr, branch_ptr, gate_ptr, offsets_ptr, grad_branch_ptr, partial_ptr, stride_gate,
+    grad_ptr, branch_ptr, gate_ptr, place_ptr, grad_branch_ptr, partial_ptr, tokens, stride_gate,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)
@@ -34,11 +35,15 @@ def _gate_residual_bwd(
     d = tl.arange(0, BLOCK_D)
     gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
-    begin = tl.load(offsets_ptr + sample) + part * ROWS
-    for t in range(begin, tl.minimum(begin + ROWS, tl.load(offsets_ptr + sample + 1))):
-        grad = tl.load(grad_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-        total += grad * tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-        tl.store(grad_branch_ptr + t * D + d, (grad * gate).to(grad_branch_ptr.dtype.element_ty), mask=d < D)
+    begin = sample * tokens + part * ROWS
+    for token in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+        t = tl.load(place_ptr + token).to(tl.int64)
+        if t >= 0:
+            grad = tl.load(grad_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            total += grad * tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            tl.store(
+                grad_branch_ptr + t * D + d, (grad * gate).to(grad_branch_ptr.dtype.element_ty), mask=d < D
+            )
     tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
 
 
@@ -69,7 +74,7 @@ def gate_residual_backward(
     partial = accumulator(batch, slices, width, like=branch)
     launch(
         _gate_residual_bwd, (slices, batch),
-        grad_out.contiguous(), branch.contiguous(), gate, sample_offsets(index, batch, tokens),
-        grad_branch, partial, gate.stride(0), ROWS=ROWS_PER_SLICE, **row_block(width),
+        grad_out.contiguous(), branch.contiguous(), gate, row_places(index, batch * tokens),
+        grad_branch, partial, tokens, gate.stride(0), ROWS=ROWS_PER_SLICE, **row_block(width),
     )  # fmt: skip
     return grad_branch, partial.sum(1)

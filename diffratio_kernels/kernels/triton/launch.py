@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 
 ROWS_PER_SLICE = 32
-"""Rows that one program adds up in a backward pass. It depends on nothing, so that the bits of a sample do
-not depend on its neighbours in the batch; the slices are added in a second step, always in the same order."""
+"""Tokens of a sample whose rows one program adds up in a backward pass. It depends on nothing, so that a
+sample's bits do not depend on its neighbours; the slices are added in a second step, always in one order."""
 
 
 recorder: Callable | None = None
@@ -44,9 +44,3 @@ def unit_rows(t: Tensor) -> Tensor:
 def accumulator(*shape: int, like: Tensor) -> Tensor:
     """An empty fp32 tensor on the device of `like`."""
     return torch.empty(shape, dtype=torch.float32, device=like.device)
-
-
-def sample_offsets(index: Tensor, batch: int, tokens: int) -> Tensor:
-    """Where the rows of each sample begin in the packed rows: [B+1] int64, without a sync."""
-    bounds = torch.arange(0, (batch + 1) * tokens, max(tokens, 1), device=index.device)
-    return torch.searchsorted(index, bounds[: batch + 1])

@@ -18,9 +18,13 @@ from .launch import launch
 @triton.jit
 def _gelu(x):
     """GELU of x and its slope: 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
-    gate = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    twice = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+    decay = tl.exp(-tl.abs(twice))
+    near = 1 / (1 + decay)
+    gate = near * tl.where(twice < 0, decay, 1.0)
+    both = decay * near * near  # gate (1 - gate); 1 - gate itself has no digits left where gate is near 1
     slope = 1.5957691216057308 * (1 + 3 * 0.044715 * x * x)
-    return x * gate, gate + x * gate * (1 - gate) * slope
+    return x * gate, gate + x * both * slope
 
 
 @triton.jit
@@ -96,5 +100,5 @@ def linear_gelu_backward(grad: Tensor, weight: Tensor, pre: Tensor) -> tuple[Ten
     """Through the second product: grad [T, D], weight [D, F], pre [T, F] -> gradient of pre, gelu(pre)."""
     grad_pre = torch.empty(pre.shape, dtype=pre.dtype, device=pre.device)
     inner = torch.empty_like(grad_pre)
-    _run(grad, weight, None, pre, inner, grad_pre)
+    _run(grad, weight, None, pre.contiguous(), inner, grad_pre)
     return grad_pre, inner

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch, row_block, unit_rows
+from .row_places import row_places
 
 
 @triton.jit
@@ -23,13 +24,6 @@ def finish(x, hidden, update, RESCALE: tl.constexpr):
     else:
         base, delta = hidden, update
     return base, delta
-
-
-@triton.jit
-def _row_places(index_ptr, place_ptr, count, BLOCK: tl.constexpr):
-    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    index = tl.load(index_ptr + t, mask=t < count, other=0)
-    tl.store(place_ptr + index, t, mask=t < count)
 
 
 @triton.jit
@@ -60,16 +54,6 @@ def _scatter_rescale_fwd(
             x = tl.load(x_ptr + d, mask=d < D).to(tl.float32)
         base, delta = finish(x, hidden, gate * branch, RESCALE)
         tl.store(out_ptr + d, (base + factor * delta).to(out_ptr.dtype.element_ty), mask=d < D)
-
-
-def row_places(index: Tensor, rows: int) -> Tensor:
-    """place [rows] int32: which packed row each row of x became, -1 where none."""
-    place = torch.full((rows,), -1, dtype=torch.int32, device=index.device)
-    count = index.shape[0]
-    launch(
-        _row_places, (triton.cdiv(count, 1024),), index.contiguous(), place, count, BLOCK=1024, num_warps=4
-    )
-    return place
 
 
 def scatter_rescale(

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
-from .scatter_rescale import finish, row_places
+from .row_places import row_places
+from .scatter_rescale import finish
 
 
 @triton.jit

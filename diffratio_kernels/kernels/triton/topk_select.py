@@ -91,10 +91,12 @@ def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor |
     keep_small [B] int32, a smaller kept count: its rows come first in each sample, both parts ascending.
     """
     batch, tokens = logits.shape
+    keep_small = None if keep_small is None else keep_small.contiguous()
     index = torch.empty(kept, dtype=torch.int64, device=logits.device)
     block = min(triton.next_power_of_2(max(tokens, 256)), 4096)
     launch(
         _topk_select, (batch,),
-        logits.contiguous(), offsets, keep_small, index, tokens, BLOCK=block, num_warps=max(block // 256, 4),
+        logits.contiguous(), offsets.contiguous(), keep_small, index, tokens,
+        BLOCK=block, num_warps=max(block // 256, 4),
     )  # fmt: skip
     return index

@@ -1,0 +1,57 @@
+"""The row operators take packed rows in any order: only `route` promises an ascending one."""
+
+import pytest
+import torch
+
+import diffratio_kernels as dk
+from diffratio_kernels.testing.budget import gradients
+from diffratio_kernels.testing.inputs import ModBlockCase
+
+CASE = ModBlockCase(seed=5, keep=(9, 20))
+ROWS = ("gather_adaln", "adaln", "gate_residual", "scatter_rescale")
+
+
+def arguments(op, index):
+    a = CASE.arguments()
+    shift, scale, gate = a["modulation"].unbind(1)[:3]
+    packed = torch.randn(2, 48, 32, generator=torch.Generator().manual_seed(1))[
+        :, index
+    ]  # moves with its row
+    return {
+        "gather_adaln": {"x": a["x"], "index": index, "shift": shift, "scale": scale},
+        "adaln": {"rows": packed[0], "index": index, "tokens": 24, "shift": shift, "scale": scale},
+        "gate_residual": {
+            "hidden": packed[0], "branch": packed[1], "gate": gate, "index": index, "tokens": 24,
+        },
+        "scatter_rescale": {
+            "x": a["x"], "index": index, "hidden": packed[0], "branch": packed[1], "gate": gate,
+            "logits": a["x"][..., 0],
+        },
+    }[op]  # fmt: skip
+
+
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
+@pytest.mark.parametrize("op", ROWS)
+def test_a_permuted_index_permutes_the_rows_and_nothing_else(op, implementation):
+    if op == "gate_residual" and implementation == "native":
+        implementation = "auto"
+    a = CASE.arguments()
+    index = dk.route(a["x"], a["router_weight"], CASE.full_keep)[0]
+    order = torch.randperm(len(index), generator=torch.Generator().manual_seed(2))
+
+    def run(**leaves):
+        out = getattr(dk, op)(**leaves, implementation=implementation)
+        rows = out[1] if isinstance(out, tuple) else out
+        back = order.argsort() if leaves["index"] is shuffled and rows.shape[0] == len(index) else slice(None)
+        return rows[back]
+
+    shuffled = index[order]
+    (out, grads), (expected, expected_grads) = (
+        gradients(run, arguments(op, i), seed=0) for i in (shuffled, index)
+    )
+    assert torch.equal(out, expected)
+    for name, grad in grads.items():
+        packed = grad.shape[0] == len(index)
+        torch.testing.assert_close(
+            grad[order.argsort()] if packed else grad, expected_grads[name], rtol=0, atol=1e-5
+        )
