@@ -17,7 +17,8 @@ from .dispatch import DIFFERENTIABLE, KERNELS, choose
 
 @dataclass
 class Steps:
-    """What `mod_block` calls. in_place: buffers are reused (no gradient, no autocast)."""
+    """What `mod_block` calls. in_place: buffers are reused (no gradient, no autocast); fp32_modulation: the row
+    steps read fp32, so that one cast of [B, 6, D] saves one of each vector."""
 
     route: Callable
     gather_adaln: Callable
@@ -28,6 +29,7 @@ class Steps:
     mlp: Callable
     scatter_rescale: Callable
     in_place: bool
+    fp32_modulation: bool
 
 
 def steps_of(implementation: str, self_attention: str, x: Tensor, in_place: bool) -> Steps:
@@ -47,6 +49,7 @@ def steps_of(implementation: str, self_attention: str, x: Tensor, in_place: bool
         mlp=partial(_mlp_triton if middle == "triton" else _mlp_torch, in_place),
         scatter_rescale=tables["scatter_rescale"][rows],
         in_place=in_place,
+        fp32_modulation=rows == "cuda",
     )
 
 

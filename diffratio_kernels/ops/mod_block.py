@@ -47,6 +47,8 @@ def _block(
     if sum(keep) == 0:
         return x.clone(memory_format=torch.contiguous_format)
     longest = max(keep)
+    if steps.fp32_modulation:
+        modulation = modulation.float()
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index)
 
