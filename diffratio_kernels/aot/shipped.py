@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..kernels.triton import launcher
-from ..kernels.triton.scatter_rescale import row_places
 from .record import Specialization, record
 
 B, N, K, M = 2, 1024, 717, 300
@@ -80,7 +79,7 @@ def _offsets() -> Tensor:
 
 
 def _routing() -> Calls:
-    yield "", partial(row_places, _index(), B * N)
+    yield "", partial(launcher("row_places"), _index(), B * N)
     for tokens in (1024, 4096, 32768):
         select = partial(launcher("topk_select"), _empty(B, tokens, dtype=torch.float32), _offsets(), T)
         yield f"N={tokens}", select

@@ -57,7 +57,7 @@ def _print(found: dict) -> None:
 
     table = Table(caption=CAPTION)
     for place, column in enumerate(COLUMNS.split()):
-        table.add_column(column, justify="right" if place > 2 else "left")
+        table.add_column(column, justify="right" if place > 2 else "left", no_wrap=place < 2)
     for row in found["rows"]:
         limit = MULTIPROCESSORS[row["architecture"]].shared_per_block
         useful = row["mma_useful"]
@@ -69,7 +69,7 @@ def _print(found: dict) -> None:
             *(_counts(row[kind]) for kind in ("loads", "async", "stores")),
             style="red" if broken(row) else None,
         )  # fmt: skip
-    console = Console(width=190)
+    console = Console(width=200)
     console.print(table)
     versions = ", ".join(f"{tool} {version}" for tool, version in found["toolchain"].items() if version)
     console.print(f"{len(found['rows'])} rows; {versions}", highlight=False)

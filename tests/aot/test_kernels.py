@@ -1,0 +1,174 @@
+"""`diffratio kernels` against the golden file: no figure of a shipped kernel gets worse unseen."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffratio_kernels.aot.disassembly import matrix_flops
+from diffratio_kernels.aot.report import KEY, name, to_json
+from diffratio_kernels.aot.rules import broken
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden/kernels.json"
+REGENERATE = "diffratio kernels --json > tests/golden/kernels.json"
+COMPILERS = {"triton": ("triton", "ptxas"), "cuda": ("nvcc",)}
+
+
+def run(*arguments: str, prepare: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own, where Triton compiles; `prepare` runs before it."""
+    code = f"{prepare}\nfrom diffratio.cli import main\nmain()"
+    inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", code, "kernels", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=inherited | environment)
+
+
+def by_key(found: dict) -> dict[tuple, dict]:
+    return {tuple(row[column] for column in KEY): row for row in found["rows"]}
+
+
+def worse(before: dict, after: dict) -> list[str]:
+    """Figures of a row that grew where they must not, or fell."""
+    costs = [
+        figure
+        for figure in ("spills", "stack", "local", "registers", "shared")
+        if after[figure] > before[figure]
+    ]
+    gains = ["occupancy"] if after["occupancy"] < before["occupancy"] else []
+    gains += [kind for kind in ("loads", "async") if after[kind].get("16", 0) < before[kind].get("16", 0)]
+    issued = [matrix_flops(row["matrix"], row["threads"]) for row in (before, after)]
+    return costs + gains + (["matrix"] if issued[1] > issued[0] else [])
+
+
+def regressions(before: dict, after: dict) -> list[str]:
+    """Rows that were lost, are new or got worse, among those that the same compilers made."""
+    found = []
+    old, new = by_key(before), by_key(after)
+    for key in sorted(old.keys() | new.keys()):
+        if any(before["toolchain"][tool] != after["toolchain"][tool] for tool in COMPILERS[key[0]]):
+            continue
+        if key not in new or key not in old:
+            found.append(f"{name(old.get(key) or new[key])}: {'new' if key in new else 'lost'}")
+        elif figures := worse(old[key], new[key]):
+            found.append(f"{', '.join(figures)}\n  before {old[key]}\n  after  {new[key]}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    return json.loads(GOLDEN.read_text())
+
+
+def test_every_shipped_kernel_keeps_the_rules_and_its_golden_figures(golden):
+    done = run("--json")
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert (found["broken"], done.returncode) == ([], 0)
+    assert "compiling: 100%" in done.stderr
+    lost = regressions(golden, found)
+    assert not lost, "\n".join([*lost, f"If it is meant: {REGENERATE}"])
+
+
+def test_the_golden_file_is_what_the_command_writes(golden):
+    assert GOLDEN.read_text() == to_json(golden) + "\n"
+    assert [row for row in golden["rows"] if broken(row)] == []
+    assert len(by_key(golden)) == len(golden["rows"]) > 300
+    assert {row["architecture"] for row in golden["rows"] if row["source"] == "cuda"} == {80, 90, 100}
+
+
+def test_every_triton_kernel_that_is_launched_ships(golden):
+    """On both architectures; bf16 and fp16 where a kernel has a dtype."""
+    sources = (ROOT / "diffratio_kernels/kernels/triton").glob("*.py")
+    launched = {found for path in sources for found in re.findall(r"\blaunch\(\s*_(\w+),", path.read_text())}
+    compiled = {}
+    for row in golden["rows"]:
+        if row["source"] == "triton":
+            compiled.setdefault(row["kernel"], set()).add((row["dtype"], row["architecture"]))
+    assert set(compiled) == launched and len(launched) > 12
+    every = {(dtype, architecture) for dtype in ("bf16", "fp16") for architecture in (80, 90)}
+    assert {kernel for kernel, seen in compiled.items() if seen != every} == {"row_places", "topk_select"}
+
+
+def test_every_cuda_kernel_of_the_sources_is_in_the_golden_file(golden):
+    sources = (ROOT / "csrc/include/diffratio").glob("*.cuh")
+    written = {
+        found
+        for path in sources
+        for found in re.findall(r"__global__.*?(\w+)_kernel\(", path.read_text(), re.S)
+    }
+    assert {row["kernel"] for row in golden["rows"] if row["source"] == "cuda"} == written
+
+
+def test_a_regression_is_found(golden):
+    def changed(**figures):
+        rows = [row | figures if row["kernel"] == "attention_fwd" else row for row in golden["rows"]]
+        return golden | {"rows": rows}
+
+    count = sum(row["kernel"] == "attention_fwd" for row in golden["rows"])
+    assert regressions(golden, golden) == []
+    for figures in (
+        {"spills": 1}, {"registers": 256}, {"shared": 10**6}, {"occupancy": 0.01}, {"async": {"8": 99}},
+        {"loads": {}}, {"matrix": {"HMMA.16816": 10**6}},
+    ):  # fmt: skip
+        found = regressions(golden, changed(**figures))
+        assert len(found) == count and all(found[0].count(word) == 1 for word in ("before", "after"))
+    assert regressions(golden, changed(spills=0, registers=8, occupancy=1.0)) == []
+    fewer = golden | {"rows": golden["rows"][1:]}
+    assert [words.split(": ")[1] for words in regressions(golden, fewer) + regressions(fewer, golden)] == [
+        "lost",
+        "new",
+    ]
+    newer = changed(registers=256) | {"toolchain": golden["toolchain"] | {"triton": "9.9"}}
+    assert regressions(golden, newer) == []
+
+
+def test_a_spilling_tile_fails_the_command():
+    prepare = (
+        "from diffratio_kernels.aot import shipped\n"
+        "from diffratio_kernels.kernels.triton import config\n"
+        "shipped.HEADS, shipped.DTYPES = {72: 16}, {'bf16': shipped.DTYPES['bf16']}\n"
+        "config.ATTENTION_TILES['attention_fwd'][80][96] = (64, 128, 4, 2)\n"
+    )
+    done = run("--json", "--arch", "80", "--kernel", "attention_fwd", prepare=prepare)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and len(found["rows"]) == 3
+    assert all(row["spills"] > 0 and row["stack"] > 0 for row in found["rows"])
+    assert any("attention_fwd d=72 self bf16 sm_80: spills" in words for words in found["broken"])
+
+
+def test_memory_that_is_not_aligned_fails_the_command():
+    """q, k and v one element into their memory: what a launcher would pass is what is compiled."""
+    prepare = (
+        "import torch\n"
+        "from diffratio_kernels.aot import shipped\n"
+        "empty = shipped._empty\n"
+        "def shifted(*shape, dtype):\n"
+        "    return empty(1 + torch.Size(shape).numel(), dtype=dtype)[1:].view(shape)\n"
+        "shipped.HEADS, shipped.DTYPES = {72: 16}, {'bf16': shipped.DTYPES['bf16']}\n"
+        "shipped._empty = shifted\n"
+    )
+    done = run("--arch", "90", "--kernel", "attention_fwd", prepare=prepare)
+    assert done.returncode == 1
+    assert "no asynchronous loads of 16 bytes" in done.stdout and "loads of less than 4 bytes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, words",
+    [
+        (["--arch", "70"], {}, "arch=70"),
+        (["--kernel", "no_such_kernel"], {}, "no_such_kernel"),
+        ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments, environment, words):
+    done = run(*arguments, **environment)
+    assert done.returncode == 2 and words in done.stderr and done.stdout == ""
+
+
+def test_without_triton_the_command_says_so():
+    done = run(prepare="import sys\nsys.modules['triton'] = None")
+    assert done.returncode == 2 and "triton is not installed" in done.stderr
