@@ -29,6 +29,7 @@ def _gather_adaln_bwd(
     begin = sample * tokens + part * ROWS
     for token in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
         t = tl.load(place_ptr + token).to(tl.int64)
+        grad_row = tl.zeros((BLOCK_D,), tl.float32)
         if t >= 0:
             row = tl.load(rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             grad = tl.load(grad_normed_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
@@ -41,10 +42,10 @@ def _gather_adaln_bwd(
             grad_row = rstd * (g - tl.sum(g, axis=0) / D - normed * (tl.sum(g * normed, axis=0) / D))
             if grad_rows_ptr is not None:
                 grad_row += tl.load(grad_rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            target = token if SCATTER else t
-            tl.store(grad_x_ptr + target * D + d, grad_row.to(dtype), mask=d < D)
-        elif SCATTER:
-            tl.store(grad_x_ptr + token * D + d, tl.zeros((BLOCK_D,), dtype), mask=d < D)
+            if not SCATTER:
+                tl.store(grad_x_ptr + t * D + d, grad_row.to(dtype), mask=d < D)
+        if SCATTER:
+            tl.store(grad_x_ptr + token * D + d, grad_row.to(dtype), mask=d < D)
     partial = (sample * tl.num_programs(0) + part) * D + d
     tl.store(partial_shift_ptr + partial, total_shift, mask=d < D)
     tl.store(partial_scale_ptr + partial, total_scale, mask=d < D)
