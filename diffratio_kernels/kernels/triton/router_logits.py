@@ -49,10 +49,11 @@ def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) 
     x, width = x.contiguous(), x.shape[2]
     logits = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
     block = max(128, triton.next_power_of_2(width) // 16)
+    tile = 2048 // block  # rows of a program: 16 elements a thread at a time
     launch(
-        _router_logits_fwd, (triton.cdiv(logits.numel(), 16),),
+        _router_logits_fwd, (triton.cdiv(logits.numel(), tile),),
         x, router_weight.contiguous(), router_bias, logits, logits.numel(),
-        D=width, BLOCK_ROWS=16, BLOCK_D=block, num_warps=4,
+        D=width, BLOCK_ROWS=tile, BLOCK_D=block, num_warps=4,
     )  # fmt: skip
     return logits
 
