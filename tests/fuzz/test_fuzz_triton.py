@@ -1,0 +1,19 @@
+"""`make fuzz`: Triton launchers over more seeds than the normal suite. DIFFRATIO_FUZZ_SEEDS sets how many."""
+
+import os
+
+import pytest
+
+from diffratio_kernels.testing.triton_calls import kernel_device
+from diffratio_kernels.testing.triton_check import check_kernels
+
+FIRST = 640
+SEEDS = int(os.environ.get("DIFFRATIO_FUZZ_SEEDS", "1200"))
+STEP = 20
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("first", range(FIRST, FIRST + SEEDS, STEP))
+def test_launchers_stay_within_the_error_budget(first):
+    for seed in range(first, min(first + STEP, FIRST + SEEDS)):
+        check_kernels(seed, kernel_device())
