@@ -1,0 +1,180 @@
+"""Tensors of more than 2^31 elements: rows near their end are found, and no offset leaves its type.
+
+On the CPU the memory is only promised: programs that would touch all of it are left out but for the last.
+"""
+
+from contextlib import ExitStack, contextmanager, nullcontext
+from unittest import mock
+
+import pytest
+import torch
+
+from diffratio_kernels.kernels.triton import (
+    gather_adaln_backward,
+    launch,
+    launcher,
+    linear_gelu,
+    router_logits,
+    scatter_rescale,
+    scatter_rescale_backward,
+)
+from diffratio_kernels.kernels.triton.launch import ROWS_PER_SLICE
+from diffratio_kernels.testing.interpreter import interpreted, overflow_trap
+from diffratio_kernels.testing.triton_check import same_bits
+
+TOO_MANY = 2**31
+WIDTH = 1152
+ROWS = TOO_MANY // WIDTH + 40
+LAUNCHING = (router_logits, gather_adaln_backward, scatter_rescale, scatter_rescale_backward, linear_gelu)
+LAST = ROWS % ROWS_PER_SLICE
+"""Rows of the last program of a backward pass."""
+FEW = 40
+"""Rows at the end of the large tensors that are written and read; the small twin has only these."""
+
+
+@pytest.fixture(autouse=True)
+def trap():
+    with overflow_trap() if interpreted() else nullcontext():
+        yield
+
+
+@contextmanager
+def last_programs():
+    """Inside, an interpreted launch runs only its last program."""
+    if not interpreted():
+        yield
+        return
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    set_dim, set_idx, plain = builder.set_grid_dim, builder.set_grid_idx, launch.launch
+
+    def only_the_last(kernel, grid, *args, **options):
+        grid = (*grid, 1, 1)[:3]
+        with (
+            mock.patch.object(builder, "set_grid_dim", lambda *_: set_dim(*grid)),
+            mock.patch.object(builder, "set_grid_idx", lambda *_: set_idx(*(size - 1 for size in grid))),
+        ):
+            plain(kernel, (1,), *args, **options)
+
+    with ExitStack() as patches:
+        for module in LAUNCHING:
+            patches.enter_context(mock.patch.object(module, "launch", only_the_last))
+        yield
+
+
+def half(*shape, device):
+    return torch.randn(*shape, device=device).half()
+
+
+def large(*shape, device, last):
+    """An fp16 tensor whose memory nobody has touched but for its last rows."""
+    t = torch.empty(shape, dtype=torch.float16, device=device)
+    assert t.numel() > TOO_MANY
+    t.view(-1, *last.shape[1:])[-last.shape[0] :] = last
+    return t
+
+
+@pytest.fixture
+def end(device):
+    """The last rows of x, their small twin's arguments, and index: the same rows of either."""
+    torch.manual_seed(0)
+    rows = half(FEW, WIDTH, device=device)
+    small = torch.tensor([0, 7, 38, 39], device=device)
+    return rows, small, small + (ROWS - FEW)
+
+
+def finish(device):
+    """hidden, branch, gate of four kept rows."""
+    return half(4, WIDTH, device=device), half(4, WIDTH, device=device), half(1, WIDTH, device=device)
+
+
+def test_rows_are_gathered(end, device):
+    rows, small, index = end
+    shift, scale = half(2, 1, WIDTH, device=device)
+    x = large(1, ROWS, WIDTH, device=device, last=rows)
+    results = launcher("gather_adaln")(x, index, shift, scale, 1e-6)
+    expected = launcher("gather_adaln")(rows[None], small, shift, scale, 1e-6)
+    assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_gathered_rows_get_their_gradients(end, device):
+    rows, small, index = end
+    scale, grad = half(1, WIDTH, device=device), half(4, WIDTH, device=device)
+    kept = rows[small]
+    with last_programs():
+        result, *_ = launcher("adaln_backward")(kept, index, ROWS, scale, 1e-6, None, grad, ROWS)
+    expected, *_ = launcher("adaln_backward")(kept, small, FEW, scale, 1e-6, None, grad, FEW)
+    assert same_bits(result[-LAST:], expected[-LAST:])
+
+
+@pytest.mark.parametrize("rescale", ["mlp", "residual"])
+def test_rows_are_finished_in_place(rescale, end, device):
+    rows, small, index = end
+    logits = torch.randn(1, ROWS, device=device)
+    x, twin = large(1, ROWS, WIDTH, device=device, last=rows), rows.clone()[None]
+    arguments = finish(device)
+    launcher("scatter_rescale_")(x, index, *arguments, logits, rescale, 1.0)
+    launcher("scatter_rescale_")(twin, small, *arguments, logits[:, -FEW:], rescale, 1.0)
+    assert same_bits(x[0, -FEW:], twin[0]) and not same_bits(twin[0], rows)
+
+
+def test_rows_are_finished_and_differentiated(end, device):
+    rows, small, index = end
+    logits = torch.randn(1, ROWS, device=device)
+    x, arguments = large(1, ROWS, WIDTH, device=device, last=rows), finish(device)
+    with last_programs():
+        out = launcher("scatter_rescale")(x, index, *arguments, logits, "residual", 1.0)
+        grads = launcher("scatter_rescale_backward")(x, x, index, *arguments, logits, "residual", 1.0)
+    call = small, *arguments, logits[:, -FEW:], "residual", 1.0
+    expected = launcher("scatter_rescale")(rows[None], *call)
+    expected_grads = launcher("scatter_rescale_backward")(rows[None], rows[None], *call)
+    assert same_bits(out[0, -1], expected[0, -1])
+    assert same_bits(grads[0][0, -LAST:], expected_grads[0][0, -LAST:])
+    assert same_bits(grads[4][0, -LAST:], expected_grads[4][0, -LAST:])
+
+
+def test_rows_are_scored(end, device):
+    rows, _, _ = end
+    x, weight = large(1, ROWS, WIDTH, device=device, last=rows), half(WIDTH, device=device)
+    grad = torch.randn(1, ROWS, device=device)
+    with last_programs():
+        logits = launcher("router_logits")(x, weight, None)
+        grad_x, _ = launcher("router_logits_backward")(grad, x, weight)
+    assert same_bits(logits[:, -8:], launcher("router_logits")(rows[None, -8:], weight, None))
+    expected, _ = launcher("router_logits_backward")(grad[:, -FEW:].contiguous(), rows[None], weight)
+    assert same_bits(grad_x[0, -LAST:], expected[0, -LAST:])
+
+
+def test_rows_of_the_mlp(device):
+    inner, hidden = 8, 200
+    rows = TOO_MANY // hidden + FEW
+    last, weight = half(FEW, inner, device=device), half(hidden, inner, device=device)
+    x = torch.empty(rows, inner, dtype=torch.float16, device=device)
+    x[-FEW:] = last
+    with last_programs():
+        out, pre = launcher("linear_gelu")(x, weight, None, True)
+        grad_pre, again = launcher("linear_gelu_backward")(x, weight.t(), pre)
+    assert out.numel() > TOO_MANY
+    expected, small = launcher("linear_gelu")(last, weight, None, True)
+    expected_grad, expected_again = launcher("linear_gelu_backward")(last, weight.t(), small)
+    pairs = (out, expected), (pre, small), (grad_pre, expected_grad), (again, expected_again)
+    for actual, twin in pairs:  # the last program has the last columns of the last rows
+        assert same_bits(actual[-1, -8:], twin[-1, -8:])
+
+
+def test_attention_at_the_end_of_packed_rows(device):
+    heads, head_dim = 2, 72
+    rows = TOO_MANY // (heads * head_dim) + FEW
+    shape = rows, heads, head_dim
+    q, k, v, grad = (half(FEW, heads, head_dim, device=device) for _ in range(4))
+    query, key, value, grad_out = (large(*shape, device=device, last=t) for t in (q, k, v, grad))
+    offsets = torch.tensor([rows - FEW, rows - 17, rows], dtype=torch.int32, device=device)
+    small = offsets - (rows - FEW)
+    out, lse = launcher("attention")(query, key, value, offsets, offsets, 23, 23, None, None, True)
+    expected, small_lse = launcher("attention")(q, k, v, small, small, 23, 23, None, None, True)
+    assert same_bits(out[-FEW:], expected) and same_bits(lse[:, -FEW:], small_lse)
+    packing = 23, 23, None, None
+    grads = launcher("attention_backward")(grad_out, query, key, value, out, lse, offsets, offsets, *packing)
+    expected = launcher("attention_backward")(grad, q, k, v, expected, small_lse, small, small, *packing)
+    for name, actual, twin in zip("qkv", grads, expected, strict=True):
+        assert same_bits(actual[-FEW:], twin), name

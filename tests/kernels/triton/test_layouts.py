@@ -1,0 +1,95 @@
+"""Where a tensor lies in memory changes no bit: views, strides, and the dtype in which modulation is held."""
+
+import pytest
+import torch
+
+from diffratio_kernels.kernels.triton import launcher
+from diffratio_kernels.reference import packed_offsets
+from diffratio_kernels.testing.inputs import LAYOUTS, laid_out
+from diffratio_kernels.testing.triton_calls import VARIANTS, kernel_device, typical_call, working_dtypes
+from diffratio_kernels.testing.triton_check import same_bits
+
+HELD_IN = (*working_dtypes(kernel_device())[1:], torch.float64)
+MODULATION = ("router_weight", "router_bias", "shift", "scale", "gate")
+WITH_MODULATION = ("router_logits", "gather_adaln", "adaln", "gate_residual", "scatter_rescale, mlp")
+
+
+def place(t, layout):
+    """ "joined": a part of one tensor, as q, k, v and the six modulations are."""
+    if layout == "joined":
+        return torch.stack([t.flip(0), t, t.flip(-1)], dim=1)[:, 1] if t.dim() >= 2 else t
+    return laid_out(t, layout)
+
+
+def floats(arguments, change):
+    """The arguments with `change` applied to every floating tensor."""
+    return {
+        key: change(t) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+        for key, t in arguments.items()
+    }
+
+
+def column(t):
+    """The same integers as a column of a table; what lies between them must not be read."""
+    return torch.stack([t, torch.full_like(t, 5)], dim=1)[:, 0]
+
+
+def assert_same_bits(actual, expected):
+    assert actual.keys() == expected.keys()
+    for key, result in actual.items():
+        assert same_bits(result, expected[key]), key
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_layout_of_inputs_and_gradients_does_not_matter(kind, device):
+    operator, arguments = typical_call(kind, torch.float32, device)
+    plain = floats(arguments, lambda t: t.clone(memory_format=torch.contiguous_format))
+    before = {key: t.clone() for key, t in plain.items() if isinstance(t, torch.Tensor)}
+    expected = operator.kernels(**plain)
+    assert_same_bits({key: plain[key] for key in before}, before)  # no input is written to
+    for layout in ("joined", *LAYOUTS):
+        strided = floats(plain, lambda t, layout=layout: place(t, layout))
+        if layout in ("transposed", "sliced", "joined", "expanded"):
+            assert any(not t.is_contiguous() for t in strided.values() if isinstance(t, torch.Tensor))
+        if layout == "expanded":  # the first sample or row again and again: other values
+            expected = operator.kernels(**floats(strided, lambda t: t.contiguous()))
+        assert_same_bits(operator.kernels(**strided), expected)
+
+
+@pytest.mark.parametrize("kind", WITH_MODULATION[1:])
+def test_layout_of_the_index_does_not_matter(kind, device):
+    operator, arguments = typical_call(kind, torch.float32, device)
+    strided = arguments | {"index": column(arguments["index"])}
+    assert_same_bits(operator.kernels(**strided), operator.kernels(**arguments))
+
+
+def test_layout_of_offsets_and_lengths_does_not_matter(device):
+    _, a = typical_call("attention, cross", torch.float32, device)
+    offsets = [packed_offsets(lengths, a["query"].device) for lengths in (a["queries"], a["keys"])]
+    lengths = torch.tensor(a["key_lengths"], dtype=torch.int32, device=device)
+
+    def run(change):
+        shared = *map(change, offsets), max(a["queries"]), max(a["keys"]), change(lengths), None
+        tensors = a["query"], a["key"], a["value"]
+        out, lse = launcher("attention")(*tensors, *shared, save_lse=True)
+        return dict(enumerate(launcher("attention_backward")(a["grad_out"], *tensors, out, lse, *shared)))
+
+    assert_same_bits(run(column), run(lambda t: t))
+
+
+def test_layout_of_kept_counts_does_not_matter(device):
+    _, a = typical_call("topk_select, two bins", torch.float32, device)
+    offsets = packed_offsets(a["keep"], a["logits"].device)
+    small = torch.tensor(a["keep_small"], dtype=torch.int32, device=device)
+    select = launcher("topk_select")
+    strided = select(a["logits"], column(offsets), sum(a["keep"]), column(small))
+    assert torch.equal(strided, select(a["logits"], offsets, sum(a["keep"]), small))
+
+
+@pytest.mark.parametrize("held_in", HELD_IN, ids=str)
+@pytest.mark.parametrize("kind", WITH_MODULATION)
+def test_modulation_of_any_dtype_is_read_as_fp32(kind, held_in, device):
+    operator, arguments = typical_call(kind, torch.float32, device)
+    held = {key: arguments[key].to(held_in) for key in MODULATION if key in arguments}
+    single = {key: t.float() for key, t in held.items()}
+    assert_same_bits(operator.kernels(**arguments | held), operator.kernels(**arguments | single))

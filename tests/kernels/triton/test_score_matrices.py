@@ -1,0 +1,77 @@
+"""Which tokens the Triton kernel keeps, for every score matrix that breaks a top-k, in one bin and in two."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from diffratio_kernels.kernels import native
+from diffratio_kernels.kernels.triton import launcher
+from diffratio_kernels.reference import packed_offsets, select_tokens
+from diffratio_kernels.testing.scores import expected_selection
+from diffratio_kernels.testing.scores import score_matrices as draw_score_matrices
+
+score_matrices = cache(draw_score_matrices)
+
+SIZES = (1, 2, 3, 7, 31, 64, 100, 255, 256, 257, 300, 1000, 1024)
+LARGE = (4096, 4097, 8192, 32768)
+NAMES = tuple(score_matrices(1))
+
+
+def select(scores, keep, device, small=None):
+    offsets = packed_offsets(keep, torch.device(device))
+    if small is not None:
+        small = torch.tensor(small, dtype=torch.int32, device=device)
+    return launcher("topk_select")(scores.to(device), offsets, sum(keep), small).tolist()
+
+
+def expected(scores, keep):
+    tokens = scores.shape[1]
+    return [b * tokens + i for b, k in enumerate(keep) for i in expected_selection(scores[b].tolist(), k)]
+
+
+@pytest.mark.parametrize("tokens", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_tokens_are_those_of_plain_python(name, tokens, device):
+    """The middle of the order, and in turn one of its ends."""
+    scores = score_matrices(tokens)[name]
+    ends = 0, 1, tokens - 1, tokens, max(tokens // 3, 1)
+    keep = [tokens // 2, ends[(NAMES.index(name) + tokens) % len(ends)]]
+    index = select(scores, keep, device)
+    assert index == expected(scores, keep)
+    if native.unavailable is None:
+        assert index == native.topk_select(scores, packed_offsets(keep, scores.device), sum(keep)).tolist()
+
+
+@pytest.mark.parametrize("keep", [[0, 64], [1, 63], [64, 0], [21, 50]], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_any_number_of_tokens_is_kept(name, keep, device):
+    scores = score_matrices(64)[name]
+    assert select(scores, keep, device) == expected(scores, keep)
+
+
+@pytest.mark.parametrize("tokens", LARGE)
+@pytest.mark.parametrize("name", ["bf16 ties", "signed zeros", "everything", "descending"])
+def test_many_tokens_need_several_blocks(name, tokens, device):
+    scores = score_matrices(tokens)[name]
+    keep = [tokens // 2, 3 if tokens > 8000 else tokens - 1]
+    assert select(scores, keep, device) == expected(scores, keep)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rows_of_the_small_bin_come_first(name, device):
+    scores = score_matrices(300)[name].repeat(4, 1)[:7]
+    keep, small = [300, 150, 150, 0, 300, 299, 20], [0, 150, 100, 0, 300, 100, 1]
+    index, _ = select_tokens(scores, keep, small)
+    assert select(scores, keep, device, small) == index.tolist()
+
+
+@pytest.mark.parametrize(("keep", "small"), [([1, 1, 0], [1, 0, 0]), ([2, 1, 2], [1, 1, 2])], ids=str)
+def test_two_bins_of_few_tokens(keep, small, device):
+    scores = torch.tensor([[0.0, -0.0], [float("nan"), -float("inf")], [1.0, 2.0]])[:, : max(keep)]
+    index, _ = select_tokens(scores, keep, small)
+    assert select(scores, keep, device, small) == index.tolist()
+
+
+def test_there_are_enough_matrices():
+    assert len(NAMES) * len(SIZES) >= 240
