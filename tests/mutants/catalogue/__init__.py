@@ -1,0 +1,12 @@
+"""The planted bugs: small edits of one file each, and the tests that should see them."""
+
+from .cuda import CUDA
+from .mutant import Mutant
+from .ops import OPERATORS
+from .triton_products import TRITON_PRODUCTS
+from .triton_rows import TRITON_ROWS
+from .triton_select import TRITON_SELECTION
+
+__all__ = ["MUTANTS", "Mutant"]
+
+MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + CUDA + OPERATORS

@@ -1,0 +1,21 @@
+"""Selections of tests that take seconds each."""
+
+TRITON = "tests/kernels/triton/"
+_FUZZED = f"{TRITON}test_random_shapes.py::test_launchers_stay_within_the_error_budget"
+FUZZ = " ".join(f"{_FUZZED}[{first}]" for first in range(0, 160, 20))
+"""160 seeds: 20 of each operator, forward and backward."""
+TRITON_SELECT = f"{TRITON}test_score_matrices.py -k 'kept_tokens and (31] or 257]) or small_bin'"
+
+
+def triton(file: str, kind: str) -> str:
+    """The tests of one file that call kernels of one kind."""
+    return f"{TRITON}test_{file}.py -k {kind}"
+
+
+BLOCKS = "tests/ops/test_budget.py -k triton"
+
+SIM_ROWS = "tests/sim/test_cuda_rows.py"
+BUDGET = f"{SIM_ROWS} -k error_budget"
+SCHEDULES = f"{SIM_ROWS} -k every_schedule"
+LAYOUTS = f"{SIM_ROWS} -k every_layout"
+SIM_SELECT = "tests/sim/test_cuda_select.py -k 'kept_tokens and (7 or 64)'"

@@ -1,0 +1,56 @@
+"""What a planted bug does to the tests is told apart: they fail, crash, hang, pass, or never judge."""
+
+import pytest
+
+FILES = {
+    "diffratio_kernels/__init__.py": b"def value():\n    return 1\n",
+    "tests/test_value.py": (
+        b"import diffratio_kernels\n\n\ndef test_value():\n    assert diffratio_kernels.value() == 1\n"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "replacement, how, said",
+    [
+        ("return 1 + 0", "passed", ""),
+        ("return 2", "failed", "assert 2 == 1"),
+        ("import os; os.abort()", "crashed", "exit status -6"),
+        ("while True: pass", "timeout", "more than 3 s"),
+        ("return (", "broken", "SyntaxError"),
+    ],
+)
+def test_outcomes(replacement, how, said, here, tmp_path, monkeypatch):
+    sandbox = here("sandbox")
+    monkeypatch.setattr(sandbox, "TIMEOUT", 3)
+    box = sandbox.Sandbox(tmp_path, FILES)
+    with box.planted("diffratio_kernels/__init__.py", {"return 1": replacement}):
+        outcome = box.run("tests/test_value.py")
+    assert (outcome.how, outcome.caught) == (how, how in ("failed", "crashed", "timeout"))
+    assert said in outcome.message
+    assert not outcome.caught or outcome.test == "tests/test_value.py::test_value"
+    assert (tmp_path / "diffratio_kernels" / "__init__.py").read_bytes() == FILES[
+        "diffratio_kernels/__init__.py"
+    ]
+
+
+def test_a_package_from_elsewhere_is_an_error(here, tmp_path):
+    """Without a package of its own the copy would test the one that is installed."""
+    tests_only = {name: text for name, text in FILES.items() if name.startswith("tests")}
+    box = here("sandbox").Sandbox(tmp_path, tests_only)
+    with pytest.raises(RuntimeError, match="imported"):
+        box.run("tests/test_value.py")
+
+
+def test_files_that_are_gone_leave_the_copy(here, tmp_path):
+    here("sandbox").Sandbox(tmp_path, FILES | {"old.py": b""})
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "kept.o").write_text("")
+    here("sandbox").Sandbox(tmp_path, FILES)
+    assert not (tmp_path / "old.py").exists() and (tmp_path / "build" / "kept.o").exists()
+
+
+@pytest.mark.parametrize("text", ["", "a = 1\na = 1\n"])
+def test_a_text_that_is_not_there_once_is_an_error(text, here):
+    with pytest.raises(ValueError, match="must occur once"):
+        here("sandbox").mutated(text, {"a = 1": "a = 2"})
