@@ -6,6 +6,7 @@ import torch
 from diffratio_kernels.kernels.triton import launcher
 from diffratio_kernels.reference import packed_offsets
 from diffratio_kernels.testing.inputs import LAYOUTS, laid_out
+from diffratio_kernels.testing.interpreter import interpreted
 from diffratio_kernels.testing.triton_calls import VARIANTS, kernel_device, typical_call, working_dtypes
 from diffratio_kernels.testing.triton_check import same_bits
 
@@ -34,10 +35,15 @@ def column(t):
     return torch.stack([t, torch.full_like(t, 5)], dim=1)[:, 0]
 
 
-def assert_same_bits(actual, expected):
+def assert_same(actual, expected):
+    """The same bits. Compiled, alignment decides which threads share a sum, here of up to 129 fp32 terms."""
     assert actual.keys() == expected.keys()
     for key, result in actual.items():
-        assert same_bits(result, expected[key]), key
+        if interpreted() or not result.is_floating_point():
+            assert same_bits(result, expected[key]), key
+        else:
+            limit = 129 * torch.finfo(torch.float32).eps * expected[key].abs().max().clamp(min=1)
+            assert (result - expected[key]).abs().max() <= limit, key
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
@@ -46,21 +52,21 @@ def test_layout_of_inputs_and_gradients_does_not_matter(kind, device):
     plain = floats(arguments, lambda t: t.clone(memory_format=torch.contiguous_format))
     before = {key: t.clone() for key, t in plain.items() if isinstance(t, torch.Tensor)}
     expected = operator.kernels(**plain)
-    assert_same_bits({key: plain[key] for key in before}, before)  # no input is written to
+    assert all(same_bits(plain[key], t) for key, t in before.items()), "an input was written to"
     for layout in ("joined", *LAYOUTS):
         strided = floats(plain, lambda t, layout=layout: place(t, layout))
         if layout in ("transposed", "sliced", "joined", "expanded"):
             assert any(not t.is_contiguous() for t in strided.values() if isinstance(t, torch.Tensor))
         if layout == "expanded":  # the first sample or row again and again: other values
             expected = operator.kernels(**floats(strided, lambda t: t.contiguous()))
-        assert_same_bits(operator.kernels(**strided), expected)
+        assert_same(operator.kernels(**strided), expected)
 
 
 @pytest.mark.parametrize("kind", WITH_MODULATION[1:])
 def test_layout_of_the_index_does_not_matter(kind, device):
     operator, arguments = typical_call(kind, torch.float32, device)
     strided = arguments | {"index": column(arguments["index"])}
-    assert_same_bits(operator.kernels(**strided), operator.kernels(**arguments))
+    assert_same(operator.kernels(**strided), operator.kernels(**arguments))
 
 
 def test_layout_of_offsets_and_lengths_does_not_matter(device):
@@ -74,7 +80,7 @@ def test_layout_of_offsets_and_lengths_does_not_matter(device):
         out, lse = launcher("attention")(*tensors, *shared, save_lse=True)
         return dict(enumerate(launcher("attention_backward")(a["grad_out"], *tensors, out, lse, *shared)))
 
-    assert_same_bits(run(column), run(lambda t: t))
+    assert_same(run(column), run(lambda t: t))
 
 
 def test_layout_of_kept_counts_does_not_matter(device):
@@ -92,4 +98,4 @@ def test_modulation_of_any_dtype_is_read_as_fp32(kind, held_in, device):
     operator, arguments = typical_call(kind, torch.float32, device)
     held = {key: arguments[key].to(held_in) for key in MODULATION if key in arguments}
     single = {key: t.float() for key, t in held.items()}
-    assert_same_bits(operator.kernels(**arguments | held), operator.kernels(**arguments | single))
+    assert_same(operator.kernels(**arguments | held), operator.kernels(**arguments | single))
