@@ -1,0 +1,115 @@
+"""Every public operator as a call with its arguments, forward and backward: to capture, repeat, sanitize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from .inputs import ModBlockCase, on_device
+
+CASE = ModBlockCase(
+    seed=1,
+    tokens=48,
+    heads=2,
+    head_dim=72,
+    hidden=136,
+    keep=(29,),
+    text=7,
+    ragged_text=True,
+    router_bias=True,
+)
+"""What the calls are made of, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator with arguments that may be overwritten in place: the next run sees the new values."""
+
+    function: Callable
+    arguments: dict
+    differentiable: bool = True
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """All outputs, without autograd."""
+        with torch.no_grad():
+            return _tuple(self.function(**self.arguments))
+
+    def training(self) -> tuple[Tensor, ...]:
+        """All outputs, then the gradients of all floating arguments; each output is its incoming gradient."""
+        leaves = {
+            name: t.detach().requires_grad_()
+            for name, t in self.arguments.items()
+            if isinstance(t, Tensor) and t.is_floating_point()
+        }
+        outs = _tuple(self.function(**self.arguments | leaves))
+        reached = [out for out in outs if out.requires_grad]
+        incoming = [out.detach() for out in reached]
+        grads = torch.autograd.grad(reached, list(leaves.values()), incoming, materialize_grads=True)
+        return *(out.detach() for out in outs), *grads
+
+    def runs(self) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+        """What can be run, by name: "forward" and, where there are gradients, "training"."""
+        return {"forward": self.forward} | ({"training": self.training} if self.differentiable else {})
+
+    def overwrite(self, other: Call) -> None:
+        """Take over the values of another call with the same shapes."""
+        for name, t in self.arguments.items():
+            if isinstance(t, Tensor):
+                t.copy_(other.arguments[name])
+
+
+def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _scatter_rescale_(x: Tensor, **arguments) -> Tensor:
+    x = x.clone()
+    ops.scatter_rescale_(x, **arguments)
+    return x
+
+
+def operator_calls(
+    implementation: str, dtype: torch.dtype, device: str, seed: int = 1, case: ModBlockCase = CASE
+) -> dict[str, Call]:
+    """Operator -> its call, for every operator that has this implementation ("auto": all of them).
+
+    Another seed gives other values in the same shapes.
+    """
+    case = replace(case, seed=seed, dtype=dtype)
+    block = case.arguments()
+    x, modulation = block["x"], block["modulation"]
+    index, offsets, logits = reference.route(x, block["router_weight"], case.full_keep, block["router_bias"])
+    generator = torch.Generator().manual_seed(seed)
+    rows, branch = (torch.randn(len(index), x.shape[2], generator=generator).to(dtype) for _ in range(2))
+    query, key, value = (
+        torch.randn(len(index), case.heads, case.head_dim, generator=generator) for _ in range(3)
+    )
+    shift, scale, gate = modulation.unbind(1)[:3]
+    put = {"index": index, "hidden": rows, "branch": branch, "gate": gate, "logits": logits}
+    longest = max(case.full_keep)
+    arguments = {
+        "route": {name: block[name] for name in ("x", "router_weight", "keep", "router_bias")},
+        "gather_adaln": {"x": x, "index": index, "shift": shift, "scale": scale},
+        "adaln": {"rows": rows, "index": index, "tokens": case.tokens, "shift": shift, "scale": scale},
+        "gate_residual": {n: put[n] for n in ("hidden", "branch", "gate", "index")} | {"tokens": case.tokens},
+        "attention": {
+            "query": query.to(dtype), "key": key.to(dtype), "value": value.to(dtype),
+            "query_offsets": offsets, "key_offsets": offsets, "max_query": longest, "max_key": longest,
+        },
+        "mlp": {"rows": rows} | {n: block[n] for n in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")},
+        "scatter_rescale": {"x": x, **put},
+        "scatter_rescale_": {"x": x, **put},
+        "mod_block": block,
+    }  # fmt: skip
+    calls = {}
+    for op, values in arguments.items():
+        if implementation not in ("auto", *ops.IMPLEMENTATIONS[op.removesuffix("_")]):
+            continue
+        function = _scatter_rescale_ if op == "scatter_rescale_" else getattr(ops, op)
+        own = {n: t.clone() if isinstance(t, Tensor) else t for n, t in on_device(values, device).items()}
+        calls[op] = Call(function, own | {"implementation": implementation}, op != "scatter_rescale_")
+    return calls
