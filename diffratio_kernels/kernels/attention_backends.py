@@ -24,6 +24,8 @@ def why_not(implementation: str, device_type: str) -> str | None:
         return f"it is for CUDA tensors, not {device_type}"
     if implementation == "cudnn":
         return None if torch.backends.cudnn.is_available() else "this torch has no cuDNN"
+    if implementation == "varlen" and torch.__version__ < (2, 11):
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen with a scale (2.11 or later)"
     package = _PACKAGES[implementation]
     return None if importlib.util.find_spec(package) else f"{package} is not installed"
 
@@ -46,7 +48,7 @@ def cudnn(
 def varlen(
     query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale
 ) -> Tensor:  # fmt: skip
-    """torch.nn.attention.varlen (torch 2.10 or later)."""
+    """torch.nn.attention.varlen (torch 2.11 or later)."""
     from torch.nn.attention.varlen import varlen_attn
 
     _no_lengths("varlen", key_lengths)
