@@ -1,4 +1,4 @@
-"""One PixArt block: dense in diffusers, the authors' eager code, and `mod_block`, in one interleaved run."""
+"""One PixArt block: dense, the authors' eager code, and `mod_block`, in one interleaved run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import platform
 from dataclasses import asdict, dataclass, field
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 
-from diffratio_kernels import __version__, gather_adaln, kept_tokens, mod_block, route, scatter_rescale
+from diffratio_kernels import __version__, kept_tokens
 from diffratio_kernels.testing.memory import peak_bytes
 
 from ..flops import block_flops
-from .eager import authors_block
+from .case import BlockCase, dense_name
 from .timing import interleaved_medians
 
 
@@ -37,77 +36,6 @@ class BlockBenchmark:
         return next(row for row in self.rows if row["name"] == name and row["kept"] == kept)
 
 
-class _Case:
-    """The tensors of one block and the ways to run it."""
-
-    def __init__(self, batch: int, tokens: int, width: int, heads: int, text: int, dtype, device):
-        torch.manual_seed(0)
-        self.heads, self.tokens = heads, tokens
-        self.block = (
-            BasicTransformerBlock(
-                width,
-                heads,
-                width // heads,
-                cross_attention_dim=width,
-                attention_bias=True,
-                activation_fn="gelu-approximate",
-                norm_type="ada_norm_single",
-                norm_elementwise_affine=False,
-                norm_eps=1e-6,
-            )
-            .eval()
-            .to(device, dtype)
-        )
-        draw = {"device": device, "dtype": dtype}
-        self.x = torch.randn(batch, tokens, width, **draw)
-        self.timestep = torch.randn(batch, 6 * width, **draw) * 0.1
-        self.text = torch.randn(batch, text, width, **draw)
-        self.router_weight = torch.randn(width, **draw) * 0.02
-        self.modulation = self.block.scale_shift_table[None] + self.timestep.view(batch, 6, -1)
-        attn = self.block.attn1
-        self.qkv_weight = torch.cat([attn.to_q.weight, attn.to_k.weight, attn.to_v.weight])
-        self.qkv_bias = torch.cat([attn.to_q.bias, attn.to_k.bias, attn.to_v.bias])
-        # Text keys and values do not depend on the timestep: sampling computes them once.
-        cross = self.block.attn2
-        self.context_kv = torch.stack([cross.to_k(self.text), cross.to_v(self.text)], dim=2)
-
-    def dense(self):
-        return self.block(self.x, timestep=self.timestep, encoder_hidden_states=self.text)
-
-    def authors(self, keep: int):
-        return authors_block(self.block, self.x, self.timestep, self.text, self.router_weight, keep)
-
-    def ours(self, keep: int):
-        attn, cross, mlp = self.block.attn1, self.block.attn2, self.block.ff.net
-        return mod_block(
-            self.x,
-            self.router_weight,
-            keep,
-            self.modulation,
-            self.qkv_weight,
-            self.qkv_bias,
-            attn.to_out[0].weight,
-            attn.to_out[0].bias,
-            mlp[0].proj.weight,
-            mlp[0].proj.bias,
-            mlp[2].weight,
-            mlp[2].bias,
-            self.heads,
-            context_kv=self.context_kv,
-            cross_q_weight=cross.to_q.weight,
-            cross_q_bias=cross.to_q.bias,
-            cross_out_weight=cross.to_out[0].weight,
-            cross_out_bias=cross.to_out[0].bias,
-        )
-
-    def row_steps(self, keep: int):
-        """Routing, gather + adaLN and scatter of one block: what routing adds around the products."""
-        shift1, scale1, _, _, _, gate2 = self.modulation.unbind(1)
-        index, _, logits = route(self.x, self.router_weight, keep)
-        rows, normed = gather_adaln(self.x, index, shift1, scale1)
-        return scatter_rescale(self.x, index, rows, normed, gate2, logits)
-
-
 @torch.inference_mode()
 def run_block_benchmark(
     batch: int = 2,
@@ -125,11 +53,11 @@ def run_block_benchmark(
 
     Raises RuntimeError if `mod_block` differs from the authors' mathematics by more than rounding.
     """
-    case = _Case(batch, tokens, width, heads, text, dtype, device)
+    case = BlockCase(batch, tokens, width, heads, text, dtype, device)
     keep = {ratio: kept_tokens(round(10 * ratio), tokens) for ratio in kept}
     _check(case, min(keep.values()), dtype)
 
-    calls = {("diffusers dense", 1.0): case.dense}
+    calls = {(dense_name(case.block), 1.0): case.dense}
     for ratio, k in keep.items():
         calls["authors' eager", ratio] = lambda k=k: case.authors(k)
         calls["mod_block", ratio] = lambda k=k: case.ours(k)
@@ -161,11 +89,11 @@ def _flops(name: str, keep: int, tokens: int, width: int, text: int) -> int:
     """True FLOPs of one sample; `mod_block` is given the projected text, the others project it."""
     if name == "route + gather + scatter":
         return 2 * tokens * width
-    kept = None if name == "diffusers dense" else keep
+    kept = None if name.endswith("dense") else keep
     return block_flops(tokens, kept, width, text, cache_text_kv=name == "mod_block")
 
 
-def _check(case: _Case, keep: int, dtype: torch.dtype) -> None:
+def _check(case: BlockCase, keep: int, dtype: torch.dtype) -> None:
     ours, authors = case.ours(keep).float(), case.authors(keep).float()
     error = (ours - authors).abs().max().item()
     limit = 64 * torch.finfo(dtype).eps * authors.abs().max().item()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention import BasicTransformerBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def authors_block(
-    block: BasicTransformerBlock, x: Tensor, timestep: Tensor, text: Tensor, router_weight: Tensor, keep: int
+    block: nn.Module, x: Tensor, timestep: Tensor, text: Tensor, router_weight: Tensor, keep: int
 ) -> Tensor:
-    """x [B, N, D], timestep [B, 6D], text [B, M, D] through a PixArt block, its MLP scaled by the score."""
+    """x [B, N, D], timestep [B, 6D], text [B, M, D] through a PixArt block, its MLP scaled by the score.
+
+    block: that of diffusers, or `PlainBlock`.
+    """
     batch, _, width = x.shape
     scores = torch.sigmoid(F.linear(x, router_weight[None])).squeeze(-1)
     weights, selected = torch.topk(scores, keep, dim=1, sorted=False)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from tqdm import tqdm
+
+PREHEAT_SECONDS = 0.3
+"""Of work before the first round, so that no candidate is timed at the clocks of an idle GPU."""
 
 
 def interleaved_medians(
@@ -28,6 +31,77 @@ def interleaved_medians(
             _synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def rotations(set_bytes: int, device: str, most: int = 16) -> int:
+    """Sets of buffers to rotate among, 3 times the L2 cache: a call finds nothing of its own there."""
+    if device == "cpu":
+        return 2
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return max(2, min(most, -(-3 * cache // set_bytes)))
+
+
+def rotating_medians(
+    candidates: dict[Hashable, list[Callable[[], object]]],
+    rounds: int,
+    device: str,
+    graphs: bool,
+    progress: bool = True,
+) -> dict[Hashable, float]:
+    """Median seconds of one call of every candidate: a list of calls, one per set of buffers.
+
+    A round runs the whole list of each candidate once, with `graphs` as one CUDA graph, timed by events. On
+    the CPU there are no graphs, and the host's clock counts.
+    """
+    graphs = graphs and device != "cpu"
+    shared = (torch.cuda.graph_pool_handle(), torch.cuda.Stream()) if graphs else None
+    passes = {name: _pass(calls, shared) for name, calls in candidates.items()}
+    seconds: dict[Hashable, list[float]] = {name: [] for name in candidates}
+    end = time.perf_counter() + PREHEAT_SECONDS * (device != "cpu")
+    while time.perf_counter() < end:
+        for one_pass in passes.values():
+            one_pass()
+        _synchronize()
+    for _ in tqdm(range(rounds), desc="timing", unit="round", disable=not progress):
+        for name, one_pass in passes.items():
+            seconds[name].append(_seconds(one_pass, device) / len(candidates[name]))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _pass(calls: list[Callable[[], object]], shared: tuple | None) -> Callable[[], None]:
+    """All calls in order, each result dropped; with a pool and a stream, as a CUDA graph."""
+
+    def one_pass() -> None:
+        for call in calls:
+            call()
+
+    if shared is None:
+        one_pass()
+        return one_pass
+    pool, stream = shared
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        one_pass()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # The graphs run one after the other and their results are not read: they may share their memory.
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        one_pass()
+    return graph.replay
+
+
+def _seconds(one_pass: Callable[[], None], device: str) -> float:
+    if device == "cpu":
+        start = time.perf_counter()
+        one_pass()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    one_pass()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def _synchronize() -> None:

@@ -1,0 +1,100 @@
+"""The tensors of one block and the ways to run it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+
+from diffratio_kernels import gather_adaln, mod_block, route, scatter_rescale
+
+from .eager import authors_block
+from .plain import PlainBlock
+
+
+def dense_block(width: int, heads: int) -> nn.Module:
+    """PixArt's block: that of diffusers or, where it is not installed, the same in plain PyTorch."""
+    if importlib.util.find_spec("diffusers") is None:
+        return PlainBlock(width, heads)
+    from diffusers.models.attention import BasicTransformerBlock
+
+    return BasicTransformerBlock(
+        width,
+        heads,
+        width // heads,
+        cross_attention_dim=width,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+
+
+def dense_name(block: nn.Module) -> str:
+    """What the dense baseline is called in results."""
+    return "plain torch dense" if isinstance(block, PlainBlock) else "diffusers dense"
+
+
+class BlockCase:
+    """A block with random weights and inputs of its own: B samples of N tokens, M text tokens, a router."""
+
+    def __init__(
+        self, batch: int, tokens: int, width: int, heads: int, text: int, dtype, device: str, seed: int = 0
+    ):
+        torch.manual_seed(seed)
+        self.heads, self.tokens = heads, tokens
+        self.block = dense_block(width, heads).eval().requires_grad_(False).to(device, dtype)
+        draw = {"device": device, "dtype": dtype}
+        self.x = torch.randn(batch, tokens, width, **draw)
+        self.timestep = torch.randn(batch, 6 * width, **draw) * 0.1
+        self.text = torch.randn(batch, text, width, **draw)
+        self.router_weight = torch.randn(width, **draw) * 0.02
+        self.modulation = self.block.scale_shift_table[None] + self.timestep.view(batch, 6, -1)
+        attn = self.block.attn1
+        self.qkv_weight = torch.cat([attn.to_q.weight, attn.to_k.weight, attn.to_v.weight])
+        self.qkv_bias = torch.cat([attn.to_q.bias, attn.to_k.bias, attn.to_v.bias])
+        # Text keys and values do not depend on the timestep: sampling computes them once.
+        cross = self.block.attn2
+        self.context_kv = torch.stack([cross.to_k(self.text), cross.to_v(self.text)], dim=2)
+
+    def dense(self) -> Tensor:
+        return self.block(self.x, timestep=self.timestep, encoder_hidden_states=self.text)
+
+    def authors(self, keep: int) -> Tensor:
+        return authors_block(self.block, self.x, self.timestep, self.text, self.router_weight, keep)
+
+    def arguments(self, keep: int) -> dict:
+        """Those of `mod_block`, by name."""
+        attn, cross, mlp = self.block.attn1, self.block.attn2, self.block.ff.net
+        return {
+            "x": self.x,
+            "router_weight": self.router_weight,
+            "keep": [keep],
+            "modulation": self.modulation,
+            "qkv_weight": self.qkv_weight,
+            "qkv_bias": self.qkv_bias,
+            "out_weight": attn.to_out[0].weight,
+            "out_bias": attn.to_out[0].bias,
+            "fc1_weight": mlp[0].proj.weight,
+            "fc1_bias": mlp[0].proj.bias,
+            "fc2_weight": mlp[2].weight,
+            "fc2_bias": mlp[2].bias,
+            "num_heads": self.heads,
+            "context_kv": self.context_kv,
+            "cross_q_weight": cross.to_q.weight,
+            "cross_q_bias": cross.to_q.bias,
+            "cross_out_weight": cross.to_out[0].weight,
+            "cross_out_bias": cross.to_out[0].bias,
+        }
+
+    def ours(self, keep: int, implementation: str = "auto") -> Tensor:
+        return mod_block(**self.arguments(keep), implementation=implementation)
+
+    def row_steps(self, keep: int) -> Tensor:
+        """Routing, gather + adaLN and scatter of one block: what routing adds around the products."""
+        shift1, scale1, _, _, _, gate2 = self.modulation.unbind(1)
+        index, _, logits = route(self.x, self.router_weight, keep)
+        rows, normed = gather_adaln(self.x, index, shift1, scale1)
+        return scatter_rescale(self.x, index, rows, normed, gate2, logits)
