@@ -1,0 +1,62 @@
+"""Memory: nothing stays behind after 200 iterations; the peak of a block is what its buffers add up to."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffratio_kernels.testing.calls import CASE, operator_calls
+from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.memory import peak_bytes
+from diffratio_kernels.testing.triton_calls import kernel_device
+
+ITERATIONS, WARM_UP = 200, 10
+SMALL = ModBlockCase(seed=0, batch=2, tokens=600, heads=8, head_dim=64, hidden=2048, keep=(480,))
+LARGE = replace(SMALL, batch=16, tokens=4096, heads=16, head_dim=72, hidden=4608, keep=(3277,), text=120)
+GPU = pytest.mark.gpu
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keep", [(29,), (29, 13)], ids=str)
+@pytest.mark.parametrize("implementation", ["cuda", "triton", "auto"])
+def test_two_hundred_iterations_leave_nothing_behind(implementation, keep):
+    calls = operator_calls(implementation, torch.bfloat16, "cuda", case=replace(CASE, keep=keep))
+    for op, call in calls.items():
+        for name, run in call.runs().items():
+            for i in range(ITERATIONS + WARM_UP):
+                run()
+                if i == WARM_UP - 1:
+                    torch.cuda.synchronize()
+                    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+            torch.cuda.synchronize()
+            assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before, (op, name)
+
+
+def block_peak(case, inner_apart):
+    """Bytes of `mod_block` without gradients, in rows of D elements.
+
+    While the MLP runs: the residual stream and its normed copy, one row each, the products' shared buffer of
+    4, and 4 more where the MLP's inner rows have a buffer of their own. At the end: [B, N, D], the finished
+    rows and the branch. Beside them: logits (fp32), places (int32) and index (int64).
+    """
+    tokens, kept = case.batch * case.tokens, sum(case.full_keep)
+    row = case.heads * case.head_dim * case.dtype.itemsize
+    inside = (2 + 4 + 4 * inner_apart) * kept * row
+    return max(inside, (tokens + 2 * kept) * row + 4 * tokens) + 4 * tokens + 8 * kept
+
+
+@pytest.mark.parametrize(
+    ("implementation", "case", "dtype"),
+    [
+        pytest.param("native" if kernel_device() == "cpu" else "cuda", SMALL, torch.float32, id="small"),
+        pytest.param("cuda", LARGE, torch.bfloat16, id="cuda, large", marks=GPU),
+        pytest.param("triton", LARGE, torch.bfloat16, id="triton, large", marks=GPU),
+    ],
+)
+def test_the_peak_of_a_block_is_what_its_buffers_add_up_to(implementation, case, dtype):
+    device, case = kernel_device(), replace(case, dtype=dtype)
+    call = operator_calls(implementation, dtype, device, case=case)["mod_block"]
+    call.forward()
+    inner_apart = device == "cuda" and dtype != torch.float32
+    expected = block_peak(case, inner_apart)
+    assert abs(peak_bytes(call.forward, device) / expected - 1) <= 0.05
