@@ -112,6 +112,7 @@ class Sandbox:
         path = os.pathsep.join(map(str, (self.tree, self.tree / "python", HERE)))
         fixed = {
             "PYTHONPATH": path,
+            "CUDA_VISIBLE_DEVICES": "",  # the guards of the interpreter and the simulator are for the CPU
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",

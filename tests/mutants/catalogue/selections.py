@@ -5,6 +5,7 @@ _FUZZED = f"{TRITON}test_random_shapes.py::test_launchers_stay_within_the_error_
 FUZZ = " ".join(f"{_FUZZED}[{first}]" for first in range(0, 160, 20))
 """160 seeds: 20 of each operator, forward and backward."""
 TRITON_SELECT = f"{TRITON}test_score_matrices.py -k 'kept_tokens and (31] or 257]) or small_bin'"
+OFFSETS = f"{TRITON}test_large_offsets.py"
 
 
 def triton(file: str, kind: str) -> str:
@@ -12,7 +13,8 @@ def triton(file: str, kind: str) -> str:
     return f"{TRITON}test_{file}.py -k {kind}"
 
 
-BLOCKS = "tests/ops/test_budget.py -k triton"
+_BLOCKS = "tests/ops/test_budget.py::test_block_of_triton_kernels_is_within_the_error_budget"
+BLOCKS = " ".join(f"{_BLOCKS}[{seed}]" for seed in range(6))
 
 SIM_ROWS = "tests/sim/test_cuda_rows.py"
 BUDGET = f"{SIM_ROWS} -k error_budget"

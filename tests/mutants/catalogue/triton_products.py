@@ -1,7 +1,7 @@
 """Planted in the Triton kernels with matrix products: attention and the MLP."""
 
 from .mutant import Mutant
-from .selections import FUZZ, triton
+from .selections import FUZZ, OFFSETS, triton
 
 FOLDER = "diffratio_kernels/kernels/triton/"
 ATTENTION, BACKWARD = FOLDER + "attention.py", FOLDER + "attention_backward.py"
@@ -73,7 +73,7 @@ TRITON_PRODUCTS = [
                 "    at = ptr + rows[:, None] * STRIDE + column\n    if MASK"
             )
         },
-        triton("large_offsets", "attention"),
+        OFFSETS,
     ),
     Mutant(
         "attention-delta-forgotten",

@@ -1,7 +1,7 @@
 """Planted in the Triton kernels that work on whole rows: adaLN, gate, scatter."""
 
 from .mutant import Mutant
-from .selections import FUZZ, triton
+from .selections import FUZZ, OFFSETS, triton
 
 FOLDER = "diffratio_kernels/kernels/triton/"
 GATHER, GATHER_BACKWARD = FOLDER + "gather_adaln.py", FOLDER + "gather_adaln_backward.py"
@@ -35,7 +35,7 @@ TRITON_ROWS = [
         "64-bit cast dropped",
         GATHER,
         {"t = tl.program_id(0).to(tl.int64)": "t = tl.program_id(0)"},
-        triton("large_offsets", "gathered"),
+        OFFSETS,
     ),
     Mutant(
         "gather-shift-with-the-stride-of-scale",
