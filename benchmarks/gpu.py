@@ -84,7 +84,7 @@ class State:
         partial.replace(STATE)
 
 
-def run(piece: Piece, out: Path) -> tuple[str, float]:
+def run(piece: Piece, out: Path, minutes_left: float) -> tuple[str, float]:
     """Run a piece in a process group of its own, which is stopped at the limit; status and seconds."""
     parallel = f"-n {len(os.sched_getaffinity(0))}" if importlib.util.find_spec("xdist") else ""
     command = shlex.split(piece.command.format(python=sys.executable, out=out, parallel=parallel))
@@ -92,6 +92,8 @@ def run(piece: Piece, out: Path) -> tuple[str, float]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")]),
         "PYTHONUNBUFFERED": "1",
     }
+    if "{parallel}" in piece.command:
+        environment["OMP_NUM_THREADS"] = "1"  # the processes fill the cores
     if piece.budget:
         environment["DIFFRATIO_BUDGET"] = str(STATE.parent / f"{piece.name}-budget.json")
     STATE.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def run(piece: Piece, out: Path) -> tuple[str, float]:
             start_new_session=True,
         )
         try:
-            code = process.wait(60 * piece.limit_minutes)
+            code = process.wait(60 * min(piece.limit_minutes, minutes_left))
             status = {0: "passed", NOT_AVAILABLE: "not available"}.get(code, "failed")
         except subprocess.TimeoutExpired:
             status = "out of time"
@@ -136,14 +138,15 @@ def write_results(pieces: list[Piece], state: State, out: Path) -> None:
 
 
 def run_all(chosen: list[Piece], state: State, out: Path, minutes: float) -> None:
-    """Run the pieces in order, one line each; none is started that is expected to end after `minutes`."""
-    started = time.monotonic()
+    """Run the pieces in order, one line each; none runs on after `minutes`, or starts expected to do so."""
+    end = time.monotonic() + 60 * minutes
     for i, piece in enumerate(chosen, start=1):
-        if (time.monotonic() - started) / 60 + piece.minutes > minutes:
+        minutes_left = (end - time.monotonic()) / 60
+        if piece.minutes > minutes_left:
             print(f"[{i}/{len(chosen)}] {piece.name}: no time left")
             continue
         print(f"[{i}/{len(chosen)}] {piece.name}: {piece.what} ...", end=" ", flush=True)
-        status, seconds = run(piece, out)
+        status, seconds = run(piece, out, minutes_left)
         state.put(piece, status, seconds)
         print(f"{status}, {seconds:.0f} s", flush=True)
         if status != "passed":

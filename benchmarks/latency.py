@@ -38,7 +38,7 @@ def operators(tokens: int, gpu: bool) -> list[dict]:
         return operator_latency(2, tokens, ("native", "reference"), ("sdpa", "varlen"), **small)
     rows = []
     for tenths in (10, 5, 3):
-        rows += operator_latency(4, tokens, ("cuda", "triton"), ATTENTIONS, tenths, BLOCK)
+        rows += operator_latency(4, tokens, ("cuda", "triton", "torch"), ATTENTIONS, tenths, BLOCK)
         torch.cuda.empty_cache()
     return rows
 

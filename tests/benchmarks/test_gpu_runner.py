@@ -125,6 +125,9 @@ def test_no_piece_is_started_that_would_end_too_late(project):
     done = project(piece("long", minutes=6), piece("short", minutes=2), options=["--minutes", "5"])
     assert (done.returncode, started(done)) == (3, ["short"])
     assert "long: no time left" in done.stdout
+    slow = piece("slow", '{python} -c "import time; time.sleep(9)"', minutes=0)
+    assert project(slow, options=["--minutes", "0.02"]).returncode == 1
+    assert statuses(project)["slow"] == "out of time"
 
 
 def test_the_shares_of_the_error_budget_are_kept(project):

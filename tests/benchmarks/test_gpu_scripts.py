@@ -44,10 +44,9 @@ def fake_tool(folder, body):
 
 
 def test_the_tool_runs_every_kernel_and_its_verdict_counts(tmp_path):
-    done = script(
-        "sanitize.py", "memcheck", PATH=fake_tool(tmp_path, 'echo "$@" $PYTORCH_NO_CUDA_MEMORY_CACHING')
-    )
-    assert done.returncode == 0 and "--tool memcheck --error-exitcode 99" in done.stdout
+    echo = fake_tool(tmp_path, 'echo "$@" $PYTORCH_NO_CUDA_MEMORY_CACHING')
+    done = script("sanitize.py", "memcheck", PATH=echo)
+    assert done.returncode == 0 and "--tool memcheck --report-api-errors no" in done.stdout
     assert f"{sys.executable} {ROOT / 'benchmarks' / 'every_kernel.py'} 1\n" in done.stdout
     assert script("sanitize.py", "memcheck", PATH=fake_tool(tmp_path, "exit 99")).returncode == 99
     refused = script("sanitize.py", "memcheck", PATH=fake_tool(tmp_path, "echo Device not supported; exit 1"))
@@ -81,6 +80,6 @@ def test_latency_without_a_gpu_writes_ratios_and_no_times(table, tmp_path):
     [path] = tmp_path.iterdir()
     results = json.loads(path.read_text())
     assert path.name == f"cpu-ratios-{table}-32.json" and results["gpu"] is None
-    assert results["commit"] and torch.__version__ in results["versions"]["torch"]
+    assert results["commit"] and torch.__version__.startswith(results["versions"]["torch"].split("+")[0])
     assert results["rows"] and not any("second" in key for row in results["rows"] for key in row)
     assert " us" not in done.stdout and "of_" in done.stdout
