@@ -108,7 +108,7 @@ def _scatter(width: int, dtype: torch.dtype) -> Calls:
     every_mode = width == FULL_WIDTH and dtype == torch.bfloat16
     for mode in ("mlp", "residual", "output", "none") if every_mode else ("mlp",):
         yield f" {mode}", partial(launcher("scatter_rescale"), *arguments, mode, 1.0)
-        yield f" {mode} in place", partial(launcher("scatter_rescale_"), *arguments, mode, 1.0)
+        yield f" {mode} in place", partial(launcher("scatter_rescale"), *arguments, mode, 1.0, True)
         yield f" {mode}", partial(launcher("scatter_rescale_backward"), x, *arguments, mode, 1.0)
 
 

@@ -280,7 +280,7 @@ def scatter_rescale(x, index, hidden, branch, gate, logits, rescale, score_scale
     grads = launcher("scatter_rescale_backward")(grad_out, x, *finish)
     return {
         "out": launcher("scatter_rescale")(x, *finish),
-        "out in place": launcher("scatter_rescale_")(copy, *finish),
+        "out in place": launcher("scatter_rescale")(copy, *finish, in_place=True),
         **dict(zip(("d x", "d hidden", "d branch", "d gate", "d logits"), grads, strict=True)),
     }
 

@@ -21,7 +21,6 @@ _MODULE = {
     "adaln_backward": "gather_adaln_backward",
     "gate_residual_backward": "gate_residual",
     "linear_gelu_backward": "linear_gelu",
-    "scatter_rescale_": "scatter_rescale",
 }
 
 

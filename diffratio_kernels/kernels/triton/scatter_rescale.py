@@ -80,7 +80,3 @@ def scatter_rescale(
         out, x.shape[1], gate.stride(0), score_scale, RESCALE=rescale, **row_block(x.shape[2]),
     )  # fmt: skip
     return out
-
-
-def scatter_rescale_(*args) -> Tensor:
-    return scatter_rescale(*args, in_place=True)

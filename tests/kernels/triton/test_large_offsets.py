@@ -4,6 +4,7 @@ On the CPU the memory is only promised: programs that would touch all of it are 
 """
 
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -113,8 +114,9 @@ def test_rows_are_finished_in_place(rescale, end, device):
     logits = torch.randn(1, ROWS, device=device)
     x, twin = large(1, ROWS, WIDTH, device=device, last=rows), rows.clone()[None]
     arguments = finish(device)
-    launcher("scatter_rescale_")(x, index, *arguments, logits, rescale, 1.0)
-    launcher("scatter_rescale_")(twin, small, *arguments, logits[:, -FEW:], rescale, 1.0)
+    in_place = partial(launcher("scatter_rescale"), in_place=True)
+    in_place(x, index, *arguments, logits, rescale, 1.0)
+    in_place(twin, small, *arguments, logits[:, -FEW:], rescale, 1.0)
     assert same_bits(x[0, -FEW:], twin[0]) and not same_bits(twin[0], rows)
 
 
