@@ -17,8 +17,8 @@ from .dispatch import DIFFERENTIABLE, KERNELS, choose
 
 @dataclass
 class Steps:
-    """What `mod_block` calls. in_place: buffers are reused (no gradient, no autocast); fp32_modulation: the row
-    steps read fp32, so that one cast of [B, 6, D] saves one of each vector."""
+    """What `mod_block` calls. in_place: buffers are reused (no gradient, no autocast). fp32_modulation: the
+    row steps read it in fp32, and one cast of [B, 6, D] saves one of each vector."""
 
     route: Callable
     gather_adaln: Callable
@@ -57,11 +57,15 @@ def _attention(tables: dict, implementation: str) -> Callable:
     return lambda query, *args: tables["attention"][pick(implementation, query)](query, *args)
 
 
+def _start_of(buffer: Tensor, rows: int, width: int) -> Tensor:
+    return buffer.view(-1)[: rows * width].view(rows, width)
+
+
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
     """F.linear, into the start of a buffer where one is given."""
     if buffer is None:
         return F.linear(rows, weight, bias)
-    out = buffer.view(-1)[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
+    out = _start_of(buffer, rows.shape[0], weight.shape[0])
     # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
     slabs = rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[0] >= 128
     slab = rows.shape[1] if slabs else weight.shape[0]
@@ -105,7 +109,8 @@ def _gate_residual_torch(in_place, hidden, branch, gate, index, tokens, keep) ->
 def _mlp_triton(in_place, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
     if not in_place:
         return DIFFERENTIABLE["mlp"]["triton"](rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    inner, _ = triton.linear_gelu(rows, fc1_weight, fc1_bias, False)
+    space = _start_of(buffer, rows.shape[0], fc1_weight.shape[0])
+    inner, _ = triton.linear_gelu(rows, fc1_weight, fc1_bias, False, space)
     return linear(inner, fc2_weight, fc2_bias, rows)
 
 

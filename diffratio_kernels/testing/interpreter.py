@@ -123,11 +123,33 @@ def program_order(seed: int):
 
 
 @contextmanager
+def masked_lanes_poisoned():
+    """Inside, a load that names no `other` gives NaN, or a large integer, where it is masked off.
+
+    The interpreter gives zeros there; on a GPU anything can be in these registers.
+    """
+    interpreter = _interpreter()
+    builder, np = interpreter.interpreter_builder, interpreter.np
+    load = builder.create_masked_load
+
+    def create_masked_load(pointers, mask, other, *args):
+        if other is None:
+            dtype = pointers.get_element_ty()
+            like = interpreter._get_np_dtype(dtype)
+            fill = float("nan") if like.kind == "f" else np.iinfo(like).max // 64  # a few may be added up
+            other = interpreter.TensorHandle(np.full_like(pointers.data, fill, dtype=like), dtype)
+        return load(pointers, mask, other, *args)
+
+    with mock.patch.object(builder, "create_masked_load", create_masked_load):
+        yield
+
+
+@contextmanager
 def guarded(seed: int):
-    """Poisoned memory and, where kernels are interpreted, `overflow_trap` and `program_order(seed)`."""
+    """Poisoned memory and, where kernels are interpreted, the other guards with `program_order(seed)`."""
     with poisoned_memory():
         if not interpreted():
             yield
             return
-        with overflow_trap(), program_order(seed):
+        with overflow_trap(), masked_lanes_poisoned(), program_order(seed):
             yield

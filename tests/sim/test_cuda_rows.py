@@ -265,3 +265,14 @@ def test_many_rows(cuda, dtype):
     logits = cuda.router_logits(x, weight, None)
     assert torch.equal(logits[0, -5:], cuda.router_logits(x[:, -5:], weight, None)[0])
     assert torch.equal(logits[0, :999], cuda.router_logits(x[:, :999], weight, None)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_statistics_of_rows_far_from_zero(cuda, dtype):
+    """A variance as E[x^2] - mean^2 has no digits left there."""
+    x = (torch.randn(1, 8, 72) + (300 if dtype == torch.float32 else 30)).to(dtype)
+    index, (shift, scale) = torch.arange(8), torch.randn(2, 1, 72)
+    _, normed = cuda.gather_adaln(x, index, shift, scale, 1e-6)
+    _, peer = reference.gather_adaln(x, index, shift, scale, 1e-6)
+    _, gold = reference.gather_adaln(x.double(), index, shift.double(), scale.double(), 1e-6)
+    check_budget(f"simulated gather_adaln {short(dtype)}: rows far from zero", normed, peer, gold)

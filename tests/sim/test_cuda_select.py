@@ -68,6 +68,19 @@ def test_many_tokens(cuda, tokens, keep, name):
     assert torch.equal(select(cuda, scores, kept, small), select_tokens(scores, kept, small)[0])
 
 
+@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("name", ["random", "all equal"])
+def test_many_tokens_under_every_schedule(cuda, simulator, name, seed):
+    """More tiles than one: what a tile leaves in shared memory is read before the next one writes."""
+    scores, kept = score_matrices(33000)[name], [9900, 9893]
+    simulator.seed(seed)
+    try:
+        chosen = select(cuda, scores, kept)
+    finally:
+        simulator.seed(0)
+    assert torch.equal(chosen, select_tokens(scores, kept)[0])
+
+
 @pytest.mark.parametrize("name", score_matrices(1))
 def test_samples_keep_counts_of_their_own(cuda, name):
     scores, keep = score_matrices(33)[name].repeat(3, 1), [0, 33, 7, 20, 33, 1]

@@ -13,7 +13,13 @@ from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from diffratio_kernels.testing.fence import fatal_signal, fenced, survives
-from diffratio_kernels.testing.interpreter import guarded, interpreted, overflow_trap, program_order
+from diffratio_kernels.testing.interpreter import (
+    guarded,
+    interpreted,
+    masked_lanes_poisoned,
+    overflow_trap,
+    program_order,
+)
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="kernels are compiled on this machine")
 
@@ -193,6 +199,24 @@ def test_a_row_that_nobody_wrote_is_poison():
 
 
 @triton.jit
+def masked_total(x_ptr, out_ptr, D: tl.constexpr, OTHER: tl.constexpr):
+    d = tl.arange(0, 16)
+    tl.store(out_ptr, tl.sum(tl.load(x_ptr + d, mask=d < D, other=OTHER), axis=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32], ids=str)
+def test_a_masked_lane_without_other_is_poison(dtype):
+    x, out = torch.ones(16, dtype=dtype), torch.zeros(1, dtype=dtype)
+    masked_total[(1,)](x, out, D=5, OTHER=None)
+    assert out.item() == 5, "the interpreter itself gives zeros"
+    with masked_lanes_poisoned():
+        masked_total[(1,)](x, out, D=5, OTHER=0)
+        assert out.item() == 5
+        masked_total[(1,)](x, out, D=5, OTHER=None)
+        assert out.item() != 5
+
+
+@triton.jit
 def total_by_atomics(x_ptr, out_ptr):
     tl.atomic_add(out_ptr, tl.load(x_ptr + tl.program_id(0)))
 
@@ -314,7 +338,9 @@ def test_guards_of_interpreted_kernels_refuse_compiled_ones():
         "import torch\n"
         "from diffratio_kernels.testing import interpreter\n"
         "assert not interpreter.interpreted()\n"
-        "for guard in (interpreter.overflow_trap(), interpreter.program_order(0)):\n"
+        "guards = interpreter.overflow_trap, interpreter.masked_lanes_poisoned\n"
+        "guards += (lambda: interpreter.program_order(0),)\n"
+        "for guard in (guard() for guard in guards):\n"
         "    try:\n"
         "        guard.__enter__()\n"
         "    except RuntimeError as error:\n"

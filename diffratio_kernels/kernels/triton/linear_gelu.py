@@ -87,10 +87,11 @@ def _run(x, weight, bias, pre, out, grad_pre):
 
 
 def linear_gelu(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, keep_pre: bool
+    rows: Tensor, weight: Tensor, bias: Tensor | None, keep_pre: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """rows [T, D], weight [F, D], bias [F] -> gelu(rows weight^T + bias) [T, F], and what gelu was given."""
-    out = torch.empty(rows.shape[0], weight.shape[0], dtype=rows.dtype, device=rows.device)
+    if out is None:
+        out = torch.empty(rows.shape[0], weight.shape[0], dtype=rows.dtype, device=rows.device)
     pre = torch.empty_like(out) if keep_pre else None
     _run(rows, weight.t(), None if bias is None else bias.contiguous(), pre, out, None)
     return out, pre

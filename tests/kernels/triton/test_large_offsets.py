@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffratio_kernels.kernels.triton import (
+    gather_adaln,
     gather_adaln_backward,
     launch,
     launcher,
@@ -27,6 +28,7 @@ TOO_MANY = 2**31
 WIDTH = 1152
 ROWS = TOO_MANY // WIDTH + 40
 LAUNCHING = (router_logits, gather_adaln_backward, scatter_rescale, scatter_rescale_backward, linear_gelu)
+LAUNCHING_ADALN = (gather_adaln,)
 LAST = ROWS % ROWS_PER_SLICE
 """Rows of the last program of a backward pass."""
 FEW = 40
@@ -40,7 +42,7 @@ def trap():
 
 
 @contextmanager
-def last_programs():
+def last_programs(modules=LAUNCHING):
     """Inside, an interpreted launch runs only its last program."""
     if not interpreted():
         yield
@@ -58,7 +60,7 @@ def last_programs():
             plain(kernel, (1,), *args, **options)
 
     with ExitStack() as patches:
-        for module in LAUNCHING:
+        for module in modules:
             patches.enter_context(mock.patch.object(module, "launch", only_the_last))
         yield
 
@@ -96,6 +98,18 @@ def test_rows_are_gathered(end, device):
     results = launcher("gather_adaln")(x, index, shift, scale, 1e-6)
     expected = launcher("gather_adaln")(rows[None], small, shift, scale, 1e-6)
     assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_packed_rows_are_normalised(end, device):
+    rows, *_ = end
+    shift, scale = half(2, 1, WIDTH, device=device)
+    packed = large(ROWS, WIDTH, device=device, last=rows)
+    index = torch.empty(ROWS, dtype=torch.int64, device=device)
+    index[-FEW:] = torch.arange(FEW, device=device)
+    with last_programs(LAUNCHING_ADALN):
+        normed = launcher("adaln")(packed, index, ROWS, shift, scale, 1e-6)
+    expected = launcher("adaln")(rows, index[-FEW:], ROWS, shift, scale, 1e-6)
+    assert same_bits(normed[-1], expected[-1])
 
 
 def test_gathered_rows_get_their_gradients(end, device):
@@ -180,3 +194,16 @@ def test_attention_at_the_end_of_packed_rows(device):
     expected = launcher("attention_backward")(grad, q, k, v, expected, small_lse, small, small, *packing)
     for name, actual, twin in zip("qkv", grads, expected, strict=True):
         assert same_bits(actual[-FEW:], twin), name
+
+
+def test_attention_to_rows_far_apart(device):
+    """Rows of one sample 2^27 elements apart: offsets inside a sample leave 32 bits too."""
+    apart, rows, heads, head_dim = 2**27, 20, 2, 72
+    values = half(rows, heads, head_dim, device=device)
+    memory = torch.empty(apart * (rows - 1) + heads * head_dim, dtype=torch.float16, device=device)
+    query = memory.as_strided((rows, heads, head_dim), (apart, head_dim, 1))
+    query.copy_(values)
+    offsets = torch.tensor([0, rows], dtype=torch.int32, device=device)
+    packing = offsets, offsets, rows, rows, None, None
+    out = launcher("attention")(query, values, values, *packing)
+    assert same_bits(out, launcher("attention")(values, values, values, *packing))

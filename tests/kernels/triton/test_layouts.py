@@ -62,6 +62,19 @@ def test_layout_of_inputs_and_gradients_does_not_matter(kind, device):
         assert_same(operator.kernels(**strided), expected)
 
 
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_each_tensor_has_strides_of_its_own(kind, device):
+    """One tensor after the other in a layout that none of its neighbours has."""
+    operator, arguments = typical_call(kind, torch.float32, device)
+    plain = floats(arguments, lambda t: t.clone(memory_format=torch.contiguous_format))
+    expected = operator.kernels(**plain)
+    for key, t in plain.items():
+        if isinstance(t, torch.Tensor) and t.is_floating_point() and t.dim() >= 2:
+            moved = [place(t, "joined"), t.transpose(0, 1).contiguous().transpose(0, 1)]
+            for other in moved:
+                assert_same(operator.kernels(**plain | {key: other}), expected)
+
+
 @pytest.mark.parametrize("kind", WITH_MODULATION[1:])
 def test_layout_of_the_index_does_not_matter(kind, device):
     operator, arguments = typical_call(kind, torch.float32, device)

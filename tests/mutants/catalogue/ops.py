@@ -64,7 +64,7 @@ OPERATORS = [
         "scale forgotten in a gradient",
         OPS + "attention.py",
         {"ctx.options = max_query, max_key, scale": "ctx.options = max_query, max_key, None"},
-        "tests/ops/test_opcheck.py -k attention",
+        "tests/ops/test_attention_scale.py",
     ),
     Mutant(
         "mlp-eps-ignored",

@@ -4,6 +4,7 @@ from .mutant import Mutant
 from .selections import FUZZ, OFFSETS, triton
 
 FOLDER = "diffratio_kernels/kernels/triton/"
+STATISTICS = "tests/kernels/triton/test_row_statistics.py"
 GATHER, GATHER_BACKWARD = FOLDER + "gather_adaln.py", FOLDER + "gather_adaln_backward.py"
 SCATTER, SCATTER_BACKWARD = FOLDER + "scatter_rescale.py", FOLDER + "scatter_rescale_backward.py"
 GATE = FOLDER + "gate_residual.py"
@@ -70,14 +71,14 @@ TRITON_ROWS = [
         "variance by E[x^2] - mean^2",
         GATHER,
         {"tl.sum(centred * centred, axis=0) / D": "tl.sum(row * row, axis=0) / D - mean * mean"},
-        FUZZ,
+        STATISTICS,
     ),
     Mutant(
         "adaln-statistics-in-fp16",
         "statistics not in fp32",
         GATHER,
         {"row = raw.to(tl.float32)": "row = raw"},
-        FUZZ,
+        STATISTICS,
     ),
     Mutant(
         "adaln-without-eps",
