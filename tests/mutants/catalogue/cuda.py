@@ -44,7 +44,7 @@ CUDA = [
         "missing barrier",
         TOPK,
         {"  if constexpr (!kOneTile) __syncthreads();  // the counts": "  // the counts"},
-        "tests/sim/test_cuda_select.py -k 'many_tokens and 33000'",
+        "tests/sim/test_cuda_select.py -k many_tokens_under",
     ),
     Mutant(
         "half-a-warp",
