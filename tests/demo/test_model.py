@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from diffratio.demo.digits import make_class_tokens
+from diffratio.data.digits import make_class_tokens
 from diffratio.demo.model import ASSETS, build_model, load_model, save_model
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffratio import load_diffratio
-from diffratio.demo.digits import CLASSES
+from diffratio.data.digits import CLASSES
 from diffratio.demo.model import ASSETS, build_model, load_model
 from diffratio.demo.sample import balanced_labels, sample
 from diffratio.demo.score import accuracy, held_out_accuracy

@@ -6,9 +6,11 @@ import torch
 from typer.testing import CliRunner
 
 from diffratio import load_diffratio
+from diffratio.data.digits import load_split, make_class_tokens
 from diffratio.demo import train
-from diffratio.demo.digits import load_split, make_class_tokens
-from diffratio.demo.model import ASSETS, build_model, load_model, noise_schedule
+from diffratio.demo.model import ASSETS, build_model, load_model
+from diffratio.models import noise_schedule
+from diffratio.models.pretrain import Recipe, fit, velocity_loss
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -33,7 +35,10 @@ def test_the_command_trains_logs_and_repeats_itself(tmp_path: Path):
 def test_training_lowers_the_loss_and_keeps_the_average():
     model, tokens = build_model(0), make_class_tokens(0)
     before = train.validate(model, tokens)
-    train.fit(model, tokens, train.Recipe(seed=0, steps=12, learning_rate=1e-3, batch=32), lambda **_: None)
+    recipe = Recipe(seed=0, steps=12, learning_rate=1e-3, batch=32)
+    fit(
+        model, train.draw_digits(tokens, 0.1), lambda: train.validate(model, tokens), recipe, lambda **_: None
+    )
     assert not model.training
     assert train.validate(model, tokens) < before
 
@@ -42,7 +47,7 @@ def test_the_loss_is_the_error_of_the_velocity():
     images = load_split("train")[0][:4]
     noise, timesteps = torch.randn(images.shape), torch.tensor([0, 300, 600, 999])
     tokens = make_class_tokens(0)[:4]
-    loss = train.velocity_loss(build_model(0), noise_schedule(), images, tokens, timesteps, noise)
+    loss = velocity_loss(build_model(0), noise_schedule(), images, tokens, timesteps, noise)
     target = noise_schedule().get_velocity(images, noise, timesteps)
     torch.testing.assert_close(loss, target.square().mean())  # the untrained model predicts zero
 

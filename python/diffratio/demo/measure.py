@@ -14,8 +14,8 @@ from tqdm import tqdm
 from diffratio_kernels.testing.memory import peak_bytes
 
 from .. import DiffRatioConfig, apply_diffratio, disable_diffratio, enable_diffratio
+from ..data.digits import SIZE, TOKEN_CHANNELS, TOKENS_PER_CLASS
 from ..flops import TransformerShape, block_flops, kept_tokens, transformer_flops
-from .digits import SIZE, TOKEN_CHANNELS, TOKENS_PER_CLASS
 
 _TEXT_TOKENS = 120  # PixArt's caption length
 _LATENT = 64  # a 512 x 512 image in PixArt's latent space: 32 x 32 tokens

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .digits import CLASSES, SIZE
+from ..data.digits import CLASSES, SIZE
 
 _COLUMNS = 10  # samples of each class that the picture shows
 _GAP = 1  # pixels between two samples, in sample pixels

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import load_diffratio, record_routing
-from .digits import SIZE
+from ..data.digits import SIZE
 from .measure import costs
 from .model import ASSETS, load_model
 from .picture import draw

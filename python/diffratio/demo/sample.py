@@ -7,8 +7,8 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 from tqdm import tqdm
 
-from .digits import CLASSES, NULL_CLASS, SIZE
-from .model import sampling_scheduler
+from ..data.digits import CLASSES, NULL_CLASS, SIZE
+from ..models import sampling_scheduler
 
 
 def balanced_labels(per_class: int) -> Tensor:

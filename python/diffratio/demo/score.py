@@ -6,7 +6,7 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from .digits import load_split
+from ..data.digits import load_split
 
 _GAMMA = 0.064  # scikit-learn's own digits example has 0.001 on pixels from 0 to 16: times 8 squared
 

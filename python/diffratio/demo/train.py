@@ -4,91 +4,21 @@ One thread of a CPU is enough (about 25 and 5 minutes). The same seed on the sam
 gives the same weights; the log next to them says which they were.
 """
 
-import json
-import platform
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import diffusers
-import sklearn
 import torch
 import typer
-from diffusers import DDPMScheduler, PixArtTransformer2DModel
-from diffusers.training_utils import EMAModel
+from diffusers import PixArtTransformer2DModel
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import DiffRatioConfig, apply_diffratio, remove_diffratio, save_diffratio
-from .digits import CLASSES, NULL_CLASS, augment, load_split, make_class_tokens
-from .model import ASSETS, build_model, load_model, noise_schedule, save_model
-
-LOG_FILE = "train_log.jsonl"
+from ..data.digits import NULL_CLASS, augment, load_split, make_class_tokens
+from ..models import noise_schedule
+from ..models.pretrain import LOG_FILE, Draw, Log, Recipe, train, velocity_loss
+from .model import ASSETS, build_model, load_model, save_model
 
 app = typer.Typer(help="Train the demo's digit models.", add_completion=False)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result of a training, apart from the starting weights."""
-
-    seed: int
-    steps: int
-    learning_rate: float
-    batch: int = 64
-    warmup: int = 100
-    weight_decay: float = 0.01
-    drop_class: float = 0.1
-    ema: float = 0.998
-    clip: float = 1.0
-    log_every: int = 50
-    validate_every: int = 500
-
-
-class Log:
-    """Writes one JSON object per line to a file, and to standard output when asked to."""
-
-    def __init__(self, path: Path, echo: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-        self._path, self._echo = path, echo
-
-    def __call__(self, **entry: object) -> None:
-        line = json.dumps(entry)
-        with self._path.open("a") as file:
-            file.write(line + "\n")
-        if self._echo:
-            print(line, flush=True)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a training depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "scikit-learn": sklearn.__version__,
-    }
-
-
-def velocity_loss(
-    model: PixArtTransformer2DModel,
-    schedule: DDPMScheduler,
-    images: Tensor,
-    tokens: Tensor,
-    timesteps: Tensor,
-    noise: Tensor,
-) -> Tensor:
-    """Return the mean squared error of the predicted velocity, a scalar.
-
-    ``images`` and ``noise`` are ``[n, 1, 8, 8]``, ``tokens`` ``[n, 4, 32]``, ``timesteps`` int64 ``[n]``.
-    """
-    noisy = schedule.add_noise(images, noise, timesteps)
-    predicted = model(noisy, encoder_hidden_states=tokens, timestep=timesteps).sample
-    return torch.nn.functional.mse_loss(predicted, schedule.get_velocity(images, noise, timesteps))
 
 
 @torch.no_grad()
@@ -102,67 +32,24 @@ def validate(model: PixArtTransformer2DModel, class_tokens: Tensor) -> float:
     return velocity_loss(model, noise_schedule(), images, class_tokens[labels], timesteps, noise).item()
 
 
-def fit(
-    model: PixArtTransformer2DModel, class_tokens: Tensor, recipe: Recipe, log: Callable[..., None]
-) -> None:
-    """Train ``model`` in place; at the end it holds the moving average of its weights."""
+def draw_digits(class_tokens: Tensor, drop_text: float) -> Draw:
+    """Return a function that draws augmented training digits, some of them without a class."""
     images, labels = load_split("train")
-    schedule = noise_schedule()
-    horizon = schedule.config.num_train_timesteps
-    generator = torch.Generator().manual_seed(recipe.seed)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-    )
-    warmup = min(recipe.warmup, recipe.steps)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 1 - step / recipe.steps)
-    )
-    ema = EMAModel(parameters, decay=recipe.ema)
-    model.train()
-    losses: list[float] = []
-    for step in tqdm(range(1, recipe.steps + 1), desc="training", unit="step", file=sys.stderr):
-        rows = torch.randint(len(images), (recipe.batch,), generator=generator)
+
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(images), (n,), generator=generator)
         clean = augment(images[rows], generator)
-        dropped = torch.rand(recipe.batch, generator=generator) < recipe.drop_class
-        tokens = class_tokens[torch.where(dropped, NULL_CLASS, labels[rows])]
-        # One timestep from each of `batch` equal intervals: the same distribution with less variance.
-        spread = torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)
-        timesteps = (spread * horizon / recipe.batch).long()
-        noise = torch.randn(clean.shape, generator=generator)
-        loss = velocity_loss(model, schedule, clean, tokens, timesteps, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
-        rate.step()
-        ema.step(parameters)
-        losses.append(loss.item())
-        if step % recipe.log_every == 0 or step == recipe.steps:
-            entry = {"step": step, "loss": round(sum(losses) / len(losses), 5)}
-            losses.clear()
-            if step % recipe.validate_every == 0 or step == recipe.steps:
-                ema.store(parameters)
-                ema.copy_to(parameters)
-                entry["held_out_loss"] = round(validate(model.eval(), class_tokens), 5)
-                ema.restore(parameters)
-                model.train()
-            log(**entry)
-    ema.copy_to(parameters)
-    model.eval()
+        dropped = torch.rand(n, generator=generator) < drop_text
+        return clean, class_tokens[torch.where(dropped, NULL_CLASS, labels[rows])]
+
+    return draw
 
 
 def _train(
-    kind: str, model: PixArtTransformer2DModel, class_tokens: Tensor, recipe: Recipe, out: Path, echo: bool
+    name: str, model: PixArtTransformer2DModel, class_tokens: Tensor, recipe: Recipe, out: Path, echo: bool
 ) -> None:
-    log = Log(out / LOG_FILE, echo)
-    parameters = sum(p.numel() for p in model.parameters())
-    log(model=kind, parameters=parameters, classes=CLASSES, recipe=asdict(recipe), versions=versions())
-    log(step=0, held_out_loss=round(validate(model.eval(), class_tokens), 5))
-    start = time.perf_counter()
-    fit(model, class_tokens, recipe, log)
-    seconds = time.perf_counter() - start
-    log(finished=True, seconds=round(seconds, 1), threads=torch.get_num_threads())
+    draw = draw_digits(class_tokens, recipe.drop_text)
+    train(name, model, draw, lambda: validate(model, class_tokens), recipe, Log(out / LOG_FILE, echo))
 
 
 Seed = Annotated[int, typer.Option(help="Seed of weights, batches and noise.")]

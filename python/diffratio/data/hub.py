@@ -1,0 +1,42 @@
+"""Data sets of Hugging Face's `datasets` package: by name, or saved to disk."""
+
+from pathlib import Path
+
+from .captioned import check_split
+from .images import CaptionedImages, Encoder, caption_of, held_out_rows
+
+_SPLITS = {"train": ("train",), "held_out": ("validation", "test")}
+
+
+def from_datasets(
+    name_or_path: str,
+    split: str,
+    resolution: int | None = None,
+    caption_column: str | None = None,
+    image_column: str = "image",
+    text_encoder: Encoder | None = None,
+) -> CaptionedImages:
+    """Return a data set with an image column and a text column; where it has no split of its own for
+    ``held_out``, every tenth image of ``train`` is held out."""
+    check_split(split)
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"name_or_path={name_or_path!r} is no folder of images and not built in (digits, shapes); "
+            "to look it up as a data set, install the datasets package: pip install datasets",
+            name=error.name,
+        ) from None
+    on_disk = Path(name_or_path).is_dir()
+    splits = datasets.load_from_disk(name_or_path) if on_disk else datasets.load_dataset(name_or_path)
+    if not isinstance(splits, dict):
+        splits = {"train": splits}
+    own = next((name for name in _SPLITS[split] if name in splits), None)
+    rows = splits[own or "train"]
+    if image_column not in rows.column_names:
+        raise ValueError(f"image_column={image_column!r} must be one of {', '.join(rows.column_names)}")
+    has_own = all(any(name in splits for name in names) for names in _SPLITS.values())
+    used = list(range(len(rows))) if has_own else held_out_rows(len(rows), split)
+    words = rows.remove_columns(image_column)
+    captions = [caption_of(words[row], caption_column, f"row {row} of {name_or_path}") for row in used]
+    return CaptionedImages(lambda item: rows[used[item]][image_column], captions, resolution, text_encoder)

@@ -1,0 +1,165 @@
+"""Images with captions from a folder, or from a data set of Hugging Face's `datasets` package."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .captioned import CaptionedDataset, check_split
+from .text import WordEmbeddings
+
+RESOLUTION = 512
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+CAPTION_COLUMNS = ("text", "caption")
+METADATA = "metadata.jsonl"
+_HELD_OUT_EVERY = 10  # where the data has no split of its own
+_SPLIT_NAMES = {"train": ("train",), "held_out": ("held_out", "validation", "valid", "test")}
+_TOKENS_PER_SIDE = 16
+
+Encoder = Callable[[list[str]], Tensor]
+
+
+class CaptionedImages(CaptionedDataset):
+    """Images cut to a centred square and resized, and what ``text_encoder`` makes of their captions.
+
+    ``read(item)`` returns a PIL image and is called whenever the item is asked for. Where ``labels`` are
+    given they are the one attribute, "class".
+    """
+
+    channels = 3
+
+    def __init__(
+        self,
+        read: Callable[[int], Image.Image],
+        captions: Sequence[str],
+        resolution: int | None,
+        text_encoder: Encoder | None = None,
+        labels: Sequence[int] | None = None,
+        classes: int = 0,
+    ) -> None:
+        self.size = RESOLUTION if resolution is None else resolution
+        if self.size < _TOKENS_PER_SIDE or self.size % _TOKENS_PER_SIDE:
+            raise ValueError(f"resolution must be a multiple of {_TOKENS_PER_SIDE}, got {resolution}")
+        self.patch_size = self.size // _TOKENS_PER_SIDE
+        self._read, self._captions = read, list(captions)
+        self._encode = WordEmbeddings() if text_encoder is None else text_encoder
+        self._attributes = torch.tensor(labels, dtype=torch.int64)[:, None] if labels is not None else None
+        if labels is not None:
+            self.attribute_names, self.attribute_sizes = ("class",), (classes,)
+        self.null_tokens = self._encode([""])[0]
+        self.text_tokens, self.text_width = self.null_tokens.shape
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        items = self._items(indices)
+        attributes = torch.zeros(len(items), 0, dtype=torch.int64)
+        return {
+            "pixel_values": torch.stack([_square(self._read(i), self.size) for i in items.tolist()]),
+            "tokens": self._encode(self.captions(items)),
+            "attributes": attributes if self._attributes is None else self._attributes[items],
+        }
+
+    def captions(self, indices: Sequence[int] | Tensor) -> list[str]:
+        return [self._captions[i] for i in self._items(indices).tolist()]
+
+
+def _square(image: Image.Image, size: int) -> Tensor:
+    """float32 [3, size, size] in [-1, 1]"""
+    image = image.convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def from_folder(
+    folder: Path,
+    split: str,
+    resolution: int | None = None,
+    caption_column: str | None = None,
+    text_encoder: Encoder | None = None,
+) -> CaptionedImages:
+    """Read a folder as `imagefolder` does: captions from ``metadata.jsonl``, or from a ``.txt`` beside each
+    image, or, where there is neither, the name of the image's folder as its class.
+
+    A folder for each split (``train``; ``validation``, ``held_out`` or ``test``) is used where there is one;
+    otherwise every tenth image is held out.
+    """
+    check_split(split)
+    root = next((folder / name for name in _SPLIT_NAMES[split] if (folder / name).is_dir()), folder)
+    has_splits = any((folder / name).is_dir() for names in _SPLIT_NAMES.values() for name in names)
+    if has_splits and root == folder:
+        raise ValueError(f"split={split!r} has no folder in {folder} ({' or '.join(_SPLIT_NAMES[split])})")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"folder {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    labels, classes = None, 0
+    if (root / METADATA).is_file():
+        paths, captions = _read_metadata(root, caption_column)
+    elif any(path.with_suffix(".txt").is_file() for path in paths):
+        captions = [_read_caption(path.with_suffix(".txt")) for path in paths]
+    else:
+        captions = [path.parent.name for path in paths]
+        names = sorted(set(captions))
+        labels, classes = [names.index(caption) for caption in captions], len(names)
+    rows = range(len(paths)) if has_splits else held_out_rows(len(paths), split)
+    return CaptionedImages(
+        lambda item: Image.open(paths[rows[item]]),
+        [captions[row] for row in rows],
+        resolution,
+        text_encoder,
+        None if labels is None else [labels[row] for row in rows],
+        classes,
+    )
+
+
+def held_out_rows(count: int, split: str) -> list[int]:
+    """Return the rows of a split of data that comes without one: every tenth is held out."""
+    if count < 2:
+        raise ValueError(f"a data set of {count} images cannot be split: 2 are needed")
+    return [row for row in range(count) if (row % _HELD_OUT_EVERY == 0) == (split == "held_out")]
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"caption file {path} cannot be read: {error}") from None
+
+
+def _read_metadata(root: Path, caption_column: str | None) -> tuple[list[Path], list[str]]:
+    paths, captions = [], []
+    for number, line in enumerate((root / METADATA).read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{root / METADATA}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise ValueError(f"{where}: no file_name")
+        path = root / row["file_name"]
+        if not path.is_file():
+            raise ValueError(f"{where}: no such file: {row['file_name']}")
+        paths.append(path)
+        captions.append(caption_of(row, caption_column, where))
+    return paths, captions
+
+
+def caption_of(row: dict[str, Any], caption_column: str | None, where: str) -> str:
+    columns = CAPTION_COLUMNS if caption_column is None else (caption_column,)
+    column = next((name for name in columns if name in row), None)
+    if column is None:
+        raise ValueError(f"caption_column: {where} has no {' or '.join(columns)}, only {', '.join(row)}")
+    value = row[column]
+    # Several captions of one image are a list; the first one is as good as any and the same in every run.
+    value = value[0] if isinstance(value, list) and value else value
+    if not isinstance(value, str):
+        raise ValueError(f"caption_column: {column} of {where} is not text")
+    return value

@@ -1,0 +1,48 @@
+"""`load_dataset`: one call for every kind of data."""
+
+import os
+from pathlib import Path
+
+from .captioned import CaptionedDataset, check_split
+from .digits import Digits
+from .hub import from_datasets
+from .images import Encoder, from_folder
+from .shapes import Shapes
+
+BUILT_IN = {"digits": Digits, "shapes": Shapes}
+_SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json")
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike,
+    *,
+    split: str = "train",
+    resolution: int | None = None,
+    caption_column: str | None = None,
+    text_encoder: Encoder | None = None,
+) -> CaptionedDataset:
+    """Return a data set of images with captions.
+
+    Args:
+        name_or_path: "digits", "shapes", a folder of images, or what the `datasets` package knows by that
+            name or has saved in that folder.
+        split: "train" or "held_out"; nothing trains on the second.
+        resolution: side of the images in pixels; None is 8 for digits, 32 for shapes, else 512.
+        caption_column: of ``metadata.jsonl`` or of the `datasets` package; None is "text" or "caption".
+        text_encoder: turns a list of n captions into float32 ``[n, M, E]``; None is a frozen random embedding
+            of every word. The built-in data sets bring their own text.
+
+    Raises:
+        ValueError: an argument that the data set does not have, or files that are not as they should be.
+        ModuleNotFoundError: the `datasets` package is needed and missing.
+    """
+    check_split(split)
+    if name_or_path in BUILT_IN:
+        for name, value in (("caption_column", caption_column), ("text_encoder", text_encoder)):
+            if value is not None:
+                raise ValueError(f"{name} is not for {name_or_path!r}, which brings its own text")
+        return BUILT_IN[name_or_path](split, resolution)
+    path = Path(name_or_path)
+    if path.is_dir() and not any((path / name).is_file() for name in _SAVED_BY_DATASETS):
+        return from_folder(path, split, resolution, caption_column, text_encoder)
+    return from_datasets(str(name_or_path), split, resolution, caption_column, text_encoder=text_encoder)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from diffratio.data import load_dataset
+from diffratio.data.digits import augment, load_split, make_class_tokens
+from diffratio.demo.model import ASSETS, load_model
+
+
+def test_the_split_is_fixed_and_disjoint():
+    train, train_labels = load_split("train")
+    held_out, held_out_labels = load_split("held_out")
+    assert train.shape == (1437, 1, 8, 8) and held_out.shape == (360, 1, 8, 8)
+    assert train.dtype == torch.float32 and train_labels.dtype == torch.int64
+    assert train.min() == -1 and train.max() == 1
+    assert train_labels.bincount().min() > 130 and held_out_labels.bincount().min() > 30
+    assert torch.cdist(train.flatten(1), held_out.flatten(1)).min() > 0
+
+
+def test_an_unknown_split_is_refused_by_name():
+    with pytest.raises(ValueError, match="split must be 'train' or 'held_out', got 'test'"):
+        load_split("test")
+
+
+def test_augment_shifts_by_at_most_a_pixel_and_jitters_by_half_a_level():
+    images, _ = load_split("train")
+    result = augment(images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (1, 1), value=-1.0)
+    candidates = torch.stack([images, padded[..., 2:], padded[..., :-2]])
+    distance = (candidates - result).abs().amax(dim=(2, 3, 4))
+    assert distance.amin(0).max() <= 1 / 16
+    assert distance.argmin(0).bincount().min() > 150
+    assert result.abs().max() <= 1
+    assert torch.equal(result, augment(images, torch.Generator().manual_seed(0)))
+
+
+def test_class_tokens_depend_on_the_seed_alone():
+    assert make_class_tokens(0).shape == (11, 4, 32)
+    assert torch.equal(make_class_tokens(0), make_class_tokens(0))
+    assert not torch.equal(make_class_tokens(0), make_class_tokens(1))
+
+
+def test_the_training_set_holds_64_augmentations_of_each_image():
+    images, labels = load_split("train")
+    digits = load_dataset("digits")
+    assert len(digits) == 64 * 1437
+    rows = [3, 3 + 1437, 3 + 2 * 1437]
+    batch = digits.batch(rows)
+    assert batch["attributes"].tolist() == [[labels[3]]] * 3
+    assert torch.equal(batch["tokens"], make_class_tokens(0)[labels[3]].expand(3, 4, 32))
+    assert len(batch["pixel_values"].unique(dim=0)) == 3
+    assert torch.equal(digits[rows[1]]["pixel_values"], batch["pixel_values"][1])
+    many = digits.batch(range(3, 64 * 1437, 1437))["pixel_values"]
+    moved = (many - images[3]).abs().amax((1, 2, 3)) > 1 / 16
+    assert 8 <= moved.sum() <= 32  # 30 % of 64
+
+
+def test_held_out_digits_are_left_as_they_are():
+    digits = load_dataset("digits", split="held_out")
+    images, labels = load_split("held_out")
+    batch = digits.batch(range(len(digits)))
+    assert torch.equal(batch["pixel_values"], images) and torch.equal(batch["attributes"][:, 0], labels)
+    assert digits.captions([0]) == [str(labels[0].item())] and digits.masks([0]) is None
+
+
+def test_the_data_set_speaks_the_shipped_models_words():
+    assert torch.equal(
+        load_dataset("digits").embed(torch.arange(10)[:, None]), load_model(ASSETS / "dense")[1][:10]
+    )
+
+
+def test_another_resolution_is_refused():
+    with pytest.raises(ValueError, match="resolution must be 8 for digits, got 16"):
+        load_dataset("digits", resolution=16)

@@ -1,0 +1,151 @@
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffratio.data import load_dataset
+from diffratio.data.text import WordEmbeddings
+
+
+def save(path: Path, grey: int, size=(48, 32)) -> None:
+    """An image whose centred square is grey and whose ends are red."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[..., 0] = 255
+    pixels[:, 8:-8] = grey
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """20 images, grey level 10 i, with captions in metadata.jsonl, listed backwards."""
+    for i in range(20):
+        save(tmp_path / f"{i:02}.png", 10 * i)
+    rows = [{"file_name": f"{i:02}.png", "text": f"number {i}", "other": [f"n{i}"]} for i in range(20)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[::-1])))
+    return tmp_path
+
+
+def test_metadata_gives_captions_and_every_tenth_image_is_held_out(folder: Path):
+    train, held_out = (load_dataset(folder, split=split, resolution=16) for split in ("train", "held_out"))
+    assert len(train) == 18 and held_out.captions([0, 1]) == ["number 19", "number 9"]
+    assert not set(train.captions(range(18))) & set(held_out.captions(range(2)))
+    batch = held_out.batch([0, 1])
+    assert batch["pixel_values"].shape == (2, 3, 16, 16) and batch["attributes"].shape == (2, 0)
+    torch.testing.assert_close(batch["pixel_values"][1], torch.full((3, 16, 16), 90 / 127.5 - 1))
+    assert torch.equal(batch["tokens"], WordEmbeddings()(["number 19", "number 9"]))
+
+
+def test_the_caption_column_and_the_encoder_can_be_chosen(folder: Path):
+    def lengths(captions):
+        return torch.tensor([float(len(c)) for c in captions]).view(-1, 1, 1).expand(-1, 3, 2)
+
+    images = load_dataset(
+        str(folder), split="held_out", resolution=16, caption_column="other", text_encoder=lengths
+    )
+    assert images.captions([0]) == ["n19"]
+    assert (images.text_tokens, images.text_width) == (3, 2) and not images.null_tokens.any()
+    assert images[0]["tokens"].tolist() == [[3.0, 3.0]] * 3
+
+
+def test_text_files_and_split_folders(tmp_path: Path):
+    for split, grey in (("train", 100), ("validation", 200)):
+        save(tmp_path / split / "a.png", grey)
+        (tmp_path / split / "a.txt").write_text(f" in {split}\n")
+    train, held_out = (load_dataset(tmp_path, split=split, resolution=16) for split in ("train", "held_out"))
+    assert train.captions([0]) == ["in train"] and held_out.captions([0]) == ["in validation"]
+    (tmp_path / "validation" / "b.webp").write_bytes((tmp_path / "train" / "a.png").read_bytes())
+    with pytest.raises(ValueError, match="caption file .*b.txt cannot be read"):
+        load_dataset(tmp_path, split="held_out", resolution=16)
+
+
+def test_folders_of_classes_give_labels(tmp_path: Path):
+    for i, name in enumerate(["cat", "dog"] * 6):
+        save(tmp_path / name / f"{i:02}.png", 10)
+    images = load_dataset(tmp_path, resolution=16)
+    assert images.attribute_names == ("class",) and images.attribute_sizes == (2,)
+    captions = images.captions(range(len(images)))
+    classes = images.batch(range(len(images)))["attributes"][:, 0].tolist()
+    assert [["cat", "dog"][c] for c in classes] == captions and set(captions) == {"cat", "dog"}
+
+
+def test_words_are_told_apart_by_value_and_place():
+    embed = WordEmbeddings()
+    one, other, again = embed(["A red cross", "cross red a", "a RED cross!"])
+    assert torch.equal(one, again) and one.shape == (16, 64)
+    assert not torch.allclose(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert torch.equal(one[3:], embed([""])[0, 3:])
+    assert embed(["w " * 40]).shape == (1, 16, 64)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('{"file_name": "00.png", "caption_": 1}', "caption_column: .*line 21 has no text or caption"),
+        ('{"text": "x"}', "line 21: no file_name"),
+        ('{"file_name": "missing.png", "text": "x"}', "line 21: no such file: missing.png"),
+        ('{"file_name": "00.png", "text": 3}', "caption_column: text of .*line 21 is not text"),
+        ("{", "line 21: not JSON"),
+    ],
+)
+def test_a_bad_line_of_metadata_is_named(folder: Path, line: str, words: str):
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text() + "\n" + line)
+    with pytest.raises(ValueError, match=words):
+        load_dataset(folder, resolution=16)
+
+
+def test_bad_folders_and_resolutions_are_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="resolution must be a multiple of 16, got 40"):
+        load_dataset(folder, resolution=40)
+    with pytest.raises(ValueError, match="caption_column: .* has no title, only file_name, text, other"):
+        load_dataset(folder, caption_column="title")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="folder .*empty holds no image"):
+        load_dataset(empty)
+    save(empty / "only.png", 10)
+    with pytest.raises(ValueError, match="a data set of 1 images cannot be split"):
+        load_dataset(empty)
+    (empty / "train").mkdir()
+    with pytest.raises(ValueError, match="split='held_out' has no folder"):
+        load_dataset(empty, split="held_out")
+
+
+def test_without_the_datasets_package_a_name_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ModuleNotFoundError, match="name_or_path='some/data' .* pip install datasets"):
+        load_dataset("some/data")
+
+
+class Rows(list):
+    """The part of `datasets.Dataset` that is read."""
+
+    @property
+    def column_names(self):
+        return list(self[0])
+
+    def remove_columns(self, name: str):
+        return Rows({key: value for key, value in row.items() if key != name} for row in self)
+
+
+def test_a_data_set_of_the_datasets_package(monkeypatch):
+    def rows(count: int, grey: int) -> Rows:
+        return Rows(
+            {"image": Image.new("L", (20, 20), grey), "caption": [f"{grey} {i}", "?"]} for i in range(count)
+        )
+
+    stored = {"both": {"train": rows(20, 9), "test": rows(3, 7)}, "one": {"train": rows(20, 9)}}
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=stored.__getitem__))
+    assert [len(load_dataset("both", split=s, resolution=16)) for s in ("train", "held_out")] == [20, 3]
+    held_out = load_dataset("one", split="held_out", resolution=16)
+    assert held_out.captions(range(2)) == ["9 0", "9 10"]
+    assert (held_out[1]["pixel_values"] == torch.tensor(9) / 127.5 - 1).all()
+    stored["bad"] = {"train": Rows([{"picture": 1}, {"picture": 2}])}
+    with pytest.raises(ValueError, match="image_column='image' must be one of picture"):
+        load_dataset("bad")
