@@ -66,16 +66,18 @@ void router_logits(Tensor x, Tensor weight, Tensor logits) {
   });
 }
 
-// logits [B, N], offsets [B+1] -> index [T]: sample b keeps offsets[b+1] - offsets[b] tokens.
-void topk_select(Tensor logits, Tensor offsets, Tensor index) {
+// logits [B, N], offsets [B+1] -> index [T]: sample b keeps offsets[b+1] - offsets[b] tokens, the first
+// keep_small[b] of them in a small bin.
+void topk_select(Tensor logits, Tensor offsets, std::optional<Tensor> keep_small, Tensor index) {
   const int64_t tokens = logits.size(1);
+  const auto* small = static_cast<const int32_t*>(data(keep_small));
   const auto* first = static_cast<const int32_t*>(offsets.data_ptr());
   auto* out = static_cast<int64_t*>(index.data_ptr());
   auto select = [&](const auto* scores) {
     parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
-        diffratio::topk_select_row(scores + b * tokens, tokens, first[b + 1] - first[b], b * tokens,
-                                   out + first[b]);
+        diffratio::topk_select_row(scores + b * tokens, tokens, first[b + 1] - first[b], small ? small[b] : 0,
+                                   b * tokens, out + first[b]);
     });
   };
   if (logits.scalar_type() == ScalarType::Double) return select(static_cast<const double*>(logits.data_ptr()));
@@ -180,12 +182,70 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor pl
   });
 }
 
+diffratio::TwoBins two_bins(const Tensor& weight_large, const Tensor& large_offsets, const Tensor& small_offsets,
+                            int64_t rows) {
+  return {weight_large.data_ptr(), static_cast<const int32_t*>(large_offsets.data_ptr()),
+          static_cast<const int32_t*>(small_offsets.data_ptr()), rows};
+}
+
+void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, Tensor inner) {
+  const diffratio::TwoBinGeluArgs args{pre.data_ptr(),
+                                       two_bins(weight_large, large_offsets, small_offsets, inner.size(0)),
+                                       pre.size(1), inner.data_ptr()};
+  parallel_for(0, inner.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().two_bin_gelu(element(pre), args, begin, end);
+  });
+}
+
+void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor large_offsets,
+                           Tensor small_offsets, Tensor grad_pre, Tensor weight_dots) {
+  const diffratio::TwoBinGeluBackwardArgs args{
+      {pre.data_ptr(), two_bins(weight_large, large_offsets, small_offsets, grad.size(0)), pre.size(1), nullptr},
+      grad.data_ptr(),
+      grad_pre.data_ptr(),
+      weight_dots.data_ptr()};
+  parallel_for(0, grad.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().two_bin_gelu_backward(element(pre), args, begin, end);
+  });
+}
+
+void two_bin_blend(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
+                   Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets,
+                   std::string rescale, double score_scale, Tensor out) {
+  const diffratio::TwoBinBlendArgs args{
+      scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, out.data_ptr()),
+      two_bins(weight_large, large_offsets, small_offsets, branch.size(0))};
+  parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().two_bin_blend(element(x), args, begin, end);
+  });
+}
+
+void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int64_t tokens, Tensor hidden,
+                            Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor large_offsets,
+                            Tensor small_offsets, std::string rescale, double score_scale, Tensor grad_x,
+                            Tensor grad_hidden, Tensor grad_branch, Tensor grad_gate, Tensor grad_logits,
+                            Tensor weight_dots) {
+  const diffratio::TwoBinBlendBackwardArgs args{
+      {scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, nullptr), rows(index),
+       index.numel(), grad_out.data_ptr(), grad_x.data_ptr(), grad_hidden.data_ptr(), grad_branch.data_ptr(),
+       grad_gate.data_ptr(), grad_logits.data_ptr()},
+      two_bins(weight_large, large_offsets, small_offsets, branch.size(0)),
+      weight_dots.data_ptr()};
+  parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().two_bin_blend_backward_rows(element(x), args, begin, end);
+  });
+  // The gate's gradient does not look at the streams: it is that of scatter_rescale.
+  parallel_for(0, branch.size(1), kColumnsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().scatter_rescale_backward_columns(element(x), args.scatter, begin, end);
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(diffratio_native, m) {
   m.def("instruction_set() -> str");
   m.def("router_logits(Tensor x, Tensor weight, Tensor(a!) logits) -> ()");
-  m.def("topk_select(Tensor logits, Tensor offsets, Tensor(a!) index) -> ()");
+  m.def("topk_select(Tensor logits, Tensor offsets, Tensor? keep_small, Tensor(a!) index) -> ()");
   m.def("row_places(Tensor index, Tensor(a!) place) -> int");
   m.def(
       "gather_adaln(Tensor x, Tensor index, int tokens, Tensor shift, Tensor scale, float eps, Tensor(a!)? kept, "
@@ -201,6 +261,21 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
       "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int tokens, Tensor hidden, "
       "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
       "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) grad_gate, Tensor(e!) grad_logits) -> ()");
+  m.def(
+      "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, "
+      "Tensor(a!) inner) -> ()");
+  m.def(
+      "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor large_offsets, "
+      "Tensor small_offsets, Tensor(a!) grad_pre, Tensor(b!) weight_dots) -> ()");
+  m.def(
+      "two_bin_blend(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
+      "Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, str rescale, "
+      "float score_scale, Tensor(a!) out) -> ()");
+  m.def(
+      "two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int tokens, Tensor hidden, "
+      "Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor large_offsets, "
+      "Tensor small_offsets, str rescale, float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
+      "Tensor(c!) grad_branch, Tensor(d!) grad_gate, Tensor(e!) grad_logits, Tensor(f!) weight_dots) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CompositeExplicitAutograd, m) {
@@ -215,4 +290,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {
   m.impl("gather_adaln_backward", TORCH_BOX(&gather_adaln_backward));
   m.impl("scatter_rescale", TORCH_BOX(&scatter_rescale));
   m.impl("scatter_rescale_backward", TORCH_BOX(&scatter_rescale_backward));
+  m.impl("two_bin_gelu", TORCH_BOX(&two_bin_gelu));
+  m.impl("two_bin_gelu_backward", TORCH_BOX(&two_bin_gelu_backward));
+  m.impl("two_bin_blend", TORCH_BOX(&two_bin_blend));
+  m.impl("two_bin_blend_backward", TORCH_BOX(&two_bin_blend_backward));
 }

@@ -11,6 +11,10 @@ from .ops import (
     route,
     scatter_rescale,
     scatter_rescale_,
+    two_bin_attention,
+    two_bin_blend,
+    two_bin_block,
+    two_bin_gelu,
 )
 from .reference import kept_tokens
 
@@ -28,4 +32,8 @@ __all__ = [
     "route",
     "scatter_rescale",
     "scatter_rescale_",
+    "two_bin_attention",
+    "two_bin_blend",
+    "two_bin_block",
+    "two_bin_gelu",
 ]

@@ -6,6 +6,8 @@
 #include "gather_adaln.h"
 #include "router_logits.h"
 #include "scatter_rescale.h"
+#include "two_bin_blend.h"
+#include "two_bin_gelu.h"
 
 namespace diffratio {
 namespace {
@@ -64,6 +66,22 @@ const Kernels table = {
     [](Element e, const ScatterBackwardArgs& a, int64_t begin, int64_t end) {
       for_element_and_rescale(e, a.forward.rescale, [&]<typename T, Rescale mode>() {
         scatter_rescale_backward_columns<T, mode>(a, begin, end);
+      });
+    },
+    [](Element e, const TwoBinGeluArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { two_bin_gelu<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const TwoBinGeluBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { two_bin_gelu_backward<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const TwoBinBlendArgs& a, int64_t begin, int64_t end) {
+      for_element_and_rescale(e, a.scatter.rescale, [&]<typename T, Rescale mode>() {
+        two_bin_blend<T, mode>(a, begin, end);
+      });
+    },
+    [](Element e, const TwoBinBlendBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element_and_rescale(e, a.scatter.forward.rescale, [&]<typename T, Rescale mode>() {
+        two_bin_blend_backward_rows<T, mode>(a, begin, end);
       });
     },
 };

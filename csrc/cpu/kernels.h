@@ -60,6 +60,38 @@ struct ScatterBackwardArgs {
   void *grad_gate, *grad_logits;                 // [B, D], [B*N]
 };
 
+// Packed rows of two bins: [T] large rows, then [S] small rows again. Sample b's rows are large_offsets[b] and
+// up; its small set is their beginning.
+struct TwoBins {
+  const void* weight_large;                      // [B], the small bin has 1 - weight_large
+  const int32_t *large_offsets, *small_offsets;  // [B+1]
+  int64_t rows;                                  // T
+};
+
+struct TwoBinGeluArgs {
+  const void* pre;  // [T + S, F]
+  TwoBins bins;
+  int64_t width;  // F
+  void* inner;    // [T, F]
+};
+
+struct TwoBinGeluBackwardArgs {
+  TwoBinGeluArgs forward;  // `inner` unused
+  const void* grad;        // [T, F]
+  void *grad_pre, *weight_dots;  // [T + S, F], [T]
+};
+
+struct TwoBinBlendArgs {
+  ScatterArgs scatter;  // hidden [T + S, D]
+  TwoBins bins;
+};
+
+struct TwoBinBlendBackwardArgs {
+  ScatterBackwardArgs scatter;
+  TwoBins bins;
+  void* weight_dots;  // [T]
+};
+
 struct Kernels {
   void (*router_logits)(Element, const void* x, const void* weight, int64_t width, void* logits, int64_t begin,
                         int64_t end);
@@ -69,6 +101,10 @@ struct Kernels {
   void (*scatter_rescale)(Element, const ScatterArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_rows)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_columns)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
+  void (*two_bin_gelu)(Element, const TwoBinGeluArgs&, int64_t begin, int64_t end);
+  void (*two_bin_gelu_backward)(Element, const TwoBinGeluBackwardArgs&, int64_t begin, int64_t end);
+  void (*two_bin_blend)(Element, const TwoBinBlendArgs&, int64_t begin, int64_t end);
+  void (*two_bin_blend_backward_rows)(Element, const TwoBinBlendBackwardArgs&, int64_t begin, int64_t end);
 };
 
 // One table per instruction set, chosen once by what the processor can do.

@@ -2,6 +2,7 @@
 // ties to the lowest token index; the kept tokens come out in ascending order.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -52,6 +53,18 @@ void topk_select_row(const Logit* logits, int64_t tokens, int64_t keep, int64_t 
 
   for (int64_t i = 0; i < tokens; ++i)
     if (keys[i] > prefix || (keys[i] == prefix && wanted-- > 0)) *index++ = first_row + i;
+}
+
+// Two bins: the small set, then the tokens that only the large one keeps, each in ascending order.
+template <typename Logit>
+void topk_select_row(const Logit* logits, int64_t tokens, int64_t keep, int64_t keep_small, int64_t first_row,
+                     int64_t* index) {
+  if (keep_small == 0 || keep_small == keep)
+    return topk_select_row(logits, tokens, keep, first_row, index);
+  std::vector<int64_t> large(keep);
+  topk_select_row(logits, tokens, keep, first_row, large.data());
+  topk_select_row(logits, tokens, keep_small, first_row, index);
+  std::set_difference(large.begin(), large.end(), index, index + keep_small, index + keep_small);
 }
 
 }  // namespace diffratio

@@ -51,10 +51,14 @@ def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor
     return grad_x, grad_logits.flatten() @ x.to(grad_logits.dtype).flatten(0, 1)
 
 
-def topk_select(logits: Tensor, offsets: Tensor, kept: int) -> Tensor:
-    """logits [B, N], offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept` = offsets[-1]."""
+def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor | None = None) -> Tensor:
+    """logits [B, N], offsets [B+1] int32 on the kept counts -> index [T] int64, T = `kept` = offsets[-1].
+
+    With keep_small [B] int32, each sample's small set comes first.
+    """
     index = torch.empty(kept, dtype=torch.int64)
-    torch.ops.diffratio_native.topk_select(logits, offsets, index)
+    small = None if keep_small is None else keep_small.contiguous()
+    torch.ops.diffratio_native.topk_select(logits, offsets, small, index)
     return index
 
 
@@ -200,3 +204,116 @@ def scatter_rescale_backward(
         grad_logits,
     )
     return grad_x, grad_hidden, grad_branch, grad_gate, grad_logits
+
+
+def two_bin_gelu(
+    pre: Tensor, weight_large: Tensor, large_offsets: Tensor, small_offsets: Tensor, rows: int
+) -> Tensor:
+    """pre [T + S, F] of both bins -> the blend of their GELUs [T, F], T = `rows`."""
+    inner = torch.empty(rows, pre.shape[1], dtype=pre.dtype)
+    torch.ops.diffratio_native.two_bin_gelu(
+        pre.contiguous(),
+        _accumulation(weight_large, pre),
+        large_offsets.contiguous(),
+        small_offsets.contiguous(),
+        inner,
+    )
+    return inner
+
+
+def two_bin_gelu_backward(
+    grad: Tensor, pre: Tensor, weight_large: Tensor, large_offsets: Tensor, small_offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient of pre [T + S, F]; that of weight_large row by row [T]."""
+    weight_large = _accumulation(weight_large, pre)
+    grad_pre = torch.empty(pre.shape, dtype=pre.dtype)
+    weight_dots = torch.empty(grad.shape[0], dtype=weight_large.dtype)
+    torch.ops.diffratio_native.two_bin_gelu_backward(
+        grad.contiguous(),
+        pre.contiguous(),
+        weight_large,
+        large_offsets.contiguous(),
+        small_offsets.contiguous(),
+        grad_pre,
+        weight_dots,
+    )
+    return grad_pre, weight_dots
+
+
+def two_bin_blend(
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    weight_large: Tensor,
+    large_offsets: Tensor,
+    small_offsets: Tensor,
+    rescale: str,
+    score_scale: float,
+) -> Tensor:
+    """A new [B, N, D]: kept rows blended from both bins, finished and rescaled, the others as in x."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    torch.ops.diffratio_native.two_bin_blend(
+        x.contiguous(),
+        row_places(index, x.shape[0] * x.shape[1]),
+        x.shape[1],
+        hidden.contiguous(),
+        branch.contiguous(),
+        _accumulation(gate, x),
+        _accumulation(logits, x),
+        _accumulation(weight_large, x),
+        large_offsets.contiguous(),
+        small_offsets.contiguous(),
+        rescale,
+        score_scale,
+        out,
+    )
+    return out
+
+
+def two_bin_blend_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    weight_large: Tensor,
+    large_offsets: Tensor,
+    small_offsets: Tensor,
+    rescale: str,
+    score_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden [T + S, D], branch, gate and logits; that of weight_large row by row [T]."""
+    gate, logits = _accumulation(gate, x), _accumulation(logits, x)
+    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    grad_hidden = torch.empty(hidden.shape, dtype=x.dtype)
+    grad_branch = torch.empty(branch.shape, dtype=x.dtype)
+    grad_gate, grad_logits = torch.zeros_like(gate), torch.empty(logits.shape, dtype=logits.dtype)
+    weight_dots = torch.empty(index.shape[0], dtype=logits.dtype)
+    torch.ops.diffratio_native.two_bin_blend_backward(
+        grad_out.contiguous(),
+        x.contiguous(),
+        index.contiguous(),
+        row_places(index, x.shape[0] * x.shape[1]),
+        x.shape[1],
+        hidden.contiguous(),
+        branch.contiguous(),
+        gate,
+        logits,
+        _accumulation(weight_large, x),
+        large_offsets.contiguous(),
+        small_offsets.contiguous(),
+        rescale,
+        score_scale,
+        grad_x,
+        grad_hidden,
+        grad_branch,
+        grad_gate,
+        grad_logits,
+        weight_dots,
+    )
+    return grad_x, grad_hidden, grad_branch, grad_gate, grad_logits, weight_dots

@@ -42,12 +42,16 @@ class Router(nn.Module):
         return 2.0 if self.start == "identity" else 1.0
 
     def forward(
-        self, x: Tensor, keep: int | list[int], index: Tensor | None = None
+        self,
+        x: Tensor,
+        keep: int | list[int],
+        index: Tensor | None = None,
+        keep_small: list[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, D] -> index [T], offsets [B+1], logits [B, N], as `torch.ops.diffratio.route`."""
         keep = [keep] if isinstance(keep, int) else keep
         return torch.ops.diffratio.route(
-            x, self.router_weight, keep, router_bias=self.router_bias, index=index
+            x, self.router_weight, keep, router_bias=self.router_bias, index=index, keep_small=keep_small
         )
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""The steps of `mod_block` by implementation: our kernels, and torch's products between them."""
+"""The steps of a block by implementation: our kernels, and torch's products between them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .dispatch import DIFFERENTIABLE, KERNELS, choose
 
 @dataclass
 class Steps:
-    """What `mod_block` calls. in_place: buffers are reused (no gradient, no autocast). fp32_modulation: the
-    row steps read it in fp32, and one cast of [B, 6, D] saves one of each vector."""
+    """What `mod_block` and `two_bin_block` call. in_place: buffers are reused (no gradient, no autocast).
+    fp32_modulation: the row steps read it in fp32, and one cast of [B, 6, D] saves one of each vector."""
 
     route: Callable
     gather_adaln: Callable
@@ -28,6 +28,9 @@ class Steps:
     gate_residual: Callable
     mlp: Callable
     scatter_rescale: Callable
+    two_bin_attention: Callable
+    two_bin_gelu: Callable
+    two_bin_blend: Callable
     in_place: bool
     fp32_modulation: bool
 
@@ -38,23 +41,27 @@ def steps_of(implementation: str, self_attention: str, x: Tensor, in_place: bool
     own = implementation if implementation in ("triton", "reference") else "auto"
     gate = choose("gate_residual", own, x.device, x.dtype)
     middle = choose("mlp", "torch" if own == "reference" else own, x.device, x.dtype)
+    among = own if self_attention == "auto" else self_attention
     tables = KERNELS if in_place else DIFFERENTIABLE
     return Steps(
         route=tables["route"][rows],
         gather_adaln=tables["gather_adaln"][rows],
         adaln=tables["adaln"][rows],
-        self_attention=_attention(tables, own if self_attention == "auto" else self_attention),
-        cross_attention=_attention(tables, own),
+        self_attention=_attention(tables["attention"], among),
+        cross_attention=_attention(tables["attention"], own),
         gate_residual=partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place),
         mlp=partial(_mlp_triton if middle == "triton" else _mlp_torch, in_place),
         scatter_rescale=tables["scatter_rescale"][rows],
+        two_bin_attention=_attention(tables["two_bin_attention"], among),
+        two_bin_gelu=tables["two_bin_gelu"][rows],
+        two_bin_blend=tables["two_bin_blend"][rows],
         in_place=in_place,
         fp32_modulation=rows == "cuda",
     )
 
 
-def _attention(tables: dict, implementation: str) -> Callable:
-    return lambda query, *args: tables["attention"][pick(implementation, query)](query, *args)
+def _attention(table: dict, implementation: str) -> Callable:
+    return lambda query, *args: table[pick(implementation, query)](query, *args)
 
 
 def _start_of(buffer: Tensor, rows: int, width: int) -> Tensor:

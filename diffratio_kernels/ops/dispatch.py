@@ -27,6 +27,10 @@ IMPLEMENTATIONS = {
     "mlp": ("triton", "torch"),
     "scatter_rescale": _ROWS,
     "mod_block": _ROWS,
+    "two_bin_attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
+    "two_bin_gelu": _ROWS,
+    "two_bin_blend": _ROWS,
+    "two_bin_block": _ROWS,
 }
 """Operator -> implementations. The last one runs everywhere."""
 
@@ -41,7 +45,7 @@ _AUTO = {
 }
 """Device type -> the order in which "auto" tries. No GPU has measured the second row yet: it is predicted."""
 
-_PRODUCTS = ("attention", "mlp")
+_PRODUCTS = ("attention", "mlp", "two_bin_attention")
 """Operators of matrix products: in fp32 the Triton kernels compute them exactly, without matrix units, and
 "auto" leaves them to torch."""
 

@@ -50,7 +50,7 @@ def _block(
     if steps.fp32_modulation:
         modulation = modulation.float()
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
-    index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index)
+    index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index, None)
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
     # Without a gradient all products share a buffer: on the CPU fresh pages cost percents of the block.
@@ -85,18 +85,19 @@ def _block(
 _CROSS = ("cross_q_weight", "cross_q_bias", "cross_out_weight", "cross_out_bias")
 
 
-def _check(
-    x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
+def check_block(
+    op, x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
     router_bias=None, context_kv=None, context_lengths=None, rescale="mlp", score_scale=1.0,
-    eps=1e-6, mlp_eps=None, index=None, attention="auto", autocast=False, **cross,
+    eps=1e-6, mlp_eps=None, index=None, attention="auto", autocast=False, keep_name="keep", **cross,
 ):  # fmt: skip
-    check = Check("mod_block")
+    """The arguments of one routed block; returns the kept counts of all samples."""
+    check = Check(op)
     like_x = {} if autocast else {"dtype_of": ("x", x)}
     check.tensor("x", x, "B N D")
     check.tensor("router_weight", router_weight, "D")
     check.optional("router_bias", router_bias, "1")
-    keep = check.keep(keep)
+    keep = check.keep(keep, keep_name)
     check.heads(num_heads)
     check.tensor("modulation", modulation, "B 6 D")
     check.tensor("qkv_weight", qkv_weight, "3D D", **like_x)
@@ -158,7 +159,8 @@ def _run(in_place: bool, autocast: bool = False):
             cross_out_bias=cross_out_bias, rescale=rescale, score_scale=score_scale, eps=eps,
             mlp_eps=mlp_eps, index=index,
         )  # fmt: skip
-        keep = _check(
+        keep = check_block(
+            "mod_block",
             x,
             router_weight,
             keep,
@@ -176,7 +178,7 @@ def _run(in_place: bool, autocast: bool = False):
 
 
 def _fake(x, router_weight, keep, modulation, *args, implementation="auto", **kwargs):
-    _check(x, router_weight, keep, modulation, *args, **kwargs)
+    check_block("mod_block", x, router_weight, keep, modulation, *args, **kwargs)
     return x.new_empty(x.shape)
 
 

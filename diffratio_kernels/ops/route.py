@@ -19,7 +19,7 @@ def _copied_offsets(keep: tuple[int, ...], device: torch.device) -> Tensor:
     return reference.packed_offsets(list(keep), device)
 
 
-def _offsets(keep: list[int], device: torch.device) -> Tensor:
+def packed_offsets(keep: list[int], device: torch.device) -> Tensor:
     """Offsets of the kept counts. Unequal ones are copied to the device once: a CUDA graph cannot do that."""
     if len(set(keep)) <= 1:
         return reference.packed_offsets(keep, device)
@@ -27,11 +27,12 @@ def _offsets(keep: list[int], device: torch.device) -> Tensor:
 
 
 def _with(kernels):
-    def route(x, router_weight, keep, router_bias, index):
+    def route(x, router_weight, keep, router_bias, index, keep_small):
         logits = kernels.router_logits(x, router_weight, router_bias)
-        offsets = _offsets(keep, x.device)
+        offsets = packed_offsets(keep, x.device)
         if index is None:
-            index = kernels.topk_select(logits, offsets, sum(keep))
+            small = None if keep_small is None else packed_offsets(keep_small, x.device).diff()
+            index = kernels.topk_select(logits, offsets, sum(keep), small)
         return index, offsets, logits
 
     return route
@@ -39,9 +40,15 @@ def _with(kernels):
 
 class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, implementation, x, router_weight, keep, router_bias, index):
+    def forward(ctx, implementation, x, router_weight, keep, router_bias, index, keep_small):
         index, offsets, logits = torch.ops.diffratio.route(
-            x, router_weight, keep, router_bias=router_bias, index=index, implementation=implementation
+            x,
+            router_weight,
+            keep,
+            router_bias=router_bias,
+            index=index,
+            keep_small=keep_small,
+            implementation=implementation,
         )
         ctx.save_for_backward(x, router_weight, router_bias)
         ctx.implementation = implementation
@@ -56,7 +63,7 @@ class _Route(torch.autograd.Function):
             grad_logits, x, router_weight, implementation=ctx.implementation
         )
         grad_bias = None if router_bias is None else grad_logits.sum().to(router_bias.dtype).reshape(1)
-        return None, grad_x, grad_weight.to(router_weight.dtype), None, grad_bias, None
+        return None, grad_x, grad_weight.to(router_weight.dtype), None, grad_bias, None, None
 
 
 KERNELS["route"] = {name: _with(kernels) for name, kernels in ROW_KERNELS.items()}
@@ -65,30 +72,36 @@ for _table in (KERNELS, DIFFERENTIABLE):
     _table["route"]["reference"] = reference.route
 
 
-def _check(x, router_weight, keep, router_bias, index):
+def _check(x, router_weight, keep, router_bias, index, keep_small):
     check = Check("route")
     check.tensor("x", x, "B N D")
     check.tensor("router_weight", router_weight, "D")
     check.optional("router_bias", router_bias, "1")
     keep = check.keep(keep)
+    if keep_small is not None:
+        keep_small = check.keep_small(keep_small, keep)
     if index is not None:
         check.index(index, x.shape[0] * x.shape[1], keep)
-    return keep
+    return keep, keep_small
 
 
 def _run(table):
-    def run(x, router_weight, keep, *, router_bias=None, index=None, implementation="auto"):
-        keep = _check(x, router_weight, keep, router_bias, index)
-        implementation = choose("route", implementation, x.device, x.dtype)
+    def run(
+        x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, implementation="auto"
+    ):  # fmt: skip
+        keep, keep_small = _check(x, router_weight, keep, router_bias, index, keep_small)
+        kernel = table["route"][choose("route", implementation, x.device, x.dtype)]
         given = index is not None
-        index, offsets, logits = table["route"][implementation](x, router_weight, keep, router_bias, index)
+        index, offsets, logits = kernel(x, router_weight, keep, router_bias, index, keep_small)
         return index.clone() if given else index, offsets, logits
 
     return run
 
 
-def _fake(x, router_weight, keep, *, router_bias=None, index=None, implementation="auto"):
-    keep = _check(x, router_weight, keep, router_bias, index)
+def _fake(
+    x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, implementation="auto"
+):  # fmt: skip
+    keep, _ = _check(x, router_weight, keep, router_bias, index, keep_small)
     logits = x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
     index = x.new_empty(sum(keep), dtype=torch.int64)
     return index, x.new_empty(x.shape[0] + 1, dtype=torch.int32), logits
@@ -96,7 +109,7 @@ def _fake(x, router_weight, keep, *, router_bias=None, index=None, implementatio
 
 define(
     "route(Tensor x, Tensor router_weight, SymInt[] keep, *, Tensor? router_bias=None, Tensor? index=None, "
-    'str implementation="auto") -> (Tensor, Tensor, Tensor)',
+    'SymInt[]? keep_small=None, str implementation="auto") -> (Tensor, Tensor, Tensor)',
     kernel=_run(KERNELS),
     fake=_fake,
     differentiable=_run(DIFFERENTIABLE),
@@ -119,6 +132,7 @@ def route(
     *,
     router_bias: Tensor | None = None,
     index: Tensor | None = None,
+    keep_small: int | list[int] | None = None,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score every token with the router and keep the `keep` best of each sample (paper section 3.2).
@@ -126,11 +140,18 @@ def route(
     x [B, N, D]; router_weight [D] and router_bias [1] in any float dtype; keep: one int, or B ints.
     Larger logit first, -0 equals +0, NaN below -inf, ties to the lowest token. `index` [T] int64 gives a
     selection that was made before (gradient checkpointing, masks) and only the logits are computed.
+    `keep_small`, at most `keep`, asks for two bins: each sample's small set comes first.
 
-    Returns index [T] int64 (kept rows of the flattened [B*N], ascending), offsets [B+1] int32 (cumulative
-    kept counts) and logits [B, N] (fp32; fp64 for fp64 x; differentiable).
+    Returns index [T] int64 (kept rows of the flattened [B*N], ascending in each set), offsets [B+1] int32
+    (cumulative kept counts) and logits [B, N] (fp32; fp64 for fp64 x; differentiable).
     """
-    keep = [keep] if isinstance(keep, Integral) else keep
+    keep, keep_small = ([k] if isinstance(k, Integral) else k for k in (keep, keep_small))
     return torch.ops.diffratio.route(
-        x, router_weight, keep, router_bias=router_bias, index=index, implementation=implementation
+        x,
+        router_weight,
+        keep,
+        router_bias=router_bias,
+        index=index,
+        keep_small=keep_small,
+        implementation=implementation,
     )

@@ -83,6 +83,14 @@ class Check:
                 self.fail(f"{name}[{b}]={k} must be in 0..{tokens} (tokens of x)")
         return list(keep) * batch if len(keep) == 1 else list(keep)
 
+    def keep_small(self, keep_small: list[int], keep: list[int]) -> list[int]:
+        """The small bin's kept counts for all B samples, none above the large bin's."""
+        keep_small = self.keep(keep_small, "keep_small")
+        for b, (small, large) in enumerate(zip(keep_small, keep, strict=True)):
+            if small > large:
+                self.fail(f"keep_small[{b}]={small} must be at most {large}, what the large bin keeps")
+        return keep_small
+
     def index(self, index: Tensor, rows: int, keep: list[int] | None = None):
         """Rows of the flattened x, each at most once; with `keep`, keep[b] of sample b, by sample."""
         self.tensor("index", index, "T", dtypes=(torch.int64,))
@@ -100,6 +108,53 @@ class Check:
             owner = torch.arange(len(keep)).repeat_interleave(torch.tensor(keep))
             if not torch.equal(index // (rows // len(keep)), owner):
                 self.fail("index must hold keep[b] rows of each sample b, sample after sample")
+
+    def two_bins(
+        self,
+        weight_large: Tensor,
+        large_offsets: Tensor,
+        small_offsets: Tensor,
+        rows: int,
+        both: tuple[str, int],
+    ):
+        """Weights and offsets of two bins with T = rows; `both` is the name and length of a T + S tensor."""
+        name, length = both
+        if not 0 <= rows <= length:
+            self.fail(f"{name} must hold the {rows} large rows and the small ones, got {length} rows")
+        self.offsets(large_offsets, small_offsets, rows, length - rows)
+        self.tensor("weight_large", weight_large, "B")
+        samples = large_offsets.shape[0] - 1
+        if weight_large.shape[0] != samples:
+            self.fail(
+                f"weight_large must hold {samples} values (one per sample), got {weight_large.shape[0]}"
+            )
+
+    def offsets(
+        self,
+        large_offsets: Tensor,
+        small_offsets: Tensor,
+        rows: int,
+        small: int,
+        longest_large: int | None = None,
+        longest_small: int | None = None,
+    ):
+        """Offsets [B+1] of `rows` large and `small` small rows, no more of these in any sample."""
+        for name, offsets, last, longest in (
+            ("large_offsets", large_offsets, rows, longest_large),
+            ("small_offsets", small_offsets, small, longest_small),
+        ):
+            self.tensor(name, offsets, "B+1", dtypes=(torch.int32,))
+            if not readable(offsets):
+                continue
+            steps = offsets.diff().tolist()
+            if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != last or any(step < 0 for step in steps):
+                self.fail(f"{name}={offsets.tolist()} must rise from 0 to {last}")
+            most = max(steps, default=0)
+            if longest is not None and longest != most:
+                self.fail(f"longest_{name[:5]}={longest} must be the longest step of {name}, {most}")
+        both = readable(large_offsets) and readable(small_offsets)
+        if both and (small_offsets.diff() > large_offsets.diff()).any():
+            self.fail(f"small_offsets={small_offsets.tolist()} must not exceed the steps of large_offsets")
 
     def heads(self, num_heads: int):
         width = self.size("D")

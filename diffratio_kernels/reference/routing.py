@@ -62,12 +62,14 @@ def route(
     keep: list[int],
     router_bias: Tensor | None = None,
     index: Tensor | None = None,
+    keep_small: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score every token and keep `keep[b]` of sample b; a given `index` is taken as the selection.
+    """Score every token and keep `keep[b]` of sample b (`keep_small[b]` of them in a small bin, written first);
+    a given `index` is taken as the selection.
 
     Returns index [T] int64, offsets [B+1] int32, logits [B, N] (differentiable in x and the router).
     """
     logits = router_logits(x, router_weight, router_bias)
     if index is None:
-        return *select_tokens(logits.detach(), keep), logits
+        return *select_tokens(logits.detach(), keep, keep_small), logits
     return index, packed_offsets(keep, x.device), logits

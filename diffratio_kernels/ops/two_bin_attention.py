@@ -1,0 +1,148 @@
+"""`two_bin_attention`: attention among each sample's large set and among its small set, which is a prefix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .attention import pick
+from .dispatch import DIFFERENTIABLE, IMPLEMENTATIONS, KERNELS
+from .library import define
+from .validate import Check
+
+
+class _SmallRows(torch.autograd.Function):
+    """Rows [T, ...] -> the small rows [S, ...] of each sample."""
+
+    @staticmethod
+    def forward(ctx, rows, small):
+        ctx.save_for_backward(small)
+        ctx.rows = rows.shape[0]
+        return rows[small]
+
+    @staticmethod
+    def backward(ctx, grad):
+        (small,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, small, grad), None
+
+
+class _WithSmallRows(torch.autograd.Function):
+    """Rows [T, ...] -> both bins [T + S, ...]: the rows, then the small ones again."""
+
+    @staticmethod
+    def forward(ctx, rows, small):
+        ctx.save_for_backward(small)
+        ctx.rows = rows.shape[0]
+        return torch.cat([rows, rows[small]])
+
+    @staticmethod
+    def backward(ctx, grad):
+        (small,) = ctx.saved_tensors
+        # A row is small once, so that the order of the sum is fixed.
+        return grad[: ctx.rows].index_add(0, small, grad[ctx.rows :]), None
+
+
+small_rows_of = _SmallRows.apply
+with_small_rows = _WithSmallRows.apply
+
+
+def _composed(attention):
+    """Two passes of an implementation that knows one bin."""
+
+    def run(query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale):
+        large = attention(
+            query, key, value, large_offsets, large_offsets, longest_large, longest_large, None, scale
+        )
+        if small == 0:
+            return large
+        at = reference.small_rows(large_offsets, small_offsets, small)
+        parts = (small_rows_of(t, at) for t in (query, key, value))
+        offsets = small_offsets, small_offsets, longest_small, longest_small
+        return torch.cat([large, attention(*parts, *offsets, None, scale)])
+
+    return run
+
+
+for _table in (KERNELS, DIFFERENTIABLE):
+    _table["two_bin_attention"] = {name: _composed(run) for name, run in _table["attention"].items()}
+assert set(KERNELS["two_bin_attention"]) == set(IMPLEMENTATIONS["two_bin_attention"])
+
+
+def _check(query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale):
+    check = Check("two_bin_attention")
+    check.tensor("query", query, "T H d")
+    for name, other in (("key", key), ("value", value)):
+        check.tensor(name, other, "T H d", dtype_of=("query", query))
+    if query.shape[2] % 8 or query.shape[2] == 0:
+        check.fail(f"query has head_dim {query.shape[2]}, must be a positive multiple of 8")
+    check.offsets(large_offsets, small_offsets, query.shape[0], small, longest_large, longest_small)
+    if scale is not None:
+        check.positive("scale", scale)
+
+
+def _run(table):
+    def run(
+        query, key, value, large_offsets, small_offsets, longest_large, longest_small, small,
+        *, scale=None, implementation="auto",
+    ):  # fmt: skip
+        args = (
+            query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale
+        )  # fmt: skip
+        _check(*args)
+        return table["two_bin_attention"][pick(implementation, query)](*args).contiguous()
+
+    return run
+
+
+def _fake(
+    query, key, value, large_offsets, small_offsets, longest_large, longest_small, small,
+    *, scale=None, implementation="auto",
+):  # fmt: skip
+    _check(query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale)
+    return query.new_empty(query.shape[0] + small, *query.shape[1:])
+
+
+def _autocast(query, key, value, *args, **kwargs):
+    dtype = torch.get_autocast_dtype(query.device.type)
+    with torch.autocast(query.device.type, enabled=False):
+        return torch.ops.diffratio.two_bin_attention(
+            query.to(dtype), key.to(dtype), value.to(dtype), *args, **kwargs
+        )
+
+
+define(
+    "two_bin_attention(Tensor query, Tensor key, Tensor value, Tensor large_offsets, Tensor small_offsets, "
+    "SymInt longest_large, SymInt longest_small, SymInt small, *, float? scale=None, "
+    'str implementation="auto") -> Tensor',
+    kernel=_run(KERNELS),
+    fake=_fake,
+    differentiable=_run(DIFFERENTIABLE),
+    autocast=_autocast,
+)
+
+
+def two_bin_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    large_offsets: Tensor,
+    small_offsets: Tensor,
+    longest_large: int,
+    longest_small: int,
+    small: int,
+    *,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Self-attention of two nested sets of rows.
+
+    query, key, value [T, H, d], d a multiple of 8; large_offsets, small_offsets [B+1] int32: sample b's rows,
+    and how many of the first of them are its small set; longest_large, longest_small: the most of one sample;
+    small: S = small_offsets[B]. scale defaults to 1/sqrt(d). Returns [T + S, H, d]: attention among each
+    sample's large set, then among its small set.
+    """
+    return torch.ops.diffratio.two_bin_attention(
+        query, key, value, large_offsets, small_offsets, longest_large, longest_small, small,
+        scale=scale, implementation=implementation,
+    )  # fmt: skip

@@ -1,0 +1,185 @@
+"""The packed two-bin forward over any linears: raw weights in `two_bin_block`, or a block's own modules.
+
+One computation for w F(x, k_large) + (1 - w) F(x, k_small): routing, QKV and attention once, on the large
+set; out-projection, cross-attention, adaLN and fc1 once, on the rows of both bins one after the other; fc2
+once, on the blend, because it is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .block_steps import Steps
+from .route import packed_offsets
+from .two_bin_attention import small_rows_of, with_small_rows
+
+
+@dataclass(frozen=True)
+class Linears:
+    """A block's products on packed rows [t, .]. fc2 is affine and `fc2_bias` is its bias."""
+
+    qkv: Callable[[Tensor], Tensor]
+    out: Callable[[Tensor], Tensor]
+    fc1: Callable[[Tensor], Tensor]
+    fc2: Callable[[Tensor], Tensor]
+    fc2_bias: Tensor | None
+    cross_q: Callable[[Tensor], Tensor] | None = None
+    cross_out: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows by (virtual) sample, and what belongs to each sample.
+
+    index [t]: row of the flattened [B*N], counted on for the small bin's virtual samples B, B+1, ...;
+    gate1, shift2, scale2 [b, D]; context_kv [b, M, 2, D]; context_lengths [b].
+    """
+
+    index: Tensor
+    keep: list[int]
+    offsets: Tensor
+    gate1: Tensor
+    shift2: Tensor
+    scale2: Tensor
+    context_kv: Tensor | None
+    context_lengths: Tensor | None
+
+
+def two_bin_forward(
+    steps: Steps,
+    linears: Linears,
+    x: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    keep_small: list[int],
+    keep_large: list[int],
+    weight_large: Tensor,
+    modulation: Tensor,
+    num_heads: int,
+    *,
+    context_kv: Tensor | None = None,
+    context_lengths: Tensor | None = None,
+    rescale: str = "mlp",
+    score_scale: float = 1.0,
+    eps: float = 1e-6,
+    mlp_eps: float | None = None,
+    forward_only: str = "none",
+) -> Tensor:
+    """Both bins of one routed block, blended, from a selection that `route` made with keep_small.
+
+    x [B, N, D]; index [T], logits [B, N]; modulation [B, 6, D]; context_kv [B, M, 2, D]. forward_only:
+    "small" or "large", a bin whose weight is 0 in every sample: it is computed for the gradient of the
+    weights alone. Returns [B, N, D].
+    """
+    batch, tokens, width = x.shape
+    rows, small = sum(keep_large), sum(keep_small)
+    if rows == 0:
+        return x.clone(memory_format=torch.contiguous_format)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
+    offsets, small_offsets = (packed_offsets(keep, x.device) for keep in (keep_large, keep_small))
+    at = reference.small_rows(offsets, small_offsets, small)
+
+    hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
+    query, key, value = linears.qkv(normed).unflatten(-1, (3, num_heads, -1)).unbind(1)
+    attended = steps.two_bin_attention(
+        query, key, value, offsets, small_offsets, max(keep_large), max(keep_small), small, None
+    ).flatten(1)
+
+    large = Rows(index, keep_large, offsets, gate1, shift2, scale2, context_kv, context_lengths)
+    small_only = Rows(
+        index[at] + batch * tokens,
+        keep_small,
+        small_offsets,
+        gate1,
+        shift2,
+        scale2,
+        context_kv,
+        context_lengths,
+    )
+    options = steps, linears, tokens, num_heads, eps if mlp_eps is None else mlp_eps
+    if forward_only == "none":
+        hidden, pre = _streams(*options, with_small_rows(hidden, at), attended, _joined(large, small_only))
+    else:
+        with torch.set_grad_enabled(forward_only != "large"):
+            hidden_large, pre_large = _streams(*options, hidden, attended[:rows], large)
+        with torch.set_grad_enabled(forward_only != "small"):
+            hidden_small, pre_small = _streams(
+                *options, small_rows_of(hidden, at), attended[rows:], _apart(small_only, batch * tokens)
+            )
+        hidden, pre = torch.cat([hidden_large, hidden_small]), torch.cat([pre_large, pre_small])
+    bins = weight_large, offsets, small_offsets
+    branch = linears.fc2(steps.two_bin_gelu(pre, *bins, rows)).to(x.dtype)
+    if linears.fc2_bias is not None:
+        branch = _weigh_bias(branch, linears.fc2_bias, *bins, index, tokens)
+    return steps.two_bin_blend(x, index, hidden, branch, gate2, logits, *bins, rescale, score_scale)
+
+
+def _joined(large: Rows, small: Rows) -> Rows:
+    """The rows of both bins: sample b of the small one is virtual sample B + b."""
+
+    def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+        return None if first is None else torch.cat([first, second])
+
+    return Rows(
+        both(large.index, small.index),
+        large.keep + small.keep,
+        both(large.offsets, large.offsets[-1] + small.offsets[1:]),
+        both(large.gate1, small.gate1),
+        both(large.shift2, small.shift2),
+        both(large.scale2, small.scale2),
+        both(large.context_kv, small.context_kv),
+        both(large.context_lengths, small.context_lengths),
+    )
+
+
+def _apart(small: Rows, shift: int) -> Rows:
+    return Rows(**{**vars(small), "index": small.index - shift})
+
+
+def _streams(
+    steps: Steps,
+    linears: Linears,
+    tokens: int,
+    num_heads: int,
+    eps: float,
+    hidden: Tensor,
+    attended: Tensor,
+    rows: Rows,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream of packed rows after both attentions [t, D], and what fc1 makes of it [t, F]."""
+    dtype = hidden.dtype
+    hidden = steps.gate_residual(hidden, linears.out(attended), rows.gate1, rows.index, tokens, rows.keep)
+    if rows.context_kv is not None:
+        query = linears.cross_q(hidden).unflatten(-1, (num_heads, -1))
+        samples, length = rows.context_kv.shape[:2]
+        context_offsets = packed_offsets([length] * samples, hidden.device)
+        key, value = rows.context_kv.to(query.dtype).flatten(0, 1).unflatten(-1, (num_heads, -1)).unbind(1)
+        attended = steps.cross_attention(
+            query,
+            key,
+            value,
+            rows.offsets,
+            context_offsets,
+            max(rows.keep),
+            length,
+            rows.context_lengths,
+            None,
+        )
+        hidden = (hidden + linears.cross_out(attended.flatten(1))).to(dtype)
+    normed = steps.adaln(hidden, rows.index, tokens, rows.shift2, rows.scale2, eps)
+    return hidden, linears.fc1(normed)
+
+
+def _weigh_bias(branch, bias, weight_large, large_offsets, small_offsets, index, tokens) -> Tensor:
+    """fc2 adds its bias once; a row that only the large bin keeps has the weight w: (w - 1) of it go."""
+    sample = index // tokens
+    place = torch.arange(len(index), device=index.device) - large_offsets[:-1][sample]
+    only_large = place >= small_offsets.diff()[sample]
+    weight = weight_large.to(torch.promote_types(branch.dtype, torch.float32))
+    excess = torch.where(only_large, weight[sample] - 1, 0)
+    return torch.addr(branch, excess.to(branch.dtype), bias.to(branch.dtype))
