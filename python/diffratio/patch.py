@@ -22,6 +22,9 @@ from .packing import pack, still_packed, unpack, why_not_one_matrix
 from .routed import routed_forward
 from .state import LayerState, Plan
 
+TABLE_NAME = "diffratio_ratios"
+"""The child of a model that holds the ratios it learns."""
+
 
 def transformer_of(model_or_pipe) -> nn.Module:
     """The model itself, or a pipeline's `transformer`, without the wrappers of torch.compile, DDP and PEFT.
@@ -74,7 +77,7 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
     config.kept_tenths(len(found))  # complains before anything is changed
     parameters = list(inspect.signature(type(model).forward).parameters)[1:]
     position = parameters.index("timestep") if "timestep" in parameters else -1
-    plan = Plan(config, position)
+    plan = Plan(config, position, units=_timestep_units(found))
     for layer, (name, block, spec) in enumerate(found):
         anchor = next(block.parameters())
         block.diffratio = Router(
@@ -115,7 +118,16 @@ def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, object]]:
     return found
 
 
+def _timestep_units(found: list[tuple[str, nn.Module, object]]) -> str:
+    units = {spec.timestep_units for _, _, spec in found}
+    if len(units) > 1:
+        raise ValueError(f"the specs of the blocks disagree about timestep_units: {sorted(units)}")
+    return units.pop()
+
+
 def _reconfigure(plan: Plan, config: DiffRatioConfig) -> None:
+    if plan.ratios is not None:
+        raise ValueError("config: the model learns its ratios; call freeze_ratios or remove_diffratio first")
     for name in ("router_start", "router_bias"):
         if getattr(config, name) != getattr(plan.config, name):
             raise ValueError(
@@ -129,6 +141,7 @@ def _reconfigure(plan: Plan, config: DiffRatioConfig) -> None:
 def _enter_call(model: nn.Module, args, kwargs):
     """Forward pre-hook of the model: kept counts by timestep region, decided once per call."""
     plan = model._diffratio_plan
+    plan.ratios = model._modules.get(TABLE_NAME)  # by name: PEFT's modules_to_save puts a wrapper there
     if plan.enabled:
         position = plan.timestep_position
         plan.enter(kwargs.get("timestep", args[position] if 0 <= position < len(args) else None))
@@ -152,8 +165,15 @@ def remove_diffratio(model_or_pipe):
     for key, hook in list(model._forward_pre_hooks.items()):
         if hook is _enter_call:
             del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
+    drop_ratios(model)
     del model._diffratio_plan
     return model_or_pipe
+
+
+def drop_ratios(model: nn.Module) -> None:
+    """Take the table of learned ratios off a patched model, if it has one."""
+    model._modules.pop(TABLE_NAME, None)
+    plan_of(model).ratios = None
 
 
 def enable_diffratio(model_or_pipe):

@@ -1,5 +1,5 @@
-"""What a patched model remembers: plain objects that refer to no module but their own block, so that deepcopy
-and PEFT's module copies stay small and independent."""
+"""What a patched model remembers: plain objects that refer to no module but their own block and table, so
+that deepcopy and PEFT's module copies stay small and independent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from diffratio_kernels.modules import RatioTable
+
 from .config import DiffRatioConfig
+
+TIMESTEP_UNITS = {"training": 1000, "noise": 1}
+"""The end of a model's timesteps: training timesteps 0..999, or noise levels in [0, 1] (flow families)."""
+
+
+def region(timestep: float, regions: int, units: str = "training") -> int:
+    """The region 0..regions-1 (0 the cleanest) of a timestep; R regions of equal width (paper section 3.4).
+
+    A noise level that is a float32 below the edge of its region (0.7 is 0.69999999) belongs to it.
+    """
+    slack = 1e-6 if units == "noise" else 0.0
+    position = timestep * regions * (1 + slack) // TIMESTEP_UNITS[units]
+    return min(max(int(position), 0), regions - 1)
 
 
 class SavedRouting:
@@ -65,6 +80,12 @@ class Plan:
     """Where the model's forward takes `timestep`, counted without self."""
     layers: list[LayerState] = field(default_factory=list)
     enabled: bool = True
+    units: str = "training"
+    """Of the model's timesteps, a name in `TIMESTEP_UNITS`."""
+    ratios: RatioTable | None = None
+    """The model's `diffratio_ratios` while it learns them."""
+    regions: list[int] = field(default_factory=lambda: [0])
+    """Of the current call, one for all samples or one per sample."""
     record: list | None = None
     """Where `record_routing` collects, None outside of it."""
     timesteps: list[float] | None = None
@@ -82,18 +103,23 @@ class Plan:
     def enter(self, timestep: Tensor | float | None) -> None:
         """Set every layer's kept tenths for the timesteps of a call: one read by the host, none per block."""
         regions = self.config.num_regions
-        if regions == 1 and self.record is None:
+        if self.ratios is not None:
+            self.table = self.ratios.nearest()
+        elif regions == 1 and self.record is None:
             return
         self.timesteps = None
+        self.regions = [0] if regions == 1 and self.record is None else self._regions(timestep)
+        for state in self.layers:
+            state.tenths = [self.table[state.layer][region] for region in self.regions]
+
+    def _regions(self, timestep: Tensor | float | None) -> list[int]:
+        regions = self.config.num_regions
         if timestep is None:
             if regions == 1:
-                return
+                return [0]
             raise ValueError("timestep must be given to a model with diffratio regions")
         self.timesteps = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
         if not all(math.isfinite(t) for t in self.timesteps):
             raise ValueError(f"timestep must be finite, got {self.timesteps}")
-        inside = [min(max(int(t * regions // 1000), 0), regions - 1) for t in self.timesteps]
-        if len(set(inside)) == 1:
-            inside = inside[:1]
-        for state in self.layers:
-            state.tenths = [self.table[state.layer][region] for region in inside]
+        inside = [region(t, regions, self.units) for t in self.timesteps]
+        return inside[:1] if len(set(inside)) == 1 else inside

@@ -46,6 +46,9 @@ class BlockSpec:
     and the spec hands out the three branches. They are called on the kept tokens [b, k, D] alone.
     """
 
+    timestep_units: str = "training"
+    """What the model is given as timestep: "training" (0..999) or "noise" (a level in [0, 1])."""
+
     def why_not(self, block: nn.Module) -> str | None:
         """Why this block cannot be routed, None where it can."""
         return None
@@ -102,6 +105,10 @@ def register_block_spec(cls: type[nn.Module], spec: BlockSpec) -> None:
         raise TypeError(f"register_block_spec: cls must be a class of nn.Module, got {cls!r}")
     if not isinstance(spec, BlockSpec):
         raise TypeError(f"register_block_spec: spec must be a BlockSpec, got {type(spec).__name__}")
+    if spec.timestep_units not in ("training", "noise"):
+        raise ValueError(
+            f"register_block_spec: timestep_units={spec.timestep_units!r} must be 'training' or 'noise'"
+        )
     _specs[cls] = spec
 
 

@@ -1,0 +1,163 @@
+"""How training gets the mean kept ratio to its target (paper section 3.3: "dynamically adjusted")."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from diffratio_kernels.modules import RatioTable
+
+from ..ratios import diffratio_loss
+
+FAITHFUL_WEIGHT = 0.3
+_WATER_FILLING = 12  # each pass settles at least one group of ratios that meet a bound
+
+
+def ratio_learning_rate(target_compression: float, steps: int) -> float:
+    """Adam's learning rate for the ratios: in `steps` it goes four times the way from 0 to the target."""
+    return 4 * target_compression / steps
+
+
+class RatioController:
+    """Two ways to a target compression.
+
+    With a `weight` (and for a table in the faithful mode, whose default is the authors' 0.3) the ratio loss
+    is the paper's penalty, weight * (batch mean - target)^2. It stops L g / (2 weight) short of the target, g
+    being the mean of -dL/dr, and a schedule of the weight does not mend that: g differs by orders of
+    magnitude between models and layers, Adam's steps do not follow the size of a gradient, and its momentum
+    carries the mean past the target after the gap is gone.
+
+    Without one the target is a constraint. After each optimiser step the ratios are projected to the nearest
+    table whose mean is the current target, which falls from the start to the final target in the first part
+    of training; the mean can neither miss nor overshoot, and there is no integral that could wind up. What
+    is left to learn is which ratios lie above the mean, and for that gradients need a common price.
+    `before_step` adds the one at which as many ratios want to rise as to fall (Adam moves each by about its
+    learning rate). It comes from the gradients, averaged over steps: no extra backward, no scale to choose.
+
+    Per optimiser step, on every process alike:
+        loss = diffusion_loss + controller.loss(model); loss.backward()
+        controller.before_step()     # gradients of all processes and micro-batches are summed up
+        optimizer.step()
+        controller.after_step()      # projects the table
+
+    table: from `learn_ratios`. target_compression: mean over the table that is skipped, 0..1. steps:
+    optimiser steps of the whole training. ramp: the part of them in which the target falls.
+    """
+
+    def __init__(
+        self,
+        table: RatioTable,
+        target_compression: float,
+        steps: int,
+        *,
+        weight: float | None = None,
+        ramp: float = 0.4,
+    ):
+        low, high = table.interval
+        if not isinstance(target_compression, Real) or not 1 - high <= target_compression <= 1 - low + 1e-9:
+            raise ValueError(
+                f"target_compression={target_compression!r} must be in {1 - high:.1f}..{1 - low:.1f}, "
+                "where the table's ratios can be"
+            )
+        if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
+            raise ValueError(f"steps={steps!r} must be a positive integer")
+        if weight is not None and not (isinstance(weight, Real) and 0 <= weight < math.inf):
+            raise ValueError(f"weight={weight!r} must be a number from 0 or None")
+        if not isinstance(ramp, Real) or not 0 <= ramp <= 1:
+            raise ValueError(f"ramp={ramp!r} must be in 0..1")
+        self.table, self.steps, self.ramp = table, steps, ramp
+        self.target_compression = float(target_compression)
+        self.penalty = FAITHFUL_WEIGHT if weight is None and table.mode == "faithful" else weight
+        self.step, self.start = 0, table.mean().item()
+        horizon = max(1, min(50, steps // 10))
+        self.forget = 1 / horizon
+        ratios = table.ratios.detach()
+        self._gradient, self._present = torch.zeros_like(ratios), torch.zeros_like(ratios[0])
+        self._price = ratios.new_zeros(())
+
+    @property
+    def target(self) -> float:
+        """The mean kept ratio that holds now."""
+        final = 1 - self.target_compression
+        if self.penalty is not None or self.step >= self.ramp * self.steps:
+            return final
+        return self.start + (final - self.start) * self.step / (self.ramp * self.steps)
+
+    @property
+    def weight(self) -> float:
+        """Of the penalty; without one the price, in loss per unit of mean kept ratio. For logs: waits."""
+        return self._price.item() * self._gradient.numel() if self.penalty is None else self.penalty
+
+    def loss(self, model_or_pipe) -> Tensor:
+        """The ratio loss of the last forward pass, a scalar: zero where the target is a constraint."""
+        if self.penalty is None:
+            return self.table.ratios.new_zeros(())
+        return diffratio_loss(model_or_pipe, self.target_compression, self.penalty)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Add the price to the ratios' gradient: after the backward passes, before `optimizer.step()`."""
+        ratios = self.table.ratios
+        if self.penalty is not None or ratios.grad is None:
+            return
+        present = (ratios.grad != 0).any(0).to(ratios.dtype)  # a small batch does not reach every region
+        self._gradient.lerp_(-ratios.grad, self.forget)
+        self._present.lerp_(present, self.forget)
+        low, high = self.table.interval
+        worth = self._gradient / self._present.clamp(min=torch.finfo(ratios.dtype).tiny)
+        self._price = _balance(worth.flatten(), (ratios > low).flatten(), (ratios < high).flatten())
+        ratios.grad += self._price * present
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Project the table and move on to the next target: after `optimizer.step()`."""
+        self.step += 1
+        self.table.project_()
+        if self.penalty is not None:
+            return
+        ratios, (low, high) = self.table.ratios, self.table.interval
+        for _ in range(_WATER_FILLING):
+            gap = self.target - ratios.mean()
+            movable = torch.where(gap > 0, ratios < high, ratios > low)
+            share = gap * ratios.numel() / movable.sum().clamp(min=1)
+            ratios.add_(share * movable).clamp_(low, high)
+
+    def state_dict(self) -> dict:
+        """Plain numbers and lists, exact: a resumed training takes the same steps."""
+        return {
+            "step": self.step,
+            "start": self.start,
+            "price": self._price.item(),
+            "gradient": self._gradient.tolist(),
+            "present": self._present.tolist(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a `state_dict`; ValueError where it is not one of this table."""
+        names = {"step", "start", "price", "gradient", "present"}
+        if not isinstance(state, dict) or set(state) != names:
+            raise ValueError(f"state must have the entries {sorted(names)}")
+        like = self.table.ratios
+        try:
+            gradient, present, price = (
+                torch.tensor(state[name], dtype=like.dtype, device=like.device)
+                for name in ("gradient", "present", "price")
+            )
+            step, start = int(state["step"]), float(state["start"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"state holds something else than numbers ({error})") from None
+        if gradient.shape != like.shape or present.shape != like.shape[1:] or price.shape:
+            raise ValueError(f"state is of a table {tuple(gradient.shape)}, this one is {tuple(like.shape)}")
+        self._gradient, self._present, self._price = gradient, present, price
+        self.step, self.start = step, start
+
+
+def _balance(worth: Tensor, can_fall: Tensor, can_rise: Tensor) -> Tensor:
+    """The price at which as many entries fall (worth less, not at the lower bound) as rise."""
+    worth, order = worth.sort()
+    falling = can_fall[order].cumsum(0)
+    rising = can_rise.sum() - can_rise[order].cumsum(0)
+    return worth[(falling >= rising).to(torch.uint8).argmax()]
