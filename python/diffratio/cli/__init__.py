@@ -13,9 +13,10 @@ def main() -> None:
         from .doctor import doctor
         from .flops import flops
         from .kernels import kernels
+        from .train import train
 
         app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-        for command in (demo, bench, flops, kernels, doctor):
+        for command in (demo, train, bench, flops, kernels, doctor):
             app.command()(command)
         app()
     except ModuleNotFoundError as error:

@@ -1,0 +1,108 @@
+"""What a run starts from: a diffusers transformer with its noise schedule, LoRA, routers and ratios."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoModel, DDPMScheduler
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from ..config import DiffRatioConfig
+from ..demo.model import ASSETS
+from ..models import PRETRAINED, noise_schedule
+from ..patch import apply_diffratio, transformer_of
+from ..ratios import learn_ratios
+from .arguments import ArgumentError, TrainArguments
+
+# Models that come with the package, each for the data set of its name.
+BUILT_IN = {"digits": ASSETS / "dense"} | PRETRAINED
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+
+@dataclass
+class Base:
+    """`model` in fp32; `built_in`: it works on the pixels and text tokens of the project's own data sets."""
+
+    model: nn.Module
+    scheduler: DDPMScheduler
+    built_in: bool
+
+
+def load_base(arguments: TrainArguments) -> Base:
+    """The transformer and the schedule that `pretrained_model_name_or_path` names."""
+    name = arguments.pretrained_model_name_or_path
+    if name in BUILT_IN:
+        return Base(_load_transformer(BUILT_IN[name], None, None), noise_schedule(), True)
+    model = _load_transformer(name, arguments.revision, arguments.variant)
+    try:
+        scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler", revision=arguments.revision)
+    except OSError:
+        scheduler = DDPMScheduler()
+        warnings.warn(
+            f"{name} has no scheduler: training predicts the noise on a linear schedule of 1000 steps",
+            stacklevel=2,
+        )
+    return Base(model, scheduler, False)
+
+
+def _load_transformer(name: str | Path, revision: str | None, variant: str | None) -> nn.Module:
+    failures = []
+    for subfolder in ("transformer", None):
+        try:
+            return AutoModel.from_pretrained(
+                str(name), subfolder=subfolder, revision=revision, variant=variant, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            failures.append(str(error).splitlines()[0])
+    raise ArgumentError(f"pretrained_model_name_or_path={str(name)!r} holds no transformer: {failures[-1]}")
+
+
+def prepare_model(model: nn.Module, arguments: TrainArguments) -> nn.Module:
+    """Freeze, add LoRA, routers and ratios as the arguments say. Returns the module to train."""
+    if arguments.train_mode == "lora":
+        if arguments.mixed_precision == "bf16":
+            _cast(model.parameters(), torch.bfloat16)
+        model = get_peft_model(model, lora_config(arguments))
+        _cast((p for p in model.parameters() if p.requires_grad), torch.float32)
+    add_routing(model, arguments)
+    if arguments.gradient_checkpointing:
+        transformer_of(model).enable_gradient_checkpointing()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError("train_mode: nothing is left to train")
+    return model
+
+
+def lora_config(arguments: TrainArguments) -> LoraConfig:
+    return LoraConfig(
+        r=arguments.rank,
+        lora_alpha=arguments.rank,
+        target_modules=list(LORA_TARGETS),
+        base_model_name_or_path=arguments.pretrained_model_name_or_path,
+        revision=arguments.revision,
+    )
+
+
+def _cast(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+
+
+def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
+    """Routers for every method but dense, and ratios for l and lt."""
+    if arguments.method == "dense":
+        return
+    compression = arguments.target_compression if arguments.method == "mod" else 0.0
+    config = DiffRatioConfig(
+        compression=compression, num_regions=arguments.regions, router_start=arguments.router_start
+    )
+    try:
+        apply_diffratio(model, config)
+    except ValueError as error:
+        raise ArgumentError(f"pretrained_model_name_or_path: {error}") from None
+    if arguments.learns_ratios:
+        learn_ratios(model, mode=arguments.ratio_mode)

@@ -1,0 +1,55 @@
+"""What a run leaves behind, for evaluation, plots and inference."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from diffusers import AutoModel
+from peft import PeftModel
+from torch import nn
+
+from ..adapter import CONFIG_NAME, load_diffratio
+from .arguments import TrainArguments
+from .base import load_base
+from .checkpoints import Checkpoints
+from .run_log import RUN
+from .state import ADAPTER, WEIGHTS
+
+
+def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tuple[nn.Module, dict]:
+    """The model of a run, ready for inference, and what `run.json` tells about it.
+
+    Args:
+        directory: what was `output_dir` of the training.
+        checkpoint: a step with a checkpoint; None is the finished model.
+
+    Returns:
+        The transformer in fp32 on the CPU, LoRA merged and diffratio loaded (a run with method dense has
+        none), and the content of `run.json` with the entry "checkpoint".
+
+    Raises:
+        ValueError: `directory` holds no run, or not that checkpoint.
+    """
+    directory = Path(directory)
+    try:
+        info = json.loads((directory / RUN).read_text())
+        arguments = TrainArguments(**info["arguments"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"directory: {str(directory)!r} holds no run ({error})") from None
+    folder = directory / "final"
+    if checkpoint is not None:
+        folder = Checkpoints(directory).path(checkpoint) / ADAPTER
+    if not folder.is_dir():
+        what = "unfinished" if checkpoint is None else f"without checkpoint {checkpoint}"
+        raise ValueError(f"directory: the run in {str(directory)!r} is {what}")
+    if (folder / WEIGHTS).is_file():
+        model = AutoModel.from_pretrained(str(folder), use_safetensors=True)
+    else:
+        base = load_base(arguments).model
+        model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    model.requires_grad_(False).eval()
+    if (folder / CONFIG_NAME).is_file():
+        load_diffratio(model, folder)
+    return model, info | {"checkpoint": checkpoint}

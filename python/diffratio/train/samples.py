@@ -1,0 +1,77 @@
+"""Training samples by number: what sample s of a run is follows from (seed, s) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+# Items that stand for the clean image, in the order in which they are looked for.
+CLEAN = ("latents", "pixel_values")
+
+
+class TrainingSamples(Dataset):
+    """The samples `first .. first + count` of a run, with caption, timestep and noise decided.
+
+    Every epoch is a new order of the data set. Since no state is carried along, neither a resumed run nor
+    another number of processes, workers or accumulation steps changes which samples an optimiser step sees.
+    """
+
+    def __init__(self, dataset, seed: int, first: int, count: int, *, timesteps: int, drop: float):
+        self.dataset, self.seed, self.first, self.count = dataset, seed, first, count
+        self.timesteps, self.drop = timesteps, drop
+        self._epoch, self._order = -1, None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        numbers = [self.first + position for position in positions]
+        items = self.dataset.__getitems__([self._row(number) for number in numbers])
+        return [self._complete(item, number) for item, number in zip(items, numbers, strict=True)]
+
+    def _row(self, number: int) -> int:
+        epoch, place = divmod(number, len(self.dataset))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(_mixed(self.seed, epoch, 0))
+            self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
+        return int(self._order[place])
+
+    def _complete(self, item: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(_mixed(self.seed, number, 1))
+        clean = next(item[name] for name in CLEAN if name in item)
+        timestep = torch.randint(self.timesteps, (), generator=generator)
+        dropped = torch.rand((), generator=generator) < self.drop
+        item = item | {"timestep": timestep, "noise": torch.randn(clean.shape, generator=generator)}
+        if dropped and "tokens" in item:
+            item["tokens"] = self.dataset.null_tokens
+        return item
+
+
+class ValidationSamples(Dataset):
+    """The first `count` held-out images; noise and timesteps never change, timesteps are spread evenly."""
+
+    def __init__(self, dataset, count: int, *, timesteps: int):
+        self.dataset, self.count, self.timesteps = dataset, min(count, len(dataset)), timesteps
+        self._places = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        item = self.dataset[row]
+        clean = next(item[name] for name in CLEAN if name in item)
+        generator = torch.Generator().manual_seed(_mixed(0, row, 2))
+        timestep = self._places[row] * self.timesteps // self.count
+        return item | {"timestep": timestep, "noise": torch.randn(clean.shape, generator=generator)}
+
+
+def _mixed(*numbers: int) -> int:
+    """32 well mixed bits: torch's CPU generator looks at no more of its seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
