@@ -17,15 +17,17 @@ MODES = ("default", "faithful")
 class TableBins:
     """What a table decided at one moment; a recomputation is given it again.
 
-    ratios, tenths of small and large bins and nearest bins as lists [L][R]; `lower` and `step` [L, R] are
-    the smaller bin and the distance between both, in the unit and on the device of the weights.
+    Lists [L][R]: clamped ratios, tenths of the smaller and larger bin, the larger one's weight, and nearest
+    bins. Tensors [L, R] on the table's device: weight = (scale * ratio - lower) / step.
     """
 
     ratios: list[list[float]]
     small: list[list[int]]
     large: list[list[int]]
+    weights: list[list[float]]
     nearest: list[list[int]]
     dead: int
+    scale: int
     lower: Tensor
     step: Tensor
 
@@ -89,11 +91,20 @@ class RatioTable(nn.Module):
             layer, region = (~ratios.isfinite()).nonzero()[0].tolist()
             raise ValueError(f"RatioTable: ratios[{layer}, {region}] is {ratios[layer, region].item()}")
         inside = ratios.clamp(*self.interval)
-        decide = _faithful if self.mode == "faithful" else _bracketing
-        small, large, nearest, lower, step = decide(inside, self.bins)
-        outside = int((inside != ratios).sum()) if self.mode == "faithful" else 0
-        device = self.ratios.device
-        return TableBins(inside.tolist(), small, large, nearest, outside, lower.to(device), step.to(device))
+        faithful = self.mode == "faithful"
+        scale = 1 if faithful else 10
+        small, large, nearest, lower, step = (_faithful if faithful else _bracketing)(inside, self.bins)
+        return TableBins(
+            ratios=inside.tolist(),
+            small=small,
+            large=large,
+            weights=((scale * inside - lower) / step).tolist(),
+            nearest=nearest,
+            dead=int((inside != ratios).sum()) if faithful else 0,
+            scale=scale,
+            lower=lower.to(self.ratios.device),
+            step=step.to(self.ratios.device),
+        )
 
     def pair(
         self, layer: int, regions: list[int], bins: TableBins | None = None
@@ -103,13 +114,12 @@ class RatioTable(nn.Module):
         The weight is differentiable in `ratios`. `bins`: decisions made before, for a recomputation.
         """
         bins = self.table_bins() if bins is None else bins
-        scale = 1 if self.mode == "faithful" else 10
-        weights = (scale * self._inside(self.ratios[layer]) - bins.lower[layer]) / bins.step[layer]
+        weights = (bins.scale * self._inside(self.ratios[layer]) - bins.lower[layer]) / bins.step[layer]
         small, large = bins.small[layer], bins.large[layer]
         return [small[r] for r in regions], [large[r] for r in regions], self._gather(weights, regions)
 
     def mean(self, regions: list[int] | None = None) -> Tensor:
-        """Differentiable mean of the clamped ratios over layers and a batch's regions, None: over the table."""
+        """Differentiable mean of the clamped ratios over layers and a batch's regions (None: the table)."""
         inside = self._inside(self.ratios)
         return inside.mean() if regions is None else self._gather(inside.mean(0), regions).mean()
 

@@ -38,12 +38,42 @@ class SavedRouting:
     def __deepcopy__(self, memo) -> SavedRouting:
         return SavedRouting()
 
-    def put(self, x: Tensor, index: Tensor, keep: list[int]) -> None:
-        self._by_input[x] = (index, keep)
+    def put(self, x: Tensor, *decision) -> None:
+        self._by_input[x] = decision
 
-    def get(self, x: Tensor) -> tuple[Tensor, list[int]] | None:
-        """The selection for this very input, if this is a recomputation inside a backward pass."""
-        return self._by_input.get(x) if in_backward() else None
+    def get(self, x: Tensor) -> tuple | None:
+        """The decision for this very input, if this is a recomputation inside a backward pass.
+
+        Re-entrant checkpointing recomputes with a detached tensor: of the same memory, which still is alive.
+        """
+        if not in_backward():
+            return None
+        found = self._by_input.get(x)
+        if found is not None:
+            return found
+        place = x.data_ptr(), x.shape, x.stride()
+        return next(
+            (
+                decision
+                for other, decision in self._by_input.items()
+                if (other.data_ptr(), other.shape, other.stride()) == place
+            ),
+            None,
+        )
+
+
+class Routing:
+    """One recorded selection: `index` [T] holds rows of the flattened [B*N], `shape` is (B, N)."""
+
+    def __init__(self, layer: int, timesteps: list[float] | None, index: Tensor, shape: tuple[int, int]):
+        self.layer, self.index, self.shape = layer, index, shape
+        self.timestep = None if not timesteps or len(set(timesteps)) > 1 else timesteps[0]
+        self.timesteps = timesteps
+
+    def kept(self) -> Tensor:
+        """[B, N] bool: which tokens were kept."""
+        mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.index.device)
+        return mask.index_fill(0, self.index, True).view(self.shape)
 
 
 def in_backward() -> bool:
@@ -69,6 +99,11 @@ class LayerState:
     saved: SavedRouting = field(default_factory=SavedRouting)
     tokens: int | None = None
     """N of the last call."""
+
+    def record(self, x: Tensor, index: Tensor) -> None:
+        """Record a selection where that is asked for."""
+        if self.plan.record is not None:
+            self.plan.record.append(Routing(self.layer, self.plan.timesteps, index, tuple(x.shape[:2])))
 
 
 @dataclass

@@ -12,11 +12,16 @@ from diffratio_kernels.ops import choose
 from .packing import still_packed
 from .patch import plan_of, routed_blocks, transformer_of
 from .routed import why_modules
+from .two_bin import why_two_passes
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One routed block: kept ratio per timestep region, kept tokens at N, and how it runs at inference."""
+    """One routed block: kept ratio per timestep region, kept tokens at N, and how it runs at inference.
+
+    While the model learns its ratios: `learned_ratio` per region, of which the kept ratio is the nearest bin,
+    and how a training pass runs.
+    """
 
     layer: int
     name: str
@@ -26,6 +31,8 @@ class LayerSummary:
     path: str
     implementation: str
     reason: str | None
+    learned_ratio: tuple[float, ...] | None = None
+    training: str | None = None
 
 
 class Summary(list):
@@ -43,10 +50,13 @@ class Summary(list):
         lines = [f"{'layer':>5}  {'kept ratio':<24}  {'kept tokens':<22}  {'runs as':<22}  block"]
         for row in self:
             ratio = " ".join(f"{r:.1f}" for r in row.kept_ratio)
+            if row.learned_ratio is not None:
+                ratio += f" ({' '.join(f'{r:.3f}' for r in row.learned_ratio)})"
             kept = "-" if row.tokens is None else f"{' '.join(map(str, row.kept_tokens))} of {row.tokens}"
             why = "" if row.reason is None else f" ({row.reason})"
             way = f"{row.path}, {row.implementation}"
-            lines.append(f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}")
+            trains = "" if row.training is None else f", trains in {row.training}"
+            lines.append(f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}{trains}")
         if not self.enabled:
             lines.append("diffratio is disabled: the blocks run dense")
         return "\n".join(lines)
@@ -60,6 +70,17 @@ def _implementation(block, one_operator: bool) -> str:
     return f"{rows} rows, {attention} attention" if one_operator else f"{rows} rows"
 
 
+def _learned(state) -> dict:
+    if state.plan.ratios is None:
+        return {}
+    reason = why_two_passes(state)
+    ratios = tuple(state.plan.ratios.host()[state.layer])
+    return {
+        "learned_ratio": ratios,
+        "training": "one pass" if reason is None else f"two passes: {reason}",
+    }
+
+
 def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     """Every patched block of a model; `tokens` is N for the kept counts (default: N of the last call).
 
@@ -71,12 +92,13 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
         raise ValueError(f"tokens={tokens!r} must be a positive integer")
     model = transformer_of(model_or_pipe)
     plan = plan_of(model)
+    table = plan.table if plan.ratios is None else plan.ratios.nearest()
     rows = []
     with torch.no_grad():
         for block in routed_blocks(model):
             state = block._diffratio
             n = state.tokens if tokens is None else tokens
-            tenths = plan.table[state.layer]
+            tenths = table[state.layer]
             modules = reason = why_modules(block, state)
             if reason is None and not still_packed(state.spec.qkv(block), state.packed):
                 reason = (
@@ -92,6 +114,7 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
                     path="mod_block" if modules is None else "modules",
                     implementation=_implementation(block, modules is None),
                     reason=reason,
+                    **_learned(state),
                 )
             )
     return Summary(rows, plan.enabled)

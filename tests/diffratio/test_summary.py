@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 
-from diffratio import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio, summary
+from diffratio import (
+    DiffRatioConfig,
+    disable_diffratio,
+    enable_diffratio,
+    freeze_ratios,
+    learn_ratios,
+    remove_diffratio,
+    summary,
+)
 
 SETTINGS = {"num_regions": 2, "overrides": {0: [0.1, 0.2], -1: 1.0}}
 
@@ -100,6 +108,8 @@ def test_a_summary_is_json(routed):
         "path",
         "implementation",
         "reason",
+        "learned_ratio",
+        "training",
     }
 
 
@@ -127,3 +137,18 @@ def test_a_summary_changes_nothing(tiny, routed):
     assert tiny.snapshot(routed) == before
     assert {row.tokens for row in summary(routed)} == {None}
     assert routed._diffratio_plan.config == DiffRatioConfig(0.3, **SETTINGS)
+
+
+def test_learned_ratios_stand_beside_the_bins_that_inference_takes(routed):
+    assert {(row.learned_ratio, row.training) for row in summary(routed)} == {(None, None)}
+    table = learn_ratios(routed)
+    with torch.no_grad():
+        table.ratios.copy_(torch.tensor([[0.96, 0.84], [0.31, 0.5], [0.75, 1.0]]))
+    rows = summary(routed, tokens=10)
+    assert [row.kept_ratio for row in rows] == [(1.0, 0.8), (0.3, 0.5), (0.8, 1.0)]
+    assert [row.kept_tokens for row in rows] == [(10, 8), (3, 5), (8, 10)]
+    assert rows[1].learned_ratio == pytest.approx((0.31, 0.5))
+    assert {row.training for row in rows} == {"one pass"}
+    assert "(0.310 0.500)" in str(rows) and "trains in one pass" in str(rows)
+    freeze_ratios(routed)
+    assert {row.learned_ratio for row in summary(routed)} == {None}

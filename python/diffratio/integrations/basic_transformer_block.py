@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from diffusers.models.activations import GELU
@@ -11,7 +12,17 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .spec import BlockInputs, BlockSpec, hooked, plain_linear, register_block_spec
+from diffratio_kernels.ops.two_bin_steps import Linears
+
+from .spec import (
+    BlockInputs,
+    BlockSpec,
+    affine_linear,
+    bias_of,
+    hooked,
+    plain_linear,
+    register_block_spec,
+)
 
 _signature = inspect.signature(BasicTransformerBlock.forward)
 
@@ -79,37 +90,10 @@ class BasicTransformerBlockSpec(BlockSpec):
         return block.ff(normed)
 
     def why_not_fused(self, block):
-        attentions = {"attn1": block.attn1} | ({} if block.attn2 is None else {"attn2": block.attn2})
-        for name, attention in attentions.items():
-            reason = _why_not_default_attention(attention)
-            if reason is not None:
-                return f"{name}: {reason}"
-        ff = block.ff
-        if len(ff.net) != 3 or type(ff.net[0]) is not GELU or ff.net[0].approximate != "tanh":
-            return "ff: not a tanh-GELU MLP"
-        linears = {
-            "attn1.to_q": block.attn1.to_q,
-            "attn1.to_k": block.attn1.to_k,
-            "attn1.to_v": block.attn1.to_v,
-        }
-        linears |= {f"{name}.to_out.0": attention.to_out[0] for name, attention in attentions.items()}
-        linears |= {"ff.net.0.proj": ff.net[0].proj, "ff.net.2": ff.net[2]}
-        if block.attn2 is not None:
-            linears["attn2.to_q"] = block.attn2.to_q
-        for name, linear in linears.items():
-            reason = plain_linear(linear)
-            if reason is not None:
-                return f"{name}: {reason}"
-        dropouts = {f"{name}.to_out.1": attention.to_out[1] for name, attention in attentions.items()}
-        dropouts["ff.net.1"] = ff.net[1]
-        if any(not isinstance(dropout, nn.Dropout) or dropout.p > 0 for dropout in dropouts.values()):
-            return "it has dropout"
-        for name, module in ({"ff": ff, "ff.net.0": ff.net[0]} | dropouts).items():
-            reason = hooked(module)
-            if reason is not None:
-                return f"{name}: {reason}"
-        head_dim = block.attn1.inner_dim // block.attn1.heads
-        return f"head_dim {head_dim} is not a multiple of 8" if head_dim % 8 else None
+        return _why_not_chain(block, plain_linear)
+
+    def why_not_linears(self, block):
+        return _why_not_chain(block, affine_linear)
 
     def why_not_fused_call(self, block, inputs):
         bias = inputs.context["encoder_attention_mask"]
@@ -139,20 +123,65 @@ class BasicTransformerBlockSpec(BlockSpec):
         }
         if block.attn2 is None:
             return arguments
-        text = inputs.context["encoder_hidden_states"]
-        lengths = None
-        if inputs.context["encoder_attention_mask"] is not None:
-            order, lengths = _text_lengths(inputs.context["encoder_attention_mask"])
-            text = text.gather(1, order[..., None].expand_as(text))
         cross = block.attn2
-        return arguments | {
-            "context_kv": torch.stack([cross.to_k(text), cross.to_v(text)], dim=2),
-            "context_lengths": lengths,
-            "cross_q_weight": cross.to_q.weight,
-            "cross_q_bias": cross.to_q.bias,
-            "cross_out_weight": cross.to_out[0].weight,
-            "cross_out_bias": cross.to_out[0].bias,
-        }
+        return (
+            arguments
+            | _text(cross, inputs)
+            | {
+                "cross_q_weight": cross.to_q.weight,
+                "cross_q_bias": cross.to_q.bias,
+                "cross_out_weight": cross.to_out[0].weight,
+                "cross_out_bias": cross.to_out[0].bias,
+            }
+        )
+
+    def linears(self, block, inputs):
+        qkv, fc2, cross = self.qkv(block), block.ff.net[2], block.attn2
+        linears = Linears(
+            qkv=lambda rows: torch.cat([linear(rows) for linear in qkv], dim=-1),
+            out=block.attn1.to_out[0],
+            fc1=block.ff.net[0].proj,
+            fc2=fc2,
+            fc2_bias=bias_of(fc2),
+            cross_q=None if cross is None else cross.to_q,
+            cross_out=None if cross is None else cross.to_out[0],
+        )
+        return linears, {"num_heads": block.attn1.heads} | ({} if cross is None else _text(cross, inputs))
+
+
+def _why_not_chain(block: nn.Module, why_not_linear: Callable[[nn.Module], str | None]) -> str | None:
+    """Why a block is not the chain of Linears that our operators compute, None where it is."""
+    attentions = {"attn1": block.attn1} | ({} if block.attn2 is None else {"attn2": block.attn2})
+    for name, attention in attentions.items():
+        reason = _why_not_default_attention(attention)
+        if reason is not None:
+            return f"{name}: {reason}"
+    ff = block.ff
+    if len(ff.net) != 3 or type(ff.net[0]) is not GELU or ff.net[0].approximate != "tanh":
+        return "ff: not a tanh-GELU MLP"
+    linears = {
+        "attn1.to_q": block.attn1.to_q,
+        "attn1.to_k": block.attn1.to_k,
+        "attn1.to_v": block.attn1.to_v,
+    }
+    linears |= {f"{name}.to_out.0": attention.to_out[0] for name, attention in attentions.items()}
+    linears |= {"ff.net.0.proj": ff.net[0].proj, "ff.net.2": ff.net[2]}
+    if block.attn2 is not None:
+        linears["attn2.to_q"] = block.attn2.to_q
+    for name, linear in linears.items():
+        reason = why_not_linear(linear)
+        if reason is not None:
+            return f"{name}: {reason}"
+    dropouts = {f"{name}.to_out.1": attention.to_out[1] for name, attention in attentions.items()}
+    dropouts["ff.net.1"] = ff.net[1]
+    if any(not isinstance(dropout, nn.Dropout) or dropout.p > 0 for dropout in dropouts.values()):
+        return "it has dropout"
+    for name, module in ({"ff": ff, "ff.net.0": ff.net[0]} | dropouts).items():
+        reason = hooked(module)
+        if reason is not None:
+            return f"{name}: {reason}"
+    head_dim = block.attn1.inner_dim // block.attn1.heads
+    return f"head_dim {head_dim} is not a multiple of 8" if head_dim % 8 else None
 
 
 def _why_not_default_attention(attention: nn.Module) -> str | None:
@@ -180,6 +209,19 @@ def _norms(block: nn.Module) -> list[nn.Module]:
     if block.norm_type == "ada_norm_single":
         return [block.norm1, block.norm2]
     return [block.norm1.norm, block.norm3]
+
+
+def _text(cross: nn.Module, inputs: BlockInputs) -> dict:
+    """Keys and values of the text, and how many of its tokens count."""
+    text, mask = inputs.context["encoder_hidden_states"], inputs.context["encoder_attention_mask"]
+    lengths = None
+    if mask is not None:
+        order, lengths = _text_lengths(mask)
+        text = text.gather(1, order[..., None].expand_as(text))
+    return {
+        "context_kv": torch.stack([cross.to_k(text), cross.to_v(text)], dim=2),
+        "context_lengths": lengths,
+    }
 
 
 _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffratio_kernels.ops.two_bin_steps import Linears
+
 
 @dataclass
 class BlockInputs:
@@ -91,6 +93,17 @@ class BlockSpec:
         """The weights by the argument names of `mod_block`, without x, router and modulation."""
         raise NotImplementedError
 
+    def why_not_linears(self, block: nn.Module) -> str | None:
+        """Why a training pass at two bins calls the branches twice, None where `linears` makes it one."""
+        return "its spec gives no linears"
+
+    def linears(self, block: nn.Module, inputs: BlockInputs) -> tuple[Linears, dict]:
+        """The block's products as callables on packed rows, and num_heads, context_kv and context_lengths.
+
+        The block must be what `mod_block` computes: heads without norms of their own, tanh GELU, no dropout.
+        """
+        raise NotImplementedError
+
     def qkv(self, block: nn.Module) -> list[nn.Linear]:
         """The three projections that make up qkv_weight, in that order (only with raw weights)."""
         raise NotImplementedError
@@ -131,6 +144,30 @@ def plain_linear(module: nn.Module) -> str | None:
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}"
     return hooked(module)
+
+
+def affine_linear(module: nn.Module) -> str | None:
+    """Why calling `module` on rows is not an affine map with the bias of `bias_of`, None where it is.
+
+    That is a Linear, or PEFT's LoRA layer around one, without dropout, bias or variant (DoRA) of its own.
+    """
+    if type(module) is nn.Linear:
+        return hooked(module)
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    if kind != "peft.tuners.lora.layer.Linear":
+        return f"a {kind}, not an affine layer that is known"
+    if any(getattr(dropout, "p", 0) > 0 for dropout in module.lora_dropout.values()):
+        return "LoRA with dropout"
+    if module.lora_variant or any(module.lora_bias.values()):
+        return "LoRA with a variant or a bias"
+    if type(module.base_layer) is not nn.Linear:
+        return f"LoRA around a {type(module.base_layer).__name__}"
+    return next((reason for part in module.modules() if (reason := hooked(part))), None)
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The bias of an `affine_linear`."""
+    return getattr(module, "base_layer", module).bias
 
 
 def hooked(module: nn.Module) -> str | None:
