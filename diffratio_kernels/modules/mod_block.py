@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops import mod_block
+from ..ops import mod_block, two_bin_block
 from .router import Router
 
 
@@ -59,20 +59,44 @@ class ModBlock(nn.Module):
             self.router.router_weight,
             keep,
             modulation,
-            self.qkv.weight,
-            self.qkv.bias,
-            self.out.weight,
-            self.out.bias,
-            self.fc1.weight,
-            self.fc1.bias,
-            self.fc2.weight,
-            self.fc2.bias,
-            self.num_heads,
-            rescale=self.rescale,
-            score_scale=self.router.score_scale,
-            eps=self.eps,
+            **self._arguments(),
             **self._cross_arguments(context_kv, context_lengths),
         )
+
+    def two_bins(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        keep_small: int | list[int],
+        keep_large: int | list[int],
+        weight_large: Tensor,
+        context_kv: Tensor | None = None,
+        context_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """The training forward of a learned ratio, as `torch.ops.diffratio.two_bin_block`; see `RatioTable`."""
+        return two_bin_block(
+            x,
+            self.router.router_weight,
+            keep_small,
+            keep_large,
+            weight_large,
+            modulation,
+            **self._arguments(),
+            **self._cross_arguments(context_kv, context_lengths),
+        )
+
+    def _arguments(self) -> dict:
+        linears = {"qkv": self.qkv, "out": self.out, "fc1": self.fc1, "fc2": self.fc2}
+        weights = {f"{name}_weight": linear.weight for name, linear in linears.items()}
+        biases = {f"{name}_bias": linear.bias for name, linear in linears.items()}
+        return {
+            **weights,
+            **biases,
+            "num_heads": self.num_heads,
+            "rescale": self.rescale,
+            "score_scale": self.router.score_scale,
+            "eps": self.eps,
+        }
 
     def _cross_arguments(self, context_kv: Tensor | None, context_lengths: Tensor | None) -> dict:
         if not hasattr(self, "cross_q"):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import reference
 from .block_steps import Steps
+from .recompute import without_keeping
 from .route import packed_offsets
 from .two_bin_attention import small_rows_of, with_small_rows
 
@@ -85,7 +87,10 @@ def two_bin_forward(
     at = reference.small_rows(offsets, small_offsets, small)
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
-    query, key, value = linears.qkv(normed).unflatten(-1, (3, num_heads, -1)).unbind(1)
+    again = partial(steps.adaln, hidden.detach(), index, tokens, shift1, scale1, eps)
+    qkv = without_keeping(linears.qkv, normed, again)
+    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).unbind(1)
+    del normed
     attended = steps.two_bin_attention(
         query, key, value, offsets, small_offsets, max(keep_large), max(keep_small), small, None
     ).flatten(1)
@@ -113,7 +118,8 @@ def two_bin_forward(
             )
         hidden, pre = torch.cat([hidden_large, hidden_small]), torch.cat([pre_large, pre_small])
     bins = weight_large, offsets, small_offsets
-    branch = linears.fc2(steps.two_bin_gelu(pre, *bins, rows)).to(x.dtype)
+    gelu = partial(steps.two_bin_gelu, pre.detach(), weight_large.detach(), *bins[1:], rows)
+    branch = without_keeping(linears.fc2, steps.two_bin_gelu(pre, *bins, rows), gelu).to(x.dtype)
     if linears.fc2_bias is not None:
         branch = _weigh_bias(branch, linears.fc2_bias, *bins, index, tokens)
     return steps.two_bin_blend(x, index, hidden, branch, gate2, logits, *bins, rescale, score_scale)
@@ -171,8 +177,9 @@ def _streams(
             None,
         )
         hidden = (hidden + linears.cross_out(attended.flatten(1))).to(dtype)
-    normed = steps.adaln(hidden, rows.index, tokens, rows.shift2, rows.scale2, eps)
-    return hidden, linears.fc1(normed)
+    vectors = rows.index, tokens, rows.shift2, rows.scale2, eps
+    again = partial(steps.adaln, hidden.detach(), *vectors)
+    return hidden, without_keeping(linears.fc1, steps.adaln(hidden, *vectors), again)
 
 
 def _weigh_bias(branch, bias, weight_large, large_offsets, small_offsets, index, tokens) -> Tensor:

@@ -66,11 +66,7 @@ def run_block_benchmark(
 
     result = BlockBenchmark(
         shape={"batch": batch, "tokens": tokens, "width": width, "heads": heads, "text": text},
-        dtype=str(dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        device=torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        versions={"diffratio": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        rounds=rounds,
+        **benchmark_facts(dtype, device, rounds),
     )
     for (name, ratio), call in calls.items():
         result.rows.append(
@@ -83,6 +79,19 @@ def run_block_benchmark(
             }
         )
     return result
+
+
+def benchmark_facts(dtype: torch.dtype, device: str, rounds: int) -> dict:
+    """What a `BlockBenchmark` says about a run besides the block's shape."""
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "versions": {
+            "diffratio": __version__, "torch": torch.__version__, "python": platform.python_version()
+        },
+        "rounds": rounds,
+    }  # fmt: skip
 
 
 def _flops(name: str, keep: int, tokens: int, width: int, text: int) -> int:

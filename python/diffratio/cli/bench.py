@@ -51,6 +51,32 @@ def table(result) -> Table:
     return out
 
 
+def training_table(result) -> Table:
+    """Two bins against the dense block, forward and backward, of a `BlockBenchmark` for training."""
+    shape = result.shape
+    title = (
+        f"forward + backward, B={shape['batch']} N={shape['tokens']} D={shape['width']} "
+        f"heads={shape['heads']} text={shape['text']} {result.dtype}, {result.threads} threads, "
+        f"medians of {result.rounds}"
+    )
+    out = Table(title=title)
+    for column in ("", "bins", "ms", "of dense", "FLOPs of dense", "time / FLOPs", "peak MiB"):
+        out.add_column(column, justify="left" if not column else "right")
+    dense = result.rows[0]
+    for row in result.rows:
+        latency, flop = (row[name] / dense[name] for name in ("seconds", "flops"))
+        out.add_row(
+            row["name"],
+            f"{row['kept_small']:.1f} / {row['kept']:.1f}" if row["kept_small"] else "1.0",
+            f"{row['seconds'] * 1e3:.1f}",
+            f"{latency:.3f}",
+            f"{flop:.3f}",
+            f"{latency / flop:.3f}",
+            f"{row['peak_bytes'] / 2**20:.0f}",
+        )
+    return out
+
+
 def bench(
     batch: Annotated[int, typer.Option(min=1, help="Samples (2: one image under guidance).")] = 2,
     tokens: Annotated[int, typer.Option(min=1, help="Image tokens N.")] = 1024,
@@ -60,10 +86,11 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 15,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    training: Annotated[bool, typer.Option(help="Forward and backward with two bins.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time one block dense, routed by the authors' eager code, and routed by mod_block."""
-    from ..bench import run_block_benchmark
+    from ..bench import run_block_benchmark, run_training_benchmark
 
     if dtype not in DTYPES:
         raise typer.BadParameter(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
@@ -71,7 +98,8 @@ def bench(
         raise typer.BadParameter(f"device={device!r} must be cpu, or cuda where there is one")
     if width % heads or width // heads % 8:
         raise typer.BadParameter(f"width={width} must be heads={heads} times a multiple of 8")
-    result = run_block_benchmark(
+    run, show = (run_training_benchmark, training_table) if training else (run_block_benchmark, table)
+    result = run(
         batch,
         tokens,
         width,
@@ -85,4 +113,4 @@ def bench(
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        Console(width=140).print(table(result))
+        Console(width=140).print(show(result))

@@ -3,6 +3,7 @@
 from .count import METHODS, FlopsReport, block_flops, dsap_kept, kept_tokens, transformer_flops
 from .published import PublishedRow, rows
 from .shapes import PRESETS, TransformerShape
+from .training import training_flops
 
 __all__ = [
     "METHODS",
@@ -14,5 +15,6 @@ __all__ = [
     "dsap_kept",
     "kept_tokens",
     "rows",
+    "training_flops",
     "transformer_flops",
 ]

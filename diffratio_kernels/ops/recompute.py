@@ -1,0 +1,39 @@
+"""Activations that the backward makes again because that is cheaper than keeping them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class _Again:
+    """Stands for a tensor of a graph: what makes it again."""
+
+    def __init__(self, make: Callable[[], Tensor], shape: torch.Size):
+        self.make, self.shape = make, shape
+
+
+def without_keeping(call: Callable[[Tensor], Tensor], value: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """call(value), where the backward of `call` gets `make()` instead of a kept `value`.
+
+    make() gives the bits of `value` from tensors that are kept in any case.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return call(value)
+    address, size, dtype = value.data_ptr(), value.numel(), value.dtype  # a hook that knew `value` would keep it
+
+    def pack(t: Tensor) -> Tensor | _Again:
+        same = t.data_ptr() == address and t.numel() == size and t.is_contiguous()
+        return _Again(make, t.shape) if same and t.dtype == dtype else t
+
+    def unpack(kept: Tensor | _Again) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return kept.make().view(kept.shape)
+
+    with saved_tensors_hooks(pack, unpack):
+        return call(value)
