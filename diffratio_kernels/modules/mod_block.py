@@ -73,7 +73,7 @@ class ModBlock(nn.Module):
         context_kv: Tensor | None = None,
         context_lengths: Tensor | None = None,
     ) -> Tensor:
-        """The training forward of a learned ratio, as `torch.ops.diffratio.two_bin_block`; see `RatioTable`."""
+        """Two bins blended, for a ratio that is learned: `torch.ops.diffratio.two_bin_block`."""
         return two_bin_block(
             x,
             self.router.router_weight,

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from diffratio.bench import case as bench_case
-from diffratio.bench import latency, operators
+from diffratio.bench import latency, operators, run_training_benchmark, training
 from diffratio.bench.case import BlockCase, dense_block, dense_name
 from diffratio.bench.latency import block_latency, check_case
 from diffratio.bench.operators import operator_latency, work_of
 from diffratio.bench.plain import PlainBlock
 from diffratio.bench.timing import rotating_medians, rotations
-from diffratio_kernels import mod_block
+from diffratio_kernels import mod_block, two_bin_block
 from diffratio_kernels.testing import budget
 from diffratio_kernels.testing.inputs import ModBlockCase
 
@@ -110,3 +110,21 @@ def test_candidates_take_turns_over_all_their_buffers():
     seconds = rotating_medians(candidates, 3, "cpu", graphs=True, progress=False)
     assert order == [("a", 0), ("a", 1), ("b", 0), ("b", 1)] * 4
     assert set(seconds) == {"a", "b"} and rotations(1, "cpu") == 2
+
+
+def test_training_runs_dense_packed_and_twice():
+    result = run_training_benchmark(2, 20, 32, 2, 5, bins=((5, 6), (9, 10)), rounds=1, progress=False)
+    names = ["mod_block, dense"] + 2 * ["two_bin_block", "mod_block twice", "reference twice"]
+    assert [row["name"] for row in result.rows] == names
+    assert [(row["kept_small"], row["kept"]) for row in result.rows[1:]] == 3 * [(0.5, 0.6)] + 3 * [
+        (0.9, 1.0)
+    ]
+    assert all(row["seconds"] > 0 < row["peak_bytes"] for row in result.rows)
+    assert result.rows[1]["flops"] < result.rows[2]["flops"] == result.rows[3]["flops"]
+
+
+def test_wrong_training_is_not_timed(monkeypatch):
+    monkeypatch.setattr(training, "two_bin_block", lambda **arguments: two_bin_block(**arguments) * 1.01)
+    monkeypatch.setattr(training, "interleaved_medians", lambda *args: pytest.fail("timed"))
+    with pytest.raises(RuntimeError, match="two_bin_block: a gradient differs"):
+        run_training_benchmark(1, 16, 32, 2, 5, bins=((5, 6),), progress=False)
