@@ -8,23 +8,29 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from diffratio_kernels import __version__
 
-from .config import DiffRatioConfig
-from .patch import apply_diffratio, plan_of, remove_diffratio, routed_blocks, transformer_of
-
-CONFIG_NAME = "diffratio_config.json"
-WEIGHTS_NAME = "diffratio_weights.safetensors"
-FORMAT = 1
+from .adapter_file import CONFIG_NAME, FORMAT, RATIOS, WEIGHTS_NAME, check_ratios, read_config, read_weights
+from .patch import (
+    apply_diffratio,
+    check_same_routers,
+    drop_ratios,
+    plan_of,
+    remove_diffratio,
+    routed_blocks,
+    transformer_of,
+)
+from .ratios import frozen_config
 
 
 def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
     """Write the routers and the config of a patched model; the model's own weights are not included.
 
+    While the model learns its ratios they are part of it: the config holds their nearest bins, the weights a
+    tensor `ratios` [L, R], clamped, and the JSON file the table's mode and bins.
     Both files are written beside their places, and renamed into them once both are complete.
     """
     model = transformer_of(model_or_pipe)
@@ -39,6 +45,12 @@ def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
         "routed_layers": [state.name for state in plan.layers],
         "config": plan.config.to_dict(),
     }
+    if plan.ratios is not None:
+        table = plan.ratios
+        table.refresh()
+        weights[RATIOS] = torch.tensor(table.host())
+        config["config"] = frozen_config(plan.config, table.nearest()).to_dict()
+        config[RATIOS] = {"mode": table.mode, "bins": list(table.bins)}
     with (
         _replacing(directory / WEIGHTS_NAME) as weights_path,
         _replacing(directory / CONFIG_NAME) as config_path,
@@ -50,17 +62,22 @@ def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
 def load_diffratio(model_or_pipe, directory: str | os.PathLike):
     """Apply a saved adapter to a model of the same architecture. Returns what it was given.
 
-    Everything is checked first: a bad adapter leaves an unpatched model unpatched and a patched one as it is.
+    Ratios that were still being learned give the model at their nearest bins, for inference; a table that
+    the model has goes. Everything is checked first: a bad adapter leaves an unpatched model unpatched and a
+    patched one as it is.
     """
     model = transformer_of(model_or_pipe)
     directory = Path(directory)
-    adapter, config = _read_config(directory / CONFIG_NAME)
-    weights = _read_weights(directory / WEIGHTS_NAME)
+    adapter, config = read_config(directory / CONFIG_NAME)
+    weights = read_weights(directory / WEIGHTS_NAME)
+    check_ratios(weights.pop(RATIOS, None), adapter, config, directory)
 
     fresh = "_diffratio_plan" not in vars(model)
     if not fresh:
         _check_layers(model, adapter)
+        check_same_routers(plan_of(model), config)
         _check_weights(weights, _router_state(model), directory)
+        drop_ratios(model)
     apply_diffratio(model, config)
     try:
         if fresh:
@@ -103,37 +120,6 @@ class _replacing:
             self.temporary.replace(self.path)
         else:
             self.temporary.unlink(missing_ok=True)
-
-
-def _read_config(path: Path) -> tuple[dict, DiffRatioConfig]:
-    try:
-        adapter = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"directory: no {path.name} in {path.parent} ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"directory: {path} is not JSON ({error})") from None
-    if not isinstance(adapter, dict) or adapter.get("format") != FORMAT:
-        raise ValueError(f"directory: {path} is not a diffratio adapter of format {FORMAT}")
-    layers = adapter.get("routed_layers")
-    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
-        raise ValueError(f"directory: {path} has no list routed_layers")
-    if "config" not in adapter:
-        raise ValueError(f"directory: {path} has no config")
-    try:
-        config = DiffRatioConfig.from_dict(adapter["config"])
-        config.kept_tenths(len(layers))
-    except ValueError as error:
-        raise ValueError(f"directory: {path}: {error}") from None
-    return adapter, config
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"directory: no {path.name} in {path.parent}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"directory: {path} is not a safetensors file ({error})") from None
 
 
 def _check_layers(model: nn.Module, adapter: dict) -> None:

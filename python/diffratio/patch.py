@@ -128,14 +128,19 @@ def _timestep_units(found: list[tuple[str, nn.Module, object]]) -> str:
 def _reconfigure(plan: Plan, config: DiffRatioConfig) -> None:
     if plan.ratios is not None:
         raise ValueError("config: the model learns its ratios; call freeze_ratios or remove_diffratio first")
+    check_same_routers(plan, config)
+    plan.set_table(config, len(plan.layers))
+    plan.enabled = True
+
+
+def check_same_routers(plan: Plan, config: DiffRatioConfig) -> None:
+    """A ValueError where the config is for other routers than the model has."""
     for name in ("router_start", "router_bias"):
         if getattr(config, name) != getattr(plan.config, name):
             raise ValueError(
                 f"{name}={getattr(config, name)!r} differs from the routers that the model has "
                 f"({getattr(plan.config, name)!r}); call remove_diffratio first"
             )
-    plan.set_table(config, len(plan.layers))
-    plan.enabled = True
 
 
 def _enter_call(model: nn.Module, args, kwargs):
