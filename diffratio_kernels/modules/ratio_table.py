@@ -125,7 +125,7 @@ class RatioTable(nn.Module):
 
     def _inside(self, ratios: Tensor) -> Tensor:
         clamped = ratios.clamp(*self.interval)
-        return clamped if self.mode == "faithful" else ratios + (clamped - ratios).detach()
+        return clamped if self.mode == "faithful" else clamped.detach() + (ratios - ratios.detach())
 
     def _gather(self, values: Tensor, regions: list[int]) -> Tensor:
         """values [R] -> [B]; the index of a mixed batch is copied to the device once for all layers."""
