@@ -29,6 +29,21 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
       "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) partial, Tensor(e!) grad_gate, "
       "Tensor(f!) grad_logits, int stream) -> ()");
+  m.def(
+      "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, "
+      "Tensor(a!) inner, int stream) -> ()");
+  m.def(
+      "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor large_offsets, "
+      "Tensor small_offsets, Tensor(a!) grad_pre, Tensor(b!) weight_dots, int stream) -> ()");
+  m.def(
+      "two_bin_blend(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
+      "Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, str rescale, "
+      "float score_scale, Tensor(a!) out, int stream) -> ()");
+  m.def(
+      "two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, "
+      "Tensor gate, Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, str rescale, "
+      "float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) partial, "
+      "Tensor(e!) grad_gate, Tensor(f!) grad_logits, Tensor(g!) weight_dots, int stream) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
@@ -40,4 +55,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
   m.impl("gather_adaln_backward", TORCH_BOX(&cuda::gather_adaln_backward<Tensor>));
   m.impl("scatter_rescale", TORCH_BOX(&cuda::scatter_rescale<Tensor>));
   m.impl("scatter_rescale_backward", TORCH_BOX(&cuda::scatter_rescale_backward<Tensor>));
+  m.impl("two_bin_gelu", TORCH_BOX(&cuda::two_bin_gelu<Tensor>));
+  m.impl("two_bin_gelu_backward", TORCH_BOX(&cuda::two_bin_gelu_backward<Tensor>));
+  m.impl("two_bin_blend", TORCH_BOX(&cuda::two_bin_blend<Tensor>));
+  m.impl("two_bin_blend_backward", TORCH_BOX(&cuda::two_bin_blend_backward<Tensor>));
 }

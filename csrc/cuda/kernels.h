@@ -16,6 +16,10 @@ void gather_adaln(const AdalnArgs&, Element, Stream);
 void gather_adaln_backward(const AdalnBackwardArgs&, Element, Stream);
 void scatter_rescale(const ScatterArgs&, Element, Stream);
 void scatter_rescale_backward(const ScatterBackwardArgs&, Element, Stream);
+void two_bin_gelu(const TwoBinGeluArgs&, Element, Stream);
+void two_bin_gelu_backward(const TwoBinGeluBackwardArgs&, Element, Stream);
+void two_bin_blend(const TwoBinBlendArgs&, Element, Stream);
+void two_bin_blend_backward(const TwoBinBlendBackwardArgs&, Element, Stream);
 
 // Makes a device the current one for as long as it lives.
 class DeviceGuard {

@@ -15,4 +15,8 @@ PYBIND11_MODULE(diffratio_simulator, module) {
   module.def("gather_adaln_backward", &cuda::gather_adaln_backward<Tensor>);
   module.def("scatter_rescale", &cuda::scatter_rescale<Tensor>);
   module.def("scatter_rescale_backward", &cuda::scatter_rescale_backward<Tensor>);
+  module.def("two_bin_gelu", &cuda::two_bin_gelu<Tensor>);
+  module.def("two_bin_gelu_backward", &cuda::two_bin_gelu_backward<Tensor>);
+  module.def("two_bin_blend", &cuda::two_bin_blend<Tensor>);
+  module.def("two_bin_blend_backward", &cuda::two_bin_blend_backward<Tensor>);
 }

@@ -26,6 +26,7 @@ inline int __float_as_int(float v) { return std::bit_cast<int>(v); }
 inline float __int_as_float(int v) { return std::bit_cast<float>(v); }
 
 inline float rsqrtf(float v) noexcept { return 1.0f / sqrtf(v); }
+inline float __fdividef(float a, float b) { return a / b; }
 
 template <class T> T __ldg(const T* from) { return *from; }
 

@@ -234,3 +234,115 @@ def scatter_rescale_backward(
         _stream(x),
     )
     return grad_x, grad_hidden, grad_branch, grad_gate[0], grad_logits
+
+
+def two_bin_gelu(
+    pre: Tensor, weight_large: Tensor, large_offsets: Tensor, small_offsets: Tensor, rows: int
+) -> Tensor:
+    """pre [T + S, F] of both bins -> inner [T, F], the blend of their GELUs. rows is T."""
+    inner = torch.empty(rows, pre.shape[1], dtype=pre.dtype, device=pre.device)
+    offsets = large_offsets.contiguous(), small_offsets.contiguous()
+    _ops.two_bin_gelu(pre.contiguous(), _float(weight_large), *offsets, inner, _stream(pre))
+    return inner
+
+
+def two_bin_gelu_backward(
+    grad: Tensor, pre: Tensor, weight_large: Tensor, large_offsets: Tensor, small_offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """grad [T, F] -> gradient of pre [T + S, F]; that of weight_large row by row [T], fp32."""
+    grad_pre = torch.empty(pre.shape, dtype=pre.dtype, device=pre.device)
+    weight_dots = torch.empty(grad.shape[0], dtype=torch.float32, device=pre.device)
+    _ops.two_bin_gelu_backward(
+        grad.contiguous(),
+        pre.contiguous(),
+        _float(weight_large),
+        large_offsets.contiguous(),
+        small_offsets.contiguous(),
+        grad_pre,
+        weight_dots,
+        _stream(pre),
+    )
+    return grad_pre, weight_dots
+
+
+def two_bin_blend(
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    weight_large: Tensor,
+    large_offsets: Tensor,
+    small_offsets: Tensor,
+    rescale: str,
+    score_scale: float,
+) -> Tensor:
+    """A new [B, N, D]: kept rows blended from both bins, finished and rescaled, the others as in x."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _ops.two_bin_blend(
+        x.contiguous(),
+        row_places(index, x.shape[0] * x.shape[1]),
+        x.shape[1],
+        hidden.contiguous(),
+        branch.contiguous(),
+        _modulation(gate),
+        _float(logits),
+        _float(weight_large),
+        large_offsets.contiguous(),
+        small_offsets.contiguous(),
+        rescale,
+        score_scale,
+        out,
+        _stream(x),
+    )
+    return out
+
+
+def two_bin_blend_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    weight_large: Tensor,
+    large_offsets: Tensor,
+    small_offsets: Tensor,
+    rescale: str,
+    score_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden [T + S, D], branch, gate [B, D] and logits [B, N]; that of weight_large row by
+    row [T]. The last three are fp32."""
+    batch, tokens, width = x.shape
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_hidden = torch.empty(hidden.shape, dtype=x.dtype, device=x.device)
+    grad_branch = torch.empty(branch.shape, dtype=x.dtype, device=x.device)
+    grad_logits = torch.empty(logits.shape, dtype=torch.float32, device=x.device)
+    weight_dots = torch.empty(branch.shape[0], dtype=torch.float32, device=x.device)
+    partial, grad_gate = _column_sums(x, 1, batch, tokens, width)
+    _ops.two_bin_blend_backward(
+        grad_out.contiguous(),
+        x.contiguous(),
+        row_places(index, batch * tokens),
+        tokens,
+        hidden.contiguous(),
+        branch.contiguous(),
+        _modulation(gate),
+        _float(logits),
+        _float(weight_large),
+        large_offsets.contiguous(),
+        small_offsets.contiguous(),
+        rescale,
+        score_scale,
+        grad_x,
+        grad_hidden,
+        grad_branch,
+        partial,
+        grad_gate,
+        grad_logits,
+        weight_dots,
+        _stream(x),
+    )
+    return grad_x, grad_hidden, grad_branch, grad_gate[0], grad_logits, weight_dots

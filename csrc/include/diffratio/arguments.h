@@ -104,4 +104,40 @@ struct ScatterBackwardArgs {
   ColumnSums columns;                        // sum of gate
 };
 
+// The packed rows of two bins: those of the large bin [T], sample after sample, each sample's small set first.
+// Tensors of both bins have T + S rows: after the large rows, those of the small bins of all samples.
+struct Bins {
+  const float* weight_large;  // [B]; the small bin has the rest of 1
+  const int32_t *large_offsets, *small_offsets;  // [B+1]
+  int64_t samples, rows;                         // B, T
+};
+
+struct TwoBinGeluArgs {
+  Bins bins;
+  int64_t width;
+  const void* pre;  // [T+S, F]
+  void* inner;      // [T, F]
+};
+
+struct TwoBinGeluBackwardArgs {
+  Bins bins;
+  int64_t width;
+  const void *grad, *pre;  // [T, F], [T+S, F]
+  void* grad_pre;          // [T+S, F]
+  float* weight_dots;      // [T]
+};
+
+struct TwoBinBlendArgs {
+  ScatterArgs scatter;  // with place; hidden is [T+S, D]
+  Bins bins;
+};
+
+struct TwoBinBlendBackwardArgs {
+  TwoBinBlendArgs forward;                   // `out` unused
+  const void* grad_out;                      // [B*N, D]
+  void *grad_x, *grad_hidden, *grad_branch;  // like x, hidden, branch
+  float *grad_logits, *weight_dots;          // [B*N], [T]
+  ColumnSums columns;                        // sum of gate
+};
+
 }  // namespace diffratio::cuda

@@ -13,6 +13,19 @@ template <class T, int n> struct alignas(n * sizeof(T)) Vec {
   T value[n];
 };
 
+// The sample that packed row t belongs to, t < offsets[samples]; samples may have no rows.
+__device__ __forceinline__ int sample_of(const int32_t* offsets, int64_t samples, int64_t t) {
+  int low = 0, high = static_cast<int>(samples) - 1;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (offsets[middle + 1] <= t)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
 // Elements in 16 bytes.
 template <class T> constexpr int kPerVector = 16 / sizeof(T);
 

@@ -1,6 +1,7 @@
 """The planted bugs: small edits of one file each, and the tests that should see them."""
 
 from .cuda import CUDA
+from .cuda_two_bin import CUDA_TWO_BIN
 from .mutant import Mutant
 from .ops import OPERATORS
 from .triton_products import TRITON_PRODUCTS
@@ -9,4 +10,4 @@ from .triton_select import TRITON_SELECTION
 
 __all__ = ["MUTANTS", "Mutant"]
 
-MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + CUDA + OPERATORS
+MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + CUDA + CUDA_TWO_BIN + OPERATORS

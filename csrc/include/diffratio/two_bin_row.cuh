@@ -1,0 +1,31 @@
+// What a packed row of two bins (arguments.h) is in each of them.
+#pragma once
+
+#include "arguments.h"
+#include "row.cuh"
+
+namespace diffratio::cuda {
+
+struct BinRow {
+  float large, small;  // weights of the bins; small is 0 where only the large one holds the row
+  int64_t at;          // its row in tensors of both bins, -1 where only the large one holds it
+
+  __device__ __forceinline__ bool in_both() const { return at >= 0; }
+};
+
+// Packed row t of sample b.
+__device__ __forceinline__ BinRow bin_row(const Bins& bins, int64_t b, int64_t t) {
+  const float large = bins.weight_large[b];
+  const int64_t rank = t - bins.large_offsets[b], first = bins.small_offsets[b];
+  if (rank >= bins.small_offsets[b + 1] - first) return {large, 0.0f, -1};
+  return {large, 1 - large, bins.rows + first + rank};
+}
+
+// f(column) for the vectors of this thread, in a row of any width that is read once.
+template <class T, class F> __device__ __forceinline__ void each_column(int width, F f) {
+  const int step = blockDim.x * kPerVector<T>;
+#pragma unroll 1
+  for (int column = threadIdx.x * kPerVector<T>; column < width; column += step) f(column);
+}
+
+}  // namespace diffratio::cuda

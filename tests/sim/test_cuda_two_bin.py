@@ -1,0 +1,294 @@
+"""The CUDA C++ kernels of two bins in the simulator: the reference's results, the same bits everywhere."""
+
+import pytest
+import torch
+
+from diffratio_kernels import reference
+from diffratio_kernels.reference import packed_offsets
+from diffratio_kernels.testing.budget import check_budget, shake
+from diffratio_kernels.testing.inputs import LAYOUTS, cast, laid_out
+from diffratio_kernels.testing.poison import poisoned_memory
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+RESCALE = ("mlp", "residual", "output", "none")
+SHAPES = [  # B, N, kept by the large bin, by the small bin, D
+    (0, 5, [], [], 24),
+    (2, 0, [0, 0], [0, 0], 24),
+    (1, 1, [1], [1], 1),
+    (2, 5, [3, 0], [0, 0], 1),
+    (5, 9, [9, 4, 0, 1, 5], [9, 2, 0, 0, 3], 7),
+    (2, 40, [17, 23], [17, 23], 8),
+    (1, 33, [0], [0], 72),
+    (4, 17, [5, 17, 0, 8], [4, 0, 0, 8], 72),
+    (2, 600, [301, 40], [200, 40], 24),  # three slices of the column sums
+    (2, 9, [5, 9], [4, 0], 1152),
+    (2, 5, [5, 4], [3, 4], 1288),  # several warps a row in every dtype
+    (1, 5, [4], [2], 10248),  # more than one round of a block's threads
+]
+CASES = [
+    (shape, rescale, dtype)
+    for i, shape in enumerate(SHAPES)
+    for j, dtype in enumerate(DTYPES)
+    for rescale in (RESCALE if shape[4] in (7, 72) else [RESCALE[(i + j) % 4]])
+]
+WEIGHTS = torch.tensor([0.3, -0.6, 1.0, 1.7, 0.0])
+GRADIENTS = ("x", "hidden", "branch", "gate", "logits")
+
+
+def short(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def case_id(value):
+    return short(value) if isinstance(value, torch.dtype) else str(value)
+
+
+def bits(t):
+    """A tensor's bits as integers: NaN equals itself and -0 differs from +0."""
+    return t.contiguous().view({2: torch.int16, 4: torch.int32}[t.element_size()])
+
+
+def assert_same_bits(actual, expected):
+    for name in expected:
+        assert torch.equal(bits(actual[name]), bits(expected[name])), name
+
+
+def draw(shape, dtype):
+    """Everything that the kernels take, by name: pre is as wide as hidden, gate a row of a larger tensor."""
+    batch, tokens, large, small, width = shape
+    x, logits = torch.randn(batch, tokens, width).to(dtype), torch.randn(batch, tokens)
+    kept, both = sum(large), sum(large) + sum(small)
+    return {
+        "x": x,
+        "index": reference.select_tokens(logits, large, small)[0],
+        "hidden": torch.randn(both, width).to(dtype),
+        "branch": torch.randn(kept, width).to(dtype),
+        "gate": torch.randn(batch, 3, width)[:, 2],
+        "logits": logits,
+        "weight_large": WEIGHTS[:batch].clone(),
+        "large_offsets": packed_offsets(large, x.device),
+        "small_offsets": packed_offsets(small, x.device),
+        "pre": (3 * torch.randn(both, width)).to(dtype),
+    }
+
+
+def blend_arguments(a, rescale):
+    names = ("x", "index", "hidden", "branch", "gate", "logits")
+    return *(a[name] for name in names), *weights(a), rescale, 2.0
+
+
+def weights(a):
+    return a["weight_large"], a["large_offsets"], a["small_offsets"]
+
+
+def run_all(cuda, a, rescale="mlp"):
+    """The four kernels: name -> tensor."""
+    gradients = cuda.two_bin_blend_backward(a["x"].flip(-1), *blend_arguments(a, rescale))
+    of_pre, of_weight = cuda.two_bin_gelu_backward(a["branch"], a["pre"], *weights(a))
+    return {
+        "inner": cuda.two_bin_gelu(a["pre"], *weights(a), a["branch"].shape[0]),
+        "d pre": of_pre,
+        "d weight by gelu": of_weight,
+        "out": cuda.two_bin_blend(*blend_arguments(a, rescale)),
+        **{f"d {name}": t for name, t in zip((*GRADIENTS, "weight"), gradients, strict=True)},
+    }
+
+
+def reference_all(a, rescale="mlp"):
+    """The same by the reference and autograd, in the dtypes of the arguments."""
+    a = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in a.items()}
+    inner = reference.two_bin_gelu(a["pre"], *weights(a), a["branch"].shape[0])
+    out = reference.two_bin_blend(*blend_arguments(a, rescale))
+    rows = by_row(a)
+    gelu_rows = reference.two_bin_gelu(a["pre"], *weights(rows), a["branch"].shape[0])
+    out_rows = reference.two_bin_blend(*blend_arguments(rows, rescale))
+    incoming = a["x"].detach().flip(-1)
+    incoming_rows = incoming.flatten(0, 1)[a["index"]][:, None]
+
+    def gradients(output, inputs, grad):
+        return torch.autograd.grad(output, inputs, grad.detach(), materialize_grads=True)
+
+    results = {
+        "inner": inner,
+        "out": out,
+        "d pre": gradients(inner, [a["pre"]], a["branch"])[0],
+        "d weight by gelu": gradients(gelu_rows, [rows["weight_large"]], a["branch"])[0],
+        "d weight": gradients(out_rows, [rows["weight_large"]], incoming_rows)[0],
+    }
+    for name, grad in zip(GRADIENTS, gradients(out, [a[name] for name in GRADIENTS], incoming), strict=True):
+        results[f"d {name}"] = grad
+    return {name: t.detach() for name, t in results.items()}
+
+
+def by_row(a):
+    """Each packed row as a sample of one token with a weight of its own: what a row gives to the gradient."""
+    large, small = a["large_offsets"].diff(), a["small_offsets"].diff()
+    sample = torch.arange(len(large)).repeat_interleave(large)
+    in_small = [r < s for k, s in zip(large.tolist(), small.tolist(), strict=True) for r in range(k)]
+    rows = a["x"].shape[2]
+    return a | {
+        "x": a["x"].reshape(-1, rows)[a["index"]][:, None],
+        "index": torch.arange(len(sample)),
+        "gate": a["gate"][sample],
+        "logits": a["logits"].reshape(-1)[a["index"]][:, None],
+        "weight_large": a["weight_large"].detach()[sample].requires_grad_(),
+        "large_offsets": packed_offsets([1] * len(sample), a["x"].device),
+        "small_offsets": packed_offsets([int(i) for i in in_small], a["x"].device),
+    }
+
+
+@pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
+def test_within_the_error_budget(cuda, shape, rescale, dtype):
+    arguments = draw(shape, dtype)
+    actual, peer = run_all(cuda, arguments, rescale), reference_all(arguments, rescale)
+    gold = reference_all(cast(arguments, torch.float64), rescale)
+    assert actual.keys() == gold.keys()
+    shaken = {
+        each: [reference_all(shake(arguments, each, seed), rescale) for seed in range(3)]
+        for each in {dtype, torch.float32}
+    }
+    for name, result in actual.items():
+        check_budget(
+            f"simulated CUDA two bins {short(dtype)}: {name}",
+            result.to(peer[name].dtype),
+            peer[name],
+            gold[name],
+            shaken=[other[name] for other in shaken[peer[name].dtype]] if name.startswith("d ") else (),
+        )
+
+
+@pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
+def test_same_bits_under_every_schedule_in_poisoned_memory(cuda, simulator, shape, rescale, dtype):
+    arguments = draw(shape, dtype)
+    expected = run_all(cuda, arguments, rescale)
+    try:
+        with poisoned_memory():
+            for seed in range(4):
+                simulator.seed(seed)
+                assert_same_bits(run_all(cuda, arguments, rescale), expected)
+    finally:
+        simulator.seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+@pytest.mark.parametrize("shape", [(3, 9, [9, 4, 1], [5, 4, 0], 24), (2, 5, [3, 4], [3, 1], 1160)], ids=str)
+def test_same_bits_in_every_layout(cuda, shape, layout, dtype):
+    """ "offset" is misaligned and contiguous, so that the kernels read it element by element."""
+    arguments = draw(shape, dtype)
+    index = arguments.pop("index")
+    given = {
+        name: laid_out(t, layout) if t.is_floating_point() or layout != "expanded" else t
+        for name, t in arguments.items()
+    }
+    packed = {name: t.clone(memory_format=torch.contiguous_format) for name, t in given.items()}
+    assert_same_bits(run_all(cuda, given | {"index": index}), run_all(cuda, packed | {"index": index}))
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_rows_that_are_not_kept_are_exact_copies(cuda, rescale):
+    """Also rows of NaN, infinity and -0, bit for bit, whatever their scores."""
+    arguments = draw((3, 20, [7, 20, 0], [3, 11, 0], 72), torch.bfloat16)
+    untouched = torch.ones(60, dtype=torch.bool).index_fill(0, arguments["index"], False)
+    odd = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0] * 18).to(torch.bfloat16)
+    arguments["x"].view(60, 72)[untouched] = odd
+    arguments["logits"].view(60)[untouched] = float("nan")
+    results = run_all(cuda, arguments, rescale)
+    assert torch.equal(bits(results["out"]).view(60, 72)[untouched], bits(odd).expand(33, 72))
+    assert torch.equal(bits(results["d x"]).view(60, 72)[untouched], bits(odd.flip(-1)).expand(33, 72))
+    assert results["d logits"].view(60)[untouched].eq(0).all()
+    assert all(
+        results[name].isfinite().all() for name in ("inner", "d hidden", "d branch", "d gate", "d weight")
+    )
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_a_sample_is_independent_of_its_neighbours(cuda, rescale):
+    large, small = [9, 0, 21, 4], [9, 0, 6, 0]
+    arguments = draw((4, 21, large, small, 72), torch.float32)
+    together, firsts = run_all(cuda, arguments, rescale), (0, sum(large))
+    for b, counts in enumerate(zip(large, small, strict=True)):
+        parts = [slice(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+        one = {name: arguments[name][b : b + 1] for name in ("x", "gate", "logits", "weight_large")}
+        one |= {name: both(arguments[name], parts) for name in ("hidden", "pre")}
+        one |= {name: packed_offsets([k], "cpu") for name, k in zip(OFFSETS, counts, strict=True)}
+        one |= {"branch": arguments["branch"][parts[0]], "index": arguments["index"][parts[0]] - 21 * b}
+        for name, result in run_all(cuda, one, rescale).items():
+            whole = together[name]
+            if whole.shape[0] == sum(large) + sum(small):
+                expected = both(whole, parts)
+            else:
+                expected = whole[parts[0]] if whole.shape[0] == sum(large) else whole[b : b + 1]
+            assert torch.equal(bits(result), bits(expected)), (b, name)
+        firsts = tuple(part.stop for part in parts)
+
+
+OFFSETS = ("large_offsets", "small_offsets")
+
+
+def both(t, parts):
+    return torch.cat([t[part] for part in parts])
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_both_bins_are_two_blended_passes_of_one(cuda, rescale):
+    """From the selection of both at once to the blend, against scatter_rescale on each bin alone."""
+    a = draw((3, 12, [9, 5, 12], [4, 0, 12], 40), torch.float32)
+    large, small = a["large_offsets"], a["small_offsets"].diff()
+    index = cuda.topk_select(a["logits"], large, 26, small.int())
+    assert torch.equal(index, a["index"])
+    parts = index.split(large.diff().tolist())
+    prefix = torch.cat([rows[:k] for rows, k in zip(parts, small.tolist(), strict=True)])
+    branches, finish = torch.randn(42, 40), (a["gate"], a["logits"], rescale, 2.0)
+    passes = [
+        cuda.scatter_rescale(a["x"], rows, a["hidden"][of], branches[of], *finish)
+        for rows, of in ((index, slice(26)), (prefix, slice(26, 42)))
+    ]
+    blended = reference.two_bin._blend(branches, *weights(a), 26)
+    w = a["weight_large"][:, None, None]
+    out = cuda.two_bin_blend(*blend_arguments(a | {"branch": blended}, rescale))
+    torch.testing.assert_close(out, w * passes[0] + (1 - w) * passes[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_gelu_far_from_zero(cuda, dtype):
+    """Where its slope has no digits left if it is computed as 1 - gate, and where the square overflows."""
+    values = [s * v for v in (1.0, 2.0, 4.0, 6.0, 9.0, 13.0, 60.0, 6e4) for s in (1.0, -1.0)]
+    if dtype != torch.float16:
+        values += [1e20, -1e20, 3e38, -3e38]
+    pre = torch.tensor([values]).to(dtype)
+    one, none = packed_offsets([1], "cpu"), packed_offsets([0], "cpu")
+    grad, _ = cuda.two_bin_gelu_backward(torch.ones_like(pre), pre, torch.ones(1), one, none)
+    inner = cuda.two_bin_gelu(pre, torch.ones(1), one, none, 1)
+    exact = pre.double().requires_grad_()
+    value = torch.nn.functional.gelu(exact, approximate="tanh")
+    (slope,) = torch.autograd.grad(value.sum(), exact)
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+    torch.testing.assert_close(inner.double(), value.detach(), rtol=2 * eps, atol=4 * eps)
+    torch.testing.assert_close(grad.double(), slope, rtol=2 * eps, atol=2 * eps)
+    # Below zero both are small numbers, with digits of their own.
+    for actual, gold in ((inner, value.detach()), (grad, slope)):
+        near = (pre > -7) & (gold.abs() > tiny)
+        assert near[0, :5].all()
+        torch.testing.assert_close(actual[near].double(), gold[near], rtol=32 * eps, atol=0)
+
+
+def test_a_packed_row_finds_its_sample(cuda):
+    """Samples without rows in front, between and behind; inner is then the weight of its sample."""
+    keep = [0, 0, 3, 1, 0, 2, 0, 0, 5, 1, 0]
+    weight = torch.arange(11.0)
+    offsets, none = packed_offsets(keep, "cpu"), packed_offsets([0] * 11, "cpu")
+    inner = cuda.two_bin_gelu(torch.full((12, 1), 100.0), weight, offsets, none, 12)
+    assert torch.equal(inner[:, 0], 100 * weight.repeat_interleave(torch.tensor(keep)))
+
+
+def test_other_element_types_are_an_error(cuda):
+    one = packed_offsets([1], "cpu")
+    with pytest.raises(ValueError, match="float, bfloat16 or half"):
+        cuda.two_bin_gelu(torch.zeros(2, 8, dtype=torch.float64), torch.ones(1), one, one, 1)
+
+
+def test_unknown_rescale_is_an_error(cuda):
+    arguments = draw((1, 3, [2], [1], 8), torch.float32)
+    with pytest.raises(ValueError, match="unknown rescale mean"):
+        cuda.two_bin_blend(*blend_arguments(arguments, "mean"))
