@@ -15,7 +15,7 @@ def broken(row: dict) -> list[str]:
     limit = MULTIPROCESSORS[row["architecture"]].shared_per_block
     if row["shared"] > limit:
         found.append(f"{row['shared']} bytes of shared memory, must be at most {limit}")
-    if row["kernel"].startswith("attention"):
+    if "attention" in row["kernel"]:
         found += _broken_by_attention(row)
     if row["kernel"] in ("gather_adaln", "gather_adaln_fwd") and row["registers"] > GATHER_ADALN_REGISTERS:
         found.append(f"{row['registers']} registers, must be at most {GATHER_ADALN_REGISTERS}")

@@ -13,11 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..kernels.triton import launcher
+from ..kernels.triton import config, launcher
 from .record import Specialization, record
 
 B, N, K, M = 2, 1024, 717, 300
 T = B * K
+S = B * 615  # kept rows of the smaller of two bins
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # D and F of the MLP: PixArt and DiT-XL, DiT-S, Flux. SD3-medium's 1536 takes the blocks and tiles of 1152.
 WIDTHS = {1152: 4608, 384: 1536, 3072: 12288}
@@ -58,7 +59,10 @@ def configurations() -> Iterator[tuple[str, str, Callable[[], object]]]:
     for name, dtype in DTYPES.items():
         for width, hidden in WIDTHS.items():
             if name == "bf16" or width == FULL_WIDTH:
-                calls = (*_rows(width, dtype), *_scatter(width, dtype), *_mlp(width, hidden, dtype))
+                calls = (
+                    *_rows(width, dtype), *_scatter(width, dtype), *_mlp(width, hidden, dtype),
+                    *_two_bins(width, hidden, dtype),
+                )  # fmt: skip
                 yield from ((f"D={width}{label}", name, call) for label, call in calls)
         for head_dim, heads in HEADS.items():
             if name == "bf16" or head_dim == FULL_HEAD_DIM:
@@ -122,6 +126,20 @@ def _mlp(width: int, hidden: int, dtype: torch.dtype) -> Calls:
     yield " backward", partial(launcher("linear_gelu_backward"), rows, weight, pre)
 
 
+def _two_bins(width: int, hidden: int, dtype: torch.dtype) -> Calls:
+    weights = _empty(B, dtype=torch.float32), _offsets(), _offsets()
+    pre, inner = _empty(T + S, hidden, dtype=dtype), _empty(T, hidden, dtype=dtype)
+    yield "", partial(launcher("two_bin_gelu"), pre, *weights, T)
+    yield "", partial(launcher("two_bin_gelu_backward"), inner, pre, *weights)
+    x, both, branch = (_empty(*rows, width, dtype=dtype) for rows in ((B, N), (T + S,), (T,)))
+    gate, logits = _empty(B, 6, width, dtype=dtype)[:, 5], _empty(B, N, dtype=torch.float32)
+    arguments = x, _index(), both, branch, gate, logits, *weights
+    every_mode = width == FULL_WIDTH and dtype == torch.bfloat16
+    for mode in ("mlp", "residual", "output", "none") if every_mode else ("mlp",):
+        yield f" {mode}", partial(launcher("two_bin_blend"), *arguments, mode, 1.0)
+        yield f" {mode}", partial(launcher("two_bin_blend_backward"), x, *arguments, mode, 1.0)
+
+
 def _attention(head_dim: int, heads: int, dtype: torch.dtype) -> Calls:
     query, key, value = _empty(T, 3, heads, head_dim, dtype=dtype).unbind(1)
     text_key, text_value = _empty(B * M, 2, heads, head_dim, dtype=dtype).unbind(1)
@@ -132,7 +150,18 @@ def _attention(head_dim: int, heads: int, dtype: torch.dtype) -> Calls:
     forward, backward = launcher("attention"), partial(launcher("attention_backward"), out)
     yield " self", partial(forward, *to_self, True)
     yield " self", partial(backward, *to_self[:3], out, lse, *to_self[3:])
+    if head_dim <= config.LARGEST_HEAD_DIM_OF_TWO_BINS:
+        yield from _two_bin_attention(query, key, value)
     if head_dim == FULL_HEAD_DIM:
         yield " self inference", partial(forward, *to_self, False)
         yield " cross", partial(forward, *to_text, True)
         yield " cross", partial(backward, *to_text[:3], out, lse, *to_text[3:])
+
+
+def _two_bin_attention(query: Tensor, key: Tensor, value: Tensor) -> Calls:
+    _, heads, head_dim = query.shape
+    out, lse = _empty(T + S, heads, head_dim, dtype=query.dtype), _empty(heads, T + S, dtype=torch.float32)
+    bins = _offsets(), _offsets(), K, S // B, S, None
+    yield " self", partial(launcher("two_bin_attention"), query, key, value, *bins, True)
+    backward = launcher("two_bin_attention_backward")
+    yield " self", partial(backward, out, query, key, value, out, lse, *bins)

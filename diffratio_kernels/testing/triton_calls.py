@@ -11,6 +11,10 @@ from torch import Tensor
 
 from .inputs import on_device
 from .triton_cases import OPERATORS, Draw, Operator
+from .triton_two_bin import TWO_BIN
+
+BINS = {1: OPERATORS, 2: TWO_BIN}
+ALL = OPERATORS | TWO_BIN
 
 
 def kernel_device() -> str:
@@ -23,15 +27,19 @@ def working_dtypes(device: str) -> tuple[torch.dtype, ...]:
     return (torch.float32, torch.float16) + ((torch.bfloat16,) if device == "cuda" else ())
 
 
-def random_call(seed: int, device: str = "cpu", again: int = 0) -> tuple[str, torch.dtype, dict]:
-    """An operator, its working dtype and its arguments, all from the seed; B = 0, k = 0 and N = 1 included.
+def random_call(
+    seed: int, device: str = "cpu", again: int = 0, bins: int = 1
+) -> tuple[str, torch.dtype, dict]:
+    """An operator of one bin or of two, its working dtype and its arguments, all from the seed; B = 0, k = 0
+    and N = 1 included.
 
     again: the same sizes and choices with other numbers.
     """
-    name = list(OPERATORS)[seed % len(OPERATORS)]
+    operators = BINS[bins]
+    name = list(operators)[seed % len(operators)]
     dtypes = working_dtypes(device)
-    draw = Draw(seed, dtypes[seed // len(OPERATORS) % len(dtypes)], again)
-    return name, draw.dtype, on_device(OPERATORS[name].draw(draw), device)
+    draw = Draw(seed, dtypes[seed // len(operators) % len(dtypes)], again)
+    return name, draw.dtype, on_device(operators[name].draw(draw), device)
 
 
 VARIANTS: dict[str, Callable[[dict], bool]] = {
@@ -50,6 +58,12 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
     "scatter_rescale, residual": lambda a: True,
     "scatter_rescale, output": lambda a: True,
     "scatter_rescale, none": lambda a: True,
+    "two_bin_gelu": lambda a: a["pre"].shape[1] == 136,
+    "two_bin_blend, mlp": lambda a: True,
+    "two_bin_blend, residual": lambda a: True,
+    "two_bin_blend, output": lambda a: True,
+    "two_bin_blend, none": lambda a: True,
+    "two_bin_attention": lambda a: a["query"].shape[1:] == (2, 72) and max(a["keep_large"]) > 64,
 }
 """Kinds of typical calls: an operator, and what else must hold of its arguments."""
 
@@ -57,15 +71,15 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
 def typical_call(kind: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Operator, dict]:
     """An operator and its arguments, the same every time: several rows of each of several samples."""
     name, _, variant = kind.partition(", ")
-    arguments = OPERATORS[name].draw(Draw(_typical_seed(kind), dtype))
-    if name == "scatter_rescale":
+    arguments = ALL[name].draw(Draw(_typical_seed(kind), dtype))
+    if "rescale" in arguments:
         arguments["rescale"] = variant
-    return OPERATORS[name], on_device(arguments, device)
+    return ALL[name], on_device(arguments, device)
 
 
 @cache
 def _typical_seed(kind: str) -> int:
-    draw = OPERATORS[kind.partition(",")[0]].draw
+    draw = ALL[kind.partition(",")[0]].draw
     calls = ((seed, draw(Draw(seed, torch.float32))) for seed in count())
     return next(seed for seed, call in calls if _is_typical(call) and VARIANTS[kind](call))
 
@@ -74,6 +88,10 @@ def _is_typical(arguments: dict) -> bool:
     tables = [t for t in arguments.values() if isinstance(t, Tensor) and t.dim() >= 2]
     if any(min(t.shape) < 2 for t in tables if t.dim() == 2) or any(t.shape[0] < 2 for t in tables):
         return False
+    if "keep_large" in arguments:
+        bins = list(zip(arguments["keep_small"], arguments["keep_large"], strict=True))
+        if len(bins) != 2 or not all(1 < small < large for small, large in bins):
+            return False
     if "queries" in arguments:
         queries, keys = arguments["queries"], arguments["keys"]
         return len(queries) == 2 and min(queries) > 1 and min(keys) > 1 and 16 < max(queries) <= 40

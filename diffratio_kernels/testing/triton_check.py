@@ -8,8 +8,7 @@ from torch import Tensor
 from .budget import check_budget, shake
 from .inputs import cast, on_device
 from .interpreter import guarded
-from .triton_calls import random_call
-from .triton_cases import OPERATORS
+from .triton_calls import ALL, random_call
 
 EXACT = ("rows", "index")
 """Results that are copies or choices."""
@@ -28,23 +27,24 @@ def same_bits(actual: Tensor, expected: Tensor) -> bool:
     )
 
 
-def check_kernels(seed: int, device: str = "cpu") -> None:
-    """Assert that the launchers of `random_call(seed, device)` stay within the error budget, guarded."""
-    name, dtype, arguments = random_call(seed, device)
+def check_kernels(seed: int, device: str = "cpu", bins: int = 1) -> None:
+    """Assert that the launchers of a random call stay within the error budget, guarded."""
+    name, dtype, arguments = random_call(seed, device, bins=bins)
     try:
-        _check(name, dtype, arguments, seed, device)
+        _check(name, dtype, arguments, seed, device, bins)
     except Exception as error:
-        again = f"again: diffratio_kernels.testing.triton_check.check_kernels({seed}, {device!r})"
+        call = f"{seed}, {device!r}" + (f", {bins}" if bins > 1 else "")
+        again = f"again: diffratio_kernels.testing.triton_check.check_kernels({call})"
         raise AssertionError(f"{again}  # {name} {dtype}: {error}") from error
 
 
-def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: str) -> None:
+def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: str, bins: int) -> None:
     results = _results(name, arguments, seed)
     scales = _cancelled(name, results, arguments)
     counts = [kinds[2].count_nonzero().item() for kinds in results.values()]
     fewest = min((count for count in counts if count), default=ENOUGH)
     for again in range(1, min(-(-ENOUGH // fewest), MOST_DRAWS)):
-        more = _results(name, random_call(seed, device, again)[2], seed)
+        more = _results(name, random_call(seed, device, again, bins)[2], seed)
         for key, kinds in results.items():
             results[key] = [
                 torch.cat([a.flatten(), b.flatten()]) for a, b in zip(kinds, more[key], strict=True)
@@ -53,7 +53,7 @@ def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: st
         gradient = key.startswith("d ")
         check_budget(
             f"triton {name} {str(dtype).removeprefix('torch.')}: {key}", actual, peer, gold,
-            factor=3 if gradient and name == "attention" else 2,
+            factor=3 if gradient and name.endswith("attention") else 2,
             shaken=shaken if gradient or key in SUMS else (),
             scale=scales.get(key, 0.0),
         )  # fmt: skip
@@ -61,7 +61,7 @@ def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: st
 
 def _results(name: str, arguments: dict, seed: int) -> dict[str, list[Tensor]]:
     """Every result of a call: of the kernel, the peer, in fp64, and in fp64 on shaken arguments."""
-    operator = OPERATORS[name]
+    operator = ALL[name]
     with guarded(seed):
         actual = on_device(operator.kernels(**arguments), "cpu")
     peer = on_device(operator.reference(**arguments), "cpu")
@@ -87,7 +87,7 @@ def _results(name: str, arguments: dict, seed: int) -> dict[str, list[Tensor]]:
 
 def _cancelled(name: str, results: dict, arguments: dict) -> dict[str, float]:
     """Size of the terms of gradients through the softmax of one logit, which cancel to nothing."""
-    if name != "attention" or results["d query"][2].any():
+    if not name.endswith("attention") or results["d query"][2].any():
         return {}
     names = "grad_out", "value", "key", "query"
     sizes = [arguments[key].nan_to_num().abs() for key in names]

@@ -97,6 +97,27 @@ def _step(
 
 
 @triton.jit
+def attend(
+    query0, query1, out0, out1, largest, total, k_ptr, v_ptr, begin, end, scale,
+    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The online softmax over keys begin..end."""
+    whole = begin + (end - begin) // BLOCK_N * BLOCK_N
+    for start in range(begin, whole, BLOCK_N):
+        out0, out1, largest, total = _step(
+            query0, query1, out0, out1, largest, total, k_ptr, v_ptr, start, end, scale,
+            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
+        )  # fmt: skip
+    if whole < end:
+        out0, out1, largest, total = _step(
+            query0, query1, out0, out1, largest, total, k_ptr, v_ptr, whole, end, scale,
+            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
+        )  # fmt: skip
+    return out0, out1, largest, total
+
+
+@triton.jit
 def _attention_fwd(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, query_offsets_ptr, key_offsets_ptr, key_lengths_ptr, rows, scale,
     H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
@@ -122,17 +143,10 @@ def _attention_fwd(
     out1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else out0
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    whole = keys // BLOCK_N * BLOCK_N
-    for start in range(0, whole, BLOCK_N):
-        out0, out1, largest, total = _step(
-            query0, query1, out0, out1, largest, total, k_ptr, v_ptr, start, keys, scale,
-            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
-        )  # fmt: skip
-    if whole < keys:
-        out0, out1, largest, total = _step(
-            query0, query1, out0, out1, largest, total, k_ptr, v_ptr, whole, keys, scale,
-            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
-        )  # fmt: skip
+    out0, out1, largest, total = attend(
+        query0, query1, out0, out1, largest, total, k_ptr, v_ptr, 0, keys, scale,
+        STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N,
+    )  # fmt: skip
 
     total = tl.where(total == 0, 1.0, total)  # a sample without keys: zeros
     out_ptr += first * (H * D) + head * D

@@ -15,7 +15,7 @@ from .launch import accumulator, launch, unit_rows
 
 
 @triton.jit
-def _product(a0, a1, b0, b1, D1: tl.constexpr):
+def product(a0, a1, b0, b1, D1: tl.constexpr):
     """a b^T over both parts of a head."""
     product = tl.dot(a0, tl.trans(b0), input_precision="ieee")
     if D1 > 0:
@@ -33,12 +33,12 @@ def _query_step(
     n = start + tl.arange(0, BLOCK_N)
     key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, MASK)
     key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, MASK) if D1 > 0 else key0
-    weights = tl.exp2(_product(query0, query1, key0, key1, D1) * scale - lse[:, None])
+    weights = tl.exp2(product(query0, query1, key0, key1, D1) * scale - lse[:, None])
     if MASK:
         weights = tl.where(n[None, :] < keys, weights, 0.0)
     value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, MASK)
     value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, MASK) if D1 > 0 else value0
-    grad_scores = weights * (_product(grad0, grad1, value0, value1, D1) - delta[:, None])
+    grad_scores = weights * (product(grad0, grad1, value0, value1, D1) - delta[:, None])
     grad_scores = grad_scores.to(key0.dtype)
     grad_query0 = tl.dot(grad_scores, key0, grad_query0, input_precision="ieee")
     if D1 > 0:
@@ -145,8 +145,8 @@ def _attention_bwd_key(
         query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
         grad0 = load_part(grad_ptr + packed, m, queries, H * D, 0, D0, D, True)
         grad1 = load_part(grad_ptr + packed, m, queries, H * D, D0, D1, D, True) if D1 > 0 else grad0
-        weights = tl.exp2(_product(key0, key1, query0, query1, D1) * scale - lse[None, :])
-        grad_scores = weights * (_product(value0, value1, grad0, grad1, D1) - delta[None, :])
+        weights = tl.exp2(product(key0, key1, query0, query1, D1) * scale - lse[None, :])
+        grad_scores = weights * (product(value0, value1, grad0, grad1, D1) - delta[None, :])
         weights, grad_scores = weights.to(grad0.dtype), grad_scores.to(query0.dtype)
         grad_value0 = tl.dot(weights, grad0, grad_value0, input_precision="ieee")
         grad_key0 = tl.dot(grad_scores, query0, grad_key0, input_precision="ieee")

@@ -23,6 +23,18 @@ ATTENTION_TILES = {
         80: {96: (32, 64, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 4, 2)},
         90: {96: (64, 64, 4, 2), 128: (32, 64, 4, 2), 256: (64, 32, 8, 2)},
     },
+    "two_bin_attention": {
+        80: {96: (64, 64, 4, 3), 128: (128, 64, 8, 2)},
+        90: {80: (128, 128, 8, 2), 128: (128, 64, 8, 2)},
+    },
+    "two_bin_attention_bwd_query": {
+        80: {96: (64, 32, 4, 2), 128: (16, 64, 4, 2)},
+        90: {128: (64, 64, 4, 2)},
+    },
+    "two_bin_attention_bwd_key": {
+        80: {48: (32, 64, 4, 2), 80: (32, 128, 8, 2), 96: (32, 64, 4, 2), 128: (32, 32, 4, 2)},
+        90: {80: (64, 64, 4, 2), 96: (32, 64, 4, 2), 128: (32, 128, 8, 2)},
+    },
 }
 # kernel: {architecture: (rows, columns, inner dimension, row tiles in a group, warps, stages)}
 PRODUCT_TILES = {
@@ -33,6 +45,7 @@ PRODUCT_TILES = {
 ATTENTION_FP32 = {128: (32, 32, 4, 1), 256: (16, 16, 4, 1)}
 PRODUCT_FP32 = (32, 32, 32, 8, 4, 1)
 LARGEST_HEAD_DIM = 256
+LARGEST_HEAD_DIM_OF_TWO_BINS = 128  # the backward pass holds incoming gradients of both in registers
 
 assumed_architecture = 80
 """Compute capability taken for tensors that are not on a GPU (interpreter, ahead-of-time compilation)."""

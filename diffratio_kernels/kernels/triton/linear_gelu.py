@@ -16,7 +16,7 @@ from .launch import launch
 
 
 @triton.jit
-def _gelu(x):
+def gelu(x):
     """GELU of x and its slope: 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
     twice = 1.5957691216057308 * (x + 0.044715 * x * x * x)
     decay = tl.exp(-tl.abs(twice))
@@ -63,14 +63,14 @@ def _linear_gelu(
     at = row * F + f
     dtype = out_ptr.dtype.element_ty
     if BACKWARD:
-        activation, slope = _gelu(tl.load(pre_ptr + at, mask=inside, other=0.0).to(tl.float32))
+        activation, slope = gelu(tl.load(pre_ptr + at, mask=inside, other=0.0).to(tl.float32))
         tl.store(grad_pre_ptr + at, (total * slope).to(dtype), mask=inside)
     else:
         if bias_ptr is not None:
             total += tl.load(bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)
         if pre_ptr is not None:
             tl.store(pre_ptr + at, total.to(dtype), mask=inside)
-        activation, slope = _gelu(total)
+        activation, slope = gelu(total)
     tl.store(out_ptr + at, activation.to(dtype), mask=inside)
 
 

@@ -1,0 +1,26 @@
+"""Packed rows of two bins: T large rows first, then the S small ones, which are a prefix of each sample's."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sample_of(offsets_ptr, t, samples, STEPS: tl.constexpr):
+    """The sample of packed row t; 2**STEPS >= samples."""
+    low, high = 0, samples - 1
+    for _ in tl.static_range(STEPS):
+        middle = (low + high) // 2
+        beyond = tl.load(offsets_ptr + middle + 1) <= t
+        low, high = tl.where(beyond, middle + 1, low), tl.where(beyond, high, middle)
+    return low
+
+
+@triton.jit
+def small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows):
+    """Whether packed row t of a sample is in its small set, and where that row is among all T + S."""
+    first_small = tl.load(small_offsets_ptr + sample)
+    place = t - tl.load(large_offsets_ptr + sample)
+    in_small = place < tl.load(small_offsets_ptr + sample + 1) - first_small
+    return in_small, (first_small + place).to(tl.int64) + rows
