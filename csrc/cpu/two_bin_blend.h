@@ -84,7 +84,7 @@ void two_bin_blend_backward_rows(const TwoBinBlendBackwardArgs& c, int64_t begin
     const A factor = F::scored ? score : A{1};
     const A hidden_weight = F::hidden_in_base ? A{1} : factor;
     const A x_weight = F::residual ? factor : A{1};
-    A grad_score = 0, weight_dot = 0;
+    double grad_score = 0, weight_dot = 0;  // sums of D terms, which differences of close streams cancel
 #pragma omp simd reduction(+ : grad_score, weight_dot)
     for (int64_t d = 0; d < a.width; ++d) {
       const A g = load(grad[d]), row = load(x[d]), l = load(large[d]), s = load(small[d]);
@@ -101,8 +101,8 @@ void two_bin_blend_backward_rows(const TwoBinBlendBackwardArgs& c, int64_t begin
       for (int64_t d = 0; d < a.width; ++d)
         store(grad_small + d, bins.small_weight * hidden_weight * load(grad[d]));
     }
-    *grad_logit = F::scored ? grad_score * score * (1 - sig) : A{0};
-    static_cast<A*>(c.weight_dots)[t] = weight_dot;
+    *grad_logit = F::scored ? static_cast<A>(grad_score * score * (1 - sig)) : A{0};
+    static_cast<A*>(c.weight_dots)[t] = static_cast<A>(weight_dot);
   }
 }
 

@@ -83,7 +83,7 @@ void two_bin_gelu_backward(const TwoBinGeluBackwardArgs& b, int64_t begin, int64
     const T* grad = static_cast<const T*>(b.grad) + t * a.width;
     const T* large = static_cast<const T*>(a.pre) + t * a.width;
     T* grad_large = static_cast<T*>(b.grad_pre) + t * a.width;
-    A dot = 0;
+    double dot = 0;  // a sum of F terms, most of which the other bin cancels
 #pragma omp simd reduction(+ : dot)
     for (int64_t d = 0; d < a.width; ++d) {
       const Gelu<A> gelu(load(large[d]));
@@ -102,7 +102,7 @@ void two_bin_gelu_backward(const TwoBinGeluBackwardArgs& b, int64_t begin, int64
         store(grad_small + d, bins.small_weight * g * gelu.slope());
       }
     }
-    static_cast<A*>(b.weight_dots)[t] = dot;
+    static_cast<A*>(b.weight_dots)[t] = static_cast<A>(dot);
   }
 }
 

@@ -70,8 +70,9 @@ def _run(in_place: bool, autocast: bool = False):
             qkv=partial(F.linear, weight=qkv_weight, bias=qkv_bias),
             out=partial(F.linear, weight=out_weight, bias=out_bias),
             fc1=partial(F.linear, weight=fc1_weight, bias=fc1_bias),
-            fc2=partial(F.linear, weight=fc2_weight, bias=fc2_bias),
+            fc2=partial(F.linear, weight=fc2_weight),
             fc2_bias=fc2_bias,
+            fc2_adds_bias=False,
             cross_q=partial(F.linear, weight=cross_q_weight, bias=cross_q_bias),
             cross_out=partial(F.linear, weight=cross_out_weight, bias=cross_out_bias),
         )

@@ -23,13 +23,14 @@ from .two_bin_attention import small_rows_of, with_small_rows
 
 @dataclass(frozen=True)
 class Linears:
-    """A block's products on packed rows [t, .]. fc2 is affine and `fc2_bias` is its bias."""
+    """A block's products on packed rows [t, .]. `fc2_bias` is fc2's bias, whether fc2 adds it or not."""
 
     qkv: Callable[[Tensor], Tensor]
     out: Callable[[Tensor], Tensor]
     fc1: Callable[[Tensor], Tensor]
     fc2: Callable[[Tensor], Tensor]
     fc2_bias: Tensor | None
+    fc2_adds_bias: bool = True
     cross_q: Callable[[Tensor], Tensor] | None = None
     cross_out: Callable[[Tensor], Tensor] | None = None
 
@@ -121,7 +122,8 @@ def two_bin_forward(
     gelu = partial(steps.two_bin_gelu, pre.detach(), weight_large.detach(), *bins[1:], rows)
     branch = without_keeping(linears.fc2, steps.two_bin_gelu(pre, *bins, rows), gelu).to(x.dtype)
     if linears.fc2_bias is not None:
-        branch = _weigh_bias(branch, linears.fc2_bias, *bins, index, tokens)
+        added = 1 if linears.fc2_adds_bias else 0
+        branch = _weigh_bias(branch, linears.fc2_bias, added, *bins, index, tokens)
     return steps.two_bin_blend(x, index, hidden, branch, gate2, logits, *bins, rescale, score_scale)
 
 
@@ -182,11 +184,14 @@ def _streams(
     return hidden, without_keeping(linears.fc1, steps.adaln(hidden, *vectors), again)
 
 
-def _weigh_bias(branch, bias, weight_large, large_offsets, small_offsets, index, tokens) -> Tensor:
-    """fc2 adds its bias once; a row that only the large bin keeps has the weight w: (w - 1) of it go."""
+def _weigh_bias(branch, bias, added, weight_large, large_offsets, small_offsets, index, tokens) -> Tensor:
+    """fc2's bias counts once on small rows and w times on those that only the large bin keeps.
+
+    `added` of it are there. With w near 0 what is left of 1 has lost digits, and its gradient too.
+    """
     sample = index // tokens
     place = torch.arange(len(index), device=index.device) - large_offsets[:-1][sample]
     only_large = place >= small_offsets.diff()[sample]
     weight = weight_large.to(torch.promote_types(branch.dtype, torch.float32))
-    excess = torch.where(only_large, weight[sample] - 1, 0)
-    return torch.addr(branch, excess.to(branch.dtype), bias.to(branch.dtype))
+    missing = torch.where(only_large, weight[sample] - added, 1 - added)
+    return torch.addr(branch, missing.to(branch.dtype), bias.to(branch.dtype))

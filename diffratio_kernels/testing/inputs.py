@@ -87,6 +87,29 @@ class ModBlockCase:
         return arguments | {"rescale": self.rescale, "score_scale": self.score_scale}
 
 
+@dataclass(frozen=True)
+class TwoBinCase(ModBlockCase):
+    """Everything that defines one call of `two_bin_block`: `keep` is what the large bin keeps."""
+
+    keep_small: tuple[int, ...] = (7,)
+    weight_large: tuple[float, ...] = (0.3, 0.8)
+
+    @property
+    def full_keep_small(self) -> list[int]:
+        return list(self.keep_small) * (self.batch if len(self.keep_small) == 1 else 1)
+
+    def arguments(self) -> dict:
+        """The arguments of `two_bin_block` by name; weights are never rounded below float32."""
+        block = super().arguments()
+        keep_large = block.pop("keep")
+        weight = torch.tensor(self.weight_large, dtype=torch.promote_types(self.dtype, torch.float32))
+        return block | {
+            "keep_small": list(self.keep_small),
+            "keep_large": keep_large,
+            "weight_large": weight,
+        }
+
+
 def random_case(seed: int, dtype: torch.dtype | None = None) -> ModBlockCase:
     """A case with every choice drawn from the seed, edge cases (k = 0, k = N, N = 1, no text) included."""
     draw = random.Random(seed)
@@ -113,6 +136,20 @@ def random_case(seed: int, dtype: torch.dtype | None = None) -> ModBlockCase:
         layout=draw.choice(["contiguous", "contiguous", *LAYOUTS]),
         dtype=dtype or draw.choice([torch.float32, torch.bfloat16, torch.float16]),
     )
+
+
+def random_two_bin_case(seed: int, dtype: torch.dtype | None = None) -> TwoBinCase:
+    """`random_case` with a smaller bin, also empty or equal, and weights, also all 0 or 1 or outside [0, 1]."""
+    case, draw = random_case(seed, dtype), random.Random(f"two bins {seed}")
+
+    def below(count):
+        return draw.choice([0, count, *(draw.randint(0, count) for _ in range(4))])
+
+    keep_small = tuple(below(k) for k in (case.full_keep if draw.random() < 0.5 else case.keep))
+    anything = [0.0, 1.0, -1.5, 2.5, *(draw.random() for _ in range(6))]
+    values = draw.choice([anything, anything, anything, [0.0], [1.0]])
+    weight_large = tuple(draw.choice(values) for _ in range(case.batch))
+    return TwoBinCase(**vars(case), keep_small=keep_small, weight_large=weight_large)
 
 
 def cast(arguments: dict, dtype: torch.dtype) -> dict:

@@ -1,10 +1,13 @@
-"""The C++ row kernels: the reference in fp64, exact copies, and the same bits whatever surrounds them."""
+"""The C++ row kernels, of one bin and of two: the reference in fp64, exact copies, and the same bits whatever
+surrounds them."""
 
 import pytest
 import torch
 
 from diffratio_kernels import reference
 from diffratio_kernels.kernels import native
+from diffratio_kernels.testing.budget import check_budget, shake
+from diffratio_kernels.testing.inputs import cast
 
 RESCALE = ("mlp", "residual", "output", "none")
 SHAPES = [  # B, N, kept, D
@@ -20,19 +23,73 @@ RELATIVE = 1e-12  # sums of up to 1152 terms of size 1 in fp64, in another order
 
 
 def draw(shape, dtype=torch.float64):
-    """x and everything the row kernels take with it, by name."""
+    """x and everything the row kernels take with it, by name; of two bins, the small one keeps half of the
+    first sample, all of the second, none of the third."""
     batch, tokens, keep, width = shape
     x, logits = torch.randn(batch, tokens, width).to(dtype), torch.randn(batch, tokens).to(dtype)
-    kept = sum(keep)
+    keep_small = [(k // 2, k, 0, k // 3)[b % 4] for b, k in enumerate(keep)]
+    kept, both = sum(keep), sum(keep) + sum(keep_small)
     return {
         "x": x,
-        "index": reference.select_tokens(logits, keep)[0],
+        "index": reference.select_tokens(logits, keep, keep_small)[0],
         "shift": torch.randn(batch, width).to(dtype),
         "scale": torch.randn(batch, width).to(dtype),
         "hidden": torch.randn(kept, width).to(dtype),
         "branch": torch.randn(kept, width).to(dtype),
+        "both": 2 * torch.randn(both, width).to(dtype),
         "logits": logits,
         "weight": torch.randn(width).to(dtype),
+        "weight_large": torch.rand(batch).to(dtype),
+        "keep": keep,
+        "keep_small": keep_small,
+    }
+
+
+def bins(a):
+    """Weights and offsets of both bins."""
+    counts = (reference.packed_offsets(a[name], torch.device("cpu")) for name in ("keep", "keep_small"))
+    return a["weight_large"], *counts
+
+
+def run_two_bins(a, rescale="mlp"):
+    """The native kernels of two bins, forward and backward: name -> tensor."""
+    of_bins, rows, x = bins(a), len(a["index"]), a["x"]
+    finish = (x, a["index"], a["both"], a["branch"], a["scale"], a["logits"], *of_bins, rescale, 2.0)
+    blended = native.two_bin_blend_backward(x.flip(-1), *finish)
+    gelu = native.two_bin_gelu_backward(a["branch"], a["both"], *of_bins)
+    names = ("d x", "d both", "d branch", "d gate", "d logits", "d weights")
+    return {
+        "two bins: out": native.two_bin_blend(*finish),
+        "two bins: inner": native.two_bin_gelu(a["both"], *of_bins, rows),
+        **{f"two bins: {name}": t for name, t in zip(names, blended, strict=True)},
+        **dict(zip(("two bins: d pre", "two bins: d gelu weights"), gelu, strict=True)),
+    }
+
+
+def reference_two_bins(a, rescale="mlp"):
+    """The same by the reference and autograd; each row is a sample of its own with a weight."""
+    a = {
+        n: t.clone().requires_grad_() if torch.is_tensor(t) and t.is_floating_point() else t
+        for n, t in a.items()
+    }
+    in_small = [int(t < k) for large, k in zip(a["keep"], a["keep_small"], strict=True) for t in range(large)]
+    rows = len(in_small)
+    counts = torch.tensor(a["keep"], dtype=torch.int64)
+    weights = a["weight_large"].detach().repeat_interleave(counts).requires_grad_()
+    _, *offsets = bins(a | {"keep": [1] * rows, "keep_small": in_small})
+    of_rows, x = (weights, *offsets), a["x"]
+    finish = a["both"], a["branch"], a["scale"], a["logits"], *of_rows, rescale, 2.0
+    out = reference.two_bin_blend(x, a["index"], *finish)
+    inner = reference.two_bin_gelu(a["both"], *of_rows, rows)
+    leaves = [x, a["both"], a["branch"], a["scale"], a["logits"], weights]
+    blended = torch.autograd.grad(out, leaves, x.detach().flip(-1), materialize_grads=True)
+    gelu = torch.autograd.grad(inner, [a["both"], weights], a["branch"].detach(), materialize_grads=True)
+    names = ("d x", "d both", "d branch", "d gate", "d logits", "d weights")
+    return {
+        "two bins: out": out.detach(),
+        "two bins: inner": inner.detach(),
+        **{f"two bins: {name}": t for name, t in zip(names, blended, strict=True)},
+        **dict(zip(("two bins: d pre", "two bins: d gelu weights"), gelu, strict=True)),
     }
 
 
@@ -50,7 +107,7 @@ def run_all(a, rescale="mlp", eps=1e-6):
         a["hidden"], index, tokens, a["scale"], eps, None, a["branch"], None
     )
     scattered = native.scatter_rescale_backward(x.flip(-1), *finish)
-    return {
+    return run_two_bins(a, rescale) | {
         "router_logits": native.router_logits(x, a["weight"], None),
         "rows": rows,
         "normed": normed,
@@ -65,7 +122,11 @@ def run_all(a, rescale="mlp", eps=1e-6):
 
 def reference_all(a, rescale="mlp", eps=1e-6):
     """The same by the reference and autograd."""
-    a = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in a.items()}
+    expected = reference_two_bins(a, rescale)
+    a = {
+        n: t.clone().requires_grad_() if torch.is_tensor(t) and t.is_floating_point() else t
+        for n, t in a.items()
+    }
     x, index, tokens = a["x"], a["index"], a["x"].shape[1]
     rows, normed = reference.gather_adaln(x, index, a["shift"], a["scale"], eps)
     packed = reference.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
@@ -78,7 +139,7 @@ def reference_all(a, rescale="mlp", eps=1e-6):
     backward = gradients([rows, normed], ["x", "shift", "scale"], [a["branch"], a["hidden"]])
     packed_backward = gradients([packed], ["hidden", "shift", "scale"], [a["branch"]])
     scattered = gradients([out], ["x", "hidden", "branch", "scale", "logits"], [x.flip(-1)])
-    return {
+    return expected | {
         "router_logits": reference.router_logits(x, a["weight"]),
         "rows": rows,
         "normed": normed,
@@ -117,6 +178,9 @@ def test_selected_tokens_are_those_of_the_reference(shape):
     logits = draw(shape)["logits"].float()
     index, offsets = reference.select_tokens(logits, keep)
     assert torch.equal(native.topk_select(logits, offsets, sum(keep)), index)
+    small = draw(shape)["keep_small"]
+    index, _ = reference.select_tokens(logits, keep, small)
+    assert torch.equal(native.topk_select(logits, offsets, sum(keep), torch.tensor(small).int()), index)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -128,9 +192,10 @@ def test_gathered_and_untouched_rows_are_exact_copies(dtype):
     results = run_all(arguments)
     assert torch.equal(bits(results["rows"]), flat[index])
     untouched = torch.ones(60, dtype=torch.bool).index_fill(0, index, False)
-    assert torch.equal(bits(results["out"]).flatten(0, 1)[untouched], flat[untouched])
     incoming = bits(arguments["x"].flip(-1)).flatten(0, 1)
-    assert torch.equal(bits(results["d x out"]).flatten(0, 1)[untouched], incoming[untouched])
+    for out, grad in (("out", "d x out"), ("two bins: out", "two bins: d x")):
+        assert torch.equal(bits(results[out]).flatten(0, 1)[untouched], flat[untouched])
+        assert torch.equal(bits(results[grad]).flatten(0, 1)[untouched], incoming[untouched])
 
 
 @pytest.mark.parametrize("rescale", RESCALE)
@@ -141,7 +206,8 @@ def test_scores_of_tokens_that_are_not_kept_change_nothing(value, rescale):
     untouched = torch.ones(40, dtype=torch.bool).index_fill(0, arguments["index"], False).view(2, 20)
     arguments["logits"][untouched] = value
     assert_same_bits(run_all(arguments, rescale), expected)
-    assert expected["d logits"][untouched].eq(0).all()
+    for name in ("d logits", "two bins: d logits"):
+        assert expected[name][untouched].eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -163,18 +229,42 @@ def test_same_bits_again_and_on_two_threads(dtype, rescale):
 def test_a_sample_is_independent_of_its_neighbours(rescale):
     keep = [9, 0, 21, 4]
     arguments = draw((4, 21, keep, 72), torch.float32)
-    together, first = run_all(arguments, rescale), 0
-    for b, kept in enumerate(keep):
-        rows = slice(first, first + kept)
-        alone = {name: t[b : b + 1] for name, t in arguments.items() if name not in ("weight", "index")}
-        alone |= {name: arguments[name][rows] for name in ("hidden", "branch")}
-        alone |= {"weight": arguments["weight"], "index": arguments["index"][rows] - 21 * b}
+    together, kept, small = run_all(arguments, rescale), sum(keep), arguments["keep_small"]
+    for b in range(4):
+        of_sample = slice(sum(keep[:b]), sum(keep[: b + 1]))
+        of_small = slice(kept + sum(small[:b]), kept + sum(small[: b + 1]))
+
+        def own(t, b=b, of_sample=of_sample, of_small=of_small):
+            if t.shape[0] == kept + sum(small):
+                return torch.cat([t[of_sample], t[of_small]])
+            return t[of_sample] if t.shape[0] == kept else t.view(4, -1, *t.shape[1:])[b]
+
+        alone = {name: own(t) for name, t in arguments.items() if torch.is_tensor(t) and name != "weight"}
+        alone = {
+            n: t if n in ("hidden", "branch", "both", "index") else t.view(1, *arguments[n].shape[1:])
+            for n, t in alone.items()
+        }
+        alone |= {"weight": arguments["weight"], "index": alone["index"] - 21 * b}
+        alone |= {"keep": keep[b : b + 1], "keep_small": small[b : b + 1]}
         for name, result in run_all(alone, rescale).items():
-            of_sample = together[name][rows] if together[name].shape[0] == sum(keep) else None
-            if of_sample is None:
-                of_sample = together[name].view(4, -1)[b].view(result.shape)
-            assert torch.equal(bits(result), bits(of_sample)), (b, name)
-        first += kept
+            assert torch.equal(bits(result), bits(own(together[name]).view(result.shape))), (b, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if sum(shape[2]) > 8], ids=str)
+def test_two_bins_are_within_the_error_budget(shape, dtype):
+    for rescale in RESCALE:
+        a = draw(shape, dtype)
+        a |= {name: a[name].float() for name in ("scale", "logits", "weight_large")}  # as in a model
+        actual, peer = run_two_bins(a, rescale), reference_two_bins(a, rescale)
+        gold = reference_two_bins(cast(a, torch.float64), rescale)
+        shaken = {
+            each: [reference_two_bins(shake(a, each, seed), rescale) for seed in range(4)]
+            for each in {t.dtype for t in actual.values()}
+        }
+        for name, t in actual.items():
+            floor = [each[name] for each in shaken[t.dtype]] if ": d " in name else ()
+            check_budget(f"native {dtype}, {name}", t, peer[name], gold[name], shaken=floor)
 
 
 def test_places_are_the_inverse_of_the_index():

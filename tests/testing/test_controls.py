@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from diffratio_kernels import mod_block, reference
+from diffratio_kernels import mod_block, reference, two_bin_block
 from diffratio_kernels.kernels import native
 from diffratio_kernels.testing import budget, mod_block_check
 from diffratio_kernels.testing.budget import check_budget, gradients, shake
 from diffratio_kernels.testing.inputs import LAYOUTS, ModBlockCase, cast, laid_out, random_case
 from diffratio_kernels.testing.memory import peak_bytes
-from diffratio_kernels.testing.mod_block_check import check_mod_block
+from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
 from diffratio_kernels.testing.poison import poisoned_memory
 from diffratio_kernels.testing.scores import expected_selection, routed_to, score_matrices
 
@@ -104,6 +104,20 @@ def test_block_check_finds_a_wrong_gradient(monkeypatch):
     monkeypatch.setattr(mod_block_check, "mod_block", twice_the_gradient)
     with pytest.raises(AssertionError, match="seed 0: fp64 gradient of x"):
         check_mod_block(0)
+
+
+@pytest.mark.parametrize("name", ["x", "weight_large"])
+def test_two_bin_check_finds_a_wrong_gradient(name, monkeypatch):
+    def twice_the_gradient(**arguments):
+        value = arguments[name]
+        return two_bin_block(**arguments | {name: 2 * value - value.detach()})
+
+    monkeypatch.setattr(mod_block_check, "two_bin_block", twice_the_gradient)
+    with pytest.raises(AssertionError, match=f"seed 0: fp64 gradient of {name}"):
+        check_two_bin_block(0)
+    monkeypatch.setattr(mod_block_check.dispatch, "why_not", lambda *_: "fp64 is not asked")
+    with pytest.raises(AssertionError, match=f"d {name}: .* over the budget"):
+        check_two_bin_block(0)
 
 
 def test_poison_reaches_every_fresh_allocation_and_leaves_again():
