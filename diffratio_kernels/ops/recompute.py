@@ -16,14 +16,20 @@ class _Again:
         self.make, self.shape = make, shape
 
 
+def _hooked() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def without_keeping(call: Callable[[Tensor], Tensor], value: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """call(value), where the backward of `call` gets `make()` instead of a kept `value`.
 
-    make() gives the bits of `value` from tensors that are kept in any case.
+    make() gives the bits of `value` from tensors that are kept in any case. Checkpointing and offloading
+    decide themselves what is kept: under their hooks nothing is added, or `make` would keep what they drop.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _hooked():
         return call(value)
-    address, size, dtype = value.data_ptr(), value.numel(), value.dtype  # a hook that knew `value` would keep it
+    # Not `value` itself: a hook that knew it would keep it.
+    address, size, dtype = value.data_ptr(), value.numel(), value.dtype
 
     def pack(t: Tensor) -> Tensor | _Again:
         same = t.data_ptr() == address and t.numel() == size and t.is_contiguous()

@@ -25,10 +25,11 @@ class _TwoBinBlend(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out):
-        _, _, _, _, gate, logits, weight_large, large_offsets, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: checkpointing hands them out only once
+        _, _, _, _, gate, logits, weight_large, large_offsets, _ = saved
         grad_x, grad_hidden, grad_branch, grad_gate, grad_logits, dots = (
             torch.ops.diffratio.two_bin_blend_backward(
-                grad_out, *ctx.saved_tensors, *ctx.options, implementation=ctx.implementation
+                grad_out, *saved, *ctx.options, implementation=ctx.implementation
             )
         )
         grad_weight = sample_sums(dots, large_offsets).to(weight_large.dtype)
