@@ -37,7 +37,8 @@ class TrainArguments:
         None,
         "digits, shapes, a folder of images with captions, or a name that `datasets` knows.",
     )
-    caption_column: str = _argument("text", "The column with the captions.")
+    caption_column: str | None = _argument(None, "The column with the captions. Default: text or caption.")
+    max_sequence_length: int = _argument(120, "Text tokens: 120 for PixArt-alpha, 300 for -Sigma.", least=1)
     output_dir: str = _argument("diffratio-model", "The run: logs, checkpoints and the result.")
     seed: int = _argument(0, "Decides every random number of the run.", least=0)
     resolution: int | None = _argument(None, "Side of the images in pixels. Default: the model's.", least=1)

@@ -13,41 +13,44 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from ..config import DiffRatioConfig
-from ..demo.model import ASSETS
 from ..models import PRETRAINED, noise_schedule
 from ..patch import apply_diffratio, transformer_of
 from ..ratios import learn_ratios
 from .arguments import ArgumentError, TrainArguments
+from .objective import Objective
 
-# Models that come with the package, each for the data set of its name.
-BUILT_IN = {"digits": ASSETS / "dense"} | PRETRAINED
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 @dataclass
 class Base:
-    """`model` in fp32; `built_in`: it works on the pixels and text tokens of the project's own data sets."""
+    """`model` in fp32, the schedule that it was trained on and the loss that follows from both."""
 
     model: nn.Module
     scheduler: DDPMScheduler
-    built_in: bool
+    objective: Objective
 
 
 def load_base(arguments: TrainArguments) -> Base:
     """The transformer and the schedule that `pretrained_model_name_or_path` names."""
     name = arguments.pretrained_model_name_or_path
-    if name in BUILT_IN:
-        return Base(_load_transformer(BUILT_IN[name], None, None), noise_schedule(), True)
-    model = _load_transformer(name, arguments.revision, arguments.variant)
+    if name in PRETRAINED:
+        model, scheduler = _load_transformer(PRETRAINED[name], None, None), noise_schedule()
+    else:
+        model = _load_transformer(name, arguments.revision, arguments.variant)
+        scheduler = _load_scheduler(name, arguments.revision)
+    return Base(model, scheduler, Objective(model, scheduler, arguments.snr_gamma))
+
+
+def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
     try:
-        scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler", revision=arguments.revision)
+        return DDPMScheduler.from_pretrained(name, subfolder="scheduler", revision=revision)
     except OSError:
-        scheduler = DDPMScheduler()
         warnings.warn(
             f"{name} has no scheduler: training predicts the noise on a linear schedule of 1000 steps",
             stacklevel=2,
         )
-    return Base(model, scheduler, False)
+        return DDPMScheduler()
 
 
 def _load_transformer(name: str | Path, revision: str | None, variant: str | None) -> nn.Module:
@@ -82,8 +85,6 @@ def lora_config(arguments: TrainArguments) -> LoraConfig:
         r=arguments.rank,
         lora_alpha=arguments.rank,
         target_modules=list(LORA_TARGETS),
-        base_model_name_or_path=arguments.pretrained_model_name_or_path,
-        revision=arguments.revision,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from .arguments import ArgumentError
 
@@ -59,34 +60,57 @@ class Checkpoints:
 
     def save(self, accelerator: Accelerator, step: int, write: Callable[[Path], None]) -> None:
         """Call `write(folder)` on every process, then give the folder its name."""
-        partial = self.root / f".checkpoint-{step}.partial"
+
+        def write_and_list(folder: Path) -> None:
+            write(folder)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                files = {
+                    str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()
+                }
+                (folder / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
+
+        replace_folder(accelerator, self.path(step), write_and_list)
+        if accelerator.is_main_process and self.limit is not None:
+            for old in [one for one in self.steps() if one <= step][: -self.limit]:
+                _delete(self.path(old))
+
+    def clear_leftovers(self) -> None:
+        """What a killed run left behind: halves of folders that were being written or deleted."""
+        for path in [*self.root.glob(".*.partial"), *self.root.glob(".*.deleted")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def replace_folder(accelerator: Accelerator, place: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(folder)` on every process; only when all are done the folder takes its place.
+
+    What cannot be written is an ArgumentError, and what stood there before still does.
+    """
+    partial = _hidden(place, "partial")
+    try:
         if accelerator.is_main_process:
-            self.clear_leftovers()
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         accelerator.wait_for_everyone()
         write(partial)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            files = {
-                str(path.relative_to(partial)): path.stat().st_size
-                for path in sorted(partial.rglob("*"))
-                if path.is_file()
-            }
-            (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
-            if self.path(step).exists():
-                self._delete(step)
-            partial.rename(self.path(step))
-            whole = [one for one in self.steps() if one <= step]
-            for old in whole[: -self.limit] if self.limit else []:
-                self._delete(old)
-        accelerator.wait_for_everyone()
+    # safetensors and torch.save have error classes of their own for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ArgumentError(f"output_dir: {place} could not be written: {error}") from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if place.exists():
+            _delete(place)
+        partial.rename(place)
+    accelerator.wait_for_everyone()
 
-    def clear_leftovers(self) -> None:
-        """What a killed run left behind: halves of checkpoints that were being written or deleted."""
-        for path in self.root.glob(".checkpoint-*"):
-            shutil.rmtree(path)
 
-    def _delete(self, step: int) -> None:
-        hidden = self.root / f".checkpoint-{step}.deleted"
-        self.path(step).rename(hidden)
-        shutil.rmtree(hidden)
+def _delete(folder: Path) -> None:
+    """First out of sight, so that nobody takes a half of it for the whole."""
+    hidden = _hidden(folder, "deleted")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _hidden(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")

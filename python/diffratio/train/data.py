@@ -1,28 +1,65 @@
-"""The loaders of a run: training samples by number, and a fixed validation set."""
+"""The data of a run in the space that the model works in, and the loaders over it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data import load_dataset
 from .arguments import ArgumentError, TrainArguments
 from .base import Base
+from .encoded import EncodedDataset, Encoders, encode
 from .samples import TrainingSamples, ValidationSamples
 
 VALIDATION_IMAGES = 512
+ENCODED = "encoded"
 
 
-def load_split(arguments: TrainArguments, base: Base, split: str):
-    """The data set of one split, in the space that the model works in."""
+def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator, progress: bool):
+    """The training and the held-out data: pixels where the model takes those, else latents."""
     name = arguments.dataset_name or arguments.pretrained_model_name_or_path
+    options = {"resolution": arguments.resolution, "caption_column": arguments.caption_column}
     try:
-        dataset = load_dataset(name, split=split, resolution=arguments.resolution)
+        splits = [load_dataset(name, split=split, **options) for split in ("train", "held_out")]
     except ValueError as error:
-        raise ArgumentError(f"dataset_name={name!r}: {error}") from None
-    channels = base.model.config.in_channels
-    if dataset.channels != channels:
+        argument = str(error).split(" ")[0]
+        argument = argument if argument in options else "dataset_name"
+        raise ArgumentError(f"{argument}={getattr(arguments, argument)!r}: {error}") from None
+    config = base.model.config
+    by_class = base.objective.by_class
+    if by_class and not splits[0].attribute_sizes:
+        raise ArgumentError(f"dataset_name={name!r} has no classes, which the model needs")
+    if splits[0].channels == config.in_channels:
+        if not by_class and splits[0].text_width != config.caption_channels:
+            raise ArgumentError(
+                f"dataset_name={name!r} has text of width {splits[0].text_width}, "
+                f"the model takes {config.caption_channels}"
+            )
+        return splits
+    encoders = Encoders(arguments, not by_class, accelerator.device)
+    progress = progress and accelerator.is_local_main_process
+    counts = len(splits[0]), min(VALIDATION_IMAGES, len(splits[1]))
+    return [
+        _check_latents(
+            encode(split, encoders, _folder(arguments, part), count, accelerator, progress), config
+        )
+        for split, part, count in zip(splits, ("train", "held_out"), counts, strict=True)
+    ]
+
+
+def _folder(arguments: TrainArguments, part: str) -> Path:
+    return Path(arguments.output_dir) / ENCODED / part
+
+
+def _check_latents(dataset: EncodedDataset, config) -> EncodedDataset:
+    channels, side, _ = dataset[0]["latents"].shape
+    if channels != config.in_channels or side % config.patch_size:
         raise ArgumentError(
-            f"dataset_name={name!r} has images of {dataset.channels} channels, the model takes {channels}"
+            f"resolution: latents are [{channels}, {side}, {side}], the model takes {config.in_channels} "
+            f"channels and patches of {config.patch_size}"
         )
     return dataset
 
@@ -47,5 +84,10 @@ def validation_loader(arguments: TrainArguments, base: Base, dataset) -> DataLoa
 
 
 def _loader(samples, arguments: TrainArguments) -> DataLoader:
-    workers = arguments.dataloader_num_workers
-    return DataLoader(samples, batch_size=arguments.train_batch_size, num_workers=workers)
+    return DataLoader(
+        samples,
+        batch_size=arguments.train_batch_size,
+        num_workers=arguments.dataloader_num_workers,
+        # A loader draws a number when it starts. From torch's own stream, a resumed run would leave it there.
+        generator=torch.Generator(),
+    )

@@ -23,6 +23,7 @@ class TrainingSamples(Dataset):
     def __init__(self, dataset, seed: int, first: int, count: int, *, timesteps: int, drop: float):
         self.dataset, self.seed, self.first, self.count = dataset, seed, first, count
         self.timesteps, self.drop = timesteps, drop
+        self._null = getattr(dataset, "null", None) or {"tokens": dataset.null_tokens}
         self._epoch, self._order = -1, None
 
     def __len__(self) -> int:
@@ -49,9 +50,7 @@ class TrainingSamples(Dataset):
         timestep = torch.randint(self.timesteps, (), generator=generator)
         dropped = torch.rand((), generator=generator) < self.drop
         item = item | {"timestep": timestep, "noise": torch.randn(clean.shape, generator=generator)}
-        if dropped and "tokens" in item:
-            item["tokens"] = self.dataset.null_tokens
-        return item
+        return item | self._null if dropped and "tokens" in item else item
 
 
 class ValidationSamples(Dataset):

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..adapter import save_diffratio
 from ..patch import transformer_of
+from .base import load_base, prepare_model
+from .sharding import is_sharded
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -54,7 +55,7 @@ def load_state(trainer: Trainer, folder: Path) -> int:
 
 def keep_trained_only(accelerator: Accelerator) -> None:
     """Let accelerate save and load the trained parameters alone; FSDP's shards stay its own matter."""
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if is_sharded(accelerator):
         return
 
     def save(models: list[nn.Module], weights: list[dict], folder: str) -> None:
@@ -82,14 +83,22 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 def save_adapter(trainer: Trainer, folder: Path) -> None:
     """The model as `load_run` reads it: its weights or LoRA, and the routers with their ratios."""
+    accelerator = trainer.accelerator
+    if is_sharded(accelerator):
+        weights = accelerator.get_state_dict(trainer.model)  # every process takes part
+        if accelerator.is_main_process:
+            model = prepare_model(load_base(trainer.arguments).model, trainer.arguments)
+            model.load_state_dict(weights)
+            write_model(model, folder)
+        return
     with trainer.averaged():
-        if trainer.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_model(trainer.accelerator.unwrap_model(trainer.model), folder)
+        if accelerator.is_main_process:
+            write_model(accelerator.unwrap_model(trainer.model), folder)
 
 
 def write_model(model: nn.Module, folder: Path) -> None:
     """LoRA in PEFT's layout or plain weights in diffusers', neither with routers; those beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
     plain = transformer_of(model)
     if plain is not model:
         model.save_pretrained(str(folder), safe_serialization=True)

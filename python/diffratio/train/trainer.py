@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from contextlib import contextmanager
@@ -16,16 +17,19 @@ from tqdm import tqdm
 
 from ..patch import transformer_of
 from ..ratios import table_of
-from .arguments import TrainArguments
+from .arguments import ArgumentError, TrainArguments
 from .base import load_base, prepare_model
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, replace_folder
 from .controller import RatioController
-from .data import load_split, training_loader, validation_loader
-from .objective import Objective
+from .data import load_splits, training_loader, validation_loader
 from .optimizer import make_optimizer, make_schedule, trained
 from .output import Output
+from .sharding import prepare_sharding, reduce_ratio_gradient
 from .state import keep_trained_only, load_state, save_adapter, save_state
 from .validation import validate
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RESUME = "Checkpoints are kept: make room and go on with --resume_from_checkpoint latest"
 
 
 class Trainer:
@@ -40,13 +44,13 @@ class Trainer:
             log_with=None if arguments.report_to == "none" else arguments.report_to,
             project_config=ProjectConfiguration(self.root, str(self.root / arguments.logging_dir)),
         )
+        prepare_sharding(self.accelerator, arguments)
         set_seed(arguments.seed)
         self.checkpoints = Checkpoints(self.root, arguments.checkpoints_total_limit)
         self.output = Output(arguments, self.accelerator, self.checkpoints)
         self.base = load_base(arguments)
-        self.objective = Objective(self.base.model, self.base.scheduler, arguments.snr_gamma)
-        self.dataset = load_split(arguments, self.base, "train")
-        held_out = load_split(arguments, self.base, "held_out")
+        self.objective = self.base.objective
+        self.dataset, held_out = load_splits(arguments, self.base, self.accelerator, progress)
         model = prepare_model(self.base.model, arguments)
         optimizer = make_optimizer(model, arguments)
         self.schedule = make_schedule(optimizer, arguments)
@@ -77,7 +81,7 @@ class Trainer:
             if self.step == 0:
                 self._validate()
             self._train()
-        save_adapter(self, self.root / "final")
+        replace_folder(self.accelerator, self.root / "final", lambda folder: save_adapter(self, folder))
         return self.output.close(step=self.step, **self.last_validation)
 
     def _facts(self) -> dict:
@@ -130,6 +134,7 @@ class Trainer:
             if self.accelerator.sync_gradients:
                 self.accelerator.clip_grad_norm_(self.averaged_parameters(), self.arguments.max_grad_norm)
                 if self.controller is not None:
+                    reduce_ratio_gradient(self.accelerator, self.controller.table.ratios)
                     self.controller.before_step()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -197,4 +202,9 @@ def _postfix(entry: dict) -> dict:
 
 def train(arguments: TrainArguments, progress: bool = True) -> dict:
     """Run a training to its end; returns the content of `run.json` (on the main process, else nothing)."""
-    return Trainer(arguments, progress).fit()
+    try:
+        return Trainer(arguments, progress).fit()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ArgumentError(f"output_dir={arguments.output_dir!r}: {error.strerror}. {RESUME}") from error
