@@ -5,6 +5,8 @@ Plain differentiable torch: autograd sees through it.
 
 from __future__ import annotations
 
+from itertools import accumulate, groupby, pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,9 +32,7 @@ def attention(
         return _batched(q, k, v, key_lengths, scale).flatten(0, 1)
     # Offsets can be read without a sync where they are on the CPU, and are a plain tensor (not a traced one).
     if query_offsets.device.type == "cpu" and type(query_offsets) is Tensor:
-        return _per_sample(
-            query, key, value, query_offsets.tolist(), key_offsets.tolist(), key_lengths, scale
-        )
+        return _per_run(query, key, value, query_offsets.tolist(), key_offsets.tolist(), key_lengths, scale)
     return _padded(query, key, value, query_offsets, key_offsets, max_query, max_key, key_lengths, scale)
 
 
@@ -50,18 +50,26 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale:
     return out.transpose(1, 2)
 
 
-def _per_sample(query, key, value, query_offsets, key_offsets, key_lengths, scale) -> Tensor:
-    lengths = [None] * len(query_offsets) if key_lengths is None else key_lengths.tolist()
+def runs(*lengths: list[int]) -> list[int]:
+    """How many samples in a row are alike in all lengths: samples of one bin are computed together."""
+    return [len(list(group)) for _, group in groupby(zip(*lengths, strict=True))]
+
+
+def _per_run(query, key, value, query_offsets, key_offsets, key_lengths, scale) -> Tensor:
+    query_lengths, room = ([b - a for a, b in pairwise(o)] for o in (query_offsets, key_offsets))
+    lengths = room if key_lengths is None else key_lengths.tolist()
+    counts = runs(query_lengths, room, lengths)
+    firsts = [0, *accumulate(counts)][:-1]
+    queries = query.split([n * query_lengths[b] for b, n in zip(firsts, counts, strict=True)])
+    keys, values = (t.split([n * room[b] for b, n in zip(firsts, counts, strict=True)]) for t in (key, value))
     outs = []
-    for b in range(len(query_offsets) - 1):
-        first, last = key_offsets[b], key_offsets[b + 1]
-        if lengths[b] is not None:
-            last = first + lengths[b]
-        q = query[query_offsets[b] : query_offsets[b + 1]]
-        if q.shape[0] == 0 or first == last:
+    for first, n, q, k, v in zip(firsts, counts, queries, keys, values, strict=True):
+        length = lengths[first]
+        if q.shape[0] == 0 or length == 0:
             outs.append(torch.zeros_like(q))
             continue
-        outs.append(_batched(q[None], key[None, first:last], value[None, first:last], None, scale)[0])
+        k, v = (t.unflatten(0, (n, -1))[:, :length] for t in (k, v))
+        outs.append(_batched(q.unflatten(0, (n, -1)), k, v, None, scale).flatten(0, 1))
     return torch.cat(outs) if outs else torch.zeros_like(query)
 
 

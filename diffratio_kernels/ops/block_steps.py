@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.sdpa import runs
 from ..kernels.triton import launchers as triton
 from .attention import pick
 from .dispatch import DIFFERENTIABLE, KERNELS, choose
@@ -93,24 +95,18 @@ def _gate_residual_triton(in_place, hidden, branch, gate, index, tokens, keep) -
 
 def _gate_residual_torch(in_place, hidden, branch, gate, index, tokens, keep) -> Tensor:
     """hidden + gate * branch with each sample's own gate [B, D], without a [T, D] copy of the gate."""
-    if all(k == keep[0] for k in keep):
-        shape = (len(keep), keep[0])
-        rows, updates, gates = (
-            hidden.unflatten(0, shape)[None],
-            branch.unflatten(0, shape)[None],
-            gate[None, :, None],
-        )
-    else:
-        rows, updates, gates = hidden.split(keep), branch.split(keep), gate.unbind(0)
-    if in_place:
-        for row, update, gate in zip(rows, updates, gates, strict=True):
-            row.addcmul_(gate, update)
-        return hidden
-    done = [
-        torch.addcmul(row, gate, update).to(hidden.dtype)
-        for row, update, gate in zip(rows, updates, gates, strict=True)
-    ]
-    return torch.cat(done).reshape(hidden.shape)
+    counts = runs(keep)
+    firsts = [0, *accumulate(counts)][:-1]
+    sizes = [n * keep[first] for first, n in zip(firsts, counts, strict=True)]
+    parts = zip(hidden.split(sizes), branch.split(sizes), gate.split(counts), counts, strict=True)
+    done = []
+    for rows, updates, gates, n in parts:
+        rows, updates = (t.unflatten(0, (n, t.shape[0] // n)) for t in (rows, updates))
+        if in_place:
+            rows.addcmul_(gates[:, None], updates)
+        else:
+            done.append(torch.addcmul(rows, gates[:, None], updates).to(hidden.dtype).flatten(0, 1))
+    return hidden if in_place else torch.cat(done)
 
 
 def _mlp_triton(in_place, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
