@@ -25,7 +25,7 @@ class EncodedDataset(Dataset):
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
         with safe_open(folder / NULL, "pt") as file:
-            self.null = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            self.null = {name: _plain(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
 
     def __len__(self) -> int:
         return self.count

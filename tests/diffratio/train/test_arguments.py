@@ -1,0 +1,106 @@
+"""One class holds the arguments: what it refuses, and the command line that follows from it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from diffratio.cli.train import train as command
+from diffratio.train import ArgumentError, TrainArguments
+
+BAD = [
+    ("method", "LT"),
+    ("train_mode", None),
+    ("seed", -1),
+    ("seed", 1.5),
+    ("train_batch_size", 0),
+    ("train_batch_size", True),
+    ("rank", 0),
+    ("resolution", "512"),
+    ("learning_rate", float("nan")),
+    ("learning_rate", -1e-4),
+    ("lr_scheduler", "cosin"),
+    ("lr_warmup_steps", 2000),
+    ("mixed_precision", "fp16"),
+    ("adam_beta2", 1.0),
+    ("ema_max_decay", 1.5),
+    ("snr_gamma", float("inf")),
+    ("checkpoints_total_limit", 0),
+    ("report_to", "wandb"),
+    ("target_compression", 1.2),
+    ("target_compression", 0.8),
+    ("num_regions", 1001),
+    ("ratio_loss_weight", "much"),
+    ("ratio_loss_weight", "-1"),
+    ("ratio_mode", "paper"),
+    ("router_start", "zero"),
+    ("proportion_empty_prompts", -0.1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda x: str(x))
+def test_a_bad_value_is_named(name, value):
+    with pytest.raises(ArgumentError, match=f"^{name}="):
+        TrainArguments(**{name: value})
+
+
+def test_uniform_compression_takes_tenths_and_ratios_take_any_target():
+    with pytest.raises(ArgumentError, match="^target_compression=0.25 must be a tenth"):
+        TrainArguments(method="mod", target_compression=0.25)
+    assert TrainArguments(method="mod", target_compression=0.8).regions == 1
+    assert TrainArguments(method="lt", target_compression=0.25).regions == 4
+    assert TrainArguments(method="l", target_compression=0).regions == 1
+
+
+def run(*given):
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, list(given))
+
+
+def test_the_command_has_an_option_for_every_argument_and_its_default(monkeypatch):
+    seen = []
+    monkeypatch.setattr("diffratio.train.train", lambda arguments, progress: seen.append(arguments) or {})
+    assert run().exit_code == 0
+    assert seen == [TrainArguments()]
+    for one in dataclasses.fields(TrainArguments):
+        value = {"int": 3, "float": 0.25, "bool": True}.get(one.type.split(" | ")[0], "x")
+        if one.metadata["choices"]:
+            value = one.metadata["choices"][-1]
+        value = {"ratio_loss_weight": "0.3", "lr_warmup_steps": 5}.get(one.name, value)
+        result = run(f"--{one.name}", *([] if value is True else [str(value)]))
+        assert result.exit_code == 0, result.output
+        assert getattr(seen[-1], one.name) == value
+
+
+def test_the_command_names_a_bad_argument_without_a_traceback():
+    result = run("--rank", "0")
+    assert isinstance(result.exception, SystemExit)
+    assert result.exception.code == "diffratio train: rank=0 must be at least 1"
+    assert run("--no_such_option").exit_code == 2
+
+
+def test_both_commands_show_their_help_without_diffusers():
+    code = (
+        "import sys, runpy\n"
+        "sys.modules['diffusers'] = sys.modules['accelerate'] = sys.modules['peft'] = None\n"
+        "sys.argv = ['train', '--help']\n"
+        "runpy.run_module('diffratio.train', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--target_compression" in done.stdout or "target_comp" in done.stdout
+
+
+def test_the_command_prints_the_run_as_json(tiny, tmp_path):
+    given = dataclasses.asdict(tiny.arguments(tmp_path, method="mod", max_train_steps=2))
+    options = [f"--{name}={value}" for name, value in given.items() if value not in (None, False)]
+    result = run(*options, "--json")
+    assert result.exit_code == 0, result.output
+    run_json = json.loads((tmp_path / "run.json").read_text())
+    assert json.loads(result.stdout) == run_json
+    assert run_json["arguments"] == given and run_json["step"] == 2 and run_json["finished"]
