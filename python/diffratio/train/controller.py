@@ -13,7 +13,7 @@ from diffratio_kernels.modules import RatioTable
 from ..ratios import diffratio_loss
 
 FAITHFUL_WEIGHT = 0.3
-_WATER_FILLING = 12  # each pass settles at least one group of ratios that meet a bound
+_WATER_FILLING = 5  # passes; what ratios that meet a bound leave over goes to the others in the next one
 
 
 def ratio_learning_rate(target_compression: float, steps: int) -> float:
@@ -108,7 +108,9 @@ class RatioController:
         self._present.lerp_(present, self.forget)
         low, high = self.table.interval
         worth = self._gradient / self._present.clamp(min=torch.finfo(ratios.dtype).tiny)
-        self._price = _balance(worth.flatten(), (ratios > low).flatten(), (ratios < high).flatten())
+        seen = (self._present > 0).expand_as(ratios)
+        moves = ((seen & (ratios > low)).flatten(), (seen & (ratios < high)).flatten())
+        self._price = _balance(worth.flatten(), *moves)
         ratios.grad += self._price * present
 
     @torch.no_grad()
