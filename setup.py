@@ -84,7 +84,11 @@ front = find_packages("python", include=["diffratio", "diffratio.*"])
 setup(
     packages=packages + front,
     package_dir={"diffratio": "python/diffratio", "diffratio_kernels": "diffratio_kernels"},
-    package_data={"diffratio.demo": ["assets/*/*", "assets/*"]},
+    package_data={
+        "diffratio.demo": ["assets/*/*"],
+        "diffratio.evaluation": ["assets/*"],
+        "diffratio.models": ["assets/*/*"],
+    },
     ext_modules=[] if NATIVE == "0" else [EXTENSION],
     cmdclass={"build_ext": CMakeBuild},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -1,5 +1,8 @@
 """Tiny PixArt and DiT models with random weights, inputs for them, and routers that really choose."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
@@ -88,3 +91,22 @@ def tiny():
 @pytest.fixture(params=["pixart", "dit"])
 def model(request, tiny):
     return tiny.make(request.param)
+
+
+@pytest.fixture(scope="session")
+def synthetic():
+    """The maker of run directories, tests/diffratio/synthetic_run.py."""
+    path = Path(__file__).with_name("synthetic_run.py")
+    spec = importlib.util.spec_from_file_location("diffratio_synthetic_run", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def synthetic_runs(synthetic, tmp_path_factory):
+    """Folder with the runs "lt", "mod" and "dense"."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("lt", "mod", "dense"):
+        synthetic.make_run(folder / method, method)
+    return folder

@@ -11,12 +11,15 @@ def main() -> None:
         from .bench import bench
         from .demo import demo
         from .doctor import doctor
+        from .eval import eval
         from .flops import flops
         from .kernels import kernels
+        from .plot import plot
+        from .sample import sample
         from .train import train
 
         app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-        for command in (demo, train, bench, flops, kernels, doctor):
+        for command in (demo, train, sample, eval, plot, bench, flops, kernels, doctor):
             app.command()(command)
         app()
     except ModuleNotFoundError as error:

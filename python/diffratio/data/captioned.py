@@ -13,6 +13,7 @@ class CaptionedDataset(Dataset):
     """Images with captions. An item depends on its index alone: runs repeat and resume exactly.
 
     Attributes:
+        name: tells the data set from others, in the names of files.
         channels, size: every image is float32 ``[channels, size, size]`` in [-1, 1].
         patch_size: the side of a token, in pixels, of a small model for this data.
         text_tokens, text_width: a caption is float32 ``[text_tokens, text_width]``.
@@ -20,6 +21,7 @@ class CaptionedDataset(Dataset):
         attribute_names, attribute_sizes: what a classifier can judge, and how many values each has.
     """
 
+    name: str
     channels: int
     size: int
     patch_size: int

@@ -78,6 +78,7 @@ class Digits(CaptionedDataset):
     Item i of the training split is image ``i % 1437`` in its augmentation number ``i // 1437``, of 64.
     """
 
+    name = "digits"
     channels = 1
     size = SIZE
     patch_size = 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class CaptionedImages(CaptionedDataset):
         self._attributes = torch.tensor(labels, dtype=torch.int64)[:, None] if labels is not None else None
         if labels is not None:
             self.attribute_names, self.attribute_sizes = ("class",), (classes,)
+        known = repr((self._captions, labels, self.size)).encode()
+        self.name = f"images-{blake2b(known, digest_size=8).hexdigest()}"
         self.null_tokens = self._encode([""])[0]
         self.text_tokens, self.text_width = self.null_tokens.shape
 

@@ -52,6 +52,7 @@ class Shapes(CaptionedDataset):
             raise ValueError(
                 f"resolution must be a multiple of {PATCH_SIZE} from {4 * PATCH_SIZE} on, got {resolution}"
             )
+        self.name = "shapes" if self.size == SIZE else f"shapes-{self.size}"
         self.split = split
         self._seed = 2 * seed + (split == "held_out")
         self.null_tokens = torch.stack([embedding(f"no {name}", TOKEN_WIDTH) for name in ATTRIBUTES])

@@ -1,20 +1,15 @@
 """What a model costs: FLOPs, milliseconds and peak memory, dense and sparse side by side."""
 
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor
-from tqdm import tqdm
 
-from diffratio_kernels.testing.memory import peak_bytes
-
-from .. import DiffRatioConfig, apply_diffratio, disable_diffratio, enable_diffratio
+from .. import DiffRatioConfig, apply_diffratio
 from ..data.digits import SIZE, TOKEN_CHANNELS, TOKENS_PER_CLASS
+from ..evaluation.cost import compare
 from ..flops import TransformerShape, block_flops, kept_tokens, transformer_flops
 
 _TEXT_TOKENS = 120  # PixArt's caption length
@@ -59,57 +54,6 @@ def block_call(model: PixArtTransformer2DModel, batch: int) -> Callable[[], Tens
     hook.remove()
     ((args, kwargs),) = calls
     return lambda: block(*args, **kwargs)
-
-
-@torch.inference_mode()
-def compare(
-    model: PixArtTransformer2DModel,
-    call: Callable[[], object],
-    compression: float,
-    *,
-    repeats: int,
-    description: str,
-    progress: bool,
-) -> dict[str, dict[str, float]]:
-    """Run ``call`` with the routing of ``model`` off ("dense"), on ("sparse"), and on with all tokens kept.
-
-    Returns for each of ``dense``, ``all_tokens`` and ``sparse``: ``milliseconds``, the median of ``repeats``
-    runs that take turns, so that whatever else the machine does strikes all alike; and ``peak_megabytes``,
-    the most memory (MB) that one call held in new tensors at any moment. "all_tokens" tells what the fused
-    kernels save by themselves. The model is left at ``compression``.
-    """
-
-    def route(share: float) -> None:
-        apply_diffratio(enable_diffratio(model), DiffRatioConfig(compression=share))
-
-    settings = {
-        "dense": lambda: disable_diffratio(model),
-        "all_tokens": lambda: route(0.0),
-        "sparse": lambda: route(compression),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in settings}
-    # One round more than counts: the first warms up.
-    for _ in tqdm(range(repeats + 1), desc=description, unit="round", file=sys.stderr, disable=not progress):
-        for name, prepare in settings.items():
-            prepare()
-            _wait(model.device)
-            start = time.perf_counter()
-            call()
-            _wait(model.device)
-            seconds[name].append(time.perf_counter() - start)
-    results = {}
-    for name, prepare in settings.items():
-        prepare()
-        results[name] = {
-            "milliseconds": statistics.median(seconds[name][1:]) * 1e3,
-            "peak_megabytes": peak_bytes(call) / 1e6,
-        }
-    return results
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def costs(digit_model: PixArtTransformer2DModel, compression: float, progress: bool) -> list[dict[str, Any]]:
@@ -159,9 +103,7 @@ def costs(digit_model: PixArtTransformer2DModel, compression: float, progress: b
     ]
     results = []
     for what, owner, call, (dense, sparse), repeats in plan:
-        measured = compare(
-            owner, call, compression, repeats=repeats, description=f"measuring {what}", progress=progress
-        )
+        measured = compare(owner, call, repeats=repeats, description=f"measuring {what}", progress=progress)
         measured["dense"]["gflop"], measured["sparse"]["gflop"] = dense, sparse
         results.append({"what": what, **measured})
     return results

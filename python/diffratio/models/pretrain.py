@@ -179,16 +179,16 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2400,
     batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 48,
-    out: Annotated[Path | None, typer.Option(help="Folder for the weights and the log.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: the folder that ships with the package.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the log lines to standard output too.")
     ] = False,
 ) -> None:
     """Train a small PixArt from nothing."""
     dataset, held_out = load_dataset(name), load_dataset(name, split="held_out")
-    out = PRETRAINED.get(name) if out is None else out
-    if out is None:
-        raise typer.BadParameter(f"out is needed for {name!r}")
+    if name not in PRETRAINED:
+        raise typer.BadParameter(f"name={name!r} must be one of {', '.join(PRETRAINED)}")
+    out = out or PRETRAINED[name]
     model = small_pixart(dataset, seed)
     recipe = Recipe(seed, steps, learning_rate=1e-3, batch=batch)
     draw = draw_captioned(dataset, recipe.drop_text)

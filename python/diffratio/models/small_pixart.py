@@ -11,8 +11,12 @@ from ..data.captioned import CaptionedDataset
 HEADS = 4
 HEAD_DIM = 24
 
+_PACKAGE = Path(__file__).parents[1]
 # Weights that ship with the package, by data set.
-PRETRAINED = {"shapes": Path(__file__).parent / "assets" / "shapes"}
+PRETRAINED = {
+    "digits": _PACKAGE / "demo" / "assets" / "dense",
+    "shapes": _PACKAGE / "models" / "assets" / "shapes",
+}
 
 
 def small_pixart(

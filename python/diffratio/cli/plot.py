@@ -1,0 +1,51 @@
+"""`diffratio plot`: the paper's figures from run directories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .eval import Device, Guidance, Seed, Steps, device_of
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Directories that `diffratio train` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures, with one for each run.")] = Path(
+        "out/plots"
+    ),
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(help="trajectories, regions, maps or quality; repeatable. Default: all."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Samples of each model in the quality figure.")] = 256,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = 2.0,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the files' names as JSON.")] = False,
+) -> None:
+    """Draw ratios over training, layers x timesteps, router maps, and quality against kept tokens."""
+    from ..evaluation.quality import SampleSettings
+    from ..plots.run import FIGURES, Run, draw_quality, draw_run
+
+    figures = figure or list(FIGURES)
+    unknown = sorted(set(figures) - set(FIGURES))
+    if unknown:
+        raise typer.BadParameter(f"figure={unknown[0]!r} must be one of {', '.join(FIGURES)}")
+    options = {"device": device_of(device), "progress": not as_json}
+    try:
+        loaded = [Run(path) for path in runs]
+        if len({run.path.name for run in loaded}) < len(loaded):
+            raise ValueError("runs: two of them have the same name")
+        written = [path for run in loaded for path in draw_run(run, out / run.path.name, figures, **options)]
+        if "quality" in figures:
+            written += draw_quality(loaded, out, SampleSettings(samples, seed, steps, guidance), **options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if as_json:
+        typer.echo(json.dumps([str(path) for path in written], indent=2))
+    else:
+        typer.echo("\n".join(f"{path} written" for path in written))

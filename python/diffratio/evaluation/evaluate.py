@@ -1,0 +1,87 @@
+"""`evaluate`: quality, latency, FLOPs and memory of one model, as one report."""
+
+from pathlib import Path
+from typing import Any
+
+from .. import DiffRatioConfig, apply_diffratio, remove_diffratio
+from ..flops.shapes import PAPER_TEXT_TOKENS
+from .cost import model_cost
+from .published import ClipScore, Fid
+from .quality import Judge, SampleSettings
+from .router_maps import TIMESTEPS, router_auc
+from .target import Target
+
+
+def evaluate(
+    target: Target,
+    settings: SampleSettings,
+    *,
+    batch: int = 16,
+    fid_weights: Path | None = None,
+    clip_weights: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Return the report of a model.
+
+    Args:
+        target: what ``load_target`` returned.
+        settings: the samples that quality is judged on.
+        batch: samples of the forward that is timed; guidance makes two of one image.
+        fid_weights, clip_weights: files of FID's and CLIP's networks; None leaves the metric out.
+        progress: show progress bars on standard error.
+
+    Returns:
+        ``kept_tenths`` [L][R] (None for a dense model) and ``mean_kept``; ``quality`` of ``Judge``, and
+        ``real``, the same figures for held-out real images; ``router_auc`` [L][timestep] where the data has
+        object masks; ``cost`` of ``model_cost``. Quality is None, with ``why_no_quality``, where the model
+        does not make images of the data set.
+    """
+    model = target.model
+    fid = Fid(fid_weights, model.device) if fid_weights is not None else None
+    clip_score = ClipScore(clip_weights, model.device) if clip_weights is not None else None
+    report: dict[str, Any] = {
+        "name": target.name,
+        "dataset": target.dataset,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **vars(settings),
+        "kept_tenths": target.kept_tenths,
+        "mean_kept": target.mean_kept,
+    }
+    judge, why_not = None, "no data set is known for this model (see --dataset)"
+    if target.dataset is not None:
+        judge = Judge(target.dataset, settings, resolution=target.resolution, progress=progress)
+        why_not = judge.why_not(model)
+    if why_not is None:
+        report |= _quality(target, judge, fid, clip_score)
+    else:
+        report |= {"quality": None, "why_no_quality": why_not}
+    text_tokens = 0
+    if model.config.get("caption_channels"):
+        text_tokens = judge.held_out.text_tokens if why_not is None else PAPER_TEXT_TOKENS
+    return report | {"batch": batch, "cost": _cost(target, batch, text_tokens, progress)}
+
+
+def _quality(target: Target, judge: Judge, fid: Fid | None, clip_score: ClipScore | None) -> dict[str, Any]:
+    images, quality = judge(target.model)
+    if fid is not None:
+        quality["fid"] = fid(judge.reference, images)
+    if clip_score is not None:
+        quality["clip_score"] = clip_score(images, judge.held_out.captions(judge.wanted))
+    found = {"quality": quality, "real": judge.real}
+    auc = router_auc(target.model, judge.held_out) if target.routed else None
+    if auc is not None:
+        found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
+    return found
+
+
+def _cost(target: Target, batch: int, text_tokens: int, progress: bool) -> dict[str, Any]:
+    model = target.model
+    options = {"batch": batch, "text_tokens": text_tokens, "progress": progress}
+    if target.routed:
+        return model_cost(model, **options)
+    apply_diffratio(model, DiffRatioConfig(compression=0.0))
+    try:
+        return model_cost(model, **options)
+    finally:
+        remove_diffratio(model)

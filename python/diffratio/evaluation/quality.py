@@ -1,0 +1,126 @@
+"""How good the samples of a model are, and how well it predicts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import CaptionedDataset, load_dataset
+from .classifier import Classifier, attribute_accuracy, classifier
+from .frechet import frechet_distance
+from .sampling import sample
+from .velocity import velocity_error
+
+_REFERENCE = 2048  # real images that samples are compared with
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What decides the samples of a model: how many, from which noise, in how many guided steps."""
+
+    samples: int = 512
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 2), ("steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+class Judge:
+    """Measures models on one data set: what does not depend on the model is computed once.
+
+    Args:
+        name_or_path, resolution: of the data set, as for ``load_dataset``.
+        settings: how every model is sampled.
+        progress: show progress bars on standard error.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        settings: SampleSettings,
+        *,
+        resolution: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.settings, self.progress = settings, progress
+        self.held_out: CaptionedDataset = load_dataset(name_or_path, split="held_out", resolution=resolution)
+        self._train = load_dataset(name_or_path, split="train", resolution=resolution)
+        self.wanted = torch.arange(settings.samples) % len(self.held_out)
+        self._batch = self.held_out.batch(self.wanted)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Real training images ``[n, C, H, W]`` that samples are compared with."""
+        return self._train.batch(range(min(_REFERENCE, len(self._train))))["pixel_values"]
+
+    @cached_property
+    def real(self) -> dict[str, Any]:
+        """What ``__call__`` tells of samples, for as many held-out images; empty without a classifier."""
+        return self._verdict(self._batch["pixel_values"])
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return classifier(self._train, self.progress)
+
+    @cached_property
+    def _real_features(self) -> Tensor:
+        return self._classifier.judge(self.reference)[0]
+
+    def why_not(self, model: nn.Module) -> str | None:
+        """Why ``model`` cannot be judged here (other images, other text); None where it can."""
+        config, data = model.config, self.held_out
+        pairs = (
+            ("channels", config.in_channels, data.channels),
+            ("pixels a side", config.sample_size, data.size),
+            ("text channels", config.get("caption_channels"), data.text_width),
+        )
+        wrong = [f"{has} {what} instead of {wants}" for what, has, wants in pairs if has != wants]
+        return f"the model does not fit {data.name!r}: it has {', '.join(wrong)}" if wrong else None
+
+    def samples(self, model: nn.Module, description: str = "sampling") -> Tensor:
+        """Return images ``[n, C, H, W]`` that ``model`` makes of the captions of the held-out images."""
+        settings = self.settings
+        return sample(
+            model,
+            self._batch["tokens"],
+            self.held_out.null_tokens,
+            seed=settings.seed,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            chunk=_CHUNK,
+            description=description,
+            progress=self.progress,
+        )
+
+    def __call__(self, model: nn.Module, description: str = "sampling") -> tuple[Tensor, dict[str, Any]]:
+        """Return the samples of ``model`` and its figures: ``frechet``, ``accuracy`` by attribute,
+        ``accuracy_mean``, ``accuracy_joint``, ``velocity_error``, ``velocity_error_by_quartile``.
+
+        The first four are left out where the data set has no attributes to train a classifier on.
+        """
+        reason = self.why_not(model)
+        if reason is not None:
+            raise ValueError(f"model: {reason}")
+        images = self.samples(model, description)
+        error = velocity_error(model, self.held_out)
+        errors = {"velocity_error": error.overall, "velocity_error_by_quartile": error.by_quartile}
+        return images, self._verdict(images) | errors
+
+    def _verdict(self, images: Tensor) -> dict[str, Any]:
+        if not self.held_out.attribute_sizes:
+            return {}
+        features, seen = self._classifier.judge(images)
+        each, joint = attribute_accuracy(seen, self._batch["attributes"])
+        return {
+            "frechet": frechet_distance(self._real_features, features),
+            "accuracy": dict(zip(self.held_out.attribute_names, each, strict=True)),
+            "accuracy_mean": sum(each) / len(each),
+            "accuracy_joint": joint,
+        }

@@ -1,0 +1,68 @@
+"""Sampling: DPM-Solver++ through diffusers' scheduler, with classifier-free guidance."""
+
+import sys
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models import sampling_scheduler
+
+
+@torch.inference_mode()
+def sample(
+    model: PixArtTransformer2DModel,
+    tokens: Tensor,
+    null_tokens: Tensor,
+    *,
+    seed: int,
+    steps: int = 20,
+    guidance: float = 2.0,
+    chunk: int | None = None,
+    description: str = "sampling",
+    progress: bool = True,
+) -> Tensor:
+    """Return images float32 ``[n, C, H, W]`` in [-1, 1] on the CPU, of the text ``tokens`` ``[n, M, E]``.
+
+    Each step is one forward of 2n samples: the first n with ``null_tokens`` ``[M, E]``, the last n with their
+    text. The noise depends on ``seed`` and ``n`` alone, so two models given the same seed start from the same
+    noise. ``chunk`` images are made at a time; None makes all at once. The text may lie on any device.
+    """
+    n, config = len(tokens), model.config
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, config.in_channels, config.sample_size, config.sample_size, generator=generator)
+    chunk = n if chunk is None else chunk
+    parts = -(-n // chunk)
+    bar = tqdm(
+        total=parts * steps, desc=description, unit="step", file=sys.stderr, disable=not progress, leave=False
+    )
+    with bar:
+        images = [
+            _denoise(model, some_tokens, null_tokens, some_noise, steps, guidance, bar)
+            for some_tokens, some_noise in zip(tokens.split(chunk), noise.split(chunk), strict=True)
+        ]
+    return torch.cat(images)
+
+
+def _denoise(
+    model: PixArtTransformer2DModel,
+    tokens: Tensor,
+    null_tokens: Tensor,
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+    bar: tqdm,
+) -> Tensor:
+    n, device, dtype = len(tokens), model.device, model.dtype
+    scheduler = sampling_scheduler()
+    scheduler.set_timesteps(steps, device=device)
+    text = torch.cat([null_tokens.to(tokens.device).expand_as(tokens), tokens]).to(device, dtype)
+    images = noise.to(device) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        both = torch.cat([images, images]).to(dtype)
+        velocity = model(both, encoder_hidden_states=text, timestep=timestep.expand(2 * n)).sample.float()
+        without, with_text = velocity.chunk(2)
+        images = scheduler.step(without + guidance * (with_text - without), timestep, images).prev_sample
+        bar.update()
+    return images.clamp(-1, 1).cpu()

@@ -1,0 +1,116 @@
+"""What is evaluated, sampled or drawn: a run, one of its checkpoints, an adapter, or a plain model."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoModel
+from torch import nn
+
+from ..adapter import CONFIG_NAME, load_diffratio
+from ..models import PRETRAINED
+from ..patch import enable_diffratio, plan_of
+
+RUN_FILE = "run.json"
+
+
+@dataclass
+class Target:
+    """A model ready for inference, and the data set that it was trained on (None where nothing tells)."""
+
+    model: nn.Module
+    name: str
+    dataset: str | None = None
+    resolution: int | None = None
+
+    @property
+    def routed(self) -> bool:
+        """Whether the model has routers."""
+        return "_diffratio_plan" in vars(self.model)
+
+    @property
+    def kept_tenths(self) -> list[list[int]] | None:
+        """Kept tenths [L][R], None for a model without routers."""
+        return [list(row) for row in plan_of(self.model).table] if self.routed else None
+
+    @property
+    def mean_kept(self) -> float:
+        """Mean kept ratio over layers and timestep regions, 1 for a model without routers."""
+        cells = [tenths for row in self.kept_tenths or [[10]] for tenths in row]
+        return sum(cells) / len(cells) / 10
+
+
+def load_target(
+    path: str | Path,
+    *,
+    checkpoint: int | None = None,
+    base: str | Path | None = None,
+    dataset: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Target:
+    """Load what ``path`` names, in evaluation mode.
+
+    Args:
+        path: a run directory, its ``final`` or ``checkpoint-N``; a folder with a diffusers transformer, with
+            or without an adapter beside it; an adapter; or "digits" or "shapes", the models of the package.
+        checkpoint: of a run; None is the finished model.
+        base: the model that an adapter is for, where it is not in the same folder: a folder or a name.
+        dataset: overrides the run's own.
+
+    Raises:
+        ValueError: ``path`` holds nothing of the kind; the text names the argument.
+    """
+    run, step = _run_of(Path(path), checkpoint)
+    if run is not None:
+        from ..train.result import load_run
+
+        model, info = load_run(run, step)
+        name = run.name if step is None else f"{run.name}, step {step}"
+        resolution = info["arguments"]["resolution"] if dataset in (None, info["dataset"]) else None
+        target = Target(model, name, dataset or info["dataset"], resolution)
+    elif checkpoint is not None:
+        raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN_FILE} is missing)")
+    else:
+        target = _load_folder(str(path), base, dataset)
+    target.model = target.model.eval().requires_grad_(False).to(device)
+    if target.model.dtype != dtype:
+        target.model.to(dtype)
+    if target.routed:
+        enable_diffratio(target.model)  # packs q, k and v again after the move
+    return target
+
+
+def _run_of(path: Path, checkpoint: int | None) -> tuple[Path | None, int | None]:
+    """The run that a path lies in, and the step that it asks for."""
+    if path.name == "adapter":
+        path = path.parent
+    if (path / RUN_FILE).is_file():
+        return path, checkpoint
+    step = re.fullmatch(r"checkpoint-(\d+)", path.name)
+    inside = path.name == "final" or step is not None
+    if checkpoint is None and inside and (path.parent / RUN_FILE).is_file():
+        return path.parent, int(step[1]) if step else None
+    return None, None
+
+
+def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Target:
+    folder = Path(PRETRAINED.get(path, path))
+    adapted = (folder / CONFIG_NAME).is_file()
+    if not adapted and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"path: {path!r} holds no run, model or adapter, and is not one of {list(PRETRAINED)}"
+        )
+    weights = folder if base is None else Path(PRETRAINED.get(str(base), base))
+    if not (weights / "config.json").is_file():
+        raise ValueError(
+            f"base: {str(weights)!r} holds no model; an adapter needs the one it was trained for"
+        )
+    model = AutoModel.from_pretrained(
+        str(weights), local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
+    )
+    if adapted:
+        load_diffratio(model, folder)
+    known = next((name for name in (path, str(base)) if name in PRETRAINED), None)
+    return Target(model, folder.name if known != path else path, dataset or known)

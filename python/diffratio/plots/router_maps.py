@@ -1,0 +1,77 @@
+"""Which tokens every layer keeps at every timestep, on samples (paper fig. 2 and 9)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .style import INK, MUTED, bare, new_figure
+
+_DROPPED = (0.97, 0.80, 0.82)
+_FADE = 0.85  # how far a token that is not kept goes towards that colour, which no picture of the project has
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """Return ``[H, W, 3]`` in [0, 1] of an image ``[C, H, W]`` in [-1, 1]; one channel is dark on white."""
+    levels = (image.float() + 1) / 2
+    levels = (1 - levels).expand(3, -1, -1) if len(levels) == 1 else levels
+    return levels.permute(1, 2, 0).clamp(0, 1).numpy()
+
+
+def kept_picture(image: Tensor, kept: Tensor) -> np.ndarray:
+    """Return the picture of ``image`` ``[C, H, W]``, tokens not ``kept`` (bool ``[N]``) in pale red."""
+    side = round(len(kept) ** 0.5)
+    if side * side != len(kept) or image.shape[-1] % side:
+        raise ValueError(f"kept has {len(kept)} tokens, not a grid on an image of {image.shape[-1]} pixels")
+    mask = kept.view(side, side).repeat_interleave(image.shape[-1] // side, 0)
+    mask = mask.repeat_interleave(image.shape[-1] // side, 1)[..., None].numpy()
+    colours = picture(image)
+    return np.where(mask, colours, colours + _FADE * (np.array(_DROPPED) - colours))
+
+
+def router_maps(images: Tensor, kept: Tensor, timesteps: Sequence[int], title: str) -> Figure:
+    """Draw one panel per sample: the sample itself, then layers downwards and timesteps to the right.
+
+    ``images`` is ``[n, C, H, W]`` in [-1, 1], ``kept`` bool ``[n, len(timesteps), L, N]``; timesteps come in
+    the order of sampling, from noise to image.
+    """
+    if kept.shape[:2] != (len(images), len(timesteps)):
+        raise ValueError(
+            f"kept is {tuple(kept.shape)} for {len(images)} images and {len(timesteps)} timesteps"
+        )
+    samples, columns, layers = kept.shape[:3]
+    panel = 0.72 * (columns + 1) + 0.5
+    figure = new_figure(samples * panel, 0.72 * layers + 1.2, title)
+    for sample, part in enumerate(np.atleast_1d(figure.subfigures(1, samples))):
+        grid = part.subplots(layers, columns + 1, squeeze=False)
+        for row in range(layers):
+            for column in range(columns + 1):
+                axes = grid[row, column]
+                bare(axes)
+                if column == 0:
+                    axes.set_ylabel(f"layer {row}", fontsize=9, color=MUTED)
+                    if row == 0:
+                        axes.imshow(picture(images[sample]), interpolation="nearest")
+                        axes.set_title("sample", fontsize=9, color=INK)
+                    continue
+                shown = kept_picture(images[sample], kept[sample, column - 1, row])
+                axes.imshow(shown, interpolation="nearest")
+                if row == 0:
+                    axes.set_title(f"t = {timesteps[column - 1]}", fontsize=9, color=MUTED)
+    return figure
+
+
+def kept_maps(log: Sequence, samples: int) -> tuple[Tensor, list[int]]:
+    """Return ``(kept, timesteps)`` from what ``record_routing`` saw during one sampling run.
+
+    ``kept`` is bool ``[samples, len(timesteps), L, N]``, of the half of the batch that has its text (the last
+    ``samples`` of it). Timesteps come in the order of sampling.
+    """
+    timesteps = list(dict.fromkeys(int(entry.timestep) for entry in log))
+    layers = 1 + max(entry.layer for entry in log)
+    kept = torch.zeros(samples, len(timesteps), layers, log[0].shape[1], dtype=torch.bool)
+    for entry in log:
+        kept[:, timesteps.index(int(entry.timestep)), entry.layer] = entry.kept()[-samples:].cpu()
+    return kept, timesteps

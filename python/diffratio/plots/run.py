@@ -1,0 +1,138 @@
+"""All figures of a run directory."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .. import record_routing
+from ..data import load_dataset
+from ..evaluation.quality import Judge, SampleSettings
+from ..evaluation.sampling import sample
+from ..evaluation.target import load_target
+from ..train.checkpoints import Checkpoints
+from ..train.run_log import RATIOS, RUN, read_lines
+from .quality import quality_curves
+from .ratios import region_map, trajectories
+from .router_maps import kept_maps, router_maps
+from .style import save
+
+FIGURES = ("trajectories", "regions", "maps", "quality")
+QUALITY_FILE = "quality.json"
+_MAP_SAMPLES = 3
+_MAP_COLUMNS = 5
+_LEARNED = ("l", "lt")
+
+
+class Run:
+    """What a run directory tells: ``info`` (run.json), ``steps`` [S], ``ratios`` [S, L, R] (ratios.jsonl).
+
+    Raises:
+        ValueError: ``path`` holds no run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            self.info = json.loads((self.path / RUN).read_text())
+            arguments = self.info["arguments"]
+            self.method, self.target = arguments["method"], 1 - arguments["target_compression"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"path: {str(path)!r} holds no run ({error})") from None
+        lines = read_lines(self.path / RATIOS)
+        self.steps = np.array([line["step"] for line in lines])
+        self.ratios = np.array([line["ratios"] for line in lines])
+
+    @property
+    def title(self) -> str:
+        """Name, method and target of the run."""
+        return f"{self.path.name}: {self.method}, target {100 * self.target:.0f} % kept"
+
+    def figures(self) -> tuple[str, ...]:
+        """What can be drawn: a run without learned ratios has no trajectories, a dense one no router maps."""
+        if self.method in _LEARNED and len(self.steps):
+            return FIGURES
+        return ("quality",) if self.method == "dense" else ("maps", "quality")
+
+    def models(self) -> list[tuple[int, int | None]]:
+        """(step, checkpoint) of every whole model in the order of training; None is the finished one."""
+        checkpoints = Checkpoints(self.path)
+        found = [(step, step) for step in checkpoints.steps() if checkpoints.why_broken(step) is None]
+        if (self.path / "final").is_dir():
+            last = self.info["arguments"]["max_train_steps"]
+            found = [(step, checkpoint) for step, checkpoint in found if step < last] + [(last, None)]
+        if not found:
+            raise ValueError(f"path: the run in {str(self.path)!r} has no model yet")
+        return found
+
+
+def draw_run(
+    run: Run, out: Path, figures: Sequence[str], *, device: str = "cpu", progress: bool = True
+) -> list[Path]:
+    """Write ``trajectories.png``, ``regions.png`` and ``maps.png``, as far as asked for and possible."""
+    drawn, written = [name for name in figures if name in run.figures()], []
+    if "trajectories" in drawn:
+        title = f"Kept tokens by layer\n{run.title}"
+        figure = trajectories(run.steps, run.ratios, run.target, title)
+        written.append(save(figure, out / "trajectories.png"))
+    if "regions" in drawn:
+        title = f"Learned ratios after step {run.steps[-1]}\n{run.title}"
+        written.append(save(region_map(run.ratios[-1], title), out / "regions.png"))
+    if "maps" in drawn:
+        written.append(save(_maps(run, device, progress), out / "maps.png"))
+    return written
+
+
+def _maps(run: Run, device: str, progress: bool) -> Figure:
+    target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
+    held_out = load_dataset(target.dataset, split="held_out", resolution=target.resolution)
+    items = range(_MAP_SAMPLES)
+    with record_routing(target.model) as log:
+        images = sample(
+            target.model,
+            held_out.batch(items)["tokens"],
+            held_out.null_tokens,
+            seed=0,
+            description="sampling with routing recorded",
+            progress=progress,
+        )
+    kept, timesteps = kept_maps(log, _MAP_SAMPLES)
+    shown = np.linspace(0, len(timesteps) - 1, _MAP_COLUMNS).round().astype(int).tolist()
+    title = f"Tokens that each layer keeps\n{run.title}"
+    return router_maps(images, kept[:, shown], [timesteps[i] for i in shown], title)
+
+
+def measure_runs(
+    runs: Sequence[Run], settings: SampleSettings, *, device: str = "cpu", progress: bool = True
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of ``Judge`` for every model of every run, by the run's name, with ``step`` and
+    ``mean_kept``. Of a run that learns no ratios the last model counts alone."""
+    judges: dict[tuple, Judge] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        models = run.models() if run.method in _LEARNED else run.models()[-1:]
+        entries = found.setdefault(run.path.name, [])
+        for step, checkpoint in models:
+            target = load_target(run.path, checkpoint=checkpoint, device=device)
+            data = (target.dataset, target.resolution)
+            if data not in judges:
+                judges[data] = Judge(data[0], settings, resolution=data[1], progress=progress)
+            _, quality = judges[data](target.model, f"sampling {target.name}")
+            entries.append({"step": step, "mean_kept": target.mean_kept, **quality})
+    return found
+
+
+def draw_quality(
+    runs: Sequence[Run], out: Path, settings: SampleSettings, *, device: str = "cpu", progress: bool = True
+) -> list[Path]:
+    """Write ``quality.png`` over all ``runs``, and its figures as ``quality.json``."""
+    measured = measure_runs(runs, settings, device=device, progress=progress)
+    title = "Quality of the by-product models along training"
+    figure = quality_curves(measured, title if len(runs) > 1 else f"{title}\n{runs[0].title}")
+    written = [save(figure, out / "quality.png"), out / QUALITY_FILE]
+    content = {"settings": vars(settings), "runs": measured}
+    written[1].write_text(json.dumps(content, indent=2) + "\n")
+    return written

@@ -1,0 +1,88 @@
+"""`diffratio eval`, `sample` and `plot`, as typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from diffratio.cli.eval import eval as eval_command
+from diffratio.cli.plot import plot
+from diffratio.cli.sample import sample
+
+FAST = ["--steps", "2", "--device", "cpu"]
+
+
+def call(command, *arguments):
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+
+
+def test_eval_gives_quality_and_cost_of_a_run(synthetic_runs):
+    result = call(eval_command, synthetic_runs / "lt", "--samples", 4, "--batch", 2, "--json", *FAST)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["kept_tenths"] == [[8, 6], [7, 3]] and report["mean_kept"] == pytest.approx(0.6)
+    assert (report["dataset"], report["samples"], report["steps"], report["batch"]) == ("digits", 4, 2, 2)
+    assert report["quality"].keys() >= {"frechet", "accuracy_joint", "velocity_error_by_quartile"}
+    assert report["real"]["accuracy_joint"] == 1 and "router_auc" not in report
+    cost = report["cost"]
+    assert cost["sparse"]["gflop"] < cost["dense"]["gflop"]
+    assert cost["sparse"]["peak_megabytes"] < cost["dense"]["peak_megabytes"]
+
+
+def test_eval_prints_tables(synthetic_runs):
+    result = call(eval_command, synthetic_runs / "dense", "--samples", 2, "--batch", 1, *FAST)
+    assert result.exit_code == 0, result.output
+    for words in ("dense: 2 samples, 2 steps", "Frechet distance", "accuracy, digit", "timesteps 750 to 999",
+                  "100.0% of the tokens kept", "peak memory", "GFLOP"):  # fmt: skip
+        assert words in result.output
+
+
+def test_eval_says_why_there_is_no_quality(synthetic_runs):
+    arguments = (synthetic_runs / "lt", "--dataset", "shapes", "--samples", 2, "--batch", 1, *FAST)
+    report = json.loads(call(eval_command, *arguments, "--json").stdout)
+    assert report["quality"] is None and "1 channels instead of 3" in report["why_no_quality"]
+    assert report["cost"]["dense"]["gflop"] > 0
+    assert "no quality: the model does not fit" in call(eval_command, *arguments).output
+
+
+@pytest.mark.parametrize(
+    "command, arguments, words",
+    [
+        (eval_command, ["nowhere"], "path: 'nowhere' holds no run"),
+        (eval_command, ["digits", "--dtype", "int8"], "dtype='int8' must be one of fp32"),
+        (eval_command, ["digits", "--device", "tpu"], "device='tpu' must be cpu"),
+        (
+            eval_command,
+            ["digits", "--samples", "2", "--steps", "1", "--fid-weights", "no"],
+            "fid_weights: no file",
+        ),
+        (sample, ["digits", "--dataset", "shapes"], "the model does not fit 'shapes'"),
+        (plot, ["nowhere"], "path: 'nowhere' holds no run"),
+        (plot, ["nowhere", "--figure", "pie"], "figure='pie' must be one of trajectories"),
+    ],
+)
+def test_wrong_arguments_are_named(command, arguments, words):
+    result = call(command, *arguments)
+    assert result.exit_code == 2 and words in " ".join(result.output.replace("│", " ").split())
+
+
+def test_sample_writes_a_picture(tmp_path: Path):
+    picture = tmp_path / "new" / "x.png"
+    result = call(sample, "digits", "--out", picture, "--rows", 1, "--columns", 2, "--json", *FAST)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert picture.read_bytes().startswith(b"\x89PNG") and len(told["captions"]) == 2
+
+
+def test_plot_writes_what_is_asked_for(synthetic_runs, tmp_path: Path):
+    arguments = (synthetic_runs / "lt", synthetic_runs / "mod", "--out", tmp_path)
+    result = call(plot, *arguments, "--figure", "trajectories", "--figure", "regions", "--json")
+    assert result.exit_code == 0, result.output
+    names = [str(Path(path).relative_to(tmp_path)) for path in json.loads(result.stdout)]
+    assert names == ["lt/trajectories.png", "lt/regions.png"]
+    twice = call(plot, synthetic_runs / "lt", synthetic_runs / "lt", "--out", tmp_path)
+    assert twice.exit_code == 2 and "two of them have the same name" in twice.output

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from diffratio.data import load_dataset
+from diffratio.evaluation.quality import Judge, SampleSettings
+from diffratio.models import load_pixart, small_pixart
+from diffratio.models.small_pixart import PRETRAINED
+
+SETTINGS = SampleSettings(samples=40, seed=0, steps=6, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge("digits", SETTINGS, progress=False)
+
+
+def test_real_images_are_nearly_perfect(judge):
+    assert judge.real["accuracy_joint"] >= 0.95 and judge.real["accuracy"].keys() == {"digit"}
+    assert judge.real["frechet"] < 8
+
+
+def test_a_trained_model_is_better_than_one_that_draws_noise(judge):
+    images, trained = judge(load_pixart(PRETRAINED["digits"]))
+    assert images.shape == (40, 1, 8, 8)
+    _, fresh = judge(small_pixart(judge.held_out, 0, layers=1, heads=1))
+    assert trained["accuracy_joint"] >= 0.85 and fresh["accuracy_joint"] <= 0.4
+    assert judge.real["frechet"] < trained["frechet"] < 0.5 * fresh["frechet"]
+    assert trained["velocity_error"] < 0.5 * fresh["velocity_error"]
+    assert len(trained["velocity_error_by_quartile"]) == 4
+
+
+def test_wanted_attributes_are_those_of_the_held_out_captions():
+    judge = Judge("digits", SampleSettings(samples=400), progress=False)
+    assert judge.wanted.tolist() == [*range(360), *range(40)]
+    assert judge.held_out.captions(judge.wanted)[:2] == load_dataset("digits", split="held_out").captions(
+        [0, 1]
+    )
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("shapes", "1 channels instead of 3, 8 pixels a side instead of 32, 32 text channels instead of 64")],
+)
+def test_a_model_of_other_images_is_refused(name, words):
+    judge = Judge(name, SETTINGS, progress=False)
+    model = small_pixart(load_dataset("digits"), 0, layers=1, heads=1)
+    assert judge.why_not(model).endswith(words)
+    with pytest.raises(ValueError, match="model: the model does not fit 'shapes'"):
+        judge(model)
+    assert judge.why_not(small_pixart(judge.held_out, 0, layers=1, heads=1)) is None
+
+
+@pytest.mark.parametrize("name, least", [("samples", 2), ("steps", 1)])
+def test_impossible_settings_are_refused(name, least):
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
+        SampleSettings(**{name: least - 1})
+
+
+def test_the_seed_decides_the_samples(judge):
+    model = load_pixart(PRETRAINED["digits"])
+    other = Judge("digits", SampleSettings(samples=40, seed=1, steps=1), progress=False)
+    first = Judge("digits", SampleSettings(samples=40, seed=0, steps=1), progress=False)
+    assert torch.equal(first.samples(model), first.samples(model))
+    assert not torch.equal(first.samples(model), other.samples(model))
