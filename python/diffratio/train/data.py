@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from ..data import load_dataset
 from .arguments import ArgumentError, TrainArguments
@@ -88,6 +88,12 @@ def _loader(samples, arguments: TrainArguments) -> DataLoader:
         samples,
         batch_size=arguments.train_batch_size,
         num_workers=arguments.dataloader_num_workers,
+        collate_fn=_by_timestep,
         # A loader draws a number when it starts. From torch's own stream, a resumed run would leave it there.
         generator=torch.Generator(),
     )
+
+
+def _by_timestep(samples: list[dict]) -> dict:
+    """A batch in which samples of one timestep region stand together: blocks compute them as one."""
+    return default_collate(sorted(samples, key=lambda sample: int(sample["timestep"])))
