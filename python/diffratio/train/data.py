@@ -24,7 +24,7 @@ def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator,
     options = {"resolution": arguments.resolution, "caption_column": arguments.caption_column}
     try:
         splits = [load_dataset(name, split=split, **options) for split in ("train", "held_out")]
-    except ValueError as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         argument = str(error).split(" ")[0]
         argument = argument if argument in options else "dataset_name"
         raise ArgumentError(f"{argument}={getattr(arguments, argument)!r}: {error}") from None

@@ -49,7 +49,7 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
     else:
         base = load_base(arguments).model
         model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    model.requires_grad_(False).eval()
     if (folder / CONFIG_NAME).is_file():
         load_diffratio(model, folder)
+    model.requires_grad_(False).eval()
     return model, info | {"checkpoint": checkpoint}
