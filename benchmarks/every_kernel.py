@@ -33,7 +33,7 @@ def operators(implementation: str) -> int:
     done = 0
     for dtype, case in CASES.items():
         for op, call in operator_calls(implementation, dtype, DEVICE, case=case).items():
-            if op not in ("mod_block", "mlp"):
+            if op not in ("mod_block", "two_bin_block", "mlp"):
                 for name, run in call.runs().items():
                     check(f"{op} {implementation} {dtype} {name}", run())
                     done += 1

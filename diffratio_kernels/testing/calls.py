@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
-from .inputs import ModBlockCase, on_device
+from .inputs import ModBlockCase, TwoBinCase, on_device
 
 CASE = ModBlockCase(
     seed=1,
@@ -62,6 +62,48 @@ class Call:
                 t.copy_(other.arguments[name])
 
 
+def two_bins_of(case: ModBlockCase) -> TwoBinCase:
+    """The same with a small bin of half the tokens, and weights from the seed."""
+    weights = torch.rand(case.batch, generator=torch.Generator().manual_seed(case.seed)).tolist()
+    small = tuple(k // 2 for k in case.keep)
+    return TwoBinCase(**vars(case), keep_small=small, weight_large=tuple(weights))
+
+
+def two_bin_arguments(case: TwoBinCase) -> dict[str, dict]:
+    """Operator -> the arguments that `two_bin_block` of a case, or something like it, calls it with."""
+    block = case.arguments()
+    x, gate = block["x"], block["modulation"][:, 2]
+    keep, keep_small = case.full_keep, case.full_keep_small
+    router = {name: block[name] for name in ("x", "router_weight", "router_bias")}
+    index, offsets, logits = reference.route(
+        x, block["router_weight"], keep, block["router_bias"], keep_small=keep_small
+    )
+    small_offsets = reference.packed_offsets(keep_small, offsets.device)
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(case.dtype)
+
+    rows, both = len(index), len(index) + sum(keep_small)
+    query, key, value = (draw(rows, case.heads, case.head_dim) for _ in range(3))
+    offsets = {"large_offsets": offsets, "small_offsets": small_offsets}
+    bins = {"weight_large": block["weight_large"], **offsets}
+    longest = {"longest_large": max(keep, default=0), "longest_small": max(keep_small, default=0)}
+    return {
+        "route": router | {"keep": block["keep_large"], "keep_small": block["keep_small"]},
+        "two_bin_gelu": {"pre": draw(both, case.hidden), **bins, "rows": rows},
+        "two_bin_blend": {
+            "x": x, "index": index, "hidden": draw(both, x.shape[2]), "branch": draw(rows, x.shape[2]),
+            "gate": gate, "logits": logits, **bins,
+            "rescale": case.rescale, "score_scale": case.score_scale,
+        },
+        "two_bin_attention": {
+            "query": query, "key": key, "value": value, **offsets, **longest, "small": sum(keep_small),
+        },
+        "two_bin_block": block,
+    }  # fmt: skip
+
+
 def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
@@ -105,6 +147,8 @@ def operator_calls(
         "scatter_rescale_": {"x": x, **put},
         "mod_block": block,
     }  # fmt: skip
+    two_bins = two_bin_arguments(two_bins_of(case))
+    arguments |= {op: values for op, values in two_bins.items() if op != "route"}
     calls = {}
     for op, values in arguments.items():
         if implementation not in ("auto", *ops.IMPLEMENTATIONS[op.removesuffix("_")]):

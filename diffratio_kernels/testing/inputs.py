@@ -99,7 +99,7 @@ class TwoBinCase(ModBlockCase):
         return list(self.keep_small) * (self.batch if len(self.keep_small) == 1 else 1)
 
     def arguments(self) -> dict:
-        """The arguments of `two_bin_block` by name; weights are never rounded below float32."""
+        """The arguments of `two_bin_block` by name; the weights are float32 at least."""
         block = super().arguments()
         keep_large = block.pop("keep")
         weight = torch.tensor(self.weight_large, dtype=torch.promote_types(self.dtype, torch.float32))
@@ -139,7 +139,7 @@ def random_case(seed: int, dtype: torch.dtype | None = None) -> ModBlockCase:
 
 
 def random_two_bin_case(seed: int, dtype: torch.dtype | None = None) -> TwoBinCase:
-    """`random_case` with a smaller bin, also empty or equal, and weights, also all 0 or 1 or outside [0, 1]."""
+    """`random_case` with a smaller bin, also empty or equal, and weights, also all 0 or 1 or beyond."""
     case, draw = random_case(seed, dtype), random.Random(f"two bins {seed}")
 
     def below(count):

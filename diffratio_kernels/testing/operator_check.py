@@ -7,8 +7,10 @@ import torch
 from .. import ops
 from .budget import check_budget, shake
 from .inputs import cast, on_device
-from .triton_cases import OPERATORS, Draw, differentiate
+from .triton_calls import ALL
+from .triton_cases import Draw, differentiate
 from .triton_check import EXACT, same_bits
+from .triton_two_bin import offsets, row_by_row
 
 
 def _route(implementation, x, router_weight, router_bias, grad_logits):
@@ -56,12 +58,38 @@ def _scatter_rescale(
     return differentiate(function, leaves, [grad_out]) | {"out in place": in_place}
 
 
+def _two_bin_gelu(implementation, keep_large, keep_small, weight_large, pre, grad):
+    """With one row to a sample: the gradient of a weight is one number, that of all rows' has statistics."""
+    weights, *both = row_by_row(weight_large, keep_large, keep_small)
+
+    def function(pre, weights):
+        return {"inner": ops.two_bin_gelu(pre, weights, *both, len(weights), implementation=implementation)}
+
+    return differentiate(function, {"pre": pre, "weights": weights}, [grad])
+
+
+def _two_bin_blend(
+    implementation, keep_large, keep_small, weight_large, x, index, hidden, branch, gate, logits, rescale,
+    score_scale, grad_out,
+):  # fmt: skip
+    bins = weight_large, *offsets(keep_large, keep_small, x.device)
+    finish = {"rescale": rescale, "score_scale": score_scale, "implementation": implementation}
+
+    def function(x, hidden, branch, gate, logits):
+        return {"out": ops.two_bin_blend(x, index, hidden, branch, gate, logits, *bins, **finish)}
+
+    leaves = {"x": x, "hidden": hidden, "branch": branch, "gate": gate, "logits": logits}
+    return differentiate(function, leaves, [grad_out])
+
+
 OPERATOR_CHECKS = {
     "route": ("router_logits", _route),
     "gather_adaln": ("gather_adaln", _gather_adaln),
     "adaln": ("adaln", _adaln),
     "gate_residual": ("gate_residual", _gate_residual),
     "scatter_rescale": ("scatter_rescale", _scatter_rescale),
+    "two_bin_gelu": ("two_bin_gelu", _two_bin_gelu),
+    "two_bin_blend": ("two_bin_blend", _two_bin_blend),
 }
 """Operator -> the name of its random arguments, and the function that runs it on them."""
 
@@ -75,7 +103,7 @@ def check_operator(
     no statistics.
     """
     name, run = OPERATOR_CHECKS[op]
-    drawn, reference = OPERATORS[name].draw(Draw(seed, dtype)), OPERATORS[name].reference
+    drawn, reference = ALL[name].draw(Draw(seed, dtype)), ALL[name].reference
     actual = on_device(run(implementation, **on_device(drawn, device)), "cpu")
     peer, gold = reference(**drawn), reference(**cast(drawn, torch.float64))
     assert actual.keys() <= gold.keys(), (actual.keys(), gold.keys())

@@ -12,7 +12,8 @@ from diffratio_kernels.testing.operator_check import OPERATOR_CHECKS, check_oper
 from diffratio_kernels.testing.triton_calls import kernel_device
 
 ROWS = {"route", "gather_adaln", "adaln", "scatter_rescale", "scatter_rescale_", "mod_block"}
-EVERY = ROWS | {"gate_residual", "attention", "mlp"}
+ROWS |= {"two_bin_gelu", "two_bin_blend", "two_bin_block"}
+EVERY = ROWS | {"gate_residual", "attention", "mlp", "two_bin_attention"}
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from diffratio_kernels import kept_tokens, ops, reference
 from diffratio_kernels.testing.budget import check_budget
-from diffratio_kernels.testing.calls import Call, operator_calls
+from diffratio_kernels.testing.calls import Call, operator_calls, two_bins_of
 from diffratio_kernels.testing.inputs import ModBlockCase, cast
 
 from .timing import rotating_medians, rotations
 
 BLOCK = ModBlockCase(seed=0, heads=16, head_dim=72, hidden=4608, text=120)
 """PixArt's block; batch, tokens and kept counts are filled in."""
+_NOT_ALONE = ("mod_block", "attention", "two_bin_block", "two_bin_attention")
+"""Whole blocks, and attention, which libraries know too and whose check takes one head."""
 ATTENTIONS = ("triton", "sdpa", "cudnn", "varlen", "flash_attn")
 
 
@@ -25,6 +27,7 @@ def work_of(op: str, case: ModBlockCase) -> tuple[int, int]:
     rows, width = case.batch * case.tokens, case.heads * case.head_dim
     kept, pairs = sum(case.full_keep), sum(k * k for k in case.full_keep)
     row, weights = width * case.dtype.itemsize, 2 * width * case.hidden
+    small = sum(two_bins_of(case).full_keep_small)
     return {
         "route": (rows * (row + 4) + 8 * kept, 2 * rows * width),
         "gather_adaln": (3 * kept * row, 8 * kept * width),
@@ -34,6 +37,11 @@ def work_of(op: str, case: ModBlockCase) -> tuple[int, int]:
         "mlp": (2 * kept * row + weights * case.dtype.itemsize, 2 * kept * weights),
         "scatter_rescale": ((2 * rows + kept) * row, 3 * kept * width),
         "scatter_rescale_": (3 * kept * row, 3 * kept * width),
+        "two_bin_gelu": (
+            (2 * kept + small) * case.hidden * case.dtype.itemsize,
+            8 * (kept + small) * case.hidden,
+        ),
+        "two_bin_blend": ((2 * (rows + kept) + small) * row, (8 * kept + small) * width),
     }[op]
 
 
@@ -63,7 +71,7 @@ def operator_latency(
         (op, name): call
         for name in implementations
         for op, call in operator_calls(name, dtype, device, case=case).items()
-        if op not in ("mod_block", "attention")
+        if op not in _NOT_ALONE
     }
     for (op, name), call in chosen.items():
         _check(f"latency: {op} {name}", op, call)
