@@ -104,6 +104,13 @@ def quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def auc_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of (layer, AUC at each timestep)."""
+    return [
+        (str(layer), *(f"{value:.2f}" for value in row)) for layer, row in enumerate(report["router_auc"])
+    ]
+
+
 def cost_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     """Rows of (what, dense, all tokens, sparse, sparse / dense)."""
     rows = []
@@ -125,6 +132,10 @@ def print_report(report: dict[str, Any]) -> None:
     else:
         settings = f"{report['samples']} samples, {report['steps']} steps, guidance {report['guidance']}"
         _print(console, f"{report['name']}: {settings}", ("", "model", "real images"), quality_rows(report))
+    if "router_auc" in report:
+        header = ("layer", *(f"t = {timestep}" for timestep in report["router_auc_timesteps"]))
+        title = "router scores against object masks, AUC (0.5: no relation)"
+        _print(console, title, header, auc_rows(report))
     title = f"one forward of {report['batch']} samples, {report['dtype']} on {report['device']}, "
     title += f"{report['mean_kept']:.1%} of the tokens kept"
     _print(console, title, ("", "dense", "routed, all kept", "sparse", "sparse / dense"), cost_rows(report))

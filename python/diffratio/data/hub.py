@@ -27,8 +27,11 @@ def from_datasets(
             "to look it up as a data set, install the datasets package: pip install datasets",
             name=error.name,
         ) from None
-    on_disk = Path(name_or_path).is_dir()
-    splits = datasets.load_from_disk(name_or_path) if on_disk else datasets.load_dataset(name_or_path)
+    load = datasets.load_from_disk if Path(name_or_path).is_dir() else datasets.load_dataset
+    try:
+        splits = load(name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"name_or_path={name_or_path!r}: {error}") from None
     if not isinstance(splits, dict):
         splits = {"train": splits}
     own = next((name for name in _SPLITS[split] if name in splits), None)

@@ -1,4 +1,4 @@
-"""Pretraining of the small models: ``python -m diffratio.models.pretrain shapes`` made ``assets/shapes``.
+"""Pretraining of the small models: ``python -m diffratio.models.pretrain shapes OUT`` made ``assets/shapes``.
 
 One thread of a CPU is enough (about 20 minutes). The same seed on the same machine and versions gives the
 same weights; the log next to them says which they were.
@@ -22,10 +22,10 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import CaptionedDataset, load_dataset
+from ..data import BUILT_IN, CaptionedDataset, load_dataset
 from ..evaluation.velocity import velocity_error
 from .schedules import noise_schedule
-from .small_pixart import PRETRAINED, small_pixart
+from .small_pixart import small_pixart
 
 LOG_FILE = "train_log.jsonl"
 
@@ -176,19 +176,18 @@ def draw_captioned(dataset: CaptionedDataset, drop_text: float) -> Draw:
 
 def main(
     name: Annotated[str, typer.Argument(help="The data set: shapes or digits.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the weights and the log.")],
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2400,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3200,
     batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 48,
-    out: Annotated[Path | None, typer.Option(help="Default: the folder that ships with the package.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the log lines to standard output too.")
     ] = False,
 ) -> None:
     """Train a small PixArt from nothing."""
+    if name not in BUILT_IN:
+        raise typer.BadParameter(f"name={name!r} must be one of {', '.join(BUILT_IN)}")
     dataset, held_out = load_dataset(name), load_dataset(name, split="held_out")
-    if name not in PRETRAINED:
-        raise typer.BadParameter(f"name={name!r} must be one of {', '.join(PRETRAINED)}")
-    out = out or PRETRAINED[name]
     model = small_pixart(dataset, seed)
     recipe = Recipe(seed, steps, learning_rate=1e-3, batch=batch)
     draw = draw_captioned(dataset, recipe.drop_text)

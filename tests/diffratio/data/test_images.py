@@ -141,11 +141,19 @@ def test_a_data_set_of_the_datasets_package(monkeypatch):
         )
 
     stored = {"both": {"train": rows(20, 9), "test": rows(3, 7)}, "one": {"train": rows(20, 9)}}
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=stored.__getitem__))
+
+    def load(name: str):
+        if name not in stored:
+            raise FileNotFoundError("nothing of the kind")
+        return stored[name]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
     assert [len(load_dataset("both", split=s, resolution=16)) for s in ("train", "held_out")] == [20, 3]
     held_out = load_dataset("one", split="held_out", resolution=16)
     assert held_out.captions(range(2)) == ["9 0", "9 10"]
     assert (held_out[1]["pixel_values"] == torch.tensor(9) / 127.5 - 1).all()
+    with pytest.raises(ValueError, match="name_or_path='none': nothing of the kind"):
+        load_dataset("none")
     stored["bad"] = {"train": Rows([{"picture": 1}, {"picture": 2}])}
     with pytest.raises(ValueError, match="image_column='image' must be one of picture"):
         load_dataset("bad")
