@@ -101,7 +101,7 @@ def _maps(run: Run, device: str, progress: bool) -> Figure:
         )
     kept, timesteps = kept_maps(log, _MAP_SAMPLES)
     shown = np.linspace(0, len(timesteps) - 1, _MAP_COLUMNS).round().astype(int).tolist()
-    title = f"Tokens that each layer keeps\n{run.title}"
+    title = f"Tokens that each layer keeps (pale red: skipped)\n{run.title}"
     return router_maps(images, kept[:, shown], [timesteps[i] for i in shown], title)
 
 
