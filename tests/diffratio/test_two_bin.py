@@ -6,6 +6,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig, inject_adapter_in_model
 
 from diffratio import learn_ratios, record_routing, summary, two_bin
+from diffratio.integrations.basic_transformer_block import _readable
 from diffratio.packing import concatenated
 from diffratio.patch import routed_blocks
 from diffratio_kernels import kept_tokens, reference
@@ -255,6 +256,13 @@ def test_autocast_trains_in_bfloat16(tiny, model, ways):
     assert (out - expected).abs().max() < 0.1 * expected.abs().max()
     assert model.diffratio_ratios.ratios.grad.abs().min() > 0
     assert {name for name, _ in ways} == {"_packed"}
+
+
+def test_masks_on_a_gpu_are_read_in_training_only():
+    """Sampling must not wait, nor fall out of a CUDA graph; a training step waits once for all blocks."""
+    with torch.no_grad():
+        assert _readable(torch.device("cpu")) and not _readable(torch.device("cuda"))
+    assert _readable(torch.device("cuda"))
 
 
 def test_another_batch_than_the_timesteps_is_a_named_error(tiny, model):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.activations import GELU
 from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -137,12 +139,14 @@ class BasicTransformerBlockSpec(BlockSpec):
 
     def linears(self, block, inputs):
         qkv, fc2, cross = self.qkv(block), block.ff.net[2], block.attn2
+        plain = type(fc2) is nn.Linear  # else, in LoRA, the bias cannot be had apart
         linears = Linears(
             qkv=lambda rows: torch.cat([linear(rows) for linear in qkv], dim=-1),
             out=block.attn1.to_out[0],
             fc1=block.ff.net[0].proj,
-            fc2=fc2,
+            fc2=partial(F.linear, weight=fc2.weight) if plain else fc2,
             fc2_bias=bias_of(fc2),
+            fc2_adds_bias=not plain,
             cross_q=None if cross is None else cross.to_q,
             cross_out=None if cross is None else cross.to_out[0],
         )
@@ -232,7 +236,7 @@ def _text_lengths(mask: Tensor) -> tuple[Tensor, Tensor] | None:
     """Order that puts the text tokens that count first [B, M], and how many do [B]; None for other masks.
 
     Attention does not depend on the order of keys, so any mask of tokens becomes a length. That takes
-    [B, 1, M], bool or PixArt's additive 0 and -10000, and values that can be looked at without a sync.
+    [B, 1, M], bool or PixArt's additive 0 and -10000, and values that can be looked at.
     Where no token counts, the bias shifts all scores alike and every token counts.
     """
     if mask.dim() != 3 or mask.shape[1] != 1:
@@ -242,10 +246,18 @@ def _text_lengths(mask: Tensor) -> tuple[Tensor, Tensor] | None:
     if mask not in _checked:
         kept = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
         plain = mask.dtype == torch.bool or (
-            mask.device.type == "cpu" and bool((kept | (mask[:, 0] <= -10000)).all())
+            _readable(mask.device) and bool((kept | (mask[:, 0] <= -10000)).all())
         )
         _checked[mask] = _ordered(kept) if plain else None
     return _checked[mask]
+
+
+def _readable(device: torch.device) -> bool:
+    """Without a wait, or in training: one wait per step for all blocks costs less than a second pass."""
+    if device.type == "cpu":
+        return True
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return torch.is_grad_enabled() and not capturing
 
 
 def _ordered(kept: Tensor) -> tuple[Tensor, Tensor]:
