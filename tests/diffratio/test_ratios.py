@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
+from peft import LoraConfig, get_peft_model
 
 from diffratio import (
     DiffRatioConfig,
@@ -15,6 +16,7 @@ from diffratio import (
     learn_ratios,
     load_diffratio,
     remove_diffratio,
+    save_diffratio,
 )
 from diffratio.data.digits import load_split
 from diffratio.demo.model import ASSETS, load_model
@@ -243,3 +245,23 @@ def test_the_shipped_adapter_goes_on_learning(tiny):
         torch.equal(block.diffratio.router_weight, weight)
         for block, weight in zip(routed_blocks(model), before, strict=True)
     )
+
+
+def test_a_table_that_peft_trains_is_the_one_that_decides(tiny, tmp_path):
+    """`modules_to_save` puts a wrapper with an original and a trained copy in the table's place."""
+    model = tiny.route(tiny.dit())
+    learn_ratios(model, start=0.95)
+    wrapped = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["diffratio_ratios", "diffratio"])
+    )
+    inputs = tiny.inputs(model)
+    tiny.run(wrapped, inputs, grad=True).square().sum().backward()
+    assert [n for n, p in wrapped.named_parameters() if "ratios" in n and p.grad is not None] == [
+        "base_model.model.diffratio_ratios.modules_to_save.default.ratios"
+    ]
+    fill(table_of(wrapped), [[0.6]] * tiny.layers)
+    assert tiny.kept(model, inputs) == [[39, 39]] * tiny.layers
+    save_diffratio(wrapped, tmp_path)
+    assert freeze_ratios(wrapped) == [[6]] * tiny.layers
+    plain = load_diffratio(tiny.dit(), tmp_path)
+    assert plain._diffratio_plan.table == [[6]] * tiny.layers
