@@ -22,7 +22,7 @@ from diffratio.data.digits import load_split
 from diffratio.demo.model import ASSETS, load_model
 from diffratio.integrations import BasicTransformerBlockSpec, register_block_spec
 from diffratio.models import noise_schedule
-from diffratio.patch import routed_blocks
+from diffratio.patch import _timestep_units, routed_blocks
 from diffratio.ratios import table_of
 from diffratio.state import region
 from diffratio_kernels.modules import RatioTable
@@ -211,6 +211,13 @@ def digits_loss(model, class_tokens):
     noisy = schedule.add_noise(images, noise, timesteps)
     out = model.train()(noisy, encoder_hidden_states=class_tokens[labels], timestep=timesteps).sample
     return (out - schedule.get_velocity(images, noise, timesteps)).square().mean().item()
+
+
+def test_specs_that_disagree_about_units_are_an_error():
+    specs = BasicTransformerBlockSpec(), BasicTransformerBlockSpec()
+    specs[1].timestep_units = "noise"
+    with pytest.raises(ValueError, match=r"disagree about timestep_units: \['noise', 'training'\]"):
+        _timestep_units([(f"block {i}", None, spec) for i, spec in enumerate(specs)])
 
 
 def test_what_each_start_costs_at_step_0_on_the_demo():
