@@ -6,23 +6,18 @@
 
 namespace diffratio::cuda {
 
-// A finished row is  x X + large H_l + small H_s + score u,  u = gate * branch. With w and v the weights of
-// the bins, omega = w + v and s the score:
+// A finished row is  X + hidden (w H_l + v H_s) - x omega X + update u,  u = gate * branch. With w and v the
+// weights of the bins, omega = w + v and s the score:
 //   kMlp       (1 - omega) X + w H_l + v H_s + s u        kOutput  (1 - omega) X + s (w H_l + v H_s + u)
 //   kResidual  X + s (w H_l + v H_s - omega X + u)        kNone    kMlp with s = 1
 struct Blend {
-  float x, large, small, score;
+  float hidden, x, update;
 };
 
-__device__ __forceinline__ bool blends_after_score(Rescale rescale) {
-  return rescale == Rescale::kResidual || rescale == Rescale::kOutput;
-}
-
-__device__ __forceinline__ Blend blend_of(Rescale rescale, const BinRow& row, float score) {
-  const float of_hidden = blends_after_score(rescale) ? score : 1.0f;
-  const float of_x = rescale == Rescale::kResidual ? score : 1.0f, omega = row.in_both() ? 1.0f : row.large;
-  const float rest = rescale == Rescale::kResidual ? 1 - of_x * omega : row.in_both() ? 0.0f : 1 - row.large;
-  return {rest, of_hidden * row.large, of_hidden * row.small, score};
+// constant: the factor of what the score does not multiply, 1. Derivatives by the score are those of 1 and 0.
+__device__ __forceinline__ Blend blend_of(Rescale rescale, float score, float constant) {
+  const bool residual = rescale == Rescale::kResidual;
+  return {residual || rescale == Rescale::kOutput ? score : constant, residual ? score : constant, score};
 }
 
 // Else x does not count: a row of both bins is taken out of x in full.
@@ -48,7 +43,9 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1) two_bin_blen
   }
 
   const BinRow row = bin_row(b.bins, sample, t);
-  const Blend blend = blend_of(a.rescale, row, score(a, r));
+  const Blend blend = blend_of(a.rescale, score(a, r), 1);
+  const float of_x = 1 - blend.x * row.omega();
+  const float of_large = blend.hidden * row.large, of_small = blend.hidden * row.small;
   const bool with_x = reads_x(a.rescale, row);
   const T* large = static_cast<const T*>(a.hidden) + t * a.width;
   const T* small = static_cast<const T*>(a.hidden) + row.at * a.width;
@@ -63,9 +60,9 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1) two_bin_blen
     const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      const float stream = blend.large * upcast(larges.value[i]) + blend.small * upcast(smalls.value[i]);
-      const float update = blend.score * (gates.value[i] * upcast(branches.value[i]));
-      finished.value[i] = from_float<T>(blend.x * upcast(olds.value[i]) + stream + update);
+      const float stream = of_large * upcast(larges.value[i]) + of_small * upcast(smalls.value[i]);
+      const float update = blend.update * (gates.value[i] * upcast(branches.value[i]));
+      finished.value[i] = from_float<T>(of_x * upcast(olds.value[i]) + stream + update);
     }
     store<n, kAligned>(out, column, width, finished);
   });

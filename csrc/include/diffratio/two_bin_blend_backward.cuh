@@ -6,7 +6,7 @@
 namespace diffratio::cuda {
 
 // One row of x: its own gradient, and if it was kept, those of its hidden rows, branch and logit, and what it
-// gives to the gradient of w, weight_dots[t] = g . (f (H_l - H_s) - m X) with m 0 for rows of both bins.
+// gives to that of w: weight_dots[t] = g . (hidden (H_l - H_s) - x X), without x where v makes up for w.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 3 : 1)
     two_bin_blend_backward_kernel(TwoBinBlendBackwardArgs b) {
@@ -27,9 +27,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 3 : 1)
   }
 
   const BinRow row = bin_row(b.forward.bins, sample, t);
-  const float factor = score(a, r);
-  const Blend blend = blend_of(a.rescale, row, factor);
-  const bool with_x = reads_x(a.rescale, row), residual = a.rescale == Rescale::kResidual;
+  const Blend blend = blend_of(a.rescale, score(a, r), 1), by_score = blend_of(a.rescale, 1, 0);
+  const bool with_x = reads_x(a.rescale, row);
   const T* x = static_cast<const T*>(a.x) + r * a.width;
   const T* large = static_cast<const T*>(a.hidden) + t * a.width;
   const T* small = static_cast<const T*>(a.hidden) + row.at * a.width;
@@ -38,10 +37,9 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 3 : 1)
   T* grad_large = static_cast<T*>(b.grad_hidden) + t * a.width;
   T* grad_small = static_cast<T*>(b.grad_hidden) + row.at * a.width;
   T* grad_branch = static_cast<T*>(b.grad_branch) + t * a.width;
-  // What x, and the streams, are multiplied by in the gradients of w and of the score.
-  const float f = blends_after_score(a.rescale) ? factor : 1.0f, streams = blends_after_score(a.rescale);
-  const float x_of_weight = row.in_both() ? 0.0f : residual ? factor : 1.0f;
-  const float x_of_score = residual ? (row.in_both() ? 1.0f : row.large) : 0.0f;
+  const float of_x = 1 - blend.x * row.omega(), x_of_weight = row.in_both() ? 0.0f : blend.x;
+  const float of_large = blend.hidden * row.large, of_small = blend.hidden * row.small;
+  const float x_of_score = by_score.x * row.omega();
 
   float dots[2] = {0, 0};  // of w, of the score
   each_column<T>(width, [&](int column) {
@@ -59,12 +57,12 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 3 : 1)
       const float h = upcast(larges.value[i]), other = upcast(smalls.value[i]);
       const float stream = row.large * h + row.small * other;
       const float update = gates.value[i] * upcast(branches.value[i]);
-      parts[0] += g * (f * (h - other) - x_of_weight * old);
-      parts[1] += g * (streams * stream - x_of_score * old + update);
-      to_x.value[i] = from_float<T>(blend.x * g);
-      to_large.value[i] = from_float<T>(blend.large * g);
-      to_small.value[i] = from_float<T>(blend.small * g);
-      to_branch.value[i] = from_float<T>(factor * gates.value[i] * g);
+      parts[0] += g * (blend.hidden * (h - other) - x_of_weight * old);
+      parts[1] += g * (by_score.hidden * stream - x_of_score * old + update);
+      to_x.value[i] = from_float<T>(of_x * g);
+      to_large.value[i] = from_float<T>(of_large * g);
+      to_small.value[i] = from_float<T>(of_small * g);
+      to_branch.value[i] = from_float<T>(blend.update * gates.value[i] * g);
     }
     dots[0] += parts[0];
     dots[1] += parts[1];
@@ -76,7 +74,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 3 : 1)
   row_sums(dots);
   if (threadIdx.x != 0) return;
   b.weight_dots[t] = dots[0];
-  b.grad_logits[r] = a.rescale == Rescale::kNone ? 0 : dots[1] * factor * (1 - sigmoid(a.logits[r]));
+  b.grad_logits[r] = a.rescale == Rescale::kNone ? 0 : dots[1] * blend.update * (1 - sigmoid(a.logits[r]));
 }
 
 }  // namespace diffratio::cuda

@@ -11,6 +11,8 @@ struct BinRow {
   int64_t at;          // its row in tensors of both bins, -1 where only the large one holds it
 
   __device__ __forceinline__ bool in_both() const { return at >= 0; }
+  // The weights of the bins that hold it, summed.
+  __device__ __forceinline__ float omega() const { return in_both() ? 1.0f : large; }
 };
 
 // Packed row t of sample b.
