@@ -39,6 +39,8 @@ class Trainer:
         self.arguments, self.progress = arguments, progress
         self.root = Path(arguments.output_dir)
         self.accelerator = Accelerator(
+            # Without an accelerator, launched processes would not know of each other.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=arguments.mixed_precision,
             gradient_accumulation_steps=arguments.gradient_accumulation_steps,
             log_with=None if arguments.report_to == "none" else arguments.report_to,
