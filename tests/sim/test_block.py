@@ -6,7 +6,7 @@ import torch
 from diffratio_kernels import mod_block
 from diffratio_kernels.ops import dispatch
 from diffratio_kernels.testing.inputs import ModBlockCase
-from diffratio_kernels.testing.mod_block_check import check_mod_block
+from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
 from diffratio_kernels.testing.poison import poisoned_memory
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -27,6 +27,12 @@ def _simulated(implementation, device_type, dtype=None):
 def test_block_is_within_the_error_budget(seed, cuda_on_cpu):
     with poisoned_memory():
         check_mod_block(seed, DTYPES[seed % 3], "cuda")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_block_of_two_bins_is_within_the_error_budget(seed, cuda_on_cpu):
+    with poisoned_memory():
+        check_two_bin_block(seed, DTYPES[seed % 3], "cuda")
 
 
 def test_it_is_the_simulator_that_runs(cuda_on_cpu, simulator):
