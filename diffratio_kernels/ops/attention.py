@@ -88,11 +88,14 @@ def _check_values(check: Check, name: str, offsets: Tensor, rows: int, longest: 
         check.fail(f"{name}={values} must rise from 0 to {rows} in steps of at most {limit}")
 
 
-def pick(implementation: str, query: Tensor) -> str:
+_WIDEST_HEAD = {"attention": 256, "two_bin_attention": 128}
+
+
+def pick(implementation: str, query: Tensor, op: str = "attention") -> str:
     """The implementation for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
-    if implementation == "auto" and query.shape[2] > 256:
+    if implementation == "auto" and query.shape[2] > _WIDEST_HEAD[op]:
         implementation = "sdpa"
-    return choose("attention", implementation, query.device, query.dtype)
+    return choose(op, implementation, query.device, query.dtype)
 
 
 def _run(table):

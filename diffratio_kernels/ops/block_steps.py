@@ -49,12 +49,12 @@ def steps_of(implementation: str, self_attention: str, x: Tensor, in_place: bool
         route=tables["route"][rows],
         gather_adaln=tables["gather_adaln"][rows],
         adaln=tables["adaln"][rows],
-        self_attention=_attention(tables["attention"], among),
-        cross_attention=_attention(tables["attention"], own),
+        self_attention=_attention(tables, "attention", among),
+        cross_attention=_attention(tables, "attention", own),
         gate_residual=partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place),
         mlp=partial(_mlp_triton if middle == "triton" else _mlp_torch, in_place),
         scatter_rescale=tables["scatter_rescale"][rows],
-        two_bin_attention=_attention(tables["two_bin_attention"], among),
+        two_bin_attention=_attention(tables, "two_bin_attention", among),
         two_bin_gelu=tables["two_bin_gelu"][rows],
         two_bin_blend=tables["two_bin_blend"][rows],
         in_place=in_place,
@@ -62,8 +62,8 @@ def steps_of(implementation: str, self_attention: str, x: Tensor, in_place: bool
     )
 
 
-def _attention(table: dict, implementation: str) -> Callable:
-    return lambda query, *args: table[pick(implementation, query)](query, *args)
+def _attention(tables: dict, op: str, implementation: str) -> Callable:
+    return lambda query, *args: tables[op][pick(implementation, query, op)](query, *args)
 
 
 def _start_of(buffer: Tensor, rows: int, width: int) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import reference
+from ..kernels.triton import launchers as triton
 from .attention import pick
-from .dispatch import DIFFERENTIABLE, IMPLEMENTATIONS, KERNELS
-from .library import define
+from .dispatch import DIFFERENTIABLE, KERNELS
+from .library import define, define_backward
 from .validate import Check
 
 
@@ -64,9 +67,30 @@ def _composed(attention):
     return run
 
 
-for _table in (KERNELS, DIFFERENTIABLE):
-    _table["two_bin_attention"] = {name: _composed(run) for name, run in _table["attention"].items()}
-assert set(KERNELS["two_bin_attention"]) == set(IMPLEMENTATIONS["two_bin_attention"])
+class _TwoBinAttention(torch.autograd.Function):
+    """The Triton kernels: one pass over the keys serves both bins, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, large_offsets, small_offsets, *options):
+        out, lse = torch.ops.diffratio.two_bin_attention_with_lse(
+            query, key, value, large_offsets, small_offsets, *options
+        )
+        ctx.save_for_backward(query, key, value, out, lse, large_offsets, small_offsets)
+        ctx.options = options
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        grads = torch.ops.diffratio.two_bin_attention_backward(
+            grad_out, *ctx.saved_tensors, *ctx.options, implementation="triton"
+        )
+        return *grads, None, None, None, None, None, None
+
+
+_others = {name: _composed(run) for name, run in KERNELS["attention"].items() if name != "triton"}
+KERNELS["two_bin_attention"] = {"triton": triton.two_bin_attention} | _others
+DIFFERENTIABLE["two_bin_attention"] = {"triton": _TwoBinAttention.apply} | _others
 
 
 def _check(query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale):
@@ -90,7 +114,9 @@ def _run(table):
             query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale
         )  # fmt: skip
         _check(*args)
-        return table["two_bin_attention"][pick(implementation, query)](*args).contiguous()
+        return table["two_bin_attention"][pick(implementation, query, "two_bin_attention")](
+            *args
+        ).contiguous()
 
     return run
 
@@ -101,6 +127,13 @@ def _fake(
 ):  # fmt: skip
     _check(query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale)
     return query.new_empty(query.shape[0] + small, *query.shape[1:])
+
+
+def _fake_with_lse(
+    query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale
+):
+    rows = query.shape[0] + small
+    return query.new_empty(rows, *query.shape[1:]), query.new_empty(query.shape[1], rows, dtype=torch.float32)
 
 
 def _autocast(query, key, value, *args, **kwargs):
@@ -119,6 +152,21 @@ define(
     fake=_fake,
     differentiable=_run(DIFFERENTIABLE),
     autocast=_autocast,
+)
+define(
+    "two_bin_attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor large_offsets, "
+    "Tensor small_offsets, SymInt longest_large, SymInt longest_small, SymInt small, float? scale) "
+    "-> (Tensor, Tensor)",
+    kernel=partial(triton.two_bin_attention, save_lse=True),
+    fake=_fake_with_lse,
+)
+define_backward(
+    "two_bin_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
+    "Tensor lse, Tensor large_offsets, Tensor small_offsets, SymInt longest_large, SymInt longest_small, "
+    "SymInt small, float? scale, *, str implementation) -> (Tensor, Tensor, Tensor)",
+    lambda grad_out, query, key, value, *_, implementation: tuple(
+        t.new_empty(t.shape) for t in (query, key, value)
+    ),
 )
 
 

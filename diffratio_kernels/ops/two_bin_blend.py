@@ -39,9 +39,7 @@ class _TwoBinBlend(torch.autograd.Function):
         )  # fmt: skip
 
 
-KERNELS["two_bin_blend"] = {
-    name: kernels.two_bin_blend for name, kernels in ROW_KERNELS.items() if hasattr(kernels, "two_bin_blend")
-}
+KERNELS["two_bin_blend"] = {name: kernels.two_bin_blend for name, kernels in ROW_KERNELS.items()}
 DIFFERENTIABLE["two_bin_blend"] = {name: partial(_TwoBinBlend.apply, name) for name in ROW_KERNELS}
 for _table in (KERNELS, DIFFERENTIABLE):
     _table["two_bin_blend"]["reference"] = reference.two_bin_blend

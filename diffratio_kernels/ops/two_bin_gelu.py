@@ -37,9 +37,7 @@ class _TwoBinGelu(torch.autograd.Function):
         return None, grad_pre, sample_sums(dots, large_offsets).to(weight_large.dtype), None, None, None
 
 
-KERNELS["two_bin_gelu"] = {
-    name: kernels.two_bin_gelu for name, kernels in ROW_KERNELS.items() if hasattr(kernels, "two_bin_gelu")
-}
+KERNELS["two_bin_gelu"] = {name: kernels.two_bin_gelu for name, kernels in ROW_KERNELS.items()}
 DIFFERENTIABLE["two_bin_gelu"] = {name: partial(_TwoBinGelu.apply, name) for name in ROW_KERNELS}
 for _table in (KERNELS, DIFFERENTIABLE):
     _table["two_bin_gelu"]["reference"] = reference.two_bin_gelu
