@@ -25,7 +25,7 @@ def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator,
     try:
         splits = [load_dataset(name, split=split, **options) for split in ("train", "held_out")]
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        argument = str(error).split(" ")[0]
+        argument = str(error).split(" ")[0].rstrip(":")
         argument = argument if argument in options else "dataset_name"
         raise ArgumentError(f"{argument}={getattr(arguments, argument)!r}: {error}") from None
     config = base.model.config

@@ -31,6 +31,8 @@ class EncodedDataset(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index={index} must lie in 0..{self.count - 1}")
         row = index % CHUNK
         with safe_open(_chunk(self.folder, index // CHUNK), "pt") as file:
             return {name: _plain(file.get_slice(name)[row]) for name in file.keys()}  # noqa: SIM118

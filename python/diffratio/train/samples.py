@@ -23,7 +23,7 @@ class TrainingSamples(Dataset):
     def __init__(self, dataset, seed: int, first: int, count: int, *, timesteps: int, drop: float):
         self.dataset, self.seed, self.first, self.count = dataset, seed, first, count
         self.timesteps, self.drop = timesteps, drop
-        self._null = getattr(dataset, "null", None) or {"tokens": dataset.null_tokens}
+        self._null = dataset.null if hasattr(dataset, "null") else {"tokens": dataset.null_tokens}
         self._epoch, self._order = -1, None
 
     def __len__(self) -> int:

@@ -1,0 +1,138 @@
+"""Images with captions for a latent model: encoded once, cached as safetensors, read back one by one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, PixArtTransformer2DModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from diffratio.data import load_dataset
+from diffratio.train import ArgumentError, Trainer, encoded
+
+COLOURS = {"a red image": (255, 0, 0), "a green image": (0, 255, 0), "a blue one": (0, 0, 255)}
+IMAGES, HELD_OUT = 18, 2
+LATENT = {"in_channels": 4, "sample_size": 4, "patch_size": 2, "norm_num_groups": 1}
+SMALL = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2} | LATENT
+QUICK = {"resolution": 16, "max_sequence_length": 6, "max_train_steps": 2, "train_mode": "full"}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A whole PixArt repository in small; its text encoder and VAE are real ones of a few channels."""
+    root = tmp_path_factory.mktemp("repository")
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(
+        **SMALL, out_channels=8, cross_attention_dim=48, caption_channels=16, use_additional_conditions=True
+    )
+    model.save_pretrained(root / "transformer")
+    DDPMScheduler().save_pretrained(root / "scheduler")
+    kinds = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    vae = AutoencoderKL(**kinds, block_out_channels=[8] * 3, latent_channels=4, norm_num_groups=2)
+    vae.save_pretrained(root / "vae")
+    T5EncoderModel(
+        T5Config(vocab_size=12, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ).save_pretrained(root / "text_encoder")
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "green", "blue", "image", "one"]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", unk_token="<unk>")
+    tokenizer.save_pretrained(root / "tokenizer")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rows = []
+    for i in range(IMAGES):
+        caption, colour = list(COLOURS.items())[i % 3]
+        pixels = np.full((20, 16, 3), colour, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+        rows.append({"file_name": f"{i:02}.png", "caption": caption})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+def trainer(tiny, repository, images, folder, **changes):
+    given = {"pretrained_model_name_or_path": str(repository), "dataset_name": str(images)} | QUICK | changes
+    return Trainer(tiny.arguments(folder, **given), progress=False)
+
+
+@torch.no_grad()
+def test_items_are_what_the_repositorys_encoders_make_of_image_and_caption(
+    tiny, repository, images, tmp_path
+):
+    dataset = trainer(tiny, repository, images, tmp_path).dataset
+    assert len(dataset) == IMAGES - HELD_OUT
+    plain = load_dataset(images, split="train", resolution=16)
+    item, row = dataset[7], plain.batch([7])
+    vae = AutoencoderKL.from_pretrained(repository / "vae")
+    latents = vae.encode(row["pixel_values"]).latent_dist.mode()[0] * vae.config.scaling_factor
+    torch.testing.assert_close(item["latents"], latents, rtol=2e-3, atol=2e-3)
+    text = T5EncoderModel.from_pretrained(repository / "text_encoder")
+    caption = plain.captions([7])[0]
+    ids = {"a red image": [3, 4, 7], "a green image": [3, 5, 7], "a blue one": [3, 6, 8]}[caption]
+    tokens = text(torch.tensor([ids]))[0][0]
+    torch.testing.assert_close(item["tokens"][:3], tokens, rtol=2e-3, atol=2e-3)
+    assert item["mask"].tolist() == [1, 1, 1, 0, 0, 0] and item["mask"].dtype == torch.int64
+    assert item["original_size"].tolist() == [16, 16]
+    assert dataset.null["mask"].sum() == 0 and dataset.null["tokens"].shape == (6, 16)
+
+
+def test_training_on_latents_runs_and_encodes_once(tiny, repository, images, tmp_path, monkeypatch):
+    run = trainer(tiny, repository, images, tmp_path, method="lt").fit()
+    assert run["step"] == 2
+    assert sorted(path.name for path in (tmp_path / "encoded/train").iterdir()) == [
+        "000000.safetensors",
+        "null.safetensors",
+    ]
+    before = (tmp_path / "encoded/train/000000.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(encoded.Encoders, "images", None)
+    again = trainer(tiny, repository, images, tmp_path, method="lt", resume_from_checkpoint="latest")
+    assert len(again.dataset) == IMAGES - HELD_OUT
+    assert (tmp_path / "encoded/train/000000.safetensors").stat().st_mtime_ns == before
+
+
+def test_chunks_hold_the_items_in_order(tiny, repository, images, tmp_path, monkeypatch):
+    whole = list(trainer(tiny, repository, images, tmp_path / "whole").dataset)
+    monkeypatch.setattr(encoded, "CHUNK", 5)
+    parts = trainer(tiny, repository, images, tmp_path / "parts").dataset
+    assert len(list((tmp_path / "parts/encoded/train").glob("0*.safetensors"))) == 4
+    for one, other in zip(whole, parts, strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-3)
+
+
+def test_a_class_conditional_model_takes_the_folders_as_classes(tiny, repository, images, tmp_path):
+    torch.manual_seed(0)
+    DiTTransformer2DModel(**SMALL, out_channels=8, num_embeds_ada_norm=10).save_pretrained(
+        tmp_path / "dit/transformer"
+    )
+    (tmp_path / "dit/vae").symlink_to(repository / "vae")
+    (tmp_path / "dit/scheduler").symlink_to(repository / "scheduler")
+    for path in sorted(images.glob("*.png")):
+        folder = tmp_path / "classes" / ("even" if int(path.stem) % 2 == 0 else "odd")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).symlink_to(path)
+    one = trainer(tiny, tmp_path / "dit", tmp_path / "classes", tmp_path / "run", method="mod")
+    assert "tokens" not in one.dataset[0]
+    assert {int(item["attributes"][0]) for item in one.dataset} == {0, 1}
+    assert one.fit()["step"] == 2
+    with pytest.raises(ArgumentError, match="^dataset_name=.* has no classes"):
+        trainer(tiny, tmp_path / "dit", images, tmp_path / "other", method="mod")
+
+
+def test_what_the_repository_lacks_is_named(tiny, repository, images, tmp_path):
+    (tmp_path / "bare").mkdir()
+    for name in ("transformer", "scheduler", "vae"):
+        (tmp_path / "bare" / name).symlink_to(repository / name)
+    with pytest.raises(
+        ArgumentError, match="^pretrained_model_name_or_path=.*bare.* needs a vae, and a tokenizer"
+    ):
+        trainer(tiny, tmp_path / "bare", images, tmp_path / "run")
+    with pytest.raises(ArgumentError, match="^caption_column='title'"):
+        trainer(tiny, repository, images, tmp_path / "other", caption_column="title")
