@@ -26,7 +26,8 @@ def without_keeping(call: Callable[[Tensor], Tensor], value: Tensor, make: Calla
     make() gives the bits of `value` from tensors that are kept in any case. Checkpointing and offloading
     decide themselves what is kept: under their hooks nothing is added, or `make` would keep what they drop.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _hooked():
+    traced = torch.compiler.is_compiling() or type(value) is not Tensor  # it has no address
+    if traced or not torch.is_grad_enabled() or _hooked():
         return call(value)
     # Not `value` itself: a hook that knew it would keep it.
     address, size, dtype = value.data_ptr(), value.numel(), value.dtype

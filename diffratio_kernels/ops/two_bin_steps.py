@@ -84,7 +84,7 @@ def two_bin_forward(
     if rows == 0:
         return x.clone(memory_format=torch.contiguous_format)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
-    offsets, small_offsets = (packed_offsets(keep, x.device) for keep in (keep_large, keep_small))
+    offsets, small_offsets = (_offsets(keep, x) for keep in (keep_large, keep_small))
     at = reference.small_rows(offsets, small_offsets, small)
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
@@ -127,6 +127,11 @@ def two_bin_forward(
     return steps.two_bin_blend(x, index, hidden, branch, gate2, logits, *bins, rescale, score_scale)
 
 
+def _offsets(keep: list[int], x: Tensor) -> Tensor:
+    """Offsets of the kept counts: a traced x gets no tensor that was made before."""
+    return (packed_offsets if type(x) is Tensor else reference.packed_offsets)(keep, x.device)
+
+
 def _joined(large: Rows, small: Rows) -> Rows:
     """The rows of both bins: sample b of the small one is virtual sample B + b."""
 
@@ -165,7 +170,7 @@ def _streams(
     if rows.context_kv is not None:
         query = linears.cross_q(hidden).unflatten(-1, (num_heads, -1))
         samples, length = rows.context_kv.shape[:2]
-        context_offsets = packed_offsets([length] * samples, hidden.device)
+        context_offsets = reference.packed_offsets([length] * samples, hidden.device)
         key, value = rows.context_kv.to(query.dtype).flatten(0, 1).unflatten(-1, (num_heads, -1)).unbind(1)
         attended = steps.cross_attention(
             query,
@@ -190,7 +195,7 @@ def _weigh_bias(branch, bias, added, weight_large, large_offsets, small_offsets,
     `added` of it are there. With w near 0 what is left of 1 has lost digits, and its gradient too.
     """
     sample = index // tokens
-    place = torch.arange(len(index), device=index.device) - large_offsets[:-1][sample]
+    place = torch.arange(index.shape[0], device=index.device) - large_offsets[:-1][sample]
     only_large = place >= small_offsets.diff()[sample]
     weight = weight_large.to(torch.promote_types(branch.dtype, torch.float32))
     missing = torch.where(only_large, weight[sample] - added, 1 - added)

@@ -5,9 +5,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from diffratio_kernels import mod_block
+from diffratio_kernels import mod_block, two_bin_block
 from diffratio_kernels.testing.budget import gradients
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 SIZES = [  # N, kept
     (24, 13), (24, 7), (24, 24), (33, 13), (33, 32), (48, 5),
@@ -19,7 +19,8 @@ EPS = torch.finfo(torch.float32).eps
 
 def model(x, **arguments):
     """Something around the block, so that the graph holds more than one call."""
-    return mod_block(torch.tanh(x), **arguments) + x
+    block = two_bin_block if "weight_large" in arguments else mod_block
+    return block(torch.tanh(x), **arguments) + x
 
 
 @pytest.fixture
@@ -74,3 +75,29 @@ def test_samples_may_keep_counts_of_their_own(compiled):
         arguments = ModBlockCase(seed=0, keep=tuple(keep), ragged_text=True).arguments()
         assert_close(function(**arguments), model(**arguments))
     assert counter.frame_count <= 3
+
+
+def two_bin_calls(sizes, **options):
+    for tokens, keep in sizes:
+        case = TwoBinCase(seed=0, tokens=tokens, keep=(keep,), keep_small=(keep // 2,), **options)
+        yield case.arguments() | {"keep_large": keep, "keep_small": keep // 2}
+
+
+@torch.no_grad()
+def test_inference_of_two_bins_over_twelve_sizes_needs_at_most_three_graphs(compiled):
+    function, counter = compiled
+    for arguments in two_bin_calls(SIZES, ragged_text=True):
+        assert_close(function(**arguments), model(**arguments))
+    assert counter.frame_count <= 3
+
+
+def test_training_of_two_bins_needs_at_most_two_graphs(compiled):
+    function, counter = compiled
+    for arguments in two_bin_calls(SIZES[:2], text=None):
+        out, grads = gradients(function, arguments, seed=1)
+        expected, expected_grads = gradients(model, arguments, seed=1)
+        assert_close(out, expected)
+        largest = max(grad.abs().max().item() for grad in expected_grads.values())
+        for name, grad in grads.items():
+            assert_close(grad, expected_grads[name], largest)
+    assert counter.frame_count <= 2

@@ -9,15 +9,19 @@ import pytest
 import torch
 
 import diffratio_kernels
-from diffratio_kernels import capabilities, mod_block
+from diffratio_kernels import capabilities, mod_block, two_bin_block
 from diffratio_kernels.kernels import native
 from diffratio_kernels.ops import IMPLEMENTATIONS, choose, dispatch
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 from diffratio_kernels.testing.interpreter import interpreted
 
 GPU_ONLY = {"cuda", "cudnn", "varlen", "flash_attn"} | (set() if interpreted() else {"triton"})
 REASON = "the library was left at home"
 NATIVE_OPS = [op for op, names in IMPLEMENTATIONS.items() if "native" in names]
+BLOCKS = {  # block, its case, and the row steps of it alone
+    "mod_block": (mod_block, ModBlockCase(seed=0), ["scatter_rescale"]),
+    "two_bin_block": (two_bin_block, TwoBinCase(seed=0), ["two_bin_gelu", "two_bin_blend"]),
+}
 
 
 def operators_of(call):
@@ -43,27 +47,31 @@ def test_native_without_its_library_is_an_error_with_the_reason(op, without_libr
     assert choose(op, "auto", torch.device("cpu")) == "reference"
 
 
-def test_block_without_the_library_runs_the_reference_or_says_why_not(without_library):
-    arguments = ModBlockCase(seed=0).arguments()
-    expected = mod_block(**arguments, implementation="reference")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_without_the_library_runs_the_reference_or_says_why_not(block, without_library):
+    block, case, _ = BLOCKS[block]
+    arguments = case.arguments()
+    expected = block(**arguments, implementation="reference")
     # Attention needs no library and stays with SDPA: other roundings, fp32 values up to 4.
-    torch.testing.assert_close(mod_block(**arguments), expected, rtol=0, atol=1e-5)
-    assert not native_kernels(operators_of(lambda: mod_block(**arguments)))
+    torch.testing.assert_close(block(**arguments), expected, rtol=0, atol=1e-5)
+    assert not native_kernels(operators_of(lambda: block(**arguments)))
     with pytest.raises(ValueError, match=REASON):
-        mod_block(**arguments, implementation="native")
+        block(**arguments, implementation="native")
     with pytest.raises(ValueError, match=REASON):
-        mod_block(**arguments | {"x": arguments["x"].requires_grad_()}, implementation="native")
+        block(**arguments | {"x": arguments["x"].requires_grad_()}, implementation="native")
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_each_choice_runs_its_own_kernels(training):
-    arguments = ModBlockCase(seed=0).arguments()
+def test_each_choice_runs_its_own_kernels(training, block):
+    block, case, own_steps = BLOCKS[block]
+    arguments = case.arguments()
     arguments["x"].requires_grad_(training)
     for implementation, kernels in (("native", True), ("auto", True), ("reference", False)):
-        names = operators_of(lambda name=implementation: mod_block(**arguments, implementation=name))
+        names = operators_of(lambda name=implementation: block(**arguments, implementation=name))
         assert bool(native_kernels(names)) == kernels, implementation
-    native_used = native_kernels(operators_of(lambda: mod_block(**arguments)))
-    steps = ("router_logits", "topk_select", "gather_adaln", "scatter_rescale")
+    native_used = native_kernels(operators_of(lambda: block(**arguments)))
+    steps = ["router_logits", "topk_select", "gather_adaln", *own_steps]
     assert {f"diffratio_native::{step}" for step in steps} <= native_used
 
 
@@ -92,21 +100,19 @@ def test_everything_for_the_cpu_is_available_here():
 def test_auto_on_the_cpu_never_interprets(dtype):
     cpu = torch.device("cpu")
     chosen = {op: choose(op, "auto", cpu, dtype) for op in IMPLEMENTATIONS}
-    rows = dict.fromkeys(["route", "gather_adaln", "adaln", "scatter_rescale", "mod_block"], "native")
-    assert chosen == rows | {"gate_residual": "reference", "attention": "sdpa", "mlp": "torch"}
+    products = {"attention": "sdpa", "two_bin_attention": "sdpa", "mlp": "torch"}
+    assert chosen == dict.fromkeys(NATIVE_OPS, "native") | products | {"gate_residual": "reference"}
 
 
 def test_auto_on_a_gpu_takes_our_kernels_and_leaves_exact_products_to_torch(monkeypatch):
     monkeypatch.setattr(dispatch, "why_not", lambda name, device, dtype=None: None)
     gpu, half, single = torch.device("cuda"), torch.bfloat16, torch.float32
-    assert {op: choose(op, "auto", gpu, half) for op in ("route", "attention", "mlp", "mod_block")} == {
-        "route": "cuda", "attention": "triton", "mlp": "triton", "mod_block": "cuda",
-    }  # fmt: skip
-    assert [choose(op, "auto", gpu, single) for op in ("attention", "mlp", "route")] == [
-        "sdpa",
-        "torch",
-        "cuda",
-    ]
+    products = ["attention", "two_bin_attention", "mlp"]
+    for op in IMPLEMENTATIONS:
+        ours = "triton" if op in products or op == "gate_residual" else "cuda"
+        assert choose(op, "auto", gpu, half) == ours, op
+        assert op in products or choose(op, "auto", gpu, single) == ours, op
+    assert [choose(op, "auto", gpu, single) for op in products] == ["sdpa", "sdpa", "torch"]
 
 
 def test_a_dtype_that_an_implementation_does_not_take_is_an_error():

@@ -5,7 +5,8 @@ import torch
 from torch.library import opcheck
 from torch.testing._internal.optests import aot_autograd_check
 
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.calls import two_bin_arguments
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 SMALL = {"seed": 0, "tokens": 9, "heads": 1, "hidden": 8, "router_bias": True}
@@ -13,6 +14,13 @@ CASES = {
     "uniform": ModBlockCase(**SMALL, keep=(5,)),
     "per sample": ModBlockCase(**SMALL, keep=(3, 7), ragged_text=True),
     "no text": ModBlockCase(**SMALL, keep=(9, 0), text=None, biases=False),
+}
+
+TWO_BINS = {
+    "uniform": TwoBinCase(**SMALL, keep=(5,), keep_small=(2,)),
+    "per sample": TwoBinCase(**SMALL, keep=(3, 7), keep_small=(3, 0), ragged_text=True),
+    "no text": TwoBinCase(**SMALL, keep=(9, 0), keep_small=(4, 0), text=None, biases=False),
+    "one bin": TwoBinCase(**SMALL, keep=(5,), keep_small=(2,), weight_large=(1.0, 1.0)),
 }
 
 
@@ -53,11 +61,12 @@ def selected(case):
 
 
 @pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
-@pytest.mark.parametrize("given", [False, True], ids=["selecting", "selected"])
+@pytest.mark.parametrize("given", ["selecting", "selected", "two bins"])
 def test_route(given, wants_gradient, implementation):
     case = CASES["per sample"]
     arguments = case.arguments() | {"implementation": implementation}
-    arguments["index"] = selected(case)["index"] if given else None
+    arguments["index"] = selected(case)["index"] if given == "selected" else None
+    arguments["keep_small"] = [2, 7] if given == "two bins" else None
     args, kwargs = check("route", arguments, wants_gradient, UTILITIES[:3])
     # The fourth of opcheck adds up the outputs in place and cannot start from an integer one: logits first.
     aot_autograd_check(
@@ -110,3 +119,24 @@ def test_attention(name, wants_gradient, implementation):
 @pytest.mark.parametrize("name", CASES)
 def test_mod_block(name, wants_gradient, implementation):
     check("mod_block", CASES[name].arguments() | {"implementation": implementation}, wants_gradient)
+
+
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
+@pytest.mark.parametrize("op", ["two_bin_gelu", "two_bin_blend"])
+def test_row_operators_of_two_bins(op, wants_gradient, implementation):
+    arguments = two_bin_arguments(TWO_BINS["per sample"])[op]
+    check(op, arguments | {"implementation": implementation}, wants_gradient)
+
+
+@pytest.mark.parametrize("implementation", ["triton", "sdpa", "reference"])
+def test_two_bin_attention(wants_gradient, implementation):
+    arguments = two_bin_arguments(TWO_BINS["per sample"])["two_bin_attention"]
+    check("two_bin_attention", arguments | {"implementation": implementation}, wants_gradient)
+
+
+BLOCKS = [*((name, "native") for name in TWO_BINS), ("per sample", "triton"), ("per sample", "reference")]
+
+
+@pytest.mark.parametrize(("name", "implementation"), BLOCKS)
+def test_two_bin_block(name, implementation, wants_gradient):
+    check("two_bin_block", TWO_BINS[name].arguments() | {"implementation": implementation}, wants_gradient)
