@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..data import BUILT_IN, CaptionedDataset, load_dataset
 from ..evaluation.velocity import velocity_error
 from .schedules import noise_schedule
-from .small_pixart import small_pixart
+from .small_pixart import load_pixart, small_pixart
 
 LOG_FILE = "train_log.jsonl"
 
@@ -180,15 +180,16 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3200,
     batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 48,
+    start: Annotated[Path | None, typer.Option("--from", help="Folder of a model to go on from.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the log lines to standard output too.")
     ] = False,
 ) -> None:
-    """Train a small PixArt from nothing."""
+    """Train a small PixArt, from nothing or on from another one."""
     if name not in BUILT_IN:
         raise typer.BadParameter(f"name={name!r} must be one of {', '.join(BUILT_IN)}")
     dataset, held_out = load_dataset(name), load_dataset(name, split="held_out")
-    model = small_pixart(dataset, seed)
+    model = small_pixart(dataset, seed) if start is None else load_pixart(start)
     recipe = Recipe(seed, steps, learning_rate=1e-3, batch=batch)
     draw = draw_captioned(dataset, recipe.drop_text)
     log = Log(out / LOG_FILE, as_json)

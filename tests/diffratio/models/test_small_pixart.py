@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import PixArtTransformer2DModel
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -50,6 +51,19 @@ def test_pretraining_writes_a_model_that_repeats_its_log(tmp_path: Path, monkeyp
     assert last["step"] == 1 and last["held_out_loss"] < start["held_out_loss"]
     error = few(load_pixart(tmp_path), load_dataset("shapes", split="held_out"))
     assert error.overall == pytest.approx(last["held_out_loss"], abs=1e-3)
+    result = pretrain("shapes", "--steps", 1, "--from", tmp_path, tmp_path / "second")
+    assert result.exit_code == 0, result.output
+    second = json.loads((tmp_path / "second" / LOG_FILE).read_text().splitlines()[1])
+    assert second == {"step": 0, "held_out_loss": last["held_out_loss"]}
+
+
+def test_the_shipped_log_tells_how_the_model_was_made():
+    header, *_, last, end = map(json.loads, (PRETRAINED["shapes"] / LOG_FILE).read_text().splitlines())
+    model = load_pixart(PRETRAINED["shapes"])
+    assert header["parameters"] == sum(p.numel() for p in model.parameters()) and end["finished"]
+    error = velocity_error(model, load_dataset("shapes", split="held_out"))
+    assert error.overall == pytest.approx(last["held_out_loss"], abs=1e-3)
+    assert type(model) is PixArtTransformer2DModel
 
 
 def test_an_unknown_data_set_and_an_empty_folder_are_refused(tmp_path: Path):
