@@ -23,4 +23,4 @@ def main() -> None:
             app.command()(command)
         app()
     except ModuleNotFoundError as error:
-        sys.exit(f"diffratio needs {error.name}: pip install 'diffratio-kernels[demo]'")
+        sys.exit(f"diffratio needs {error.name}: pip install 'diffratio-kernels[demo,train]'")

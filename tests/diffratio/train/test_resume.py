@@ -17,6 +17,7 @@ CASES = {
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 2,
         "snr_gamma": 5.0,
+        "gradient_checkpointing": True,
     },
     "lora": {"method": "l", "train_mode": "lora", "rank": 4, "mixed_precision": "bf16"},
     "class labels dropped at random": {"model": "dit", "method": "mod"},
