@@ -26,6 +26,7 @@ def test_a_row_that_keeps_them_all():
         ({"mma_useful": 128 / 72}, "80/72"),
         ({"mma_useful": 1.1251}, "80/72"),
         ({"label": "d=64 self"}, "64/64"),
+        ({"kernel": "two_bin_attention_bwd_key", "async": {"8": 30}}, "16 bytes"),
         ({"async": {"8": 30}}, "16 bytes"),
         ({"loads": {"2": 1}}, "less than 4"),
         ({"kernel": "gather_adaln_fwd", "registers": 65}, "65 registers"),

@@ -17,3 +17,10 @@ STEP = 20
 def test_launchers_stay_within_the_error_budget(first):
     for seed in range(first, min(first + STEP, FIRST + SEEDS)):
         check_kernels(seed, kernel_device())
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("first", range(90, 90 + SEEDS // 2, STEP))
+def test_launchers_of_two_bins_stay_within_the_error_budget(first):
+    for seed in range(first, min(first + STEP, 90 + SEEDS // 2)):
+        check_kernels(seed, kernel_device(), bins=2)

@@ -85,9 +85,9 @@ def two_bin_attention(
     """
     query, key, value = (unit_rows(t) for t in (query, key, value))
     count, heads, head_dim = query.shape
-    if head_dim > config.LARGEST_HEAD_DIM:
+    if head_dim > config.LARGEST_HEAD_DIM_OF_TWO_BINS:
         raise ValueError(
-            f"two_bin_attention: query has head_dim {head_dim}, the Triton kernels take up to 256"
+            f"two_bin_attention: query has head_dim {head_dim}, the Triton kernels of two bins take up to 128"
         )
     scale = LOG2_E * (1 / math.sqrt(head_dim) if scale is None else scale)
     out = torch.empty(count + small, heads, head_dim, dtype=query.dtype, device=query.device)

@@ -17,8 +17,12 @@ from diffratio_kernels.kernels.triton import (
     launcher,
     linear_gelu,
     router_logits,
+    row_places,
     scatter_rescale,
     scatter_rescale_backward,
+    two_bin_blend,
+    two_bin_blend_backward,
+    two_bin_gelu,
 )
 from diffratio_kernels.kernels.triton.launch import ROWS_PER_SLICE
 from diffratio_kernels.testing.interpreter import interpreted, overflow_trap
@@ -29,6 +33,7 @@ WIDTH = 1152
 ROWS = TOO_MANY // WIDTH + 40
 LAUNCHING = (router_logits, gather_adaln_backward, scatter_rescale, scatter_rescale_backward, linear_gelu)
 LAUNCHING_ADALN = (gather_adaln,)
+LAUNCHING_TWO_BINS = (row_places, two_bin_blend, two_bin_blend_backward, two_bin_gelu)
 LAST = ROWS % ROWS_PER_SLICE
 """Rows of the last program of a backward pass."""
 FEW = 40
@@ -207,3 +212,70 @@ def test_attention_to_rows_far_apart(device):
     packing = offsets, offsets, rows, rows, None, None
     out = launcher("attention")(query, values, values, *packing)
     assert same_bits(out, launcher("attention")(values, values, values, *packing))
+
+
+def test_rows_of_two_bins_in_the_mlp(device):
+    """The last sample has its FEW rows in both bins: the small ones are the last of all."""
+    width, weights = 200, torch.tensor([0.3, 0.7], device=device)
+    rows = TOO_MANY // width + FEW
+    last, last_grad = half(2 * FEW, width, device=device), half(FEW, width, device=device)
+    pre = large(rows + FEW, width, device=device, last=last)
+    grad = large(rows, width, device=device, last=last_grad)
+    offsets = torch.tensor([[0, rows - FEW, rows], [0, 0, FEW]], dtype=torch.int32, device=device)
+    bins = weights, *offsets
+    with last_programs(LAUNCHING_TWO_BINS):
+        out = launcher("two_bin_gelu")(pre, *bins, rows)
+        grad_pre, dots = launcher("two_bin_gelu_backward")(grad, pre, *bins)
+    few = torch.tensor([0, FEW], dtype=torch.int32, device=device)
+    expected = launcher("two_bin_gelu")(last, weights[1:], few, few, FEW)
+    expected_grad, expected_dots = launcher("two_bin_gelu_backward")(last_grad, last, weights[1:], few, few)
+    assert same_bits(out[-1], expected[-1]) and same_bits(dots[-1], expected_dots[-1])
+    assert all(same_bits(grad_pre[row], expected_grad[row]) for row in (-1, -1 - FEW))
+
+
+def test_rows_of_two_bins_are_blended_and_differentiated(device):
+    """All tokens are kept in both bins."""
+    x, grad, branch, *hidden = (half(FEW, WIDTH, device=device) for _ in range(5))
+    gate, logits = half(1, WIDTH, device=device), torch.randn(1, ROWS, device=device)
+    weights = torch.tensor([0.3], device=device)
+    all_x, all_grad = (large(1, ROWS, WIDTH, device=device, last=t) for t in (x, grad))
+    all_branch = large(ROWS, WIDTH, device=device, last=branch)
+    all_hidden = large(2, ROWS, WIDTH, device=device, last=hidden[1]).flatten(0, 1)
+    all_hidden[ROWS - FEW : ROWS] = hidden[0]
+
+    def run(x, grad, branch, hidden):
+        rows = x.shape[1]
+        bins = torch.tensor([0, rows], dtype=torch.int32, device=device)
+        modulation = gate, logits[:, -rows:], weights, bins, bins
+        call = x, torch.arange(rows, device=device), hidden, branch, *modulation, "residual", 1.0
+        return launcher("two_bin_blend")(*call), *launcher("two_bin_blend_backward")(grad, *call)
+
+    with last_programs(LAUNCHING_TWO_BINS):
+        out, *grads = run(all_x, all_grad, all_branch, all_hidden)
+    expected, *expected_grads = run(x[None], grad[None], branch, torch.cat(hidden))
+    assert same_bits(out[0, -1], expected[0, -1])
+    grad_x, grad_hidden, grad_branch, _, grad_logits, dots = zip(grads, expected_grads, strict=True)
+    by_bin = [t.unflatten(0, (2, -1)) for t in grad_hidden]
+    for actual, twin in (grad_x, by_bin, grad_logits):
+        assert same_bits(actual[:, -LAST:], twin[:, -LAST:])
+    for actual, twin in (grad_branch, dots):
+        assert same_bits(actual[-LAST:], twin[-LAST:])
+
+
+def test_attention_of_two_bins_at_the_end_of_packed_rows(device):
+    heads, head_dim, small = 2, 72, 16
+    rows = TOO_MANY // (heads * head_dim) + FEW
+    few = [half(FEW, heads, head_dim, device=device) for _ in range(3)]
+    many = [large(rows, heads, head_dim, device=device, last=t) for t in few]
+    grad = half(FEW + small, heads, head_dim, device=device)
+    grad_out = large(rows + small, heads, head_dim, device=device, last=grad)
+    small_offsets = torch.tensor([0, 7, small], dtype=torch.int32, device=device)
+
+    def run(tensors, grad_out, first):
+        large_offsets = torch.tensor([first, first + 23, first + FEW], dtype=torch.int32, device=device)
+        packing = large_offsets, small_offsets, 23, 9, small, None
+        out, lse = launcher("two_bin_attention")(*tensors, *packing, True)
+        return out, lse.t(), *launcher("two_bin_attention_backward")(grad_out, *tensors, out, lse, *packing)
+
+    for actual, twin in zip(run(many, grad_out, rows - FEW), run(few, grad, 0), strict=True):
+        assert same_bits(actual[-len(twin) :], twin)

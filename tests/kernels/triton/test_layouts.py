@@ -11,8 +11,11 @@ from diffratio_kernels.testing.triton_calls import VARIANTS, kernel_device, typi
 from diffratio_kernels.testing.triton_check import same_bits
 
 HELD_IN = (*working_dtypes(kernel_device())[1:], torch.float64)
-MODULATION = ("router_weight", "router_bias", "shift", "scale", "gate")
-WITH_MODULATION = ("router_logits", "gather_adaln", "adaln", "gate_residual", "scatter_rescale, mlp")
+MODULATION = ("router_weight", "router_bias", "shift", "scale", "gate", "weight_large")
+WITH_MODULATION = (
+    "router_logits", "gather_adaln", "adaln", "gate_residual", "scatter_rescale, mlp",
+    "two_bin_blend, residual",
+)  # fmt: skip
 
 
 def place(t, layout):

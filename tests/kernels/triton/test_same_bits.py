@@ -11,7 +11,7 @@ from diffratio_kernels.testing.triton_check import same_bits
 
 ORDERS = 4
 ACROSS_SAMPLES = ("d router_weight",)
-WITH_SAMPLES = [kind for kind in VARIANTS if kind != "linear_gelu"]
+WITH_SAMPLES = [kind for kind in VARIANTS if kind != "linear_gelu" and not kind.startswith("two_bin")]
 
 
 def assert_same_bits(actual, expected):
