@@ -37,9 +37,11 @@ class Steps:
     fp32_modulation: bool
 
 
-def steps_of(implementation: str, self_attention: str, x: Tensor, in_place: bool) -> Steps:
+def steps_of(
+    implementation: str, self_attention: str, x: Tensor, in_place: bool, op: str = "mod_block"
+) -> Steps:
     """Row steps by `implementation`; attention, gate and MLP by it too where it has them, else by "auto"."""
-    rows = choose("mod_block", implementation, x.device, x.dtype)
+    rows = choose(op, implementation, x.device, x.dtype)
     own = implementation if implementation in ("triton", "reference") else "auto"
     gate = choose("gate_residual", own, x.device, x.dtype)
     middle = choose("mlp", "torch" if own == "reference" else own, x.device, x.dtype)

@@ -132,7 +132,7 @@ def check_block(
     if mlp_eps is not None:
         check.positive("mlp_eps", mlp_eps)
     if index is not None:
-        check.index(index, x.shape[0] * x.shape[1], keep)
+        check.index(index, x.shape[0] * x.shape[1], keep, keep_name)
     return keep
 
 

@@ -100,7 +100,8 @@ def _check(query, key, value, large_offsets, small_offsets, longest_large, longe
         check.tensor(name, other, "T H d", dtype_of=("query", query))
     if query.shape[2] % 8 or query.shape[2] == 0:
         check.fail(f"query has head_dim {query.shape[2]}, must be a positive multiple of 8")
-    check.offsets(large_offsets, small_offsets, query.shape[0], small, longest_large, longest_small)
+    rows, small = ("query", query.shape[0]), ("small", small)
+    check.offsets(large_offsets, small_offsets, rows, small, longest_large, longest_small)
     if scale is not None:
         check.positive("scale", scale)
 

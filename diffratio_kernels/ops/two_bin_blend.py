@@ -55,8 +55,9 @@ def _check(
     check.tensor("branch", branch, "T D", dtype_of=("x", x))
     check.tensor("gate", gate, "B D")
     check.tensor("logits", logits, "B N")
-    rows, both = index.shape[0], ("hidden", hidden.shape[0])
+    rows, both = ("index", index.shape[0]), ("hidden", hidden.shape[0])
     check.two_bins(weight_large, large_offsets, small_offsets, rows, both)
+    check.by_sample(index, x.shape[1], large_offsets)
     check.choice("rescale", rescale, RESCALE)
     check.positive("score_scale", score_scale)
 

@@ -15,7 +15,9 @@ from .mod_block import check_block
 from .two_bin_steps import Linears, two_bin_forward
 from .validate import Check, readable
 
-_FORWARD_ONLY = ("auto", "none", "small", "large")
+_ONE_BIN = {"small": 1, "large": 0}
+"""The bin that gets no backward -> what weight_large must be in every sample."""
+_FORWARD_ONLY = ("auto", "none", *_ONE_BIN)
 
 
 def _check(
@@ -28,7 +30,9 @@ def _check(
     check.tensor("x", x, "B N D")
     check.tensor("weight_large", weight_large, "B")
     check.choice("forward_only", forward_only, _FORWARD_ONLY)
-    return check.keep_small(keep_small, keep_large), keep_large
+    if forward_only in _ONE_BIN and readable(weight_large) and (weight_large != _ONE_BIN[forward_only]).any():
+        check.fail(f"forward_only={forward_only!r} needs a weight_large of {_ONE_BIN[forward_only]} only")
+    return check.keep_small(keep_small, keep_large, "keep_large"), keep_large
 
 
 def _forward_only(asked: str, weight_large: Tensor) -> str:
@@ -37,9 +41,7 @@ def _forward_only(asked: str, weight_large: Tensor) -> str:
         return asked
     if not readable(weight_large):
         return "none"
-    if bool((weight_large == 1).all()):
-        return "small"
-    return "large" if bool((weight_large == 0).all()) else "none"
+    return next((bin for bin, weight in _ONE_BIN.items() if bool((weight_large == weight).all())), "none")
 
 
 def _run(in_place: bool, autocast: bool = False):
@@ -64,7 +66,7 @@ def _run(in_place: bool, autocast: bool = False):
             router_bias=router_bias, index=index, forward_only=forward_only, attention=attention,
             autocast=autocast, **options, **cross,
         )  # fmt: skip
-        steps = steps_of(implementation, attention, x, in_place)
+        steps = steps_of(implementation, attention, x, in_place, "two_bin_block")
         index, _, logits = steps.route(x, router_weight, keep_large, router_bias, index, keep_small)
         linears = Linears(
             qkv=partial(F.linear, weight=qkv_weight, bias=qkv_bias),

@@ -46,7 +46,7 @@ for _table in (KERNELS, DIFFERENTIABLE):
 def _check(pre, weight_large, large_offsets, small_offsets, rows):
     check = Check("two_bin_gelu")
     check.tensor("pre", pre, "T+S F")
-    check.two_bins(weight_large, large_offsets, small_offsets, rows, ("pre", pre.shape[0]))
+    check.two_bins(weight_large, large_offsets, small_offsets, ("rows", rows), ("pre", pre.shape[0]))
 
 
 def _run(table):

@@ -83,19 +83,19 @@ class Check:
                 self.fail(f"{name}[{b}]={k} must be in 0..{tokens} (tokens of x)")
         return list(keep) * batch if len(keep) == 1 else list(keep)
 
-    def keep_small(self, keep_small: list[int], keep: list[int]) -> list[int]:
+    def keep_small(self, keep_small: list[int], keep: list[int], keep_name: str = "keep") -> list[int]:
         """The small bin's kept counts for all B samples, none above the large bin's."""
         keep_small = self.keep(keep_small, "keep_small")
         for b, (small, large) in enumerate(zip(keep_small, keep, strict=True)):
             if small > large:
-                self.fail(f"keep_small[{b}]={small} must be at most {large}, what the large bin keeps")
+                self.fail(f"keep_small[{b}]={small} must be at most {keep_name}[{b}]={large}")
         return keep_small
 
-    def index(self, index: Tensor, rows: int, keep: list[int] | None = None):
+    def index(self, index: Tensor, rows: int, keep: list[int] | None = None, keep_name: str = "keep"):
         """Rows of the flattened x, each at most once; with `keep`, keep[b] of sample b, by sample."""
         self.tensor("index", index, "T", dtypes=(torch.int64,))
         if keep is not None and index.shape[0] != sum(keep):
-            self.fail(f"index must hold sum(keep)={sum(keep)} rows, got {index.shape[0]}")
+            self.fail(f"index must hold sum({keep_name})={sum(keep)} rows, got {index.shape[0]}")
         if not readable(index) or index.shape[0] == 0:
             return
         low, high = index.aminmax()
@@ -107,21 +107,22 @@ class Check:
         if keep is not None:
             owner = torch.arange(len(keep)).repeat_interleave(torch.tensor(keep))
             if not torch.equal(index // (rows // len(keep)), owner):
-                self.fail("index must hold keep[b] rows of each sample b, sample after sample")
+                self.fail(f"index must hold {keep_name}[b] rows of each sample b, sample after sample")
 
     def two_bins(
         self,
         weight_large: Tensor,
         large_offsets: Tensor,
         small_offsets: Tensor,
-        rows: int,
+        rows: tuple[str, int],
         both: tuple[str, int],
     ):
-        """Weights and offsets of two bins with T = rows; `both` is the name and length of a T + S tensor."""
+        """Weights and offsets of two bins; `rows` and `both`: which argument tells T or T + S, and it."""
         name, length = both
-        if not 0 <= rows <= length:
-            self.fail(f"{name} must hold the {rows} large rows and the small ones, got {length} rows")
-        self.offsets(large_offsets, small_offsets, rows, length - rows)
+        if not 0 <= rows[1] <= length:
+            self.fail(f"{name} must hold {rows[1]} large rows (from {rows[0]}) and the small, got {length}")
+        small = f"{name} and {rows[0]}", length - rows[1]
+        self.offsets(large_offsets, small_offsets, rows, small)
         self.tensor("weight_large", weight_large, "B")
         samples = large_offsets.shape[0] - 1
         if weight_large.shape[0] != samples:
@@ -133,13 +134,14 @@ class Check:
         self,
         large_offsets: Tensor,
         small_offsets: Tensor,
-        rows: int,
-        small: int,
+        rows: tuple[str, int],
+        small: tuple[str, int],
         longest_large: int | None = None,
         longest_small: int | None = None,
     ):
-        """Offsets [B+1] of `rows` large and `small` small rows, no more of these in any sample."""
-        for name, offsets, last, longest in (
+        """Offsets [B+1] of all large and all small rows, no more of these in any sample; `rows` and `small`:
+        which argument tells how many there are, and the number."""
+        for name, offsets, (source, last), longest in (
             ("large_offsets", large_offsets, rows, longest_large),
             ("small_offsets", small_offsets, small, longest_small),
         ):
@@ -148,13 +150,22 @@ class Check:
                 continue
             steps = offsets.diff().tolist()
             if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != last or any(step < 0 for step in steps):
-                self.fail(f"{name}={offsets.tolist()} must rise from 0 to {last}")
+                self.fail(f"{name}={offsets.tolist()} must rise from 0 to {last} (from {source})")
             most = max(steps, default=0)
             if longest is not None and longest != most:
                 self.fail(f"longest_{name[:5]}={longest} must be the longest step of {name}, {most}")
         both = readable(large_offsets) and readable(small_offsets)
         if both and (small_offsets.diff() > large_offsets.diff()).any():
             self.fail(f"small_offsets={small_offsets.tolist()} must not exceed the steps of large_offsets")
+
+    def by_sample(self, index: Tensor, tokens: int, large_offsets: Tensor):
+        """Packed rows lie sample after sample, as the offsets say."""
+        if not readable(index) or not readable(large_offsets):
+            return
+        counts = large_offsets.diff()
+        owner = torch.arange(len(counts)).repeat_interleave(counts)
+        if not torch.equal(index // tokens, owner):
+            self.fail(f"index must hold rows of sample after sample, {counts.tolist()} (from large_offsets)")
 
     def heads(self, num_heads: int):
         width = self.size("D")

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import diffratio_kernels as dk
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.calls import two_bin_arguments
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 B, N, T = 2, 24, 10
+BLOCK = {"seed": 0, "keep": (5,), "router_bias": True, "ragged_text": True}
 MLP = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 
 
@@ -19,7 +21,7 @@ def calls():
 
     Pinned: the dimensions in which one more or one less contradicts another argument.
     """
-    block = ModBlockCase(seed=0, keep=(5,), router_bias=True, ragged_text=True).arguments()
+    block = ModBlockCase(**BLOCK).arguments()
     index = torch.tensor([0, 3, 4, 7, 9, 24, 30, 31, 40, 47])
     block["index"] = index
     x, modulation = block["x"], block["modulation"]
@@ -29,6 +31,10 @@ def calls():
     linears = {f"{name}_weight": (0, 1) for name in ("qkv", "out", "fc1", "fc2", "cross_q", "cross_out")}
     biases = {name.replace("weight", "bias"): (0,) for name in linears}
     text = {"context_kv": (0, 2, 3), "context_lengths": (0,)}
+    of_block = of_x | {"x": (0, 2), "modulation": (0, 1, 2)} | linears | biases | text
+    two_bins = two_bin_arguments(TwoBinCase(**BLOCK, keep_small=(4, 2)))
+    two_bins["two_bin_block"]["index"] = two_bins["two_bin_blend"]["index"] = index
+    bins = dict.fromkeys(("weight_large", "large_offsets", "small_offsets"), (0,))
     return {
         "route": (
             {name: block[name] for name in ("x", "router_weight", "keep", "router_bias", "index")},
@@ -69,7 +75,18 @@ def calls():
             {"x": x, "index": index, "hidden": rows, "branch": rows, "gate": gate, "logits": x[..., 0]},
             {"x": (0, 1, 2), "index": (0,)} | dict.fromkeys(("hidden", "branch", "gate", "logits"), (0, 1)),
         ),
-        "mod_block": (block, of_x | {"x": (0, 2), "modulation": (0, 1, 2)} | linears | biases | text),
+        "mod_block": (block, of_block),
+        "two_bin_gelu": (two_bins["two_bin_gelu"], {"pre": (0,), **bins}),
+        "two_bin_blend": (
+            two_bins["two_bin_blend"],
+            {"x": (0, 1, 2), "index": (0,), **bins}
+            | dict.fromkeys(("hidden", "branch", "gate", "logits"), (0, 1)),
+        ),
+        "two_bin_attention": (
+            two_bins["two_bin_attention"] | {"scale": 0.25},
+            dict.fromkeys(("query", "key", "value"), (0, 1, 2)) | dict.fromkeys([*bins][1:], (0,)),
+        ),
+        "two_bin_block": (two_bins["two_bin_block"], of_block | {"weight_large": (0,)}),
     }  # fmt: skip
 
 
@@ -79,8 +96,11 @@ OPTIONAL = {"router_bias", "index", "key_lengths", "context_kv", "context_length
 
 def tensor_faults(op, name, value, pinned):
     """(label, wrong value) for one tensor argument."""
-    first = {"gate_residual": "hidden", "mlp": "rows", "attention": "query"}.get(op, "x")
-    any_float = (first, "router_weight", "router_bias", "modulation", "gate", "logits")
+    first = {
+        "gate_residual": "hidden", "mlp": "rows", "attention": "query",
+        "two_bin_gelu": "pre", "two_bin_attention": "query",
+    }.get(op, "x")  # fmt: skip
+    any_float = (first, "router_weight", "router_bias", "modulation", "gate", "logits", "weight_large")
     like_x = op not in ("route", "gather_adaln", "adaln") and name not in any_float
     wrong = {torch.int64: [torch.int32, torch.float32], torch.int32: [torch.int64, torch.float32]}.get(
         value.dtype,
@@ -106,8 +126,13 @@ def tensor_faults(op, name, value, pinned):
 
 NOT_POSITIVE = [0.0, -1.0, math.nan, math.inf]
 BAD_INDEX = [[0] * T, [-1, *range(1, T)], [*range(T - 1), B * N], [0, *range(T - 1)]]
+BAD_KEEP = [[-1], [N + 1], [5, -1], [N + 1, 0], [1, 2, 3], []]
+BAD_BINS = {  # of samples of 5 rows, of which 4 and 2 are in the small bin
+    "large_offsets": [[1, 5, T], [0, 5, T - 1], [0, 5, T + 1], [0, 11, T], [0, -1, T]],
+    "small_offsets": [[1, 4, 6], [0, 4, 5], [0, 4, 7], [0, 8, 6], [0, -1, 6], [0, 6, 6], [0, 0, 6], [0]],
+}
 VALUES = {  # operator -> argument -> wrong values
-    "route": {"keep": [[-1], [N + 1], [5, -1], [N + 1, 0], [1, 2, 3], []]},
+    "route": {"keep": BAD_KEEP, "keep_small": [*BAD_KEEP, [6], [5, 6]]},
     "gather_adaln": {"eps": NOT_POSITIVE},
     "adaln": {"eps": NOT_POSITIVE, "tokens": [0, -1]},
     "gate_residual": {"tokens": [0, -1]},
@@ -122,15 +147,30 @@ VALUES = {  # operator -> argument -> wrong values
     },
     "scatter_rescale": {"score_scale": NOT_POSITIVE, "rescale": ["MLP", "", "sigmoid"]},
     "mod_block": {
-        "keep": [[-1], [N + 1], [5, -1], [N + 1, 0], [1, 2, 3], []],
+        "keep": BAD_KEEP,
         "num_heads": [0, -1, 3, 8, 32, 64],
         "rescale": ["MLP", "", "sigmoid"],
         "score_scale": NOT_POSITIVE,
         "eps": NOT_POSITIVE,
         "mlp_eps": NOT_POSITIVE,
         "context_lengths": [[-1, 0], [6, 0], [0, 100], [0, -5]],
+        "attention": ["native", "torch", ""],
         **{name: [None] for name in ("context_kv", "cross_q_weight", "cross_out_weight")},
     },
+    "two_bin_gelu": {"rows": [-1, 0, 9, 11, 17], **BAD_BINS},
+    "two_bin_attention": {
+        "scale": NOT_POSITIVE,
+        "small": [-1, 0, 5, 7],
+        "longest_large": [-1, 0, 4, 6],
+        "longest_small": [-1, 0, 3, 5],
+        **BAD_BINS,
+    },
+}
+VALUES["two_bin_blend"] = VALUES["scatter_rescale"] | BAD_BINS
+VALUES["two_bin_block"] = {name: wrong for name, wrong in VALUES["mod_block"].items() if name != "keep"} | {
+    "keep_large": [*BAD_KEEP, [3], [5, 1]],
+    "keep_small": [*BAD_KEEP, [6], [5, 6]],
+    "forward_only": ["Small", "both", "small", "large"],
 }
 
 
@@ -146,17 +186,22 @@ def cases():
                 dtype = torch.int64 if name == "index" else torch.int32
                 is_tensor = name in pinned and value is not None
                 yield op, name, str(value), {name: torch.tensor(value, dtype=dtype) if is_tensor else value}
-    for op in ("gather_adaln", "adaln", "scatter_rescale"):
+    for op in ("gather_adaln", "adaln", "scatter_rescale", "two_bin_blend"):
         for label, value in (("row 48", [48]), ("row -3", [-3])):
             yield op, "index", label, {"index": torch.tensor([*range(T - 1), *value])}
     text = {"context_kv": None, "context_lengths": None}
     weights = [name for name in VALID["mod_block"] if name.startswith("cross")]
-    for name in weights:  # weights of the cross-attention without its text
-        yield "mod_block", name, "no text", text | {other: None for other in weights if other != name}
-    yield "mod_block", "context_lengths", "no text", {"context_kv": None} | dict.fromkeys(weights)
-    head_dim = {name: VALID["attention"][name][..., :12] for name in ("query", "key", "value")}
-    yield "attention", "query", "head_dim 12", head_dim
-    yield "attention", "query", "head_dim 0", {name: t[..., :0] for name, t in head_dim.items()}
+    for op in ("mod_block", "two_bin_block"):
+        for name in weights:  # weights of the cross-attention without its text
+            yield op, name, "no text", text | {other: None for other in weights if other != name}
+        yield op, "context_lengths", "no text", {"context_kv": None} | dict.fromkeys(weights)
+    for op in ("attention", "two_bin_attention"):
+        head_dim = {name: VALID[op][name][..., :12] for name in ("query", "key", "value")}
+        yield op, "query", "head_dim 12", head_dim
+        yield op, "query", "head_dim 0", {name: t[..., :0] for name, t in head_dim.items()}
+    of_samples = {"index": VALID["two_bin_blend"]["index"].flip(0)}  # each row once, but not by sample
+    yield "two_bin_blend", "index", "other samples", of_samples
+    yield "two_bin_block", "index", "other samples", of_samples
 
 
 CASES = list(cases())
@@ -189,5 +234,5 @@ def test_the_same_call_without_the_fault_runs(op):
 
 
 def test_there_are_enough_cases():
-    assert len(CASES) >= 240
+    assert len(CASES) >= 800
     assert len({(op, name, label) for op, name, label, _ in CASES}) == len(CASES)
