@@ -14,7 +14,7 @@ TARGETS = (0.2, 0.3)
 SEEDS = (0, 1, 2)
 LEARNED = ("l", "lt")
 
-STEPS = 400
+STEPS = 300
 TRAINING = {
     "max_train_steps": STEPS,
     "train_batch_size": 32,
