@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from diffratio_kernels.modules import RatioTable
 
@@ -30,36 +30,29 @@ def region(timestep: float, regions: int, units: str = "training") -> int:
 
 
 class SavedRouting:
-    """The selections made in a forward pass that gradient checkpointing will run again, by block input."""
+    """The selections made in a forward pass that gradient checkpointing will run again, by block input.
+
+    Checkpointing keeps the memory of an input but not always the tensor: re-entrant checkpointing detaches
+    it, and FSDP hands every call of a block an alias of its own.
+    """
 
     def __init__(self):
-        self._by_input = WeakTensorKeyDictionary()
+        self._by_input = WeakIdKeyDictionary()
+        """Storage -> place in it -> decision; gone when the memory is released."""
 
     def __deepcopy__(self, memo) -> SavedRouting:
         return SavedRouting()
 
     def put(self, x: Tensor, *decision) -> None:
-        self._by_input[x] = decision
+        self._by_input.setdefault(x.untyped_storage(), {})[_place(x)] = decision
 
     def get(self, x: Tensor) -> tuple | None:
-        """The decision for this very input, if this is a recomputation inside a backward pass.
+        """The decision for this very input, if this is a recomputation inside a backward pass."""
+        return self._by_input.get(x.untyped_storage(), {}).get(_place(x)) if in_backward() else None
 
-        Re-entrant checkpointing recomputes with a detached tensor: of the same memory, which still is alive.
-        """
-        if not in_backward():
-            return None
-        found = self._by_input.get(x)
-        if found is not None:
-            return found
-        place = x.data_ptr(), x.shape, x.stride()
-        return next(
-            (
-                decision
-                for other, decision in self._by_input.items()
-                if (other.data_ptr(), other.shape, other.stride()) == place
-            ),
-            None,
-        )
+
+def _place(x: Tensor) -> tuple:
+    return x.storage_offset(), x.shape, x.stride()
 
 
 class Routing:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..ratios import TABLE_NAME
 from .arguments import ArgumentError, TrainArguments
@@ -25,6 +27,12 @@ def prepare_sharding(accelerator: Accelerator, arguments: TrainArguments) -> Non
     plugin = accelerator.state.fsdp_plugin
     plugin.ignored_modules = rf"(.*\.)?{TABLE_NAME}"
     plugin.cpu_ram_efficient_loading = False
+    if arguments.mixed_precision == "bf16":
+        # Autocast casts what goes into a linear layer. A block's input cast by FSDP would be a residual in
+        # bf16, and another tensor when checkpointing runs the block again.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
 
 
 def reduce_ratio_gradient(accelerator: Accelerator, ratios: nn.Parameter) -> None:

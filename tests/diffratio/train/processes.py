@@ -91,12 +91,16 @@ def main(folder: Path, model: str) -> None:
     found = {"ddp": gradients(one)}
     fresh()
     with sharding():
-        one = run("fsdp")
+        one = run("fsdp", gradient_checkpointing=True)
         found["fsdp"] = gradients(one)
         assert any(hasattr(parameter, "full_tensor") for parameter in one.model.parameters())
         assert not hasattr(one.controller.table.ratios, "full_tensor")
         fresh()
-        found["resumed"] = gradients(run("fsdp", resume_from_checkpoint="checkpoint-1"))
+        found["resumed"] = gradients(
+            run("fsdp", gradient_checkpointing=True, resume_from_checkpoint="checkpoint-1")
+        )
+        fresh()
+        run("lora", train_mode="lora", rank=4, mixed_precision="bf16", max_train_steps=1).fit()
     for name, tensors in found.items():
         if one.accelerator.is_main_process:
             save_file(tensors, folder / f"{name}.safetensors")
