@@ -1,4 +1,4 @@
-"""Latency on a GPU, as rows of JSON: benchmarks/latency.py block|operators [--tokens N] [--out FOLDER].
+"""Latency on a GPU, as JSON: benchmarks/latency.py block|operators|training [--tokens N] [--out FOLDER].
 
 Every figure comes after a check against the reference, and is measured: without a GPU there are ratios only.
 """
@@ -14,6 +14,7 @@ from machine import clocks, machine
 
 from diffratio.bench.latency import block_latency
 from diffratio.bench.operators import ATTENTIONS, BLOCK, operator_latency
+from diffratio.bench.training import run_training_benchmark
 from diffratio_kernels.testing.inputs import ModBlockCase
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,23 @@ def operators(tokens: int, gpu: bool) -> list[dict]:
     return rows
 
 
+def training(tokens: int, gpu: bool) -> list[dict]:
+    """Forward and backward: two bins against dense, and against two passes."""
+    rows = []
+    for batch in (1, 16) if gpu else (2,):
+        if gpu:
+            result = run_training_benchmark(batch, tokens, dtype=torch.bfloat16, device="cuda", rounds=9)
+        else:
+            result = run_training_benchmark(batch, tokens, 64, 4, 5, bins=((5, 6),), rounds=3)
+        dense = result.rows[0]
+        for row in result.rows:
+            shape = {"batch": batch, "tokens": tokens, "mode": f"+{row['kept_small']:.1f}"}
+            row = {**shape, **row, "of_dense": row["seconds"] / dense["seconds"]}
+            rows.append(row if gpu else {name: value for name, value in row.items() if name != "seconds"})
+        torch.cuda.empty_cache()
+    return rows
+
+
 def line(row: dict) -> str:
     """A row for the eye."""
     kind = row.get("implementation", row.get("mode", ""))
@@ -59,13 +77,14 @@ def line(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=("block", "operators"))
+    parser.add_argument("table", choices=("block", "operators", "training"))
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     gpu = torch.cuda.is_available()
     before = clocks()
-    rows = {"block": block, "operators": operators}[arguments.table](arguments.tokens, gpu)
+    tables = {"block": block, "operators": operators, "training": training}
+    rows = tables[arguments.table](arguments.tokens, gpu)
     for row in rows:
         print(line(row))
     facts = machine(ROOT) | {"clocks": {"before": before, "after": clocks()}}

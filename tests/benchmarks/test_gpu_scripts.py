@@ -73,7 +73,7 @@ def test_a_build_without_a_gpu_is_a_failure(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("table", ["block", "operators"])
+@pytest.mark.parametrize("table", ["block", "operators", "training"])
 def test_latency_without_a_gpu_writes_ratios_and_no_times(table, tmp_path):
     done = script("latency.py", table, "--tokens", 32, "--out", tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
