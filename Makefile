@@ -7,7 +7,7 @@ BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell f
 # One thread per test process; the processes fill the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-triton-3.6 lint bench fuzz gpu mutants doctor clean
+.PHONY: demo test test-triton-3.6 lint bench fuzz gpu mutants reproduction doctor clean
 
 demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
@@ -37,6 +37,11 @@ fuzz: $(READY)
 # Plants bugs in copies of the checkout: which tests see them? ARGS="--json", "NAME ..."
 mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py $(ARGS)
+
+# docs/reproduction.md: fine-tunes small models by every method, goes on where it was stopped
+reproduction: $(READY)
+	$(BIN)/python benchmarks/reproduction/run.py
+	$(BIN)/python benchmarks/reproduction/tables.py
 
 # On a GPU machine, with the Python that has its torch; nothing is installed. ARGS="--list", "--piece NAME" ...
 gpu:
