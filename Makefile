@@ -32,7 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 
 fuzz: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz tests/fuzz
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz tests
 
 # Plants bugs in copies of the checkout: which tests see them? ARGS="--json", "NAME ..."
 mutants: $(READY)
