@@ -58,7 +58,7 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
     "scatter_rescale, residual": lambda a: True,
     "scatter_rescale, output": lambda a: True,
     "scatter_rescale, none": lambda a: True,
-    "two_bin_gelu": lambda a: a["pre"].shape[1] == 136,
+    "two_bin_gelu": lambda a: a["pre"].shape[1] == 129,
     "two_bin_blend, residual": lambda a: True,
     "two_bin_attention": lambda a: (
         a["query"].shape[1:] == (2, 72) and max(a["keep_small"]) > 32 and max(a["keep_large"]) <= 50

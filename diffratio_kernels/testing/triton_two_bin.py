@@ -38,7 +38,7 @@ def row_by_row(weight_large: Tensor, keep_large: list[int], keep_small: list[int
 def draw_two_bin_gelu(draw: Draw) -> dict:
     bins = draw_bins(draw, draw.choice(0, 1, 2, 3, 4, 7), draw.choice(1, 5, 12))
     rows, small = sum(bins["keep_large"]), sum(bins["keep_small"])
-    width = draw.choice(*WIDTHS, 1032) if rows < 9 else draw.choice(8, 12, 40, 136)
+    width = draw.choice(8, 12, 40, 129, 1032)
     return {**bins, "pre": draw.tensor(rows + small, width, std=2.0), "grad": draw.tensor(rows, width)}
 
 
