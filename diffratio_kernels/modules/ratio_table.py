@@ -149,6 +149,20 @@ class RatioTable(nn.Module):
         """Kept tenths [L][R] at inference: the nearest bin, ties to the larger (faithful: float32 noise)."""
         return self.table_bins().nearest
 
+    def settled(self, mean: float) -> Tensor:
+        """Bins [L, R], each one of the two around its ratio, with a mean as near to `mean` as they allow: the
+        ratios nearest to their larger bin take it."""
+        bins = self.table_bins()
+        small, large, weights = (
+            torch.tensor(rows, dtype=torch.float64).flatten()
+            for rows in (bins.small, bins.large, bins.weights)
+        )
+        order = weights.argsort(descending=True, stable=True)
+        sums = small.sum() + torch.cat([small.new_zeros(1), (large - small)[order].cumsum(0)])
+        rises = order[: int((sums - 10 * mean * len(small)).abs().argmin())]
+        tenths = small.index_copy(0, rises, large[rises])
+        return (tenths / 10).to(self.ratios).view_as(self.ratios)
+
     def dead(self) -> int:
         """How many ratios have left [.1, 1] in the faithful mode, and with it lost their gradient."""
         return self.table_bins().dead

@@ -32,8 +32,9 @@ class RatioController:
 
     Without one the target is a constraint. After each optimiser step the ratios are projected to the nearest
     table whose mean is the current target, which falls from the start to the final target in the first part
-    of training; the mean can neither miss nor overshoot, and there is no integral that could wind up. What
-    is left to learn is which ratios lie above the mean, and for that gradients need a common price.
+    of training; the mean can neither miss nor overshoot, and there is no integral that could wind up. At the
+    end the ratios settle on bins with the same mean: from then on the weights learn what inference will run.
+    What is left to learn is which ratios lie above the mean, and for that gradients need a common price.
     `before_step` adds the one at which as many ratios want to rise as to fall (Adam moves each by about its
     learning rate). It comes from the gradients, averaged over steps: no extra backward, no scale to choose.
 
@@ -44,7 +45,8 @@ class RatioController:
         controller.after_step()      # projects the table
 
     table: from `learn_ratios`. target_compression: mean over the table that is skipped, 0..1. steps:
-    optimiser steps of the whole training. ramp: the part of them in which the target falls.
+    optimiser steps of the whole training. ramp: the part of them in which the target falls; settle: the part
+    at the end in which the ratios stand on bins.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RatioController:
         *,
         weight: float | None = None,
         ramp: float = 0.4,
+        settle: float = 0.2,
     ):
         low, high = table.interval
         if not isinstance(target_compression, Real) or not 1 - high <= target_compression <= 1 - low + 1e-9:
@@ -68,7 +71,9 @@ class RatioController:
             raise ValueError(f"weight={weight!r} must be a number from 0 or None")
         if not isinstance(ramp, Real) or not 0 <= ramp <= 1:
             raise ValueError(f"ramp={ramp!r} must be in 0..1")
-        self.table, self.steps, self.ramp = table, steps, ramp
+        if not isinstance(settle, Real) or not 0 <= settle <= 1 - ramp:
+            raise ValueError(f"settle={settle!r} must be in 0..{1 - ramp:g}, what ramp={ramp!r} leaves")
+        self.table, self.steps, self.ramp, self.settle = table, steps, ramp, settle
         self.target_compression = float(target_compression)
         self.penalty = FAITHFUL_WEIGHT if weight is None and table.mode == "faithful" else weight
         self.step, self.start = 0, table.mean().item()
@@ -77,6 +82,7 @@ class RatioController:
         ratios = table.ratios.detach()
         self._gradient, self._present = torch.zeros_like(ratios), torch.zeros_like(ratios[0])
         self._price = ratios.new_zeros(())
+        self._settled: Tensor | None = None
 
     @property
     def target(self) -> float:
@@ -120,6 +126,14 @@ class RatioController:
         self.table.project_()
         if self.penalty is not None:
             return
+        if self._settled is None:
+            self._project()
+            if self.step < (1 - self.settle) * self.steps or not self.settle:
+                return
+            self._settled = self.table.settled(self.target)
+        self.table.ratios.copy_(self._settled)
+
+    def _project(self) -> None:
         ratios, (low, high) = self.table.ratios, self.table.interval
         for _ in range(_WATER_FILLING):
             gap = self.target - ratios.mean()
@@ -135,11 +149,12 @@ class RatioController:
             "price": self._price.item(),
             "gradient": self._gradient.tolist(),
             "present": self._present.tolist(),
+            "settled": None if self._settled is None else self._settled.tolist(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict`; ValueError where it is not one of this table."""
-        names = {"step", "start", "price", "gradient", "present"}
+        names = {"step", "start", "price", "gradient", "present", "settled"}
         if not isinstance(state, dict) or set(state) != names:
             raise ValueError(f"state must have the entries {sorted(names)}")
         like = self.table.ratios
@@ -148,12 +163,16 @@ class RatioController:
                 torch.tensor(state[name], dtype=like.dtype, device=like.device)
                 for name in ("gradient", "present", "price")
             )
+            settled = state["settled"]
+            settled = None if settled is None else torch.tensor(settled, dtype=like.dtype, device=like.device)
             step, start = int(state["step"]), float(state["start"])
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"state holds something else than numbers ({error})") from None
         if gradient.shape != like.shape or present.shape != like.shape[1:] or price.shape:
             raise ValueError(f"state is of a table {tuple(gradient.shape)}, this one is {tuple(like.shape)}")
-        self._gradient, self._present, self._price = gradient, present, price
+        if settled is not None and settled.shape != like.shape:
+            raise ValueError(f"state has settled ratios {tuple(settled.shape)}, not {tuple(like.shape)}")
+        self._gradient, self._present, self._price, self._settled = gradient, present, price, settled
         self.step, self.start = step, start
 
 

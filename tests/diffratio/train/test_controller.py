@@ -139,17 +139,18 @@ def test_a_region_that_a_batch_did_not_reach_gets_no_price():
     assert table.ratios.grad.tolist() == [[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]]
 
 
-def test_a_resumed_controller_takes_the_same_steps_in_bits():
+@pytest.mark.parametrize("stop", [37, 90])
+def test_a_resumed_controller_takes_the_same_steps_in_bits(stop):
     straight = Simulation(5, 4, 0.3, 100, mixed(5, 4)).run(100)
-    first = Simulation(5, 4, 0.3, 100, mixed(5, 4)).run(37)
+    first = Simulation(5, 4, 0.3, 100, mixed(5, 4)).run(stop)
     state = json.loads(json.dumps(first.controller.state_dict()))
     second = Simulation(5, 4, 0.3, 100, mixed(5, 4))
     with torch.no_grad():
         second.table.ratios.copy_(first.table.ratios)
-    second.adam.mean, second.adam.square, second.adam.steps = first.adam.mean, first.adam.square, 37
+    second.adam.mean, second.adam.square, second.adam.steps = first.adam.mean, first.adam.square, stop
     second.generator = first.generator
     second.controller.load_state_dict(state)
-    second.run(63)
+    second.run(100 - stop)
     assert torch.equal(second.table.ratios, straight.table.ratios)
     assert first.means + second.means == straight.means
     assert second.controller.state_dict() == straight.controller.state_dict()
@@ -165,6 +166,8 @@ def test_a_resumed_controller_takes_the_same_steps_in_bits():
         lambda s: s.update(gradient=[[1.0]]),
         lambda s: s.update(gradient="abc"),
         lambda s: s.update(present=[1.0] * 5),
+        lambda s: s.update(settled=[[1.0]]),
+        lambda s: s.update(settled="abc"),
     ],
 )
 def test_another_state_is_refused_and_nothing_changes(change):
@@ -215,9 +218,34 @@ def test_a_constraint_adds_nothing_to_the_loss(model):
     assert model.diffratio_ratios.ratios.grad is None
 
 
+@pytest.mark.parametrize(
+    ("layers", "regions", "target"), [(6, 1, 0.3), (5, 4, 0.2), (7, 3, 0.25), (28, 1, 0.5)]
+)
+def test_at_the_end_the_ratios_stand_on_bins_with_that_mean(layers, regions, target):
+    steps = 100
+    simulation = Simulation(layers, regions, target, steps, mixed(layers, regions)).run(79)
+    before = simulation.table.ratios.detach().clone()
+    assert not torch.equal(before, before.mul(10).round() / 10)
+    simulation.run(1)
+    settled = simulation.table.ratios.detach().clone()
+    tenths = settled.mul(10).round()
+    assert torch.equal(settled, tenths / 10) and simulation.table.nearest() == tenths.long().tolist()
+    assert (settled - before).abs().max() <= 0.1 + 2 * simulation.adam.lr
+    assert abs(settled.mean().item() - (1 - target)) <= 0.05 / (layers * regions) + 1e-6
+    assert torch.equal(simulation.run(20).table.ratios, settled)
+
+
+def test_ratios_nearest_to_their_larger_bin_take_it():
+    table = RatioTable(4)
+    table.ratios.data = torch.tensor([[0.79], [0.71], [0.75], [0.94]])
+    assert table.settled(0.8).flatten().tolist() == pytest.approx([0.8, 0.7, 0.8, 0.9])
+    assert table.settled(1.0).flatten().tolist() == pytest.approx([0.8, 0.8, 0.8, 1.0])
+    assert table.settled(0.0).flatten().tolist() == pytest.approx([0.7, 0.7, 0.7, 0.9])
+
+
 def test_a_table_that_starts_below_the_target_rises_to_it():
     table = RatioTable(4, start=0.5)
-    controller = RatioController(table, 0.2, 10, ramp=1.0)
+    controller = RatioController(table, 0.2, 10, ramp=1.0, settle=0.0)
     for step in range(1, 11):
         controller.after_step()
         assert table.ratios.mean().item() == pytest.approx(0.5 + 0.03 * step, abs=1e-5)
@@ -235,6 +263,8 @@ def test_a_table_that_starts_below_the_target_rises_to_it():
         ({"weight": -1}, "weight=-1 must be a number from 0"),
         ({"weight": float("inf")}, "weight=inf"),
         ({"ramp": 1.5}, "ramp=1.5 must be in 0..1"),
+        ({"settle": 0.7}, "settle=0.7 must be in 0..0.6, what ramp=0.4 leaves"),
+        ({"settle": float("nan")}, "settle=nan"),
     ],
 )
 def test_bad_arguments_are_named(settings, text):
