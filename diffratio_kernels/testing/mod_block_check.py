@@ -20,7 +20,7 @@ _CANCEL = {
     "cross_q_weight": "cross_out_weight",
     "cross_q_bias": "cross_out_weight",
 }
-_DRAWS = 24
+_DRAWS = 12
 
 
 def check_mod_block(

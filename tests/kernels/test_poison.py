@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import diffratio_kernels as dk
 from diffratio_kernels import adaln, gather_adaln, mod_block, route, scatter_rescale
 from diffratio_kernels.testing.budget import gradients
+from diffratio_kernels.testing.calls import two_bin_arguments, two_bins_of
 from diffratio_kernels.testing.inputs import ModBlockCase
 from diffratio_kernels.testing.poison import poisoned_memory
 
@@ -17,6 +19,9 @@ CASES = [
     ModBlockCase(seed=5, keep=(1, 3), rescale="none", biases=False, dtype=torch.float16, layout="sliced"),
 ]
 
+STEPS = ("route", "gather_adaln", "adaln", "scatter_rescale", "mod_block")
+STEPS += ("two_bin_gelu", "two_bin_blend", "two_bin_attention", "two_bin_block")
+
 
 def steps(case):
     """Name -> (function of one dict, its arguments) for the row operators and the block."""
@@ -25,6 +30,8 @@ def steps(case):
     index, _, logits = route(x, a["router_weight"], keep)
     shift, scale, gate = a["modulation"].unbind(1)[:3]
     hidden, branch = (torch.randn(sum(keep), x.shape[2]).to(case.dtype) for _ in range(2))
+    two_bins = two_bin_arguments(two_bins_of(case))
+    del two_bins["route"]
     put = {"hidden": hidden, "branch": branch, "gate": gate, "logits": logits, "rescale": case.rescale}
     return {
         "route": (lambda **k: route(**k)[2], {"x": x, "router_weight": a["router_weight"], "keep": keep}),
@@ -35,10 +42,10 @@ def steps(case):
         "adaln": (adaln, {"rows": hidden, "index": index, "tokens": 24, "shift": shift, "scale": scale}),
         "scatter_rescale": (scatter_rescale, {"x": x, "index": index} | put),
         "mod_block": (mod_block, a),
-    }
+    } | {op: (getattr(dk, op), arguments) for op, arguments in two_bins.items()}
 
 
-@pytest.mark.parametrize("name", ["route", "gather_adaln", "adaln", "scatter_rescale", "mod_block"])
+@pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"seed{case.seed}")
 def test_fresh_memory_is_never_read(case, name):
     function, arguments = steps(case)[name]
@@ -56,7 +63,8 @@ def test_fresh_memory_is_never_read(case, name):
 def test_the_selection_is_written_in_full(case):
     arguments = case.arguments()
     call = (arguments["x"], arguments["router_weight"], case.full_keep)
-    clean = route(*call)
-    with poisoned_memory():
-        poisoned = route(*call)
-    assert all(torch.equal(a, b) for a, b in zip(clean, poisoned, strict=True))
+    for keep_small in (None, two_bins_of(case).full_keep_small):
+        clean = route(*call, keep_small=keep_small)
+        with poisoned_memory():
+            poisoned = route(*call, keep_small=keep_small)
+        assert all(torch.equal(a, b) for a, b in zip(clean, poisoned, strict=True))

@@ -67,3 +67,27 @@ def test_tokens_kept_by_fewer_are_kept_by_more(name):
     x, weight = routed_to(score_matrices(33)[name], 8)
     kept = [set(route(x, weight, keep)[0].tolist()) for keep in range(34)]
     assert all(few < more for few, more in zip(kept, kept[1:], strict=False))
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("name", score_matrices(1))
+@pytest.mark.parametrize("tokens", [7, 64, 257])
+def test_the_small_bin_comes_first_and_is_its_own_selection(tokens, name, implementation):
+    """For every pair of counts at once: a sample for each."""
+    counts = sorted({0, 1, tokens // 3, tokens // 2, tokens - 1, tokens})
+    keep_small, keep = zip(*((a, b) for a in counts for b in counts if a <= b), strict=True)
+    samples = len(keep)
+    scores = score_matrices(tokens)[name].repeat(samples, 1)[:samples]
+    x, weight = routed_to(scores, 4)
+    index, offsets, _ = route(
+        x, weight, list(keep), keep_small=list(keep_small), implementation=implementation
+    )
+    small = [expected_selection(scores[b].tolist(), k) for b, k in enumerate(keep_small)]
+    large = [expected_selection(scores[b].tolist(), k) for b, k in enumerate(keep)]
+    for b, rows in enumerate(index.split(keep)):
+        rest = [i for i in large[b] if i not in small[b]]
+        assert (rows - b * tokens).tolist() == small[b] + rest, (keep_small[b], keep[b])
+    assert offsets.diff().tolist() == list(keep)
+    alone = route(x, weight, list(keep_small), implementation=implementation)[0]
+    prefixes = [rows[:k] for rows, k in zip(index.split(keep), keep_small, strict=True)]
+    assert torch.equal(torch.cat(prefixes), alone)

@@ -5,9 +5,16 @@ import torch
 from torch.autograd import gradcheck
 
 import diffratio_kernels as dk
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.calls import two_bin_arguments
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 KEEPS = {"uniform": (3, 3), "per sample": (1, 4), "a sample without": (0, 4)}
+BINS = {  # kept by the small bin, by the large one
+    "uniform": ((2, 2), (3, 3)),
+    "per sample": ((0, 3), (1, 4)),
+    "equal": ((3, 1), (3, 1)),
+    "a sample without": ((0, 2), (0, 4)),
+}
 RESCALE = ("mlp", "residual", "output", "none")
 ROWS = ("native", "reference")
 SMALL = {"seed": 0, "tokens": 4, "heads": 1, "head_dim": 8, "hidden": 5, "dtype": torch.float64}
@@ -29,6 +36,15 @@ def check(function, arguments, fast=False):
 @pytest.fixture(params=KEEPS)
 def keep(request):
     return KEEPS[request.param]
+
+
+def bins_of(name):
+    return dict(zip(("keep_small", "keep"), BINS[name], strict=True))
+
+
+@pytest.fixture(params=BINS)
+def bins(request):
+    return bins_of(request.param)
 
 
 @pytest.fixture(params=ROWS)
@@ -116,3 +132,54 @@ def test_mod_block(keep, rescale, text, implementation):
         arguments["context_lengths"] = torch.tensor([2, 0], dtype=torch.int32)
     names = check(dk.mod_block, arguments, fast=True)
     assert len(names) == (12 if text == "no text" else 17)
+
+
+def two_bins(op, bins, **options):
+    return two_bin_arguments(TwoBinCase(**SMALL | {"router_bias": True} | bins | options))[op]
+
+
+def test_two_bin_gelu(bins, implementation):
+    arguments = two_bins("two_bin_gelu", bins) | {"implementation": implementation}
+    assert check(dk.two_bin_gelu, arguments, fast=True) == {"pre", "weight_large"}
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_two_bin_blend(bins, rescale, implementation):
+    arguments = two_bins("two_bin_blend", bins, rescale=rescale, score_scale=2.0)
+    names = check(dk.two_bin_blend, arguments | {"implementation": implementation}, fast=True)
+    assert names == {"x", "hidden", "branch", "gate", "logits", "weight_large"}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "reference"])
+def test_two_bin_attention(bins, implementation):
+    arguments = two_bins("two_bin_attention", bins) | {"scale": 0.5, "implementation": implementation}
+    assert check(dk.two_bin_attention, arguments, fast=True) == {"query", "key", "value"}
+
+
+def check_two_bin_block(bins, implementation, **options):
+    """All differentiable arguments; the selection is given, since moving a logit may change it."""
+    arguments = two_bins("two_bin_block", bins, **options)
+    index = two_bins("two_bin_blend", bins, **options)["index"]
+    names = check(dk.two_bin_block, arguments | {"implementation": implementation, "index": index}, fast=True)
+    assert len(names) == (13 if options.get("text", 3) is None else 18)
+
+
+RAGGED = {"text": 3, "ragged_text": True}
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_two_bin_block(rescale):
+    check_two_bin_block(bins_of("per sample"), "native", rescale=rescale, **RAGGED)
+
+
+def test_two_bin_block_of_the_reference_steps():
+    check_two_bin_block(bins_of("per sample"), "reference", **RAGGED)
+
+
+def test_two_bin_block_without_text_of_any_bins(bins):
+    check_two_bin_block(bins, "native", weight_large=(0.3, 1.4), text=None)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 0.0), (0.0, 1.0)], ids=str)
+def test_two_bin_block_of_which_one_bin_has_no_weight(weights):
+    check_two_bin_block(bins_of("per sample"), "native", weight_large=weights, **RAGGED)

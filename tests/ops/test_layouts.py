@@ -4,12 +4,15 @@ import pytest
 import torch
 
 import diffratio_kernels as dk
-from diffratio_kernels.testing.inputs import LAYOUTS, ModBlockCase, laid_out
+from diffratio_kernels.testing.calls import two_bin_arguments
+from diffratio_kernels.testing.inputs import LAYOUTS, ModBlockCase, TwoBinCase, laid_out
 
 LAYOUTS = [layout for layout in LAYOUTS if layout != "contiguous"]
-CASE = ModBlockCase(seed=0, tokens=11, keep=(7, 7), ragged_text=True, router_bias=True)
-EXACT = ("gather_adaln", "adaln", "scatter_rescale")
+OPTIONS = {"seed": 0, "tokens": 11, "keep": (7, 7), "ragged_text": True, "router_bias": True}
+CASE, TWO_BINS = ModBlockCase(**OPTIONS), TwoBinCase(**OPTIONS, keep_small=(3, 5))
+EXACT = ("gather_adaln", "adaln", "scatter_rescale", "two_bin_gelu", "two_bin_blend")
 OPS = ("route", "gather_adaln", "adaln", "gate_residual", "attention", "mlp", "scatter_rescale", "mod_block")
+OPS += ("two_bin_gelu", "two_bin_blend", "two_bin_attention", "two_bin_block")
 
 
 def call_of(op):
@@ -29,7 +32,10 @@ def call_of(op):
         "attention": heads | {"query_offsets": offsets, "key_offsets": offsets, "max_query": 7, "max_key": 7},
         "scatter_rescale": {"x": x, "index": index, **put},
         "mod_block": block | {"index": index},
-    }[op]
+    }
+    two_bins = two_bin_arguments(TWO_BINS)
+    two_bins["two_bin_block"]["index"] = two_bins["two_bin_blend"]["index"]
+    arguments = (two_bins | arguments)[op]
     return {n: t.contiguous() if isinstance(t, torch.Tensor) else t for n, t in arguments.items()}
 
 

@@ -1,16 +1,29 @@
 """Padded text may hold anything: NaN there neither shows in the output nor in a gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import diffratio_kernels as dk
 from diffratio_kernels.kernels import sdpa
 from diffratio_kernels.testing.budget import gradients
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 LENGTHS = [3, 0, 5]
 KEEPS = {"uniform": (6, 6, 6), "per sample": (6, 2, 0)}
 NOTHING = [float("nan"), float("inf")]
+SIZES = {"seed": 0, "batch": 3, "tokens": 6}
+BLOCKS = {
+    "mod_block": (dk.mod_block, ModBlockCase(**SIZES)),
+    "two_bin_block": (
+        dk.two_bin_block,
+        TwoBinCase(**SIZES, keep_small=(3, 2, 0), weight_large=(0.2, 1.5, 0.7)),
+    ),
+}
+
+BLOCK_IMPLEMENTATIONS = [("mod_block", name) for name in ("native", "triton", "reference")]
+BLOCK_IMPLEMENTATIONS += [("two_bin_block", name) for name in ("native", "reference")]
 
 
 def padded_path(query, key, value, query_offsets, key_offsets, max_query, max_key, *, key_lengths):
@@ -62,17 +75,18 @@ def test_attention_ignores_keys_and_values_past_the_length(path, keep, nothing):
 
 
 @pytest.mark.parametrize("nothing", NOTHING, ids=str)
-@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
+@pytest.mark.parametrize(("block", "implementation"), BLOCK_IMPLEMENTATIONS)
 @pytest.mark.parametrize("keep", KEEPS)
-def test_block_ignores_text_past_the_length(keep, implementation, nothing):
-    case = ModBlockCase(seed=0, batch=3, tokens=6, keep=KEEPS[keep])
+def test_block_ignores_text_past_the_length(block, keep, implementation, nothing):
+    block, case = BLOCKS[block]
+    case = replace(case, keep=KEEPS[keep])
     arguments = case.arguments() | {"implementation": implementation}
     arguments["context_lengths"] = torch.tensor(LENGTHS, dtype=torch.int32)
     padding = (torch.arange(5) >= torch.tensor(LENGTHS)[:, None])[..., None, None]
 
     def run(fill):
         filled = arguments | {"context_kv": arguments["context_kv"].masked_fill(padding, fill)}
-        return dk.mod_block(**filled), *gradients(dk.mod_block, filled, seed=0)
+        return block(**filled), *gradients(block, filled, seed=0)
 
     (expected, *_, expected_grads), (inference, training, grads) = run(0.0), run(nothing)
     assert torch.equal(inference, expected) and training.isfinite().all()

@@ -5,7 +5,8 @@ import torch
 
 import diffratio_kernels as dk
 from diffratio_kernels.testing.budget import gradients
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.calls import two_bin_arguments
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 CASE = ModBlockCase(seed=5, keep=(9, 20))
 ROWS = ("gather_adaln", "adaln", "gate_residual", "scatter_rescale")
@@ -55,3 +56,23 @@ def test_a_permuted_index_permutes_the_rows_and_nothing_else(op, implementation)
         torch.testing.assert_close(
             grad[order.argsort()] if packed else grad, expected_grads[name], rtol=0, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
+def test_both_sets_of_a_sample_may_be_in_any_order(implementation):
+    """But each row of the small set comes before those that only the large one holds."""
+    a = two_bin_arguments(TwoBinCase(seed=5, keep=(9, 20), keep_small=(4, 13)))["two_bin_blend"]
+    generator = torch.Generator().manual_seed(2)
+    sets = ((0, 4), (4, 9), (9, 22), (22, 29))
+    order = torch.cat([first + torch.randperm(last - first, generator=generator) for first, last in sets])
+    small = torch.cat([order[:4], order[9:22] - 5])  # of the small rows among themselves
+    both = torch.cat([order, 29 + small])
+    shuffled = a | {"index": a["index"][order], "hidden": a["hidden"][both], "branch": a["branch"][order]}
+    option = {"implementation": implementation}
+    (out, grads), (expected, expected_grads) = (
+        gradients(dk.two_bin_blend, each | option, seed=0) for each in (shuffled, a)
+    )
+    assert torch.equal(out, expected)
+    expected_grads |= {"hidden": expected_grads["hidden"][both], "branch": expected_grads["branch"][order]}
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected_grads[name], rtol=0, atol=1e-5)
