@@ -7,7 +7,7 @@ once, on the blend, because it is linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,9 +92,6 @@ def two_bin_forward(
     qkv = without_keeping(linears.qkv, normed, again)
     query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).unbind(1)
     del normed
-    attended = steps.two_bin_attention(
-        query, key, value, offsets, small_offsets, max(keep_large), max(keep_small), small, None
-    ).flatten(1)
 
     large = Rows(index, keep_large, offsets, gate1, shift2, scale2, context_kv, context_lengths)
     small_only = Rows(
@@ -109,14 +106,19 @@ def two_bin_forward(
     )
     options = steps, linears, tokens, num_heads, eps if mlp_eps is None else mlp_eps
     if forward_only == "none":
+        longest = max(keep_large), max(keep_small)
+        attended = steps.two_bin_attention(
+            query, key, value, offsets, small_offsets, *longest, small, None
+        ).flatten(1)
         hidden, pre = _streams(*options, with_small_rows(hidden, at), attended, _joined(large, small_only))
     else:
-        with torch.set_grad_enabled(forward_only != "large"):
-            hidden_large, pre_large = _streams(*options, hidden, attended[:rows], large)
-        with torch.set_grad_enabled(forward_only != "small"):
-            hidden_small, pre_small = _streams(
-                *options, small_rows_of(hidden, at), attended[rows:], _apart(small_only, batch * tokens)
-            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and forward_only != "large"):
+            attended = _attended(steps, (query, key, value), large)
+            hidden_large, pre_large = _streams(*options, hidden, attended, large)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and forward_only != "small"):
+            small_only = _apart(small_only, batch * tokens)
+            attended = _attended(steps, [small_rows_of(t, at) for t in (query, key, value)], small_only)
+            hidden_small, pre_small = _streams(*options, small_rows_of(hidden, at), attended, small_only)
         hidden, pre = torch.cat([hidden_large, hidden_small]), torch.cat([pre_large, pre_small])
     bins = weight_large, offsets, small_offsets
     gelu = partial(steps.two_bin_gelu, pre.detach(), weight_large.detach(), *bins[1:], rows)
@@ -152,6 +154,14 @@ def _joined(large: Rows, small: Rows) -> Rows:
 
 def _apart(small: Rows, shift: int) -> Rows:
     return Rows(**{**vars(small), "index": small.index - shift})
+
+
+def _attended(steps: Steps, qkv: Sequence[Tensor], rows: Rows) -> Tensor:
+    """Attention among the rows of one bin [t, D]: one pass over both would have one backward for both."""
+    if sum(rows.keep) == 0:
+        return qkv[0].flatten(1)
+    packing = rows.offsets, rows.offsets, max(rows.keep), max(rows.keep)
+    return steps.self_attention(*qkv, *packing, None, None).flatten(1)
 
 
 def _streams(
