@@ -1,5 +1,5 @@
-"""Pretraining of the small models. ``assets/shapes`` was made by ``python -m diffratio.models.pretrain shapes OUT``
-with ``--steps 3200``, and from there with ``--from OUT --steps 2200 --seed 1``.
+"""Pretraining of the small models. ``python -m diffratio.models.pretrain shapes OUT --steps 3200`` and, from
+there, ``--from OUT --steps 2200 --seed 1`` made ``assets/shapes``.
 
 One thread of a CPU is enough (about 25 minutes). The same seed on the same machine and versions gives the
 same weights; the log next to them says which they were.
