@@ -1,11 +1,14 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 
+from diffratio.adapter_file import RATIOS, WEIGHTS_NAME, read_weights
 from diffratio.data.digits import make_class_tokens
 from diffratio.demo.model import ASSETS, build_model, load_model, save_model
+from diffratio.evaluation.target import load_target
 
 
 def test_a_seed_gives_a_model_and_leaves_the_global_generator_alone():
@@ -39,8 +42,8 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path):
         load_model(tmp_path)
 
 
-def test_the_shipped_weights_stay_within_8_megabytes():
-    assert sum(file.stat().st_size for file in ASSETS.rglob("*.safetensors")) <= 8_000_000
+def test_everything_shipped_stays_within_8_megabytes():
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 8_000_000
 
 
 def test_the_shipped_dense_model_is_diffusers_own_class():
@@ -49,7 +52,18 @@ def test_the_shipped_dense_model_is_diffusers_own_class():
     assert tokens.shape == (11, 4, 32)
 
 
+def test_the_shipped_sparse_model_has_learned_where_to_compress():
+    ratios = read_weights(ASSETS / "lt30" / WEIGHTS_NAME)[RATIOS]
+    assert abs(ratios.mean().item() - 0.7) <= 0.01
+    tenths = torch.tensor(load_target(ASSETS / "lt30").kept_tenths)
+    assert tenths.shape == ratios.shape == (5, 4)
+    assert (tenths / 10 - ratios).abs().max() <= 0.05 + 1e-6
+    assert (tenths != tenths[:1]).any() and (tenths != tenths[:, :1]).any()
+
+
 def test_no_saved_config_tells_where_a_model_came_from(tmp_path: Path):
     save_model(build_model(0), make_class_tokens(0), tmp_path / "first")
     save_model(*load_model(tmp_path / "first"), tmp_path / "second")
     assert str(tmp_path) not in (tmp_path / "second" / "config.json").read_text()
+    for config in ASSETS.glob("*/*.json"):
+        assert not json.loads(config.read_text()).get("_name_or_path")

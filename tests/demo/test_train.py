@@ -5,10 +5,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffratio import load_diffratio
+from diffratio.adapter_file import RATIOS, WEIGHTS_NAME, read_weights
 from diffratio.data.digits import load_split, make_class_tokens
 from diffratio.demo import train
 from diffratio.demo.model import ASSETS, build_model, load_model
+from diffratio.evaluation.target import load_target
 from diffratio.models import noise_schedule
 from diffratio.models.pretrain import Recipe, fit, velocity_loss
 
@@ -52,24 +53,50 @@ def test_the_loss_is_the_error_of_the_velocity():
     torch.testing.assert_close(loss, target.square().mean())  # the untrained model predicts zero
 
 
-@pytest.mark.parametrize("name", ["dense", "mod30"])
-def test_the_shipped_log_tells_how_the_model_was_made(name: str):
-    header, *lines, end = _lines(ASSETS / name)
-    model, tokens = load_model(ASSETS / name)
-    if name == "mod30":
-        load_diffratio(model, ASSETS / name)
+def test_the_shipped_log_tells_how_the_dense_model_was_made():
+    header, *lines, end = _lines(ASSETS / "dense")
+    model, tokens = load_model(ASSETS / "dense")
     assert header["parameters"] == sum(p.numel() for p in model.parameters())
     assert lines[-1]["step"] == header["recipe"]["steps"] and end["finished"]
     assert abs(train.validate(model, tokens) - lines[-1]["held_out_loss"]) < 1e-3
 
 
-def test_fine_tuning_saves_plain_weights_and_an_adapter(tmp_path: Path):
-    result = CliRunner().invoke(train.app, ["mod", "--steps", "2", "--out", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    model, tokens = load_model(tmp_path)
-    assert not any("diffratio" in name for name in model.state_dict())
-    routed = load_diffratio(model, tmp_path)
-    header, start, last, _ = _lines(tmp_path)
-    assert header["model"] == "uniform MoD, compression 0.3"
-    assert last["held_out_loss"] < start["held_out_loss"]
-    assert abs(train.validate(routed, tokens) - last["held_out_loss"]) < 1e-3
+def test_the_shipped_log_tells_how_the_sparse_model_was_made():
+    header, *lines, end = _lines(ASSETS / "lt30")
+    assert header["arguments"] == header["arguments"] | train.LEARNED
+    model = load_target(ASSETS / "lt30").model
+    ratios = read_weights(ASSETS / "lt30" / WEIGHTS_NAME)[RATIOS]
+    parameters = sum(p.numel() for p in model.parameters()) + ratios.numel()
+    assert header["parameters"] == {"total": parameters, "trained": parameters}
+    last = [line for line in lines if "ratios" in line][-1]
+    assert last["step"] == lines[-1]["step"] == header["arguments"]["max_train_steps"]
+    torch.testing.assert_close(torch.tensor(last["ratios"]), ratios, atol=1e-4, rtol=0)
+    assert abs(train.validate(model, make_class_tokens(0)) - end["held_out_loss"]) < 1e-3
+
+
+def test_a_thinned_log_keeps_validations_means_and_the_last_step():
+    steps = [{"step": s, "loss": float(s), "mean_ratio": 0.7, "target": 0.7} for s in range(1, 46)]
+    log = [{"step": 0, "validation_loss": 1.0}, *steps, {"step": 45, "validation_loss": 0.5}]
+    ratios = [{"step": s, "ratios": [[s / 100, 0.123456]]} for s in range(1, 46)]
+    first, *lines, last = train.thinned(log, ratios)
+    assert (first, last) == (log[0], log[-1])
+    assert [(line["step"], line["loss"]) for line in lines] == [(20, 10.5), (40, 30.5), (45, 43.0)]
+    assert [line["ratios"] for line in lines] == [[[s / 100, 0.1235]] for s in (20, 40, 45)]
+
+
+def test_the_sparse_model_comes_from_a_run_of_the_trainer(tmp_path: Path):
+    arguments = ["lt", "--steps", "2", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "first")]
+    assert CliRunner().invoke(train.app, arguments).exit_code == 0
+    header, start, steps, validation, end = _lines(tmp_path / "first")
+    assert header["arguments"]["max_train_steps"] == steps["step"] == 2
+    assert steps["mean_ratio"] == pytest.approx(steps["target"])
+    assert start["validation_loss"] != validation["validation_loss"] and end["finished"]
+    model = load_target(tmp_path / "first").model
+    assert abs(train.validate(model, make_class_tokens(0)) - end["held_out_loss"]) < 1e-3
+    # A run that has ended has nothing left to train.
+    arguments[-1] = str(tmp_path / "second")
+    assert CliRunner().invoke(train.app, arguments).exit_code == 0
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == sorted(path.name for path in (ASSETS / "lt30").iterdir())
+    for name in set(files) - {train.LOG_FILE}:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

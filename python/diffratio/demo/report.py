@@ -1,4 +1,4 @@
-"""The demo's report in words: the table, the note below it, and the titles of the picture."""
+"""The demo's report in words: its tables, the note below them, and the titles of the picture."""
 
 from typing import Any
 
@@ -14,6 +14,9 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows.append((f"digits recognised (real: {100 * report['real_accuracy']:.1f} %)", *accuracies, ""))
     losses = [result["held_out_loss"] for result in pair]
     rows.append(("loss on held-out real digits", *(f"{x:.4f}" for x in losses), _percent(*losses)))
+    kept = report["kept"]
+    learned = f"tokens kept (learned ratios: {100 * kept['mean_ratio']:.1f} %)"
+    rows.append((learned, "100.0 %", *[_percent(1, kept["mean_of_bins"])] * 2))
     for cost in report["costs"]:
         for key, what, unit in (
             ("gflop", "computation", "GFLOP"),
@@ -26,6 +29,16 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def kept_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return how much each block keeps, by timesteps from noise to image, the header first."""
+    tenths = report["kept"]["tenths"]
+    regions = len(tenths[0])
+    edges = [round(1000 * region / regions) for region in range(regions + 1)]
+    spans = [f"t = {high - 1}–{low}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    rows = [(f"block {layer}", *(f"{10 * kept} %" for kept in row[::-1])) for layer, row in enumerate(tenths)]
+    return [("tokens kept", *spans[::-1]), *rows]
+
+
 def note(report: dict[str, Any]) -> str:
     """Return what part of the full-size block's savings does not come from skipping tokens."""
     cost = report["costs"][-1]
@@ -36,15 +49,11 @@ def note(report: dict[str, Any]) -> str:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the report as a table, a note on it, and where the picture is."""
+    """Print the report as two tables, a note on it, and where the picture is."""
     console = Console()
-    header, *rows = table_rows(report)
-    table = Table(*header, title=f"{report['samples']} digits, {report['steps']} steps of DPM-Solver++")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    title = f"{report['samples']} digits, {report['steps']} steps of DPM-Solver++"
+    console.print(_table(table_rows(report), title))
+    console.print(_table(kept_rows(report), "What the sparse model has learned"))
     console.print(note(report))
     console.print(f"{report['picture']} written; {report['seconds']:.0f} s in all")
 
@@ -52,10 +61,21 @@ def print_report(report: dict[str, Any]) -> None:
 def titles(report: dict[str, Any]) -> tuple[str, str]:
     """Return what stands above the dense and the sparse samples."""
     recognised = [f"{100 * report[name]['accuracy']:.1f} % recognised" for name in ("dense", "sparse")]
+    kept = _percent(1, report["kept"]["mean_of_bins"])
     return (
         f"Dense: every token in every block\n{recognised[0]}",
-        f"Sparse: {round(100 * (1 - report['compression']))} % of the tokens in every block\n{recognised[1]}",
+        f"DiffRatio-LT: {kept} of the tokens on average\n{recognised[1]}",
     )
+
+
+def _table(rows: list[tuple[str, ...]], title: str) -> Table:
+    header, *rest = rows
+    table = Table(*header, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rest:
+        table.add_row(*row)
+    return table
 
 
 def _digits(value: float) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import load_diffratio, record_routing
+from .. import record_routing
+from ..adapter_file import RATIOS, WEIGHTS_NAME, read_weights
 from ..data.digits import SIZE
+from ..evaluation.target import Target, load_target
+from ..plots.style import save
 from .measure import costs
 from .model import ASSETS, load_model
-from .picture import draw
-from .report import note, table_rows, titles
+from .picture import compose
 from .sample import balanced_labels, sample
 from .score import accuracy, held_out_accuracy
 from .train import validate
@@ -47,13 +49,15 @@ def run_demo(
         seed: of the starting noise, the same for both models.
         steps: steps of DPM-Solver++.
         guidance: weight of classifier-free guidance; 1 is none.
-        assets: folder with the models ``dense`` and ``mod30``.
+        assets: folder with the models ``dense`` and ``lt30``.
         progress: show progress bars on standard error.
 
     Returns:
         The report, as in ``demo.json``: the settings; ``real_accuracy``, the classifier's on held-out real
         digits; ``dense`` and ``sparse`` with the classifier's accuracy on the samples and the loss on
-        held-out digits; ``costs``, one entry per thing measured (see ``measure.costs``); ``seconds``.
+        held-out digits; ``kept``, the ``ratios`` [L][R] that the sparse model has learned (region 0 is the
+        cleanest) and the ``tenths`` [L][R] that it keeps, with the means of both; ``costs``, one entry per
+        thing measured (see ``measure.costs``); ``seconds``.
 
     Raises:
         ValueError: ``samples_per_class`` below 1.
@@ -66,13 +70,13 @@ def run_demo(
     labels = balanced_labels(samples_per_class)
     settings = {"seed": seed, "steps": steps, "guidance": guidance}
 
-    dense_model, dense_tokens = load_model(assets / "dense", device)
-    sparse_model, sparse_tokens = load_model(assets / "mod30", device)
-    load_diffratio(sparse_model, assets / "mod30")
+    dense_model, class_tokens = load_model(assets / "dense", device)
+    target = load_target(assets / "lt30", device=device)
+    sparse_model = target.model
     options = {**settings, "progress": progress}
-    dense = sample(dense_model, dense_tokens, labels, description="dense samples", **options)
+    dense = sample(dense_model, class_tokens, labels, description="dense samples", **options)
     with record_routing(sparse_model) as log:
-        sparse = sample(sparse_model, sparse_tokens, labels, description="sparse samples", **options)
+        sparse = sample(sparse_model, class_tokens, labels, description="sparse samples", **options)
     kept, timesteps = kept_maps(log, len(labels))
     every = math.ceil(len(timesteps) / _MAP_COLUMNS)
 
@@ -82,24 +86,28 @@ def run_demo(
         "compression": COMPRESSION,
         "device": device,
         "real_accuracy": held_out_accuracy(),
-        "dense": _quality(dense_model, dense_tokens, dense, labels),
-        "sparse": _quality(sparse_model, sparse_tokens, sparse, labels),
+        "dense": _quality(dense_model, class_tokens, dense, labels),
+        "sparse": _quality(sparse_model, class_tokens, sparse, labels),
+        "kept": kept_ratios(target, assets / "lt30"),
         "costs": costs(sparse_model, COMPRESSION, progress),
         "picture": str(out_dir / PICTURE_FILE),
     }
-    draw(
-        out_dir / PICTURE_FILE,
-        dense,
-        sparse,
-        kept[::every],
-        timesteps[::every],
-        titles=titles(report),
-        caption=table_rows(report),
-        note=note(report),
-    )
+    save(compose(dense, sparse, kept[::every], timesteps[::every], report), out_dir / PICTURE_FILE)
     report["seconds"] = time.perf_counter() - start
     (out_dir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def kept_ratios(target: Target, folder: Path) -> dict[str, Any]:
+    """Return the ``ratios`` [L][R] in the adapter in ``folder`` and the kept ``tenths`` [L][R] of the model,
+    with ``mean_ratio`` and ``mean_of_bins``."""
+    ratios = read_weights(folder / WEIGHTS_NAME)[RATIOS]
+    return {
+        "ratios": ratios.tolist(),
+        "mean_ratio": ratios.mean().item(),
+        "tenths": target.kept_tenths,
+        "mean_of_bins": target.mean_kept,
+    }
 
 
 def kept_maps(log: Sequence[Any], samples: int) -> tuple[Tensor, list[int]]:

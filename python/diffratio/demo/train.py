@@ -1,9 +1,12 @@
-"""The script that made ``assets/``: ``python -m diffratio.demo.train dense`` and then ``... mod``.
+"""The script that made ``assets/``: ``python -m diffratio.demo.train dense`` and then ``... lt``.
 
-One thread of a CPU is enough (about 25 and 5 minutes). The same seed on the same machine and versions
+One thread of a CPU is enough (about 25 and 10 minutes). The same seed on the same machine and versions
 gives the same weights; the log next to them says which they were.
 """
 
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +15,27 @@ import typer
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
-from .. import DiffRatioConfig, apply_diffratio, remove_diffratio, save_diffratio
 from ..data.digits import NULL_CLASS, augment, load_split, make_class_tokens
+from ..evaluation.target import load_target
 from ..models import noise_schedule
 from ..models.pretrain import LOG_FILE, Draw, Log, Recipe, train, velocity_loss
-from .model import ASSETS, build_model, load_model, save_model
+from ..train.run_log import LOG, RATIOS, RUN, read_lines
+from .model import ASSETS, build_model, save_model
+
+LEARNED = {
+    "pretrained_model_name_or_path": "digits",
+    "method": "lt",
+    "target_compression": 0.3,
+    "train_mode": "full",
+    "learning_rate": 3e-4,
+    "lr_scheduler": "cosine",
+    "train_batch_size": 48,
+    "use_ema": True,
+    "checkpointing_steps": 200,
+    "checkpoints_total_limit": 1,
+    "report_to": "none",
+}
+"""Arguments of `diffratio train`, as for every run of the learned model."""
 
 app = typer.Typer(help="Train the demo's digit models.", add_completion=False)
 
@@ -45,13 +64,6 @@ def draw_digits(class_tokens: Tensor, drop_text: float) -> Draw:
     return draw
 
 
-def _train(
-    name: str, model: PixArtTransformer2DModel, class_tokens: Tensor, recipe: Recipe, out: Path, echo: bool
-) -> None:
-    draw = draw_digits(class_tokens, recipe.drop_text)
-    train(name, model, draw, lambda: validate(model, class_tokens), recipe, Log(out / LOG_FILE, echo))
-
-
 Seed = Annotated[int, typer.Option(help="Seed of weights, batches and noise.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the log lines to standard output too.")]
 
@@ -65,31 +77,69 @@ def dense(
 ) -> None:
     """Train the dense model from nothing."""
     model, class_tokens = build_model(seed), make_class_tokens(seed)
-    _train("dense", model, class_tokens, Recipe(seed, steps, learning_rate=1e-3), out, json_lines)
+    recipe, log = Recipe(seed, steps, learning_rate=1e-3), Log(out / LOG_FILE, json_lines)
+    draw = draw_digits(class_tokens, recipe.drop_text)
+    train("dense", model, draw, lambda: validate(model, class_tokens), recipe, log)
     save_model(model, class_tokens, out)
 
 
 @app.command()
-def mod(
+def lt(
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
-    compression: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of tokens that skip a block.")
-    ] = 0.3,
-    dense_model: Annotated[Path, typer.Option("--from", help="Folder of the dense model.")] = ASSETS
-    / "dense",
-    out: Annotated[Path, typer.Option(help="Folder for the weights, adapter and log.")] = ASSETS / "mod30",
-    json_lines: Json = False,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 800,
+    run: Annotated[Path, typer.Option(help="Folder of the whole run; one that is there goes on.")] = Path(
+        "out/demo-lt30"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for the weights, adapter and log.")] = ASSETS / "lt30",
 ) -> None:
-    """Fine-tune the dense model with uniform token routing in every block."""
-    model, class_tokens = load_model(dense_model)
-    torch.manual_seed(seed)  # the routers start from small random weights
-    apply_diffratio(model, DiffRatioConfig(compression=compression))
-    recipe = Recipe(seed, steps, learning_rate=3e-4)
-    _train(f"uniform MoD, compression {compression}", model, class_tokens, recipe, out, json_lines)
-    save_diffratio(model, out)
-    remove_diffratio(model)
-    save_model(model, class_tokens, out)
+    """Fine-tune the dense model with `diffratio train` until it knows how much each block keeps when."""
+    # Not at the top: running the demo needs neither accelerate nor peft.
+    from ..train import TrainArguments
+    from ..train import train as fine_tune
+
+    resume = "latest" if (run / RUN).exists() else None
+    own = {"output_dir": str(run), "seed": seed, "max_train_steps": steps, "resume_from_checkpoint": resume}
+    fine_tune(TrainArguments(**own, **LEARNED))
+    ship(run, out)
+
+
+def ship(run: Path, out: Path) -> None:
+    """Copy the result of ``run`` to ``out``, with a log that ends with the loss of ``validate``."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (run / "final").iterdir():
+        shutil.copyfile(file, out / file.name)
+    config = json.loads((out / "config.json").read_text())
+    config.pop("_name_or_path", None)  # the folder that the dense model was loaded from
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    info = json.loads((run / RUN).read_text())
+    loss = validate(load_target(out).model, make_class_tokens(seed=0))
+    log = Log(out / LOG_FILE, echo=False)
+    log(**{name: info[name] for name in ("arguments", "parameters", "versions")})
+    for entry in thinned(read_lines(run / LOG), read_lines(run / RATIOS)):
+        log(**entry)
+    log(finished=True, seconds=round(info["seconds"], 1), held_out_loss=round(loss, 5))
+
+
+def thinned(log: list[dict], ratios: list[dict], every: int = 20) -> Iterator[dict]:
+    """Yield all validations of a run, and one line for ``every`` steps: the mean loss and the last ratios."""
+    table = {entry["step"]: entry["ratios"] for entry in ratios}
+    last = max(table)
+    losses = []
+    for entry in log:
+        if "validation_loss" in entry:
+            yield entry
+            continue
+        losses.append(entry["loss"])
+        step = entry["step"]
+        if step % every == 0 or step == last:
+            yield {
+                "step": step,
+                "loss": round(sum(losses) / len(losses), 5),
+                "mean_ratio": round(entry["mean_ratio"], 5),
+                "target": round(entry["target"], 5),
+                "ratios": [[round(ratio, 4) for ratio in row] for row in table[step]],
+            }
+            losses.clear()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from diffratio import DiffRatioConfig
 from diffratio.adapter import CONFIG_NAME, WEIGHTS_NAME
 from diffratio.evaluation.target import load_target
 from diffratio.models.small_pixart import PRETRAINED
 
-MOD30 = PRETRAINED["digits"].with_name("mod30")
+LT30 = PRETRAINED["digits"].with_name("lt30")
 
 
 def tenths(synthetic, step):
@@ -44,13 +46,14 @@ def test_a_model_of_the_package_knows_its_data():
 
 
 def test_an_adapter_beside_its_model_or_alone(tmp_path: Path):
-    assert load_target(MOD30).kept_tenths == [[7]] * 5
+    config = DiffRatioConfig.from_dict(json.loads((LT30 / CONFIG_NAME).read_text())["config"])
+    assert load_target(LT30).kept_tenths == config.kept_tenths(5)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        shutil.copy(MOD30 / name, tmp_path)
+        shutil.copy(LT30 / name, tmp_path)
     with pytest.raises(ValueError, match="base: .* holds no model; an adapter needs"):
         load_target(tmp_path)
     target = load_target(tmp_path, base="digits")
-    assert target.kept_tenths == [[7]] * 5 and target.dataset == "digits"
+    assert target.kept_tenths == config.kept_tenths(5) and target.dataset == "digits"
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, synthetic_runs):
