@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import diffratio_kernels as dk
-from diffratio_kernels import mod_block, reference
+from diffratio_kernels import mod_block, reference, two_bin_block
 from diffratio_kernels.testing.budget import check_budget, gradients
-from diffratio_kernels.testing.inputs import ModBlockCase, cast
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase, cast
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 STREAM = ("x", "modulation", "router_weight", "router_bias")
+BINS = {"keep_small": (5, 20), "weight_large": (0.3, -0.5)}
 TEXTS = {"text": {}, "ragged text": {"ragged_text": True}, "no text": {"text": None}}
 
 
@@ -17,11 +18,11 @@ def short(dtype):
     return str(dtype).removeprefix("torch.")
 
 
-def mixed(x_dtype, weight_dtype, **options):
-    """Arguments of `mod_block`: x in one dtype, the weights in another, router and modulation in fp32."""
-    case = ModBlockCase(seed=7, keep=(13, 20), router_bias=True, **options)
+def mixed(x_dtype, weight_dtype, make=ModBlockCase, **options):
+    """Arguments of a block: x in one dtype, the weights in another; router, modulation and bins in fp32."""
+    case = make(seed=7, keep=(13, 20), router_bias=True, **options)
     arguments = case.arguments()
-    stream = {name: arguments[name] for name in STREAM}
+    stream = {name: arguments[name] for name in (*STREAM, "weight_large") if name in arguments}
     return cast(arguments, weight_dtype) | stream | {"x": stream["x"].to(x_dtype)}
 
 
@@ -58,6 +59,29 @@ def test_block_under_autocast_is_within_the_budget(x_dtype, weight_dtype, text):
             check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
 
 
+@pytest.mark.parametrize("weights", [(0.3, -0.5), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("weight_dtype", [FP32, BF16], ids=lambda d: f"weights {short(d)}")
+@pytest.mark.parametrize("x_dtype", [FP32, BF16], ids=lambda d: f"x {short(d)}")
+def test_two_bins_under_autocast_are_within_the_budget(x_dtype, weight_dtype, weights):
+    options = BINS | {"weight_large": weights, "ragged_text": True}
+    arguments = mixed(x_dtype, weight_dtype, TwoBinCase, **options)
+    router = {name: arguments[name] for name in ("x", "router_weight", "router_bias", "keep_small")}
+    arguments["index"] = dk.route(keep=[13, 20], **router)[0]
+    gold, gold_grads = gradients(reference.two_bin_block, cast(arguments, FP64), seed=0)
+    peer, peer_grads = gradients(autocast(reference.two_bin_block), arguments, seed=0)
+    out, grads = gradients(autocast(two_bin_block), arguments, seed=0)
+    with torch.no_grad():
+        inference = autocast(two_bin_block)(**arguments)
+    name = f"autocast of two bins, x {short(x_dtype)}, weights {short(weight_dtype)}"
+    for result in (out, inference):
+        assert result.dtype == x_dtype
+        check_budget(name, result, peer, gold)
+    for key, grad in grads.items():
+        assert grad.dtype == arguments[key].dtype and grad.isfinite().all(), key
+        if (key.endswith("_weight") or key in ("x", "modulation")) and gold_grads[key].abs().max() > 1e-6:
+            check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
+
+
 @pytest.mark.parametrize("x_dtype", [FP32, FP16], ids=lambda d: f"x {short(d)}")
 @pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 def test_autocast_to_float16_keeps_the_dtype_of_x_too(x_dtype, implementation):
@@ -76,12 +100,14 @@ def test_autocast_to_float16_keeps_the_dtype_of_x_too(x_dtype, implementation):
 
 @pytest.mark.parametrize("argument", ["qkv_weight", "out_bias", "fc1_weight", "cross_q_weight", "context_kv"])
 @pytest.mark.parametrize("weight_dtype", [FP32, BF16, FP16], ids=short)
-def test_without_autocast_mixed_dtypes_are_named(argument, weight_dtype):
+@pytest.mark.parametrize(("make", "block"), [(ModBlockCase, mod_block), (TwoBinCase, two_bin_block)])
+def test_without_autocast_mixed_dtypes_are_named(make, block, argument, weight_dtype):
     x_dtype = BF16 if weight_dtype is FP32 else FP32
-    arguments = mixed(x_dtype, x_dtype)
+    arguments = mixed(x_dtype, x_dtype, make)
     arguments[argument] = arguments[argument].to(weight_dtype)
-    with pytest.raises(TypeError, match=f"mod_block: {argument} must have the dtype of x, {x_dtype}"):
-        mod_block(**arguments)
+    name = f"{block.__name__}: {argument}"
+    with pytest.raises(TypeError, match=f"{name} must have the dtype of x, {x_dtype}"):
+        block(**arguments)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16, FP64], ids=short)
@@ -103,6 +129,22 @@ def test_router_and_modulation_may_be_of_any_dtype(x_dtype, dtype):
     assert all(grad.dtype == arguments[name].dtype for name, grad in grads.items())
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16, FP64], ids=short)
+@pytest.mark.parametrize("x_dtype", [FP32, BF16], ids=short)
+def test_weights_of_bins_may_be_of_any_dtype(x_dtype, dtype):
+    """They are brought to fp32; of their gradient, a sum in fp64, only the last rounding differs."""
+    options = BINS | {"weight_large": (0.25, -0.5)}
+    arguments = mixed(x_dtype, x_dtype, TwoBinCase, **options)
+    expected, expected_grads = gradients(two_bin_block, arguments, seed=0)
+    arguments["weight_large"] = arguments["weight_large"].to(dtype)
+    out, grads = gradients(two_bin_block, arguments, seed=0)
+    assert torch.equal(out, expected) and out.dtype == x_dtype and grads["weight_large"].dtype == dtype
+    rounding = 3 * max(torch.finfo(dtype).eps, torch.finfo(x_dtype).eps)
+    torch.testing.assert_close(
+        grads["weight_large"].double(), expected_grads["weight_large"].double(), rtol=rounding, atol=0
+    )
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=short)
 def test_each_step_keeps_its_dtype_under_autocast(dtype):
     a = mixed(FP32, FP32)
@@ -114,9 +156,15 @@ def test_each_step_keeps_its_dtype_under_autocast(dtype):
         attended = dk.attention(*heads, offsets, offsets, 20, 20)
         branch = torch.nn.functional.linear(attended.flatten(1), a["out_weight"])
         out = dk.scatter_rescale(x, index, rows, branch, gate, logits)
+        pre = torch.nn.functional.linear(torch.cat([rows, rows[:5]]), a["fc1_weight"])
+        bins = torch.tensor([0.3, 0.8]), offsets, torch.tensor([0, 5, 5], dtype=torch.int32)
+        inner = dk.two_bin_gelu(pre, *bins, 33)
+        both = dk.two_bin_attention(*heads, *bins[1:], 20, 5, 5)
+        blended = dk.two_bin_blend(x, index, torch.cat([rows, rows[:5]]), branch, gate, logits, *bins)
         mixed_heads = dk.attention(normed.view(33, 2, 16), *heads[1:], offsets, offsets, 20, 20)
     assert logits.dtype == rows.dtype == normed.dtype == out.dtype == FP32
     assert attended.dtype == branch.dtype == mixed_heads.dtype == dtype
+    assert blended.dtype == FP32 and inner.dtype == both.dtype == dtype
 
 
 @pytest.mark.parametrize("implementation", ["native", "reference"])

@@ -5,7 +5,9 @@ import torch
 from torch.autograd import forward_ad
 
 import diffratio_kernels as dk
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels import reference
+from diffratio_kernels.testing.calls import two_bin_arguments
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 
 def arguments(keep):
@@ -23,6 +25,10 @@ def test_an_index_of_other_counts_or_another_order_of_samples_is_an_error(change
         dk.mod_block(**given, index=change(index))
     with pytest.raises(ValueError, match="index must hold keep"):
         dk.route(given["x"], given["router_weight"], [6, 2], index=index)
+    bins = {"keep_small": [1, 3], "keep_large": given.pop("keep"), "weight_large": torch.rand(2)}
+    dk.two_bin_block(**given, **bins, index=index)
+    with pytest.raises(ValueError, match="index must hold keep_large"):
+        dk.two_bin_block(**given, **bins, index=change(index))
 
 
 def test_a_bypassed_block_gives_a_contiguous_copy():
@@ -36,9 +42,36 @@ def test_forward_mode_is_refused_instead_of_losing_the_tangent():
     given = arguments((4,))
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="mod_block"):
         dk.mod_block(**given | {"x": forward_ad.make_dual(given["x"], torch.ones_like(given["x"]))})
+    two_bins = two_bin_arguments(TwoBinCase(seed=0))
+    for op, name in (("two_bin_block", "weight_large"), ("two_bin_blend", "x"), ("two_bin_gelu", "pre")):
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=op):
+            dual = forward_ad.make_dual(two_bins[op][name], torch.ones_like(two_bins[op][name]))
+            getattr(dk, op)(**two_bins[op] | {name: dual})
 
 
 def test_kept_counts_may_be_numpy_integers():
     given = arguments((4,))
     keep = pytest.importorskip("numpy").int64(4)
     assert torch.equal(dk.mod_block(**given | {"keep": keep}), dk.mod_block(**given))
+    bins = {"keep_large": given.pop("keep"), "weight_large": torch.rand(2)}
+    out, expected = (dk.two_bin_block(**given, **bins, keep_small=k) for k in (keep, 4))
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_a_given_selection_of_two_bins_is_taken_as_it_is(implementation):
+    """Also one that the scores would not make, and with either set in any order."""
+    case = TwoBinCase(seed=0, keep=(13, 20), keep_small=(5, 20), dtype=torch.float64)
+    router, block = (two_bin_arguments(case)[op] for op in ("route", "two_bin_block"))
+    option = {"implementation": implementation}
+    made = dk.route(**router, **option)[0]
+    assert torch.equal(dk.two_bin_block(**block, **option), dk.two_bin_block(**block, **option, index=made))
+    other = torch.cat([torch.randperm(24)[:k] + 24 * b for b, k in enumerate(case.full_keep)])
+    index, offsets, logits = dk.route(**router, **option, index=other)
+    assert torch.equal(index, other) and index.data_ptr() != other.data_ptr()
+    assert offsets.tolist() == [0, 13, 33] and torch.equal(logits, dk.route(**router, **option)[2])
+    out = dk.two_bin_block(**block, **option, index=other)
+    counts = {"keep_small": case.full_keep_small, "keep_large": case.full_keep}
+    torch.testing.assert_close(
+        out, reference.two_bin_block(**block | counts, index=other), rtol=0, atol=1e-12
+    )

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import diffratio_kernels as dk
-from diffratio_kernels import mod_block
+from diffratio_kernels import mod_block, two_bin_block
 from diffratio_kernels.testing.budget import gradients
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.calls import two_bin_arguments
+from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 
 ROWS, PRODUCTS = ("native", "triton", "reference"), ("triton", "sdpa", "reference")
 NO_INDEX = torch.empty(0, dtype=torch.int64)
@@ -25,8 +26,33 @@ def test_a_batch_of_no_samples(keep, implementation):
         a[name] = a[name][:0]
     out, grads = gradients(mod_block, a, seed=0)
     assert out.shape == (0, 24, 32) and all(not grad.any() for grad in grads.values())
-    index, start, logits = dk.route(a["x"], a["router_weight"], keep, **option)
-    assert (index.shape, start.tolist(), logits.shape) == ((0,), [0], (0, 24))
+    for keep_small in (None, keep):
+        index, start, logits = dk.route(a["x"], a["router_weight"], keep, keep_small=keep_small, **option)
+        assert (index.shape, start.tolist(), logits.shape) == ((0,), [0], (0, 24))
+    bins = {"keep_small": a["keep"], "keep_large": a.pop("keep"), "weight_large": torch.empty(0)}
+    out, grads = gradients(two_bin_block, a | bins, seed=0)
+    assert out.shape == (0, 24, 32) and all(not grad.any() for grad in grads.values())
+
+
+TWO_BIN_STEPS = [(op, name) for op in ("two_bin_gelu", "two_bin_blend") for name in ROWS]
+TWO_BIN_STEPS += [("two_bin_attention", name) for name in PRODUCTS]
+
+
+@pytest.mark.parametrize(("op", "implementation"), TWO_BIN_STEPS)
+@pytest.mark.parametrize("keep", [(), (0, 0), (0, 3)], ids=str)
+def test_steps_of_two_bins_without_samples_or_rows(keep, op, implementation):
+    sizes = {"batch": len(keep), "keep": keep, "keep_small": (0,) * len(keep)}
+    case = TwoBinCase(seed=0, tokens=5, weight_large=(0.4,) * len(keep), **sizes)
+    arguments = two_bin_arguments(case)[op] | {"implementation": implementation}
+    out, grads = gradients(getattr(dk, op), arguments, seed=0)
+    rows = sum(keep)
+    expected = {
+        "two_bin_gelu": (rows, 48),
+        "two_bin_attention": (rows, 2, 16),
+        "two_bin_blend": (len(keep), 5, 32),
+    }
+    assert out.shape == expected[op] and out.isfinite().all()
+    assert all(grad.shape == arguments[name].shape and grad.isfinite().all() for name, grad in grads.items())
 
 
 @pytest.mark.parametrize("implementation", PRODUCTS)
@@ -40,6 +66,8 @@ def test_attention_of_no_samples(implementation):
 def test_samples_of_no_tokens(implementation):
     a = ModBlockCase(seed=0, keep=(0,)).arguments() | {"implementation": implementation}
     assert mod_block(**a | {"x": a["x"][:, :0]}).shape == (2, 0, 32)
+    a = TwoBinCase(seed=0, keep=(0,), keep_small=(0,)).arguments() | {"implementation": implementation}
+    assert two_bin_block(**a | {"x": a["x"][:, :0]}).shape == (2, 0, 32)
 
 
 @pytest.mark.parametrize("implementation", ROWS)
@@ -48,6 +76,25 @@ def test_no_token_kept_gives_back_a_copy_of_x(implementation):
     out, grads = gradients(mod_block, a, seed=0)
     assert torch.equal(out, a["x"]) and out.data_ptr() != a["x"].data_ptr()
     assert all(grad.any() == (name == "x") for name, grad in grads.items())
+    a = TwoBinCase(seed=0, keep=(0,), keep_small=(0,)).arguments() | {"implementation": implementation}
+    out, grads = gradients(two_bin_block, a, seed=0)
+    assert torch.equal(out, a["x"]) and out.data_ptr() != a["x"].data_ptr()
+    assert all(grad.any() == (name == "x") for name, grad in grads.items())
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("keep", [(24,), (5, 13)], ids=str)
+def test_a_small_bin_of_nothing_is_the_large_one_weighed(keep, weight, implementation):
+    """x + w (F(x) - x): with w = 1 the block of one bin, with w = 0 a copy of x."""
+    case = TwoBinCase(seed=0, keep=keep, keep_small=(0,), weight_large=(weight, weight))
+    a = case.arguments() | {"implementation": implementation}
+    one = {name: t for name, t in a.items() if name not in ("keep_small", "keep_large", "weight_large")}
+    expected = torch.lerp(a["x"], mod_block(**one, keep=a["keep_large"]), weight)
+    out, grads = gradients(two_bin_block, a, seed=0)
+    for result in (out, two_bin_block(**a)):
+        torch.testing.assert_close(result, expected, rtol=0, atol=2e-6)
+    assert grads["weight_large"].all() and all(grad.isfinite().all() for grad in grads.values())
 
 
 @pytest.mark.parametrize("implementation", ROWS)
@@ -84,6 +131,18 @@ def test_text_of_no_tokens_is_a_length_of_zero(keep, implementation):
     for lengths in (None, zero):
         none = a | {"context_kv": a["context_kv"][:, :0], "context_lengths": lengths}
         out, grads = gradients(mod_block, none, seed=0)
+        assert torch.equal(out, expected)
+        assert all(torch.equal(g, expected_grads[name]) for name, g in grads.items() if name != "context_kv")
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_two_bins_and_a_text_of_no_tokens(implementation):
+    a = TwoBinCase(seed=0, keep=(5, 3), keep_small=(2, 3)).arguments() | {"implementation": implementation}
+    zero = torch.zeros(2, dtype=torch.int32)
+    expected, expected_grads = gradients(two_bin_block, a | {"context_lengths": zero}, seed=0)
+    for lengths in (None, zero):
+        none = a | {"context_kv": a["context_kv"][:, :0], "context_lengths": lengths}
+        out, grads = gradients(two_bin_block, none, seed=0)
         assert torch.equal(out, expected)
         assert all(torch.equal(g, expected_grads[name]) for name, g in grads.items() if name != "context_kv")
 

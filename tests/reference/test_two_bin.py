@@ -1,5 +1,7 @@
 """Two bins blended: the definition, its compact form, and the gradient of the learned ratio."""
 
+import math
+
 import pytest
 import torch
 
@@ -70,3 +72,79 @@ def test_smaller_bin_is_a_subset_of_the_larger():
     route = [arguments["x"], arguments["router_weight"]]
     kept = [set(reference.route(*route, [k, k])[0].tolist()) for k in range(8)]
     assert all(small < large for small, large in zip(kept, kept[1:], strict=False))
+
+
+def gelu(v):
+    return 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+
+
+def packed(small, large, width=3):
+    """Rows of two bins by plain lists: (sample, row of the small bin or None) of each packed row."""
+    rows, place = [], sum(large)
+    for b, (few, many) in enumerate(zip(small, large, strict=True)):
+        rows += [(b, place + j if j < few else None) for j in range(many)]
+        place += few
+    offsets = [torch.tensor([0, *torch.tensor(counts).cumsum(0)]).int() for counts in (large, small)]
+    both = torch.randn(len(rows) + sum(small), width, dtype=torch.float64)
+    return rows, both, torch.tensor([0.25, 1.7], dtype=torch.float64), offsets
+
+
+@pytest.mark.parametrize(("small", "large"), BINS, ids=str)
+def test_gelu_of_two_bins_element_by_element(small, large):
+    rows, pre, weight, offsets = packed(small, large)
+    expected = [
+        [
+            weight[b] * gelu(v) + (0 if at is None else (1 - weight[b]) * gelu(pre[at, d].item()))
+            for d, v in enumerate(pre[t].tolist())
+        ]
+        for t, (b, at) in enumerate(rows)
+    ]
+    actual = reference.two_bin_gelu(pre, weight, *offsets, len(rows))
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), **CLOSE)
+    share = reference.branch_weight(weight, *offsets, len(rows), sum(small))[:, 0]
+    expected = [weight[b].item() if at is None else 1.0 for b, at in rows]
+    torch.testing.assert_close(share, torch.tensor(expected, dtype=torch.float64), **CLOSE)
+    places = reference.small_rows(*offsets, sum(small)).tolist()
+    assert [rows[t][1] for t in places] == list(range(len(rows), len(pre)))
+
+
+@pytest.mark.parametrize("rescale", RESCALE)
+@pytest.mark.parametrize(("small", "large"), BINS, ids=str)
+def test_blend_of_two_bins_row_by_row(small, large, rescale):
+    """w finish(large) + (1 - w) finish(small or x), with a branch that is already blended."""
+    rows, hidden, weight, offsets = packed(small, large)
+    x, logits = torch.randn(2, 7, 3, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    gate = torch.randn(2, 3, dtype=torch.float64)
+    branches = torch.randn_like(hidden)
+    index = torch.cat([7 * b + torch.randperm(7)[:k] for b, k in enumerate(large)])
+    branch, expected = torch.zeros(len(rows), 3, dtype=torch.float64), x.reshape(-1, 3).clone()
+
+    def finished(b, i, row):
+        old, h, u = x.reshape(-1, 3)[i], hidden[row], gate[b] * branches[row]
+        score = 2 * logits.flatten()[i].sigmoid()
+        return {
+            "mlp": h + score * u, "residual": old + score * (h + u - old), "output": score * (h + u),
+            "none": h + u,
+        }[rescale]  # fmt: skip
+
+    for t, (b, at) in enumerate(rows):
+        i, w = index[t], weight[b]
+        branch[t] = w * branches[t] + (0 if at is None else (1 - w) * branches[at])
+        rest = x.reshape(-1, 3)[i] if at is None else finished(b, i, at)
+        expected[i] = w * finished(b, i, t) + (1 - w) * rest
+    blend = index, hidden, branch, gate, logits, weight, *offsets, rescale, 2.0
+    torch.testing.assert_close(reference.two_bin_blend(x, *blend), expected.view(2, 7, 3), **CLOSE)
+
+
+@pytest.mark.parametrize(("small", "large"), BINS, ids=str)
+def test_attention_of_two_bins_is_one_attention_for_each_set(small, large):
+    _, both, _, offsets = packed(small, large, 16)
+    query, key, value = (both[: sum(large)].view(-1, 2, 8) * factor for factor in (1, 2, 3))
+    out = reference.two_bin_attention(query, key, value, *offsets, max(large), max(small), sum(small))
+    expected = []
+    for counts in (large, small):
+        for first, count in zip(offsets[0].tolist(), counts, strict=False):
+            q, k, v = (t[first : first + count].transpose(0, 1) for t in (query, key, value))
+            weights = (q @ k.mT / math.sqrt(8)).softmax(-1)
+            expected.append((weights @ v).transpose(0, 1))
+    torch.testing.assert_close(out, torch.cat(expected), **CLOSE)
