@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import runpy
@@ -19,6 +20,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TIMEOUT = 120
 """Seconds for one selection of tests; each takes less than 30."""
+
+COMPILED = ("csrc/cpu/", "csrc/ops.cpp")
+"""What the native library is made of; the sandbox compiles it where one of these is planted in."""
 
 NOT_RUN = ("benchmarks/", "docs/", "tests/mutants/", ".ci/", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 """What no mutant's tests read: it may change between runs that continue each other."""
@@ -68,7 +72,7 @@ class Sandbox:
     """A copy of a checkout; what was built in it (build/) stays from run to run."""
 
     def __init__(self, tree: Path, files: dict[str, bytes]):
-        self.tree, self.files = tree.resolve(), files
+        self.tree, self.files, self.stale = tree.resolve(), files, False
         for path in [p for p in self.tree.rglob("*") if p.is_file()]:
             name = path.relative_to(self.tree).as_posix()
             if name not in files and not name.startswith("build/"):
@@ -84,14 +88,24 @@ class Sandbox:
     def planted(self, file: str, edits: dict[str, str]) -> Iterator[None]:
         """Inside, each text of `edits` in a file is replaced by another."""
         (self.tree / file).write_text(mutated(self.files[file].decode(), edits))
+        self.stale = file.startswith(COMPILED)
         try:
             yield
         finally:
             self._restore(file)
+            if self.stale:
+                for name in self.files:
+                    if name.endswith(".so"):
+                        self._restore(name)
+            self.stale = False
 
     def run(self, tests: str, sanitize: bool = False) -> Outcome:
         """What pytest says of a selection of tests; those of tests/sim can run under ASan and UBSan."""
         start = time.monotonic()
+        if self.stale:
+            code, text = self._compile()
+            if code != 0:
+                return Outcome("broken", "CMakeLists.txt", text[-2000:], time.monotonic() - start)
         if tests.startswith("tests/sim"):
             build = [sys.executable, "tests/sim/build.py", *(["--sanitize"] if sanitize else [])]
             code, text = self._process(build, self._environment(sanitize=False))
@@ -107,6 +121,21 @@ class Sandbox:
         lines = [json.loads(line) for line in report.read_text().splitlines()]
         self._check_imports(lines)
         return Outcome(*judge(lines, code, text), time.monotonic() - start)
+
+    def _compile(self) -> tuple[int | None, str]:
+        """The native library, from the sources of this copy."""
+        torch = importlib.util.find_spec("torch")
+        options = ["-G", "Ninja", "-S", str(self.tree), f"-DTORCH_DIR={Path(torch.origin).parent}"]
+        build = str(self.tree / "build" / "native")
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = self._environment(sanitize=False) | {"PATH": path}
+        code, text = self._process(["cmake", *options, "-B", build], environment)
+        if code == 0:
+            code, text = self._process(["cmake", "--build", build, "--target", "_C", "-j1"], environment)
+        if code == 0:
+            library = Path(build) / "_C.abi3.so"
+            (self.tree / "diffratio_kernels" / library.name).write_bytes(library.read_bytes())
+        return code, text
 
     def _environment(self, sanitize: bool) -> dict[str, str]:
         path = os.pathsep.join(map(str, (self.tree, self.tree / "python", HERE)))

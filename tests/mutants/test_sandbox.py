@@ -54,3 +54,36 @@ def test_files_that_are_gone_leave_the_copy(here, tmp_path):
 def test_a_text_that_is_not_there_once_is_an_error(text, here):
     with pytest.raises(ValueError, match="must occur once"):
         here("sandbox").mutated(text, {"a = 1": "a = 2"})
+
+
+PROJECT = b"""cmake_minimum_required(VERSION 3.24)
+project(native LANGUAGES NONE)
+set(made ${CMAKE_BINARY_DIR}/_C.abi3.so)
+add_custom_target(_C COMMAND ${CMAKE_COMMAND} -E copy ${CMAKE_SOURCE_DIR}/csrc/cpu/value.h ${made})
+"""
+NATIVE = {
+    "CMakeLists.txt": PROJECT,
+    "csrc/cpu/value.h": b"1",
+    "diffratio_kernels/__init__.py": (
+        b"import pathlib\n\n\ndef value():\n"
+        b"    return int(pathlib.Path(__file__).with_name('_C.abi3.so').read_text())\n"
+    ),
+    "diffratio_kernels/_C.abi3.so": b"1",
+}
+
+
+def test_a_native_source_is_compiled_and_the_library_comes_back(here, tmp_path):
+    box = here("sandbox").Sandbox(tmp_path, FILES | NATIVE)
+    for replacement, how in (("2", "failed"), ("1 ", "passed")):
+        with box.planted("csrc/cpu/value.h", {"1": replacement}):
+            assert box.run("tests/test_value.py").how == how
+        assert (tmp_path / "diffratio_kernels" / "_C.abi3.so").read_text() == "1"
+    assert box.run("tests/test_value.py").how == "passed"
+
+
+def test_a_native_source_that_does_not_compile_is_broken(here, tmp_path):
+    wrong = {"CMakeLists.txt": PROJECT + b"message(FATAL_ERROR nothing)"}
+    box = here("sandbox").Sandbox(tmp_path, FILES | NATIVE | wrong)
+    with box.planted("csrc/cpu/value.h", {"1": "2"}):
+        outcome = box.run("tests/test_value.py")
+    assert outcome.how == "broken" and not outcome.caught and "nothing" in outcome.message

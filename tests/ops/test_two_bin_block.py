@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import diffratio_kernels as dk
 from diffratio_kernels import mod_block, two_bin_block
 from diffratio_kernels.testing.budget import gradients
-from diffratio_kernels.testing.inputs import TwoBinCase
+from diffratio_kernels.testing.inputs import TwoBinCase, cast
 from diffratio_kernels.testing.memory import peak_bytes
 
 SIZES = {"seed": 0, "tokens": 64, "keep": (40,), "keep_small": (24,)}
@@ -72,6 +72,18 @@ def test_a_bin_without_weight_makes_no_graph_where_none_is_wanted():
     with torch.no_grad(), torch.autocast("cpu"), sees_all:
         assert not two_bin_block(**arguments).requires_grad
     assert not kept and weight.grad is None
+
+
+@pytest.mark.parametrize("weight", [1e-3, 0.02, 0.5])
+def test_the_gradient_of_a_bias_keeps_its_digits_where_its_rows_weigh_little(weight):
+    """All rows are kept by the large bin alone: the gradient is w times a sum, not a sum less most of it."""
+    case = TwoBinCase(seed=1, keep=(20,), keep_small=(0,), weight_large=(weight, weight))
+    arguments = case.arguments() | {"index": torch.arange(48).view(2, 24)[:, :20].flatten()}
+    _, grads = gradients(two_bin_block, arguments, seed=0)
+    _, gold = gradients(two_bin_block, cast(arguments, torch.float64), seed=0)
+    for name in ("fc2_bias", "fc1_bias", "out_bias"):
+        error = (grads[name] - gold[name]).abs().max()
+        assert error <= 16 * torch.finfo(torch.float32).eps * gold[name].abs().max(), name
 
 
 def training_peak(function, arguments):

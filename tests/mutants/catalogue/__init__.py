@@ -8,7 +8,9 @@ from .triton_products import TRITON_PRODUCTS
 from .triton_rows import TRITON_ROWS
 from .triton_select import TRITON_SELECTION
 from .triton_two_bin import TRITON_TWO_BIN
+from .two_bin import TWO_BINS
 
 __all__ = ["MUTANTS", "Mutant"]
 
-MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN + CUDA + CUDA_TWO_BIN + OPERATORS
+MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
+MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS

@@ -16,6 +16,11 @@ def triton(file: str, kind: str) -> str:
 _BLOCKS = "tests/ops/test_budget.py::test_block_of_triton_kernels_is_within_the_error_budget"
 BLOCKS = " ".join(f"{_BLOCKS}[{seed}]" for seed in range(6))
 
+NATIVE_ROWS = "tests/kernels/test_native_rows.py -k 'fp64 or two_bins'"
+GELU = "tests/kernels/test_native_gelu.py"
+_TWO_BINS = "tests/ops/test_budget.py::test_two_bins_are_within_the_error_budget_of_two_passes"
+TWO_BIN_BLOCKS = " ".join(f"{_TWO_BINS}[{seed}]" for seed in range(12))
+
 SIM_ROWS = "tests/sim/test_cuda_rows.py"
 BUDGET = f"{SIM_ROWS} -k error_budget"
 SCHEDULES = f"{SIM_ROWS} -k every_schedule"

@@ -1,0 +1,132 @@
+"""Planted in two bins: the CPU's row kernels, and the operators above them."""
+
+from .mutant import Mutant
+from .selections import GELU, NATIVE_ROWS, TWO_BIN_BLOCKS
+
+CPU, OPS = "csrc/cpu/", "diffratio_kernels/ops/"
+STEPS = OPS + "two_bin_steps.py"
+IDLE = "tests/ops/test_two_bin_block.py -k backward"
+
+TWO_BINS = [
+    Mutant(
+        "gelu-exponential-cut-off",
+        "range too small",
+        CPU + "two_bin_gelu.h",
+        {"v < -87.0f ? -87.0f : v": "v < -20.0f ? -20.0f : v"},
+        GELU,
+    ),
+    Mutant(
+        "gelu-gate-as-a-difference",
+        "cancellation",
+        CPU + "two_bin_gelu.h",
+        {"gate = z < 0 ? small : large;": "gate = z < 0 ? 1 - large : large;"},
+        GELU,
+    ),
+    Mutant(
+        "gelu-weight-dots-in-fp32",
+        "accumulator too narrow",
+        CPU + "two_bin_gelu.h",
+        {"double dot = 0;": "A dot = 0;"},
+        NATIVE_ROWS,
+    ),
+    Mutant(
+        "one-row-more-in-the-small-bin",
+        "off by one",
+        CPU + "two_bin.h",
+        {"if (place >= bins.small_offsets": "if (place > bins.small_offsets"},
+        NATIVE_ROWS,
+    ),
+    Mutant(
+        "weight-does-not-move-x",
+        "term of a gradient missing",
+        CPU + "two_bin_blend.h",
+        {"hidden_weight * l - x_weight * row": "hidden_weight * l"},
+        NATIVE_ROWS,
+    ),
+    Mutant(
+        "residual-takes-all-of-x",
+        "wrong rescale mode",
+        CPU + "two_bin_blend.h",
+        {"(h - omega * x) + u": "(h - x) + u"},
+        NATIVE_ROWS,
+    ),
+    Mutant(
+        "small-bin-by-index-not-by-score",
+        "wrong selection",
+        CPU + "topk_select.h",
+        {
+            "topk_select_row(logits, tokens, keep_small, first_row, index);": (
+                "std::copy(large.begin(), large.begin() + keep_small, index);"
+            )
+        },
+        "tests/kernels/test_score_matrices.py -k 'small_bin and 64'",
+    ),
+    Mutant(
+        "one-set-of-rows-for-both-bins",
+        "argument not passed on",
+        OPS + "two_bin_block.py",
+        {"keep_large, router_bias, index, keep_small)": "keep_large, router_bias, index, None)"},
+        TWO_BIN_BLOCKS,
+    ),
+    Mutant(
+        "the-other-bin-has-no-weight",
+        "branches swapped",
+        OPS + "two_bin_block.py",
+        {'{"small": 1, "large": 0}': '{"small": 0, "large": 1}'},
+        "tests/ops/test_two_bin_block.py -k gradient",
+    ),
+    Mutant(
+        "backward-of-a-bin-without-weight",
+        "work that nobody needs",
+        STEPS,
+        {'torch.is_grad_enabled() and forward_only != "small"': "torch.is_grad_enabled()"},
+        IDLE,
+    ),
+    Mutant(
+        "fc2-bias-once-on-every-row",
+        "bias not weighed",
+        STEPS,
+        {"only_large, weight[sample] - added": "only_large, 1 - added"},
+        TWO_BIN_BLOCKS,
+    ),
+    Mutant(
+        "fc2-bias-weighed-after-it-was-added",
+        "cancellation",
+        OPS + "two_bin_block.py",
+        {
+            "fc2=partial(F.linear, weight=fc2_weight)": (
+                "fc2=partial(F.linear, weight=fc2_weight, bias=fc2_bias)"
+            ),
+            "fc2_adds_bias=False": "fc2_adds_bias=True",
+        },
+        "tests/ops/test_two_bin_block.py -k digits",
+    ),
+    Mutant(
+        "gradient-of-small-rows-lost",
+        "term of a gradient missing",
+        OPS + "two_bin_attention.py",
+        {"grad[: ctx.rows].index_add(0, small, grad[ctx.rows :])": "grad[: ctx.rows].clone()"},
+        TWO_BIN_BLOCKS,
+    ),
+    Mutant(
+        "weight-gradient-by-small-offsets",
+        "wrong offsets",
+        OPS + "two_bin_gelu.py",
+        {"sample_sums(dots, large_offsets)": "sample_sums(dots, small_offsets)"},
+        "tests/ops/test_gradcheck.py -k two_bin_gelu",
+    ),
+    Mutant(
+        "more-small-rows-than-large-ones",
+        "check removed",
+        OPS + "validate.py",
+        {"if both and (small_offsets.diff() > large_offsets.diff()).any():": "if False:"},
+        "tests/ops/test_bad_inputs.py -k small_offsets",
+    ),
+    Mutant(
+        "rows-of-another-sample",
+        "check removed",
+        OPS + "validate.py",
+        {"if not torch.equal(index // tokens, owner):": "if False:"},
+        "tests/ops/test_bad_inputs.py -k two_bin_blend",
+    ),
+]
