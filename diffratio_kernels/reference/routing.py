@@ -64,8 +64,9 @@ def route(
     index: Tensor | None = None,
     keep_small: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score every token and keep `keep[b]` of sample b, those of a small bin first where there is one; a given
-    `index` is taken as the selection.
+    """Score every token and keep `keep[b]` of sample b, those of a small bin first where there is one.
+
+    A given `index` is taken as the selection.
 
     Returns index [T] int64, offsets [B+1] int32, logits [B, N] (differentiable in x and the router).
     """

@@ -36,6 +36,7 @@ def load_base(arguments: TrainArguments) -> Base:
     name = arguments.pretrained_model_name_or_path
     if name in PRETRAINED:
         model, scheduler = _load_transformer(PRETRAINED[name], None, None), noise_schedule()
+        model.register_to_config(_name_or_path=name)  # not the folder that the package is installed in
     else:
         model = _load_transformer(name, arguments.revision, arguments.variant)
         scheduler = _load_scheduler(name, arguments.revision)

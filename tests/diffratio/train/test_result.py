@@ -150,3 +150,9 @@ def test_text_of_another_width_is_refused(tiny, tmp_path):
     ):
         tiny.train(tmp_path / "run", pretrained_model_name_or_path=str(tmp_path / "model"))
     assert load_dataset("digits").text_width == 32
+
+
+def test_a_result_does_not_tell_where_the_package_is_installed(tiny, tmp_path):
+    run = {"pretrained_model_name_or_path": "digits", "max_train_steps": 1, "train_batch_size": 2}
+    tiny.train(tmp_path / "run", **run)
+    assert json.loads((tmp_path / "run/final/config.json").read_text())["_name_or_path"] == "digits"
