@@ -253,7 +253,7 @@ def test_a_sample_is_independent_of_its_neighbours(rescale):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if sum(shape[2]) > 8], ids=str)
 def test_two_bins_are_within_the_error_budget(shape, dtype):
-    for rescale in RESCALE:
+    for rescale in ("mlp", "residual"):
         a = draw(shape, dtype)
         a |= {name: a[name].float() for name in ("scale", "logits", "weight_large")}  # as in a model
         actual, peer = run_two_bins(a, rescale), reference_two_bins(a, rescale)

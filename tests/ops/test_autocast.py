@@ -59,9 +59,15 @@ def test_block_under_autocast_is_within_the_budget(x_dtype, weight_dtype, text):
             check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
 
 
-@pytest.mark.parametrize("weights", [(0.3, -0.5), (1.0, 1.0)], ids=str)
-@pytest.mark.parametrize("weight_dtype", [FP32, BF16], ids=lambda d: f"weights {short(d)}")
-@pytest.mark.parametrize("x_dtype", [FP32, BF16], ids=lambda d: f"x {short(d)}")
+TWO_BINS = [
+    (FP32, FP32, (0.3, -0.5)),
+    (FP32, FP32, (1.0, 1.0)),
+    (FP32, BF16, (0.3, -0.5)),
+    (BF16, FP32, (0.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("x_dtype", "weight_dtype", "weights"), TWO_BINS, ids=str)
 def test_two_bins_under_autocast_are_within_the_budget(x_dtype, weight_dtype, weights):
     options = BINS | {"weight_large": weights, "ragged_text": True}
     arguments = mixed(x_dtype, weight_dtype, TwoBinCase, **options)

@@ -143,9 +143,13 @@ def test_two_bin_gelu(bins, implementation):
     assert check(dk.two_bin_gelu, arguments, fast=True) == {"pre", "weight_large"}
 
 
-@pytest.mark.parametrize("rescale", RESCALE)
-def test_two_bin_blend(bins, rescale, implementation):
-    arguments = two_bins("two_bin_blend", bins, rescale=rescale, score_scale=2.0)
+BLENDS = [("native", rescale, bins) for rescale in RESCALE for bins in BINS]
+BLENDS += [("reference", rescale, "per sample") for rescale in RESCALE]
+
+
+@pytest.mark.parametrize(("implementation", "rescale", "bins"), BLENDS)
+def test_two_bin_blend(implementation, rescale, bins):
+    arguments = two_bins("two_bin_blend", bins_of(bins), rescale=rescale, score_scale=2.0)
     names = check(dk.two_bin_blend, arguments | {"implementation": implementation}, fast=True)
     assert names == {"x", "hidden", "branch", "gate", "logits", "weight_large"}
 

@@ -148,5 +148,5 @@ def test_two_bin_block(name, implementation, wants_gradient):
     arguments = TWO_BINS[name].arguments() | {"implementation": implementation}
     check(
         "two_bin_block", arguments, wants_gradient,
-        UTILITIES[:3] if name in ("uniform", "one bin") else traced_once(implementation),
+        traced_once(implementation) if name == "per sample" else UTILITIES[:3],
     )  # fmt: skip
