@@ -105,7 +105,7 @@ def prepare(facts: dict, datasets: set[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() // 2 * 2))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--only", default="", help="runs whose name holds this text")
     arguments = parser.parse_args()
     commit = subprocess.run(

@@ -8,7 +8,7 @@ once, on the blend, because it is linear.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -37,9 +37,9 @@ class Linears:
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows by (virtual) sample, and what belongs to each sample.
+    """Packed rows of one bin, or of both as those of 2B samples, and what belongs to each sample.
 
-    index [t]: row of the flattened [B*N], counted on for the small bin's virtual samples B, B+1, ...;
+    index [t]: row of the flattened [B*N], or [2*B*N]: sample b of the small bin is sample B + b there;
     gate1, shift2, scale2 [b, D]; context_kv [b, M, 2, D]; context_lengths [b].
     """
 
@@ -79,7 +79,7 @@ def two_bin_forward(
     "small" or "large", a bin whose weight is 0 in every sample: it is computed for the gradient of the
     weights alone. Returns [B, N, D].
     """
-    batch, tokens, width = x.shape
+    tokens = x.shape[1]
     rows, small = sum(keep_large), sum(keep_small)
     if rows == 0:
         return x.clone(memory_format=torch.contiguous_format)
@@ -94,29 +94,20 @@ def two_bin_forward(
     del normed
 
     large = Rows(index, keep_large, offsets, gate1, shift2, scale2, context_kv, context_lengths)
-    small_only = Rows(
-        index[at] + batch * tokens,
-        keep_small,
-        small_offsets,
-        gate1,
-        shift2,
-        scale2,
-        context_kv,
-        context_lengths,
-    )
+    small_only = replace(large, index=index[at], keep=keep_small, offsets=small_offsets)
     options = steps, linears, tokens, num_heads, eps if mlp_eps is None else mlp_eps
     if forward_only == "none":
         longest = max(keep_large), max(keep_small)
         attended = steps.two_bin_attention(
             query, key, value, offsets, small_offsets, *longest, small, None
         ).flatten(1)
-        hidden, pre = _streams(*options, with_small_rows(hidden, at), attended, _joined(large, small_only))
+        both = _joined(large, small_only, tokens)
+        hidden, pre = _streams(*options, with_small_rows(hidden, at), attended, both)
     else:
         with torch.set_grad_enabled(torch.is_grad_enabled() and forward_only != "large"):
             attended = _attended(steps, (query, key, value), large)
             hidden_large, pre_large = _streams(*options, hidden, attended, large)
         with torch.set_grad_enabled(torch.is_grad_enabled() and forward_only != "small"):
-            small_only = _apart(small_only, batch * tokens)
             attended = _attended(steps, [small_rows_of(t, at) for t in (query, key, value)], small_only)
             hidden_small, pre_small = _streams(*options, small_rows_of(hidden, at), attended, small_only)
         hidden, pre = torch.cat([hidden_large, hidden_small]), torch.cat([pre_large, pre_small])
@@ -134,14 +125,14 @@ def _offsets(keep: list[int], x: Tensor) -> Tensor:
     return (packed_offsets if type(x) is Tensor else reference.packed_offsets)(keep, x.device)
 
 
-def _joined(large: Rows, small: Rows) -> Rows:
-    """The rows of both bins: sample b of the small one is virtual sample B + b."""
+def _joined(large: Rows, small: Rows, tokens: int) -> Rows:
+    samples = len(large.keep)
 
     def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
         return None if first is None else torch.cat([first, second])
 
     return Rows(
-        both(large.index, small.index),
+        both(large.index, small.index + samples * tokens),
         large.keep + small.keep,
         both(large.offsets, large.offsets[-1] + small.offsets[1:]),
         both(large.gate1, small.gate1),
@@ -150,10 +141,6 @@ def _joined(large: Rows, small: Rows) -> Rows:
         both(large.context_kv, small.context_kv),
         both(large.context_lengths, small.context_lengths),
     )
-
-
-def _apart(small: Rows, shift: int) -> Rows:
-    return Rows(**{**vars(small), "index": small.index - shift})
 
 
 def _attended(steps: Steps, qkv: Sequence[Tensor], rows: Rows) -> Tensor:
