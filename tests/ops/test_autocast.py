@@ -88,6 +88,27 @@ def test_two_bins_under_autocast_are_within_the_budget(x_dtype, weight_dtype, we
             check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
 
 
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_operators_that_only_cuda_casts_change_nothing(implementation):
+    """CUDA's autocast has torch.addr in its list, the CPU's has not: here it has too."""
+    arguments = mixed(FP32, FP32, TwoBinCase, **BINS) | {"implementation": implementation}
+    out, grads = gradients(autocast(two_bin_block), arguments, seed=0)
+    casts = []
+
+    def addr(*tensors):
+        casts.append(tensors)
+        with torch.autocast("cpu", enabled=False):
+            return torch.addr(*(t.to(BF16) for t in tensors))
+
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("addr", addr, "AutocastCPU")
+        again, grads_again = gradients(autocast(two_bin_block), arguments, seed=0)
+        with torch.autocast("cpu", BF16):
+            assert torch.addr(torch.ones(2, 2), torch.ones(2), torch.ones(2)).dtype == BF16
+    assert len(casts) == 1 and torch.equal(again, out)
+    assert all(torch.equal(grads_again[name], grad) for name, grad in grads.items())
+
+
 @pytest.mark.parametrize("x_dtype", [FP32, FP16], ids=lambda d: f"x {short(d)}")
 @pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 def test_autocast_to_float16_keeps_the_dtype_of_x_too(x_dtype, implementation):
