@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .captioned import CaptionedDataset, check_split
@@ -90,7 +90,7 @@ def from_folder(
     text_encoder: Encoder | None = None,
 ) -> CaptionedImages:
     """Read a folder as `imagefolder` does: captions from ``metadata.jsonl``, or from a ``.txt`` beside each
-    image, or, where there is neither, the name of the image's folder as its class.
+    image, or, where there is neither, the name of the folder below it that the image lies in as its class.
 
     A folder for each split (``train``; ``validation``, ``held_out`` or ``test``) is used where there is one;
     otherwise every tenth image is held out.
@@ -100,7 +100,7 @@ def from_folder(
     has_splits = any((folder / name).is_dir() for names in _SPLIT_NAMES.values() for name in names)
     if has_splits and root == folder:
         raise ValueError(f"split={split!r} has no folder in {folder} ({' or '.join(_SPLIT_NAMES[split])})")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = _images(root)
     if not paths:
         raise ValueError(f"folder {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     labels, classes = None, 0
@@ -109,18 +109,40 @@ def from_folder(
     elif any(path.with_suffix(".txt").is_file() for path in paths):
         captions = [_read_caption(path.with_suffix(".txt")) for path in paths]
     else:
-        captions = [path.parent.name for path in paths]
-        names = sorted(set(captions))
+        captions = [_class_of(path, root) for path in paths]
+        roots = [folder / name for names in _SPLIT_NAMES.values() for name in names] if has_splits else [root]
+        # A class has the same label in every split, whichever of them it is missing from.
+        names = sorted({_class_of(path, one) for one in roots for path in _images(one)})
         labels, classes = [names.index(caption) for caption in captions], len(names)
     rows = range(len(paths)) if has_splits else held_out_rows(len(paths), split)
     return CaptionedImages(
-        lambda item: Image.open(paths[rows[item]]),
+        lambda item: _open(paths[rows[item]]),
         [captions[row] for row in rows],
         resolution,
         text_encoder,
         None if labels is None else [labels[row] for row in rows],
         classes,
     )
+
+
+def _images(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _class_of(path: Path, root: Path) -> str:
+    if path.parent == root:
+        raise ValueError(
+            f"folder {root} has no captions: {METADATA}, a .txt beside each image, or a folder for each class"
+        )
+    return path.parent.name
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image {path} cannot be read: {error}") from None
 
 
 def held_out_rows(count: int, split: str) -> list[int]:

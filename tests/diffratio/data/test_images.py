@@ -74,6 +74,42 @@ def test_folders_of_classes_give_labels(tmp_path: Path):
     assert [["cat", "dog"][c] for c in classes] == captions and set(captions) == {"cat", "dog"}
 
 
+def test_a_class_has_one_label_in_all_splits(tmp_path: Path):
+    for split, names in (("train", ["cat", "dog", "eel"]), ("test", ["dog", "eel"])):
+        for name in names:
+            save(tmp_path / split / name / "0.png", 10)
+    train, held_out = (load_dataset(tmp_path, split=split, resolution=16) for split in ("train", "held_out"))
+    assert train.attribute_sizes == held_out.attribute_sizes == (3,)
+    assert held_out.batch([0, 1])["attributes"][:, 0].tolist() == [1, 2]
+
+
+def test_images_without_captions_and_broken_images_are_named(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"{name}.png", 10)
+    with pytest.raises(ValueError, match=f"folder {tmp_path} has no captions: metadata.jsonl, a .txt"):
+        load_dataset(tmp_path, resolution=16)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
+    (tmp_path / "c.png").write_text("no image")
+    images = load_dataset(tmp_path, resolution=16)
+    for row, name in enumerate("bc"):
+        with pytest.raises(ValueError, match=f"image .*{name}.png cannot be read"):
+            images[row]
+
+
+def test_a_photograph_stands_upright(tmp_path: Path):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255
+    turned = Image.Exif()
+    turned[0x112] = 3  # upside down
+    for name in ("a", "b"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=turned)
+        (tmp_path / f"{name}.txt").write_text(name)
+    image = load_dataset(tmp_path, resolution=16)[0]["pixel_values"]
+    assert (image[:, :8] == -1).all() and (image[:, 8:] == 1).all()
+
+
 def test_words_are_told_apart_by_value_and_place():
     embed = WordEmbeddings()
     one, other, again = embed(["A red cross", "cross red a", "a RED cross!"])
@@ -109,7 +145,7 @@ def test_bad_folders_and_resolutions_are_refused(folder: Path, tmp_path: Path):
     empty.mkdir()
     with pytest.raises(ValueError, match="folder .*empty holds no image"):
         load_dataset(empty)
-    save(empty / "only.png", 10)
+    save(empty / "cat" / "only.png", 10)
     with pytest.raises(ValueError, match="a data set of 1 images cannot be split"):
         load_dataset(empty)
     (empty / "train").mkdir()
