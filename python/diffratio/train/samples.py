@@ -68,7 +68,8 @@ class ValidationSamples(Dataset):
         clean = next(item[name] for name in CLEAN if name in item)
         generator = torch.Generator().manual_seed(_mixed(0, row, 2))
         timestep = self._places[row] * self.timesteps // self.count
-        return item | {"timestep": timestep, "noise": torch.randn(clean.shape, generator=generator)}
+        noise = torch.randn(clean.shape, generator=generator)
+        return item | {"row": torch.tensor(row), "timestep": timestep, "noise": noise}
 
 
 def _mixed(*numbers: int) -> int:

@@ -20,15 +20,18 @@ def validate(
     """
     training = model.training
     model.eval()
-    losses, timesteps = [], []
+    losses, timesteps, rows = [], [], []
     for batch in loader:
         with accelerator.autocast():
             error = objective(model, batch)
-        error, timestep = accelerator.gather_for_metrics((error, batch["timestep"]))
+        error, timestep, row = accelerator.gather((error, batch["timestep"], batch["row"]))
         losses.append(error.double().cpu())
         timesteps.append(timestep.cpu())
+        rows += row.tolist()
     model.train(training)
-    error, timestep = torch.cat(losses), torch.cat(timesteps)
+    # Processes get equally many batches of one size: some images twice.
+    once = sorted({row: place for place, row in reversed([*enumerate(rows)])}.values())
+    error, timestep = torch.cat(losses)[once], torch.cat(timesteps)[once]
     horizon = objective.scheduler.config.num_train_timesteps
     region = (timestep * regions // horizon).clamp(max=regions - 1)
     means = [error[region == r] for r in range(regions)]
