@@ -141,15 +141,24 @@ class Check:
     ):
         """Offsets [B+1] of all large and all small rows, no more of these in any sample; `rows` and `small`:
         which argument tells how many there are, and the number."""
+        if not 0 <= small[1] <= rows[1]:
+            self.fail(f"small rows must be 0..{rows[1]} (from {rows[0]}), got {small[1]} (from {small[0]})")
         for name, offsets, (source, last), longest in (
             ("large_offsets", large_offsets, rows, longest_large),
             ("small_offsets", small_offsets, small, longest_small),
         ):
             self.tensor(name, offsets, "B+1", dtypes=(torch.int32,))
+            samples = offsets.shape[0] - 1
+            if samples < 0:
+                self.fail(f"{name} must hold B+1 values, got none")
             if not readable(offsets):
+                if longest is not None and not 0 <= longest <= last <= longest * samples:
+                    self.fail(
+                        f"longest_{name[:5]}={longest} cannot be that of {samples} samples of {last} rows"
+                    )
                 continue
             steps = offsets.diff().tolist()
-            if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != last or any(step < 0 for step in steps):
+            if offsets[0] != 0 or offsets[-1] != last or any(step < 0 for step in steps):
                 self.fail(f"{name}={offsets.tolist()} must rise from 0 to {last} (from {source})")
             most = max(steps, default=0)
             if longest is not None and longest != most:

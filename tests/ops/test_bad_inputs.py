@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import diffratio_kernels as dk
 from diffratio_kernels.testing.calls import two_bin_arguments
@@ -226,6 +227,33 @@ def test_a_wrong_argument_is_named(op, name, change):
         for key, v in arguments.items()
     }
     assert error_of(getattr(dk, op), wants_gradient) == (kind, text)
+
+
+UNREADABLE = [
+    *(("two_bin_attention", "small", value) for value in (-1, T + 1)),
+    *(
+        ("two_bin_attention", name, value)
+        for name in ("longest_large", "longest_small")
+        for value in (-1, 2, 11)
+    ),
+    *(("two_bin_gelu", "rows", value) for value in (-1, 7, 17)),
+]
+
+
+@pytest.mark.parametrize(("op", "name", "value"), UNREADABLE)
+def test_sizes_are_checked_where_offsets_cannot_be_read(op, name, value):
+    """As on a GPU: fake tensors have no values."""
+    with FakeTensorMode() as mode:
+        fake = {n: mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for n, t in VALID[op].items()}
+        getattr(dk, op)(**fake)
+        _, text = error_of(getattr(dk, op), fake | {name: value})
+        assert re.match(rf"{op}: .*\b{name}\b", text), text
+
+
+def test_offsets_of_nothing_are_named():
+    none = dict.fromkeys(("large_offsets", "small_offsets"), torch.empty(0, dtype=torch.int32))
+    _, text = error_of(dk.two_bin_attention, VALID["two_bin_attention"] | none)
+    assert text == "two_bin_attention: large_offsets must hold B+1 values, got none"
 
 
 @pytest.mark.parametrize("op", VALID)
