@@ -83,6 +83,8 @@ class Trainer:
             if self.step == 0:
                 self._validate()
             self._train()
+        else:  # killed after its last checkpoint, or finished before
+            self.last_validation = self._held_out_loss()
         replace_folder(self.accelerator, self.root / "final", lambda folder: save_adapter(self, folder))
         return self.output.close(step=self.step, **self.last_validation)
 
@@ -169,11 +171,14 @@ class Trainer:
         if last or self.step % self.arguments.checkpointing_steps == 0:
             self.checkpoints.save(self.accelerator, self.step, lambda folder: save_state(self, folder))
 
-    def _validate(self) -> None:
+    def _held_out_loss(self) -> dict:
         with self.averaged():
-            self.last_validation = validate(
+            return validate(
                 self.accelerator, self.model, self.objective, self.validation, self.arguments.num_regions
             )
+
+    def _validate(self) -> None:
+        self.last_validation = self._held_out_loss()
         self.output.log({"step": self.step} | self.last_validation)
         if self.controller is not None:
             self.output.picture(self.step, self.controller.table.host())

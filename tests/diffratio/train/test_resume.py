@@ -97,6 +97,14 @@ def test_a_longer_run_goes_on_and_a_finished_one_ends_at_once(tiny, runs, tmp_pa
     assert longer["step"] == 8 and [line["step"] for line in runs.lines(tmp_path)][-3:] == [7, 8, 8]
 
 
+def test_a_run_killed_after_its_last_checkpoint_ends_with_its_loss(tiny, tmp_path, monkeypatch):
+    whole = tiny.train(tmp_path / "whole", method="mod")
+    cut(tiny, tmp_path / "cut", monkeypatch, 6, method="mod")
+    run = tiny.train(tmp_path / "cut", method="mod", resume_from_checkpoint="latest")
+    for name in ("step", "validation_loss", "validation_by_region"):
+        assert run[name] == whole[name]
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.fuzz)])
 def test_killed_runs_end_as_the_one_that_was_not(kills, tiny, runs, tmp_path):
     settings = {
