@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,9 +16,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .arguments import ArgumentError, TrainArguments
+from .run_log import replace_text
 
 CHUNK = 64
+AT_ONCE = 4  # images in the VAE, whose memory grows with their pixels
 NULL = "null.safetensors"
+SETTINGS = "settings.json"
 
 
 class EncodedDataset(Dataset):
@@ -42,43 +47,72 @@ class EncodedDataset(Dataset):
 
 
 class Encoders:
-    """The VAE and, for a captioned model, the text encoder of the repository that the model came from."""
+    """The VAE and, for a captioned model, the text encoder of the repository that the model came from.
+
+    They are loaded when something is to be encoded.
+    """
 
     def __init__(self, arguments: TrainArguments, captioned: bool, device: torch.device):
-        name, revision = arguments.pretrained_model_name_or_path, arguments.revision
-        self.device, self.length, self.text = device, arguments.max_sequence_length, None
-        try:
-            self.vae = (
-                AutoencoderKL.from_pretrained(name, subfolder="vae", revision=revision).eval().to(device)
-            )
-            if captioned:
-                from transformers import AutoTokenizer, T5EncoderModel
+        self.arguments, self.captioned, self.device = arguments, captioned, device
 
-                self.tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision)
-                text = T5EncoderModel.from_pretrained(name, subfolder="text_encoder", revision=revision)
-                self.text = text.eval().to(device)
-        except (OSError, ValueError) as error:
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return self._load(AutoencoderKL, "vae").eval().to(self.device)
+
+    @cached_property
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return self._load(AutoTokenizer, "tokenizer")
+
+    @cached_property
+    def text(self):
+        from transformers import T5EncoderModel
+
+        return self._load(T5EncoderModel, "text_encoder").eval().to(self.device)
+
+    def _load(self, kind, subfolder: str):
+        name = self.arguments.pretrained_model_name_or_path
+        try:
+            return kind.from_pretrained(name, subfolder=subfolder, revision=self.arguments.revision)
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0]
             raise ArgumentError(
-                f"pretrained_model_name_or_path={name!r} needs a vae, and a tokenizer and text_encoder for "
-                f"captions, to work on images: {str(error).splitlines()[0]}"
+                f"pretrained_model_name_or_path={name!r} needs a vae, and a tokenizer (with sentencepiece "
+                f"installed) and text_encoder for captions, to work on images; {subfolder}: {reason}"
             ) from None
+
+    def check_settings(self, dataset, count: int, folder: Path, write: bool) -> None:
+        """What lies in `folder` was encoded from the same images and captions, by the same encoders."""
+        names = ("dataset_name", "pretrained_model_name_or_path", "revision", "max_sequence_length")
+        settings = {name: getattr(self.arguments, name) for name in names}
+        settings |= {"images": dataset.name, "count": count, "chunk": CHUNK}
+        path = folder / SETTINGS
+        if path.exists() and json.loads(path.read_text()) != settings:
+            raise ArgumentError(
+                f"output_dir={self.arguments.output_dir!r} holds images encoded with other settings: "
+                f"give another folder, or delete {folder.parent}"
+            )
+        if write:
+            replace_text(path, json.dumps(settings, indent=2) + "\n")
 
     def images(self, pixels: Tensor) -> dict[str, Tensor]:
         """[n, 3, H, W] in [-1, 1] -> the mode of the VAE's distribution, in the model's scale."""
         config = self.vae.config
-        latents = self.vae.encode(pixels.to(self.device)).latent_dist.mode()
+        parts = [self.vae.encode(some.to(self.device)).latent_dist.mode() for some in pixels.split(AT_ONCE)]
+        latents = torch.cat(parts)
         latents = (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
         size = torch.tensor(pixels.shape[-2:]).expand(len(pixels), 2)
         return {"latents": latents, "original_size": size.contiguous()}
 
     def captions(self, captions: list[str]) -> dict[str, Tensor]:
         """`tokens` [n, M, E] and which of them count, `mask` [n, M]; nothing for a model without text."""
-        if self.text is None:
+        if not self.captioned:
             return {}
         found = self.tokenizer(
             [caption.lower().strip() for caption in captions],
             padding="max_length",
-            max_length=self.length,
+            max_length=self.arguments.max_sequence_length,
             truncation=True,
             return_tensors="pt",
         ).to(self.device)
@@ -92,16 +126,20 @@ def encode(
 ) -> EncodedDataset:
     """The first `count` items of a data set; every process encodes its share of what is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
+    encoders.check_settings(dataset, count, folder, write=accelerator.is_main_process)
     chunks = range(accelerator.process_index, -(-count // CHUNK), accelerator.num_processes)
     missing = [number for number in chunks if not _chunk(folder, number).exists()]
     for number in tqdm(
         missing, desc=f"encoding {folder.name}", unit="chunk", disable=not progress or not missing
     ):
         rows = range(number * CHUNK, min(count, (number + 1) * CHUNK))
-        batch = dataset.batch(rows)
+        try:
+            batch = dataset.batch(rows)
+        except ValueError as error:
+            raise ArgumentError(f"dataset_name={encoders.arguments.dataset_name!r}: {error}") from None
         tensors = encoders.images(batch["pixel_values"]) | encoders.captions(dataset.captions(rows))
         _write(tensors | {"attributes": batch["attributes"]}, _chunk(folder, number))
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not (folder / NULL).exists():
         null = encoders.captions([""])
         _write({name: tensor[0] for name, tensor in null.items()}, folder / NULL)
     accelerator.wait_for_everyone()

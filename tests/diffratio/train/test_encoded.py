@@ -1,6 +1,7 @@
 """Images with captions for a latent model: encoded once, cached as safetensors, read back one by one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -89,12 +90,28 @@ def test_training_on_latents_runs_and_encodes_once(tiny, repository, images, tmp
     assert sorted(path.name for path in (tmp_path / "encoded/train").iterdir()) == [
         "000000.safetensors",
         "null.safetensors",
+        "settings.json",
     ]
     before = (tmp_path / "encoded/train/000000.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(encoded.Encoders, "images", None)
+    monkeypatch.setattr(encoded.AutoencoderKL, "from_pretrained", None)
     again = trainer(tiny, repository, images, tmp_path, method="lt", resume_from_checkpoint="latest")
     assert len(again.dataset) == IMAGES - HELD_OUT
     assert (tmp_path / "encoded/train/000000.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_was_encoded_for_another_run_is_not_used(tiny, repository, images, tmp_path):
+    trainer(tiny, repository, images, tmp_path)
+    for changes in ({"resolution": 32}, {"max_sequence_length": 5}, {"caption_column": "file_name"}):
+        with pytest.raises(ArgumentError, match="^output_dir=.* holds images encoded with other settings"):
+            trainer(tiny, repository, images, tmp_path, **changes)
+    assert len(trainer(tiny, repository, images, tmp_path, train_batch_size=2).dataset) == IMAGES - HELD_OUT
+
+
+def test_a_broken_image_is_an_error_of_the_data_set(tiny, repository, images, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images/05.png").write_text("no image")
+    with pytest.raises(ArgumentError, match="^dataset_name=.*: image .*05.png cannot be read"):
+        trainer(tiny, repository, tmp_path / "images", tmp_path / "run")
 
 
 def test_chunks_hold_the_items_in_order(tiny, repository, images, tmp_path, monkeypatch):
