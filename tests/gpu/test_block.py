@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffratio_kernels.testing.mod_block_check import check_mod_block
+from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
 
 SEEDS, STEP = 20, 2
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("first", range(0, SEEDS, STEP))
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("implementation", ["triton", "cuda", "reference", "auto"])
-def test_block_is_within_the_error_budget(implementation, dtype, first):
+@pytest.mark.parametrize("check", [check_mod_block, check_two_bin_block])
+def test_block_is_within_the_error_budget(check, implementation, dtype, first):
     for seed in range(first, first + STEP):
-        check_mod_block(seed, dtype, implementation, "cuda")
+        check(seed, dtype, implementation, "cuda")
