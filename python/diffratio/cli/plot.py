@@ -29,7 +29,7 @@ def plot(
 ) -> None:
     """Draw ratios over training, layers x timesteps, router maps, and quality against kept tokens."""
     from ..evaluation.quality import SampleSettings
-    from ..plots.run import FIGURES, Run, draw_quality, draw_run
+    from ..plots.run import FIGURES, Run, draw_quality, draw_run, why_no_samples
 
     figures = figure or list(FIGURES)
     unknown = sorted(set(figures) - set(FIGURES))
@@ -40,6 +40,9 @@ def plot(
         loaded = [Run(path) for path in runs]
         if len({run.path.name for run in loaded}) < len(loaded):
             raise ValueError("runs: two of them have the same name")
+        if figure is None and (reason := next(filter(None, map(why_no_samples, loaded)), None)):
+            typer.echo(f"no maps and no quality: {reason}", err=True)
+            figures = ["trajectories", "regions"]
         written = [path for run in loaded for path in draw_run(run, out / run.path.name, figures, **options)]
         if "quality" in figures:
             written += draw_quality(loaded, out, SampleSettings(samples, seed, steps, guidance), **options)

@@ -26,14 +26,15 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="Print the captions as JSON.")] = False,
 ) -> None:
     """Sample images of held-out captions and write them as one picture."""
-    from ..evaluation.quality import Judge, SampleSettings
+    from ..evaluation.quality import SampleSettings
     from ..plots.grid import draw_grid
 
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
-    if target.dataset is None:
-        raise typer.BadParameter(f"dataset: none is known for {path!r}")
     settings = SampleSettings(max(2, rows * columns), seed, steps, guidance)
-    judge = Judge(target.dataset, settings, resolution=target.resolution, progress=not as_json)
+    try:
+        judge = target.judge(settings, progress=not as_json)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     reason = judge.why_not(target.model)
     if reason is not None:
         raise typer.BadParameter(reason)

@@ -50,7 +50,7 @@ def evaluate(
     }
     judge, why_not = None, "no data set is known for this model (see --dataset)"
     if target.dataset is not None:
-        judge = Judge(target.dataset, settings, resolution=target.resolution, progress=progress)
+        judge = target.judge(settings, progress)
         why_not = judge.why_not(model)
     if why_not is None:
         report |= _quality(target, judge, fid, clip_score)

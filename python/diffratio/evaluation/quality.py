@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import CaptionedDataset, load_dataset
+from ..data import load_dataset
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
 from .sampling import sample
@@ -36,7 +36,7 @@ class Judge:
     """Measures models on one data set: what does not depend on the model is computed once.
 
     Args:
-        name_or_path, resolution: of the data set, as for ``load_dataset``.
+        name_or_path, resolution, caption_column: of the data set, as for ``load_dataset``.
         settings: how every model is sampled.
         progress: show progress bars on standard error.
     """
@@ -47,13 +47,19 @@ class Judge:
         settings: SampleSettings,
         *,
         resolution: int | None = None,
+        caption_column: str | None = None,
         progress: bool = True,
     ) -> None:
         self.settings, self.progress = settings, progress
-        self.held_out: CaptionedDataset = load_dataset(name_or_path, split="held_out", resolution=resolution)
-        self._train = load_dataset(name_or_path, split="train", resolution=resolution)
+        self.held_out, self._train = (
+            load_dataset(name_or_path, split=split, resolution=resolution, caption_column=caption_column)
+            for split in ("held_out", "train")
+        )
         self.wanted = torch.arange(settings.samples) % len(self.held_out)
-        self._batch = self.held_out.batch(self.wanted)
+
+    @cached_property
+    def _batch(self) -> dict[str, Tensor]:
+        return self.held_out.batch(self.wanted)
 
     @cached_property
     def reference(self) -> Tensor:

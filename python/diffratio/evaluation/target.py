@@ -11,6 +11,7 @@ from torch import nn
 from ..adapter import CONFIG_NAME, load_diffratio
 from ..models import PRETRAINED
 from ..patch import enable_diffratio, plan_of
+from .quality import Judge, SampleSettings
 
 RUN_FILE = "run.json"
 
@@ -23,6 +24,7 @@ class Target:
     name: str
     dataset: str | None = None
     resolution: int | None = None
+    caption_column: str | None = None
 
     @property
     def routed(self) -> bool:
@@ -39,6 +41,16 @@ class Target:
         """Mean kept ratio over layers and timestep regions, 1 for a model without routers."""
         cells = [tenths for row in self.kept_tenths or [[10]] for tenths in row]
         return sum(cells) / len(cells) / 10
+
+    def judge(self, settings: SampleSettings, progress: bool = True) -> Judge:
+        """Of models on its data set; a ValueError where none is known or there is none of that name."""
+        if self.dataset is None:
+            raise ValueError(f"dataset: none is known for {self.name!r}")
+        options = {"resolution": self.resolution, "caption_column": self.caption_column}
+        try:
+            return Judge(self.dataset, settings, **options, progress=progress)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"dataset={self.dataset!r}: {error}") from None
 
 
 def load_target(
@@ -68,8 +80,11 @@ def load_target(
 
         model, info = load_run(run, step)
         name = run.name if step is None else f"{run.name}, step {step}"
-        resolution = info["arguments"]["resolution"] if dataset in (None, info["dataset"]) else None
-        target = Target(model, name, dataset or info["dataset"], resolution)
+        target = Target(model, name, dataset or info["dataset"])
+        if target.dataset == info["dataset"]:
+            target.resolution, target.caption_column = (
+                info["arguments"][option] for option in ("resolution", "caption_column")
+            )
     elif checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN_FILE} is missing)")
     else:

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import record_routing
-from ..data import load_dataset
 from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.sampling import sample
 from ..evaluation.target import load_target
@@ -69,6 +68,12 @@ class Run:
         return found
 
 
+def why_no_samples(run: Run) -> str | None:
+    """Why the model makes no images of its data set, as where it works on latents; None where it does."""
+    target = load_target(run.path, checkpoint=run.models()[-1][1])
+    return target.judge(SampleSettings()).why_not(target.model)
+
+
 def draw_run(
     run: Run, out: Path, figures: Sequence[str], *, device: str = "cpu", progress: bool = True
 ) -> list[Path]:
@@ -88,8 +93,11 @@ def draw_run(
 
 def _maps(run: Run, device: str, progress: bool) -> Figure:
     target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
-    held_out = load_dataset(target.dataset, split="held_out", resolution=target.resolution)
-    items = range(_MAP_SAMPLES)
+    judge = target.judge(SampleSettings(_MAP_SAMPLES), progress)
+    reason = judge.why_not(target.model)
+    if reason is not None:
+        raise ValueError(f"maps: {reason}")
+    held_out, items = judge.held_out, range(_MAP_SAMPLES)
     with record_routing(target.model) as log:
         images = sample(
             target.model,
@@ -117,9 +125,9 @@ def measure_runs(
         entries = found.setdefault(run.path.name, [])
         for step, checkpoint in models:
             target = load_target(run.path, checkpoint=checkpoint, device=device)
-            data = (target.dataset, target.resolution)
+            data = (target.dataset, target.resolution, target.caption_column)
             if data not in judges:
-                judges[data] = Judge(data[0], settings, resolution=data[1], progress=progress)
+                judges[data] = target.judge(settings, progress)
             _, quality = judges[data](target.model, f"sampling {target.name}")
             entries.append({"step": step, "mean_kept": target.mean_kept, **quality})
     return found

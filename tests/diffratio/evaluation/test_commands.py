@@ -1,10 +1,13 @@
 """`diffratio eval`, `sample` and `plot`, as typed."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from diffratio.cli.eval import eval as eval_command
@@ -68,6 +71,49 @@ def test_eval_says_why_there_is_no_quality(synthetic_runs):
 def test_wrong_arguments_are_named(command, arguments, words):
     result = call(command, *arguments)
     assert result.exit_code == 2 and words in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.fixture
+def other_data(synthetic_runs, tmp_path: Path):
+    """A run whose model does not make the images of its data set, as where it works on latents."""
+    run = shutil.copytree(synthetic_runs / "lt", tmp_path / "runs" / "lt")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"dataset": "shapes"}))
+    return run
+
+
+def test_plot_draws_what_needs_no_samples_of_a_run_on_latents(other_data, tmp_path: Path):
+    result = call(plot, other_data, "--out", tmp_path / "out", "--json", *FAST)
+    assert result.exit_code == 0, result.output
+    assert [Path(path).name for path in json.loads(result.stdout)] == ["trajectories.png", "regions.png"]
+    assert "no maps and no quality: the model does not fit 'shapes'" in result.stderr
+    for figure in ("maps", "quality"):
+        refused = call(plot, other_data, "--figure", figure, *FAST)
+        assert refused.exit_code == 2 and "the model does not fit 'shapes'" in refused.output
+
+
+def test_the_caption_column_of_the_run_is_used(synthetic_runs, tmp_path: Path):
+    images, run = tmp_path / "images", shutil.copytree(synthetic_runs / "lt", tmp_path / "lt")
+    images.mkdir()
+    rows = [{"file_name": f"{i}.png", "title": f"image {i}"} for i in range(4)]
+    for row in rows:
+        Image.new("RGB", (32, 32)).save(images / row["file_name"])
+    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    info = json.loads((run / "run.json").read_text()) | {"dataset": str(images)}
+    info["arguments"] |= {"caption_column": "title", "resolution": 32}
+    (run / "run.json").write_text(json.dumps(info))
+    report = json.loads(call(eval_command, run, "--samples", 2, "--batch", 1, "--json", *FAST).stdout)
+    assert "the model does not fit 'images-" in report["why_no_quality"]
+
+
+@pytest.mark.parametrize("command", [eval_command, sample, plot])
+def test_a_data_set_that_is_not_there_is_named(command, synthetic_runs, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    run = shutil.copytree(synthetic_runs / "lt", tmp_path / "lt")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"dataset": "gone"}))
+    result = call(command, run, "--out" if command is not eval_command else "--seed", 0)
+    assert result.exit_code == 2 and "name_or_path='gone' is no folder" in result.output
 
 
 def test_sample_writes_a_picture(tmp_path: Path):
