@@ -41,7 +41,9 @@ class TrainArguments:
     max_sequence_length: int = _argument(120, "Text tokens: 120 for PixArt-alpha, 300 for -Sigma.", least=1)
     output_dir: str = _argument("diffratio-model", "The run: logs, checkpoints and the result.")
     seed: int = _argument(0, "Decides every random number of the run.", least=0)
-    resolution: int | None = _argument(None, "Side of the images in pixels. Default: the model's.", least=1)
+    resolution: int | None = _argument(
+        None, "Side of the images in pixels. Default: 8 for digits, 32 for shapes, else 512.", least=1
+    )
     train_batch_size: int = _argument(16, "Samples per process and forward pass.", least=1)
     gradient_accumulation_steps: int = _argument(1, "Forward passes per optimiser step.", least=1)
     gradient_checkpointing: bool = _argument(False, "Recompute the blocks in the backward pass.")
@@ -99,6 +101,10 @@ class TrainArguments:
         _require(
             self.lr_warmup_steps <= self.max_train_steps,
             f"lr_warmup_steps={self.lr_warmup_steps} must not exceed max_train_steps={self.max_train_steps}",
+        )
+        _require(
+            self.lr_warmup_steps == 0 or self.lr_scheduler != "constant",
+            f"lr_warmup_steps={self.lr_warmup_steps} is not for constant: lr_scheduler=constant_with_warmup",
         )
         _require(self.num_regions <= 1000, f"num_regions={self.num_regions} must lie in 1..1000")
         self._check_target()

@@ -63,7 +63,10 @@ def _load_transformer(name: str | Path, revision: str | None, variant: str | Non
             )
         except (OSError, ValueError) as error:
             failures.append(str(error).splitlines()[0])
-    raise ArgumentError(f"pretrained_model_name_or_path={str(name)!r} holds no transformer: {failures[-1]}")
+    raise ArgumentError(
+        f"pretrained_model_name_or_path={str(name)!r} holds no transformer: {failures[0]}; "
+        f"outside of transformer/: {failures[1]}"
+    )
 
 
 def prepare_model(model: nn.Module, arguments: TrainArguments) -> nn.Module:

@@ -48,6 +48,12 @@ def test_a_bad_value_is_named(name, value):
         TrainArguments(**{name: value})
 
 
+def test_a_warmup_that_the_schedule_ignores_is_refused():
+    with pytest.raises(ArgumentError, match="^lr_warmup_steps=5 .* lr_scheduler=constant_with_warmup"):
+        TrainArguments(lr_warmup_steps=5)
+    assert TrainArguments(lr_warmup_steps=5, lr_scheduler="constant_with_warmup").lr_warmup_steps == 5
+
+
 def test_uniform_compression_takes_tenths_and_ratios_take_any_target():
     with pytest.raises(ArgumentError, match="^target_compression=0.25 must be a tenth"):
         TrainArguments(method="mod", target_compression=0.25)
@@ -72,7 +78,8 @@ def test_the_command_has_an_option_for_every_argument_and_its_default(monkeypatc
         if one.metadata["choices"]:
             value = one.metadata["choices"][-1]
         value = {"ratio_loss_weight": "0.3", "lr_warmup_steps": 5}.get(one.name, value)
-        result = run(f"--{one.name}", *([] if value is True else [str(value)]))
+        given = [f"--{one.name}", *([] if value is True else [str(value)])]
+        result = run(*given, *(["--lr_scheduler", "linear"] if one.name == "lr_warmup_steps" else []))
         assert result.exit_code == 0, result.output
         assert getattr(seen[-1], one.name) == value
 

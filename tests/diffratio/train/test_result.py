@@ -140,6 +140,11 @@ def test_what_does_not_fit_the_model_is_named(changes, text, tiny, tmp_path):
         tiny.train(tmp_path, **changes)
 
 
+def test_weights_that_are_missing_beside_their_config_are_named(tiny, tmp_path):
+    with pytest.raises(ArgumentError, match="no transformer: .*fp16.safetensors.*; outside of"):
+        tiny.train(tmp_path, variant="fp16")
+
+
 def test_text_of_another_width_is_refused(tiny, tmp_path):
     torch.manual_seed(0)
     settings = dict(tiny.make("pixart").config) | {"caption_channels": 16}
