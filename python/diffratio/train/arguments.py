@@ -114,7 +114,9 @@ class TrainArguments:
         target = self.target_compression
         if self.method == "mod":
             tenth = abs(10 * target - round(10 * target)) < 1e-6
-            _require(tenth, f"target_compression={target} must be a tenth for method mod: 0.0, 0.1, ... 1.0")
+            _require(
+                tenth and target < 1, f"target_compression={target} must be a tenth below 1 for method mod"
+            )
         elif self.method in ("l", "lt"):
             _require(
                 target <= 0.7, f"target_compression={target} must not exceed 0.7, the bins of the ratios"

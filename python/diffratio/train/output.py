@@ -33,6 +33,8 @@ class Output:
         self.arguments, self.accelerator, self.checkpoints = arguments, accelerator, checkpoints
         self.root = checkpoints.root
         self._check_writable()
+        if not (self.root / RUN).exists():
+            self._check_nothing_in_the_way()
         self.resumes_from: int | None = None
         if arguments.resume_from_checkpoint is not None:
             self.resumes_from = checkpoints.find(arguments.resume_from_checkpoint)
@@ -58,6 +60,13 @@ class Output:
                 f"output_dir={str(self.root)!r} cannot be written: {error.strerror}"
             ) from None
 
+    def _check_nothing_in_the_way(self) -> None:
+        for path in (self.root / "final", *map(self.checkpoints.path, self.checkpoints.steps())):
+            if path.exists():
+                raise ArgumentError(
+                    f"output_dir={str(self.root)!r} is of no run and holds {path.name}: give another folder"
+                )
+
     def _check_same_run(self) -> None:
         before = json.loads((self.root / RUN).read_text())["arguments"]
         for name, value in asdict(self.arguments).items():
@@ -65,6 +74,11 @@ class Output:
                 raise ArgumentError(
                     f"{name}={value!r} differs from the run that is resumed ({before.get(name)!r})"
                 )
+        last = self.arguments.max_train_steps
+        if last < self.resumes_from:
+            raise ArgumentError(
+                f"max_train_steps={last} lies before the checkpoint that is resumed, step {self.resumes_from}"
+            )
 
     def open(self, facts: dict) -> None:
         """Start or go on with the files; lines after the checkpoint are dropped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
@@ -38,11 +39,13 @@ class Trainer:
     def __init__(self, arguments: TrainArguments, progress: bool = True):
         self.arguments, self.progress = arguments, progress
         self.root = Path(arguments.output_dir)
+        _check_launch(arguments)
         self.accelerator = Accelerator(
             # Without an accelerator, launched processes would not know of each other.
             cpu=not torch.accelerator.is_available(),
             mixed_precision=arguments.mixed_precision,
-            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+            # The number alone would give way to one in the environment.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(arguments.gradient_accumulation_steps),
             log_with=None if arguments.report_to == "none" else arguments.report_to,
             project_config=ProjectConfiguration(self.root, str(self.root / arguments.logging_dir)),
         )
@@ -174,7 +177,12 @@ class Trainer:
     def _held_out_loss(self) -> dict:
         with self.averaged():
             return validate(
-                self.accelerator, self.model, self.objective, self.validation, self.arguments.num_regions
+                self.accelerator,
+                self.model,
+                self.objective,
+                self.validation,
+                self.arguments.num_regions,
+                progress=self.progress and self.accelerator.is_local_main_process,
             )
 
     def _validate(self) -> None:
@@ -200,6 +208,14 @@ class Trainer:
             yield
         finally:
             self.ema.restore(parameters)
+
+
+def _check_launch(arguments: TrainArguments) -> None:
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if configured not in ("no", arguments.mixed_precision):
+        raise ArgumentError(
+            f"mixed_precision={arguments.mixed_precision!r} differs from accelerate's setting {configured!r}"
+        )
 
 
 def _postfix(entry: dict) -> dict:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from .objective import Objective
 
 
 @torch.no_grad()
 def validate(
-    accelerator: Accelerator, model: nn.Module, objective: Objective, loader: DataLoader, regions: int
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    loader: DataLoader,
+    regions: int,
+    progress: bool = False,
 ) -> dict:
     """`validation_loss`, and `validation_by_region` from the cleanest timesteps to the noisiest.
 
@@ -21,7 +29,9 @@ def validate(
     training = model.training
     model.eval()
     losses, timesteps, rows = [], [], []
-    for batch in loader:
+    for batch in tqdm(
+        loader, desc="validating", unit="batch", file=sys.stderr, leave=False, disable=not progress
+    ):
         with accelerator.autocast():
             error = objective(model, batch)
         error, timestep, row = accelerator.gather((error, batch["timestep"], batch["row"]))

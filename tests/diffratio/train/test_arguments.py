@@ -57,6 +57,8 @@ def test_a_warmup_that_the_schedule_ignores_is_refused():
 def test_uniform_compression_takes_tenths_and_ratios_take_any_target():
     with pytest.raises(ArgumentError, match="^target_compression=0.25 must be a tenth"):
         TrainArguments(method="mod", target_compression=0.25)
+    with pytest.raises(ArgumentError, match="^target_compression=1.0 must be a tenth below 1"):
+        TrainArguments(method="mod", target_compression=1.0)
     assert TrainArguments(method="mod", target_compression=0.8).regions == 1
     assert TrainArguments(method="lt", target_compression=0.25).regions == 4
     assert TrainArguments(method="l", target_compression=0).regions == 1

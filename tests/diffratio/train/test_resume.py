@@ -87,6 +87,17 @@ def test_what_must_not_change_in_a_continuation_is_named(tiny, tmp_path, monkeyp
         tiny.train(tmp_path, method="dense", learning_rate=0.5, resume_from_checkpoint="latest")
     with pytest.raises(ArgumentError, match="resume_from_checkpoint='checkpoint-2' is no checkpoint"):
         tiny.train(tmp_path, method="dense", resume_from_checkpoint="checkpoint-2")
+    with pytest.raises(ArgumentError, match="max_train_steps=2 lies before the checkpoint .* step 3"):
+        tiny.train(tmp_path, method="dense", resume_from_checkpoint="latest", max_train_steps=2)
+
+
+def test_what_another_program_left_in_the_folder_stays(tiny, tmp_path):
+    for name in ("final", "checkpoint-3"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+        with pytest.raises(ArgumentError, match=f"^output_dir=.* is of no run and holds {name}:"):
+            tiny.train(tmp_path / name / "..", method="dense", max_train_steps=3)
+        (tmp_path / name / "inside").rmdir()
+        (tmp_path / name).rmdir()
 
 
 def test_a_longer_run_goes_on_and_a_finished_one_ends_at_once(tiny, runs, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffratio.train import Trainer
+from diffratio.train import ArgumentError, Trainer
 from diffratio.train.optimizer import group_of
 
 
@@ -74,6 +74,20 @@ def test_a_fixed_weight_is_the_penalty_of_the_paper(tiny, runs, tmp_path):
     tiny.train(tmp_path, method="l", ratio_loss_weight="0.3", target_compression=0.2)
     line = [line for line in runs.lines(tmp_path) if "loss" in line][0]
     assert line["ratio_weight"] == 0.3 and line["ratio_loss"] == pytest.approx(0.3 * 0.2**2, rel=1e-5)
+
+
+def test_what_accelerate_is_configured_for_does_not_change_a_run_unseen(tiny, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    assert tiny.train(tmp_path / "steps", method="dense", max_train_steps=2)["step"] == 2
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ArgumentError, match="^mixed_precision='no' differs from accelerate's .*'bf16'"):
+        tiny.train(tmp_path / "precision")
+
+
+def test_validation_shows_a_bar_of_its_own(tiny, tmp_path, capsys):
+    Trainer(tiny.arguments(tmp_path, method="dense", max_train_steps=1)).fit()
+    shown = capsys.readouterr()
+    assert "validating" in shown.err and "training dense" in shown.err and not shown.out
 
 
 def test_runs_repeat_and_seeds_differ(tiny, runs, tmp_path):
