@@ -35,6 +35,8 @@ def from_datasets(
     if not isinstance(splits, dict):
         splits = {"train": splits}
     own = next((name for name in _SPLITS[split] if name in splits), None)
+    if (own or "train") not in splits:
+        raise ValueError(f"name_or_path={name_or_path!r} has no split train, only {', '.join(splits)}")
     rows = splits[own or "train"]
     if image_column not in rows.column_names:
         raise ValueError(f"image_column={image_column!r} must be one of {', '.join(rows.column_names)}")

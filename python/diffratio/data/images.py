@@ -75,6 +75,8 @@ class CaptionedImages(CaptionedDataset):
 
 def _square(image: Image.Image, size: int) -> Tensor:
     """float32 [3, size, size] in [-1, 1]"""
+    if image.mode.startswith("I;16"):  # 16 bits of grey, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = image.convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

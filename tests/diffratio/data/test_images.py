@@ -110,6 +110,16 @@ def test_a_photograph_stands_upright(tmp_path: Path):
     assert (image[:, :8] == -1).all() and (image[:, 8:] == 1).all()
 
 
+def test_sixteen_bits_of_grey_keep_their_levels(tmp_path: Path):
+    levels = np.repeat(np.array([0, 257 * 100, 65535, 257 * 50], np.uint16), 4)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).with_suffix(".txt").write_text("ramp")
+        Image.fromarray(np.tile(levels, (16, 1))).save(tmp_path / name)
+    image = load_dataset(tmp_path, resolution=16)[0]["pixel_values"]
+    found = ((image[:, 0, 1::4] + 1) * 127.5).round()
+    assert found.tolist() == [[0, 100, 255, 50]] * 3
+
+
 def test_words_are_told_apart_by_value_and_place():
     embed = WordEmbeddings()
     one, other, again = embed(["A red cross", "cross red a", "a RED cross!"])
@@ -193,3 +203,6 @@ def test_a_data_set_of_the_datasets_package(monkeypatch):
     stored["bad"] = {"train": Rows([{"picture": 1}, {"picture": 2}])}
     with pytest.raises(ValueError, match="image_column='image' must be one of picture"):
         load_dataset("bad")
+    stored["tested"] = {"test": rows(3, 7)}
+    with pytest.raises(ValueError, match="name_or_path='tested' has no split train, only test"):
+        load_dataset("tested")
