@@ -12,7 +12,7 @@ struct RowBins {
   A large_weight, small_weight;
   int64_t small;
 
-  A total() const { return large_weight + small_weight; }
+  A total() const { return small < 0 ? large_weight : A{1}; }
 };
 
 template <typename A>

@@ -12,10 +12,10 @@ inline double exp_negative(double v) { return std::exp(v); }
 
 // exp(v) for v <= 0: 2^n exp(r) with |r| <= ln(2) / 2, Taylor to the 7th power (5e-9). Vectorises; libm's does not.
 inline float exp_negative(float v) {
-  v = v < -87.0f ? -87.0f : v;
-  const float shifted = v * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds n into the lowest bits
+  const float u = v < -87.0f ? -87.0f : v;
+  const float shifted = u * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds n into the lowest bits
   const float n = shifted - 12582912.0f;
-  const float r = (v - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
+  const float r = (u - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
   float p = 1.0f / 5040;
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
@@ -25,7 +25,8 @@ inline float exp_negative(float v) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const int32_t power = __builtin_bit_cast(int32_t, shifted) << 23;
-  return __builtin_bit_cast(float, __builtin_bit_cast(int32_t, p) + power);
+  const float power_of_e = __builtin_bit_cast(float, __builtin_bit_cast(int32_t, p) + power);
+  return v < -87.0f ? 0.0f : power_of_e;
 }
 
 // GELU is x sigmoid(z); both sides of the sigmoid come from exp(-|z|), so that neither cancels.
@@ -41,7 +42,8 @@ struct Gelu {
     rest = z < 0 ? large : small;
   }
   A value() const { return x * gate; }
-  A slope() const { return gate + x * gate * rest * c * (1 + 3 * a * x * x); }
+  // Where gate or rest is 0 the bound keeps an infinite square from making a NaN of it.
+  A slope() const { return gate + x * gate * rest * c * (1 + 3 * a * (x * x < 1e4 ? x * x : A(1e4))); }
 };
 
 // Rows in order: `sample` follows them.

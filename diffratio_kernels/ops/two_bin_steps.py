@@ -83,6 +83,8 @@ def two_bin_forward(
     rows, small = sum(keep_large), sum(keep_small)
     if rows == 0:
         return x.clone(memory_format=torch.contiguous_format)
+    if steps.fp32_modulation:
+        modulation = modulation.float()
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     offsets, small_offsets = (_offsets(keep, x) for keep in (keep_large, keep_small))
     at = reference.small_rows(offsets, small_offsets, small)

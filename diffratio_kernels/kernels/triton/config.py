@@ -41,7 +41,8 @@ PRODUCT_TILES = {
     "linear_gelu": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 4)},
     "linear_gelu_backward": {80: (128, 64, 32, 8, 8, 3), 90: (128, 64, 64, 8, 8, 3)},
 }
-# fp32 products are exact, not TF32: no matrix units, so small tiles.
+# fp32 products are exact, not TF32: no matrix units, so small tiles. Attention spills even so; "auto" leaves
+# it to torch.
 ATTENTION_FP32 = {128: (32, 32, 4, 1), 256: (16, 16, 4, 1)}
 PRODUCT_FP32 = (32, 32, 32, 8, 4, 1)
 LARGEST_HEAD_DIM = 256

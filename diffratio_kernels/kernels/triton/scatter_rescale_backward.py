@@ -44,8 +44,10 @@ def _scatter_rescale_bwd(
                 else 0.0
             )
             base, delta = finish(x, hidden, gate * branch, RESCALE)
-            grad_factor = 0.0 if RESCALE == "none" else tl.sum(grad * delta, axis=0)
-            tl.store(grad_logits_ptr + row, grad_factor * factor * (1 - sigmoid))
+            grad_factor = tl.sum(grad * delta, axis=0)
+            # A logit without a say may be NaN.
+            grad_logit = 0.0 if RESCALE == "none" else grad_factor * factor * (1 - sigmoid)
+            tl.store(grad_logits_ptr + row, grad_logit)
             total += factor * branch * grad
             hidden_weight = factor if RESCALE == "residual" or RESCALE == "output" else 1.0
             x_weight = 1 - factor if RESCALE == "residual" else 0.0

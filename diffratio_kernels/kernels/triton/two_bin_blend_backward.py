@@ -46,8 +46,10 @@ def _two_bin_blend_bwd(
             sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
             factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
             base, delta = blend(x, large, small, gate * branch, weight, in_small, RESCALE)
-            grad_factor = 0.0 if RESCALE == "none" else tl.sum(grad * delta, axis=0)
-            tl.store(grad_logits_ptr + row, grad_factor * factor * (1 - sigmoid))
+            grad_factor = tl.sum(grad * delta, axis=0)
+            # A logit without a say may be NaN.
+            grad_logit = 0.0 if RESCALE == "none" else grad_factor * factor * (1 - sigmoid)
+            tl.store(grad_logits_ptr + row, grad_logit)
 
             # What the row is a sum of: hidden times its bin's weight times stream, and in place of the small
             # hidden, where there is none, x times (1 - w) times passed.

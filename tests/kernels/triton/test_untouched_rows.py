@@ -52,6 +52,16 @@ def test_scores_of_tokens_that_are_not_kept_change_nothing(value, call):
     assert expected["d logits"].flatten()[untouched].eq(0).all()
 
 
+@pytest.mark.parametrize("kind", ["scatter_rescale, none", "two_bin_blend, residual"])
+def test_a_score_that_scales_nothing_may_be_nan(kind, dtype, device):
+    operator, arguments = typical_call(kind, dtype, device)
+    arguments["rescale"] = "none"
+    expected = operator.kernels(**arguments)
+    changed = torch.full_like(arguments["logits"], NAN)
+    for key, result in operator.kernels(**arguments | {"logits": changed}).items():
+        assert same_bits(result, expected[key]), key
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the mean of such a row
 def test_kept_rows_are_gathered_bit_equal(dtype, device):
     _, arguments = typical_call("gather_adaln", dtype, device)

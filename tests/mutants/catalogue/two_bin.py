@@ -12,7 +12,7 @@ TWO_BINS = [
         "gelu-exponential-cut-off",
         "range too small",
         CPU + "two_bin_gelu.h",
-        {"v < -87.0f ? -87.0f : v": "v < -20.0f ? -20.0f : v"},
+        {"v < -87.0f ? -87.0f : v;": "v < -20.0f ? -20.0f : v;"},
         GELU,
     ),
     Mutant(
