@@ -68,12 +68,20 @@ class Output:
                 )
 
     def _check_same_run(self) -> None:
-        before = json.loads((self.root / RUN).read_text())["arguments"]
+        run = json.loads((self.root / RUN).read_text())
+        before, processes = run["arguments"], self.accelerator.num_processes
         for name, value in asdict(self.arguments).items():
             if name not in FREE and before.get(name) != value:
                 raise ArgumentError(
                     f"{name}={value!r} differs from the run that is resumed ({before.get(name)!r})"
                 )
+        if run["processes"] != processes:
+            seen = processes * self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps
+            warnings.warn(
+                f"{self.root} began in {run['processes']} processes and goes on in {processes}: a step sees "
+                f"{seen} samples now, and the run is not the uninterrupted one",
+                stacklevel=2,
+            )
         last = self.arguments.max_train_steps
         if last < self.resumes_from:
             raise ArgumentError(

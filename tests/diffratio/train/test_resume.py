@@ -91,6 +91,14 @@ def test_what_must_not_change_in_a_continuation_is_named(tiny, tmp_path, monkeyp
         tiny.train(tmp_path, method="dense", resume_from_checkpoint="latest", max_train_steps=2)
 
 
+def test_another_number_of_processes_is_told(tiny, tmp_path, monkeypatch):
+    cut(tiny, tmp_path, monkeypatch, 3, method="dense")
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"processes": 2}))
+    with pytest.warns(UserWarning, match="began in 2 processes and goes on in 1: a step sees 4 samples"):
+        tiny.train(tmp_path, method="dense", resume_from_checkpoint="latest")
+
+
 def test_what_another_program_left_in_the_folder_stays(tiny, tmp_path):
     for name in ("final", "checkpoint-3"):
         (tmp_path / name / "inside").mkdir(parents=True)
