@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
+
+from diffratio.models import PRETRAINED
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "reproduction"
@@ -31,6 +36,19 @@ TRAINING = {
 SAMPLING = {"samples": 512, "seed": 0, "steps": 20, "guidance": 2.0}
 
 
+@cache
+def setup(dataset: str) -> str:
+    """A digest of what decides a result besides method, target and seed: starting weights and settings."""
+    digest = hashlib.sha256(json.dumps([TRAINING, SAMPLING], sort_keys=True).encode())
+    digest.update((PRETRAINED[dataset] / "diffusion_pytorch_model.safetensors").read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def is_done(path: Path, dataset: str) -> bool:
+    """Whether a file of results is there and stands for today's setup."""
+    return path.is_file() and json.loads(path.read_text()).get("setup") == setup(dataset)
+
+
 @dataclass(frozen=True)
 class Run:
     dataset: str
@@ -45,7 +63,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return RUNS / self.name
+        return RUNS / setup(self.dataset) / self.name
 
     @property
     def result(self) -> Path:

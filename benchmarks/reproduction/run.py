@@ -1,8 +1,9 @@
 """The small-scale reproduction: benchmarks/reproduction/run.py [--jobs 2] [--only TEXT].
 
-Fine-tunes the shipped dense models by every method and judges the results. What is done is left alone, so a
-stopped reproduction goes on where it was. One thread per run; the logs lie in out/reproduction/, and one file
-of results per run in benchmarks/results/reproduction/. `tables.py` writes docs/reproduction.md from them.
+Fine-tunes the shipped dense models by every method and judges the results. What is done with today's models
+and settings is left alone, so a stopped reproduction goes on where it was. One thread per run; the logs lie
+in out/reproduction/, and one file of results per run in benchmarks/results/reproduction/. `tables.py` writes
+docs/reproduction.md from them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 
 import torch
-from plan import DATASETS, RESULTS, ROOT, SAMPLING, TRAINING, Run, all_runs
+from plan import DATASETS, RESULTS, ROOT, SAMPLING, TRAINING, Run, all_runs, is_done, setup
 from tqdm import tqdm
 
 from diffratio.evaluation.quality import Judge, SampleSettings
@@ -45,8 +46,8 @@ def finish(run: Run, facts: dict) -> str:
             ),
             progress=False,
         )
-    result = {"name": run.name, **vars(run), **facts, **judged(load_target(run.folder)), **logged(run)}
-    write(run.result, result)
+    facts = {"name": run.name, **vars(run), "setup": setup(run.dataset), **facts}
+    write(run.result, facts | judged(load_target(run.folder)) | logged(run))
     return run.name
 
 
@@ -97,10 +98,11 @@ def prepare(facts: dict, datasets: set[str]) -> None:
     """The models before any fine-tuning, and what real held-out images get: the two ends of the tables."""
     for name in sorted(datasets):
         path = RESULTS / f"{name}-start.json"
-        if path.is_file():
+        if is_done(path, name):
             continue
         judge = Judge(name, SampleSettings(**SAMPLING))
-        write(path, {"name": f"{name}-start", **facts, "real": judge.real, **judged(load_target(name))})
+        about = {"name": f"{name}-start", "setup": setup(name), **facts, "real": judge.real}
+        write(path, about | judged(load_target(name)))
 
 
 def main() -> None:
@@ -117,7 +119,7 @@ def main() -> None:
     }  # fmt: skip
     runs = [run for run in all_runs() if arguments.only in run.name]
     prepare(facts, {run.dataset for run in runs} & set(DATASETS))
-    todo = [run for run in runs if not run.result.is_file()]
+    todo = [run for run in runs if not is_done(run.result, run.dataset)]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with (

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import defaultdict
 
-from plan import DATASETS, LEARNED, RESULTS, ROOT, SEEDS, TARGETS
+from plan import DATASETS, LEARNED, RESULTS, ROOT, SEEDS, TARGETS, is_done
 
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 START, END = "<!-- measured: tables.py writes from here -->", "<!-- to here -->"
@@ -19,7 +19,11 @@ HEAD = (
 
 
 def load() -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    """Every result that stands for today's models and settings, seeds in order."""
+    paths = [
+        path for name in DATASETS for path in sorted(RESULTS.glob(f"{name}-*.json")) if is_done(path, name)
+    ]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -141,7 +145,7 @@ def main() -> None:
         else:
             starts[result["name"].removesuffix("-start")] = result
     missing = [key for key, results in runs.items() if len(results) != len(SEEDS)]
-    if missing or len(runs) != len(DATASETS) * (1 + 3 * len(TARGETS)):
+    if missing or len(runs) != len(DATASETS) * (1 + 3 * len(TARGETS)) or len(starts) != len(DATASETS):
         raise SystemExit(f"the reproduction is not complete: {missing or sorted(runs)}")
     lines = []
     for dataset in DATASETS:
