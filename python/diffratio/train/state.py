@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -87,7 +88,9 @@ def save_adapter(trainer: Trainer, folder: Path) -> None:
     if is_sharded(accelerator):
         weights = accelerator.get_state_dict(trainer.model)  # every process takes part
         if accelerator.is_main_process:
-            model = prepare_model(load_base(trainer.arguments).model, trainer.arguments)
+            # New LoRA weights are drawn; the generators' states are in the checkpoint already.
+            with torch.random.fork_rng(devices=[]):
+                model = prepare_model(load_base(trainer.arguments).model, trainer.arguments)
             model.load_state_dict(weights)
             write_model(model, folder)
         return

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from diffratio.train import ArgumentError, Trainer, load_run, sharding
+from diffratio.train import ArgumentError, Trainer, load_run, sharding, state
 
 SCRIPT = Path(__file__).with_name("processes.py")
 
@@ -99,3 +99,12 @@ def test_what_fsdp_cannot_do_is_named(tiny, tmp_path, monkeypatch):
         ArgumentError, match="^FSDP of version 1 is not supported: accelerate launch --fsdp_version 2"
     ):
         tiny.train(tmp_path)
+
+
+def test_writing_a_sharded_model_consumes_no_randomness(tiny, tmp_path, monkeypatch):
+    """The states of the generators lie in the checkpoint before the model is written."""
+    one = Trainer(tiny.arguments(tmp_path, train_mode="lora", rank=4), progress=False)
+    monkeypatch.setattr(state, "is_sharded", lambda _: True)
+    before = torch.get_rng_state()
+    state.save_adapter(one, tmp_path / "adapter")
+    assert torch.equal(torch.get_rng_state(), before)
