@@ -1,8 +1,8 @@
 """Pretraining of the small models. ``python -m diffratio.models.pretrain shapes OUT --steps 3200`` and, from
-there, ``--from OUT --steps 2200 --seed 1`` made ``assets/shapes``.
+there, ``--from OUT --steps 2200 --seed 1`` and ``--from OUT --steps 6000 --seed 2`` made ``assets/shapes``.
 
-One thread of a CPU is enough (about 25 minutes). The same seed on the same machine and versions gives the
-same weights; the log next to them says which they were.
+One thread of a CPU is enough (about an hour). The same seed on the same machine and versions gives the same
+weights; the log next to them says which they were.
 """
 
 import json
