@@ -75,6 +75,18 @@ class Checkpoints:
             for old in [one for one in self.steps() if one <= step][: -self.limit]:
                 _delete(self.path(old))
 
+    def set_aside_after(self, step: int) -> None:
+        """A run that goes back to `step` keeps what came later as `checkpoint-N.old`, which nothing resumes."""
+        for later in [one for one in self.steps() if one > step]:
+            path = self.path(later)
+            old = path.with_name(f"{path.name}.old")
+            if old.exists():
+                _delete(old)
+            path.rename(old)
+            warnings.warn(
+                f"{self.root} goes back to step {step}: {path.name} is kept as {old.name}", stacklevel=3
+            )
+
     def clear_leftovers(self) -> None:
         """What a killed run left behind: halves of folders that were being written or deleted."""
         for path in [*self.root.glob(".*.partial"), *self.root.glob(".*.deleted")]:

@@ -97,6 +97,7 @@ class Output:
         if self.resumes_from is None:
             self.run = describe(self.arguments, **facts)
         else:
+            self.checkpoints.set_aside_after(self.resumes_from)
             self.run = json.loads((self.root / RUN).read_text())
             self.run |= {"arguments": asdict(self.arguments), "finished": None}
         self._write_run()

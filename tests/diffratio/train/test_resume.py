@@ -61,6 +61,21 @@ def test_a_broken_checkpoint_is_skipped_with_a_warning(tiny, runs, tmp_path, mon
     runs.assert_same_run(tmp_path / "whole", tmp_path / "cut", step=6)
 
 
+def test_a_run_that_goes_back_forgets_what_came_after(tiny, runs, tmp_path, monkeypatch):
+    many = {"checkpointing_steps": 2, "method": "lt"}
+    tiny.train(tmp_path / "whole", **many)
+    for again in range(2):
+        cut(tiny, tmp_path / "cut", monkeypatch, 5, **many, resume_from_checkpoint="latest")
+        with pytest.warns(UserWarning, match="goes back to step 2: checkpoint-4 is kept as checkpoint-4.old"):
+            cut(
+                tiny, tmp_path / "cut", monkeypatch, 3, **many, resume_from_checkpoint="checkpoint-2"
+            )
+        assert (tmp_path / "cut/checkpoint-4.old/trained.safetensors").is_file(), again
+    assert runs.lines(tmp_path / "cut")[-1]["step"] == 3
+    tiny.train(tmp_path / "cut", **many, resume_from_checkpoint="latest")
+    runs.assert_same_run(tmp_path / "whole", tmp_path / "cut", step=6)
+
+
 def test_the_comparison_of_runs_sees_a_single_bit(tiny, runs, tmp_path):
     for name in ("first", "second"):
         tiny.train(tmp_path / name, method="dense", max_train_steps=3)
