@@ -77,6 +77,7 @@ class RatioController:
         self.target_compression = float(target_compression)
         self.penalty = FAITHFUL_WEIGHT if weight is None and table.mode == "faithful" else weight
         self.step, self.start = 0, table.mean().item()
+        self._reached = self.start
         horizon = max(1, min(50, steps // 10))
         self.forget = 1 / horizon
         ratios = table.ratios.detach()
@@ -86,11 +87,12 @@ class RatioController:
 
     @property
     def target(self) -> float:
-        """The mean kept ratio that holds now."""
+        """The mean kept ratio that holds now. More steps than before slow the ramp and never turn it back."""
         final = 1 - self.target_compression
         if self.penalty is not None or self.step >= self.ramp * self.steps:
             return final
-        return self.start + (final - self.start) * self.step / (self.ramp * self.steps)
+        target = self.start + (final - self.start) * self.step / (self.ramp * self.steps)
+        return min(target, self._reached) if final < self.start else max(target, self._reached)
 
     @property
     def weight(self) -> float:
@@ -123,6 +125,7 @@ class RatioController:
     def after_step(self) -> None:
         """Project the table and move on to the next target: after `optimizer.step()`."""
         self.step += 1
+        self._reached = self.target
         self.table.project_()
         if self.penalty is not None:
             return
@@ -146,6 +149,7 @@ class RatioController:
         return {
             "step": self.step,
             "start": self.start,
+            "target": self._reached,
             "price": self._price.item(),
             "gradient": self._gradient.tolist(),
             "present": self._present.tolist(),
@@ -154,8 +158,8 @@ class RatioController:
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict`; ValueError where it is not one of this table."""
-        names = {"step", "start", "price", "gradient", "present", "settled"}
-        if not isinstance(state, dict) or set(state) != names:
+        names = {"step", "start", "target", "price", "gradient", "present", "settled"}
+        if not isinstance(state, dict) or set(state) | {"target"} != names:  # older states have no target
             raise ValueError(f"state must have the entries {sorted(names)}")
         like = self.table.ratios
         try:
@@ -166,6 +170,7 @@ class RatioController:
             settled = state["settled"]
             settled = None if settled is None else torch.tensor(settled, dtype=like.dtype, device=like.device)
             step, start = int(state["step"]), float(state["start"])
+            reached = float(state.get("target", start))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"state holds something else than numbers ({error})") from None
         if gradient.shape != like.shape or present.shape != like.shape[1:] or price.shape:
@@ -173,7 +178,7 @@ class RatioController:
         if settled is not None and settled.shape != like.shape:
             raise ValueError(f"state has settled ratios {tuple(settled.shape)}, not {tuple(like.shape)}")
         self._gradient, self._present, self._price, self._settled = gradient, present, price, settled
-        self.step, self.start = step, start
+        self.step, self.start, self._reached = step, start, reached
 
 
 def _balance(worth: Tensor, can_fall: Tensor, can_rise: Tensor) -> Tensor:

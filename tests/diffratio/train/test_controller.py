@@ -156,12 +156,37 @@ def test_a_resumed_controller_takes_the_same_steps_in_bits(stop):
     assert second.controller.state_dict() == straight.controller.state_dict()
 
 
+@pytest.mark.parametrize("stop", [20, 60, 90])
+def test_a_ramp_never_goes_back_when_a_run_is_made_longer(stop):
+    """Stopped on the ramp, after it, and when the ratios are settled."""
+    first = Simulation(5, 4, 0.3, 100, mixed(5, 4)).run(stop)
+    longer = Simulation(5, 4, 0.3, 300, mixed(5, 4))
+    with torch.no_grad():
+        longer.table.ratios.copy_(first.table.ratios)
+    longer.controller.load_state_dict(json.loads(json.dumps(first.controller.state_dict())))
+    targets = [first.controller.target]
+    for _ in range(stop, 300):
+        longer.run(1)
+        targets.append(longer.controller.target)
+    assert all(after <= before for before, after in itertools.pairwise(targets))
+    assert max(longer.means) < first.means[-1] + 1e-4 and targets[-1] == pytest.approx(0.7)
+
+
+def test_a_state_from_before_targets_were_kept_is_one_still():
+    controller = RatioController(RatioTable(3, 2), 0.3, 10)
+    state = controller.state_dict()
+    del state["target"]
+    controller.load_state_dict(state)
+    assert controller.state_dict()["target"] == 1.0
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda s: s.pop("price"),
         lambda s: s.update(other=1),
         lambda s: s.update(step="x"),
+        lambda s: s.update(target="x"),
         lambda s: s.update(price=[1.0]),
         lambda s: s.update(gradient=[[1.0]]),
         lambda s: s.update(gradient="abc"),
