@@ -76,7 +76,7 @@ class Checkpoints:
                 _delete(self.path(old))
 
     def set_aside_after(self, step: int) -> None:
-        """What a run that goes back to `step` had later stays as `checkpoint-N.old`, which nothing resumes."""
+        """What a run that goes back to `step` had later stays as `checkpoint-N.old`; nothing resumes that."""
         for later in [one for one in self.steps() if one > step]:
             path = self.path(later)
             old = path.with_name(f"{path.name}.old")
