@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .captioned import check_split
-from .images import CaptionedImages, Encoder, caption_of, held_out_rows
+from .images import IMAGE_COLUMN, CaptionedImages, Encoder, caption_of, held_out_rows
 
 _SPLITS = {"train": ("train",), "held_out": ("validation", "test")}
 
@@ -13,7 +13,7 @@ def from_datasets(
     split: str,
     resolution: int | None = None,
     caption_column: str | None = None,
-    image_column: str = "image",
+    image_column: str | None = None,
     text_encoder: Encoder | None = None,
 ) -> CaptionedImages:
     """Return a data set with an image column and a text column; where it has no split of its own for
@@ -38,6 +38,7 @@ def from_datasets(
     if (own or "train") not in splits:
         raise ValueError(f"name_or_path={name_or_path!r} has no split train, only {', '.join(splits)}")
     rows = splits[own or "train"]
+    image_column = image_column or IMAGE_COLUMN
     if image_column not in rows.column_names:
         raise ValueError(f"image_column={image_column!r} must be one of {', '.join(rows.column_names)}")
     has_own = all(any(name in splits for name in names) for names in _SPLITS.values())

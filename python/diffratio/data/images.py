@@ -16,6 +16,7 @@ from .text import WordEmbeddings
 
 RESOLUTION = 512
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_COLUMN = "image"
 CAPTION_COLUMNS = ("text", "caption")
 METADATA = "metadata.jsonl"
 _HELD_OUT_EVERY = 10  # where the data has no split of its own

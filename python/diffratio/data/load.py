@@ -6,7 +6,7 @@ from pathlib import Path
 from .captioned import CaptionedDataset, check_split
 from .digits import Digits
 from .hub import from_datasets
-from .images import Encoder, from_folder
+from .images import IMAGE_COLUMN, Encoder, from_folder
 from .shapes import Shapes
 
 BUILT_IN = {"digits": Digits, "shapes": Shapes}
@@ -19,6 +19,7 @@ def load_dataset(
     split: str = "train",
     resolution: int | None = None,
     caption_column: str | None = None,
+    image_column: str | None = None,
     text_encoder: Encoder | None = None,
 ) -> CaptionedDataset:
     """Return a data set of images with captions.
@@ -29,6 +30,7 @@ def load_dataset(
         split: "train" or "held_out"; nothing trains on the second.
         resolution: side of the images in pixels; None is 8 for digits, 32 for shapes, else 512.
         caption_column: of ``metadata.jsonl`` or of the `datasets` package; None is "text" or "caption".
+        image_column: of the `datasets` package; None is "image".
         text_encoder: turns a list of n captions into float32 ``[n, M, E]``; None is a frozen random embedding
             of every word. The built-in data sets bring their own text.
 
@@ -37,12 +39,16 @@ def load_dataset(
         ModuleNotFoundError: the `datasets` package is needed and missing.
     """
     check_split(split)
-    if name_or_path in BUILT_IN:
+    path = Path(name_or_path)
+    built_in = name_or_path in BUILT_IN
+    folder = path.is_dir() and not any((path / name).is_file() for name in _SAVED_BY_DATASETS)
+    if (built_in or folder) and image_column not in (None, IMAGE_COLUMN):
+        raise ValueError(f"image_column is not for {str(name_or_path)!r}, which has no columns of images")
+    if built_in:
         for name, value in (("caption_column", caption_column), ("text_encoder", text_encoder)):
             if value is not None:
                 raise ValueError(f"{name} is not for {name_or_path!r}, which brings its own text")
         return BUILT_IN[name_or_path](split, resolution)
-    path = Path(name_or_path)
-    if path.is_dir() and not any((path / name).is_file() for name in _SAVED_BY_DATASETS):
+    if folder:
         return from_folder(path, split, resolution, caption_column, text_encoder)
-    return from_datasets(str(name_or_path), split, resolution, caption_column, text_encoder=text_encoder)
+    return from_datasets(str(name_or_path), split, resolution, caption_column, image_column, text_encoder)

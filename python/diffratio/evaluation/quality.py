@@ -36,7 +36,7 @@ class Judge:
     """Measures models on one data set: what does not depend on the model is computed once.
 
     Args:
-        name_or_path, resolution, caption_column: of the data set, as for ``load_dataset``.
+        name_or_path, resolution, caption_column, image_column: of the data set, as for ``load_dataset``.
         settings: how every model is sampled.
         progress: show progress bars on standard error.
     """
@@ -48,11 +48,13 @@ class Judge:
         *,
         resolution: int | None = None,
         caption_column: str | None = None,
+        image_column: str | None = None,
         progress: bool = True,
     ) -> None:
         self.settings, self.progress = settings, progress
+        columns = {"caption_column": caption_column, "image_column": image_column}
         self.held_out, self._train = (
-            load_dataset(name_or_path, split=split, resolution=resolution, caption_column=caption_column)
+            load_dataset(name_or_path, split=split, resolution=resolution, **columns)
             for split in ("held_out", "train")
         )
         self.wanted = torch.arange(settings.samples) % len(self.held_out)

@@ -14,6 +14,8 @@ from ..patch import enable_diffratio, plan_of
 from .quality import Judge, SampleSettings
 
 RUN_FILE = "run.json"
+DATA_OPTIONS = ("resolution", "caption_column", "image_column")
+"""What a run's data set was loaded with, besides its name."""
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Target:
     dataset: str | None = None
     resolution: int | None = None
     caption_column: str | None = None
+    image_column: str | None = None
 
     @property
     def routed(self) -> bool:
@@ -46,7 +49,7 @@ class Target:
         """Of models on its data set; a ValueError where none is known or there is none of that name."""
         if self.dataset is None:
             raise ValueError(f"dataset: none is known for {self.name!r}")
-        options = {"resolution": self.resolution, "caption_column": self.caption_column}
+        options = {name: getattr(self, name) for name in DATA_OPTIONS}
         try:
             return Judge(self.dataset, settings, **options, progress=progress)
         except ModuleNotFoundError as error:
@@ -82,9 +85,8 @@ def load_target(
         name = run.name if step is None else f"{run.name}, step {step}"
         target = Target(model, name, dataset or info["dataset"])
         if target.dataset == info["dataset"]:
-            target.resolution, target.caption_column = (
-                info["arguments"][option] for option in ("resolution", "caption_column")
-            )
+            for option in DATA_OPTIONS:
+                setattr(target, option, info["arguments"].get(option))
     elif checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN_FILE} is missing)")
     else:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .. import record_routing
 from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.sampling import sample
-from ..evaluation.target import load_target
+from ..evaluation.target import DATA_OPTIONS, load_target
 from ..train.checkpoints import Checkpoints
 from ..train.run_log import RATIOS, RUN, read_lines
 from .quality import quality_curves
@@ -125,7 +125,7 @@ def measure_runs(
         entries = found.setdefault(run.path.name, [])
         for step, checkpoint in models:
             target = load_target(run.path, checkpoint=checkpoint, device=device)
-            data = (target.dataset, target.resolution, target.caption_column)
+            data = (target.dataset, *(getattr(target, name) for name in DATA_OPTIONS))
             if data not in judges:
                 judges[data] = target.judge(settings, progress)
             _, quality = judges[data](target.model, f"sampling {target.name}")

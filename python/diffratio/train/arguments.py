@@ -37,6 +37,7 @@ class TrainArguments:
         None,
         "digits, shapes, a folder of images with captions, or a name that `datasets` knows.",
     )
+    image_column: str | None = _argument(None, "The column of `datasets` with the images. Default: image.")
     caption_column: str | None = _argument(None, "The column with the captions. Default: text or caption.")
     max_sequence_length: int = _argument(120, "Text tokens: 120 for PixArt-alpha, 300 for -Sigma.", least=1)
     output_dir: str = _argument("diffratio-model", "The run: logs, checkpoints and the result.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -21,11 +22,12 @@ ENCODED = "encoded"
 def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator, progress: bool):
     """The training and the held-out data: pixels where the model takes those, else latents."""
     name = arguments.dataset_name or arguments.pretrained_model_name_or_path
-    options = {"resolution": arguments.resolution, "caption_column": arguments.caption_column}
+    names = ("resolution", "caption_column", "image_column")
+    options = {name: getattr(arguments, name) for name in names}
     try:
         splits = [load_dataset(name, split=split, **options) for split in ("train", "held_out")]
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        argument = str(error).split(" ")[0].rstrip(":")
+        argument = re.split(r"[ :=]", str(error))[0]
         argument = argument if argument in options else "dataset_name"
         raise ArgumentError(f"{argument}={getattr(arguments, argument)!r}: {error}") from None
     config = base.model.config

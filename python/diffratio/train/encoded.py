@@ -87,6 +87,8 @@ class Encoders:
         names = ("dataset_name", "pretrained_model_name_or_path", "revision", "max_sequence_length")
         settings = {name: getattr(self.arguments, name) for name in names}
         settings |= {"images": dataset.name, "count": count, "chunk": CHUNK}
+        if self.arguments.image_column is not None:
+            settings["image_column"] = self.arguments.image_column
         path = folder / SETTINGS
         if path.exists() and json.loads(path.read_text()) != settings:
             raise ArgumentError(

@@ -69,11 +69,12 @@ class Output:
 
     def _check_same_run(self) -> None:
         run = json.loads((self.root / RUN).read_text())
-        before, processes = run["arguments"], self.accelerator.num_processes
+        # A run from before an argument existed has its default.
+        before, processes = asdict(TrainArguments()) | run["arguments"], self.accelerator.num_processes
         for name, value in asdict(self.arguments).items():
-            if name not in FREE and before.get(name) != value:
+            if name not in FREE and before[name] != value:
                 raise ArgumentError(
-                    f"{name}={value!r} differs from the run that is resumed ({before.get(name)!r})"
+                    f"{name}={value!r} differs from the run that is resumed ({before[name]!r})"
                 )
         if run["processes"] != processes:
             seen = processes * self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps

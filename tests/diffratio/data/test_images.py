@@ -163,6 +163,12 @@ def test_bad_folders_and_resolutions_are_refused(folder: Path, tmp_path: Path):
         load_dataset(empty, split="held_out")
 
 
+def test_an_image_column_is_for_data_sets_with_columns(folder: Path):
+    for name in ("digits", folder):
+        with pytest.raises(ValueError, match="image_column is not for .* which has no columns of images"):
+            load_dataset(name, image_column="photo")
+
+
 def test_without_the_datasets_package_a_name_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match="name_or_path='some/data' .* pip install datasets"):
@@ -203,6 +209,10 @@ def test_a_data_set_of_the_datasets_package(monkeypatch):
     stored["bad"] = {"train": Rows([{"picture": 1}, {"picture": 2}])}
     with pytest.raises(ValueError, match="image_column='image' must be one of picture"):
         load_dataset("bad")
+    stored["photos"] = {
+        "train": Rows({"photo": row["image"], "text": "x"} for row in rows(20, 9)),
+    }
+    assert len(load_dataset("photos", image_column="photo", resolution=16)) == 18
     stored["tested"] = {"test": rows(3, 7)}
     with pytest.raises(ValueError, match="name_or_path='tested' has no split train, only test"):
         load_dataset("tested")

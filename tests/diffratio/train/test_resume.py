@@ -67,9 +67,7 @@ def test_a_run_that_goes_back_forgets_what_came_after(tiny, runs, tmp_path, monk
     for again in range(2):
         cut(tiny, tmp_path / "cut", monkeypatch, 5, **many, resume_from_checkpoint="latest")
         with pytest.warns(UserWarning, match="goes back to step 2: checkpoint-4 is kept as checkpoint-4.old"):
-            cut(
-                tiny, tmp_path / "cut", monkeypatch, 3, **many, resume_from_checkpoint="checkpoint-2"
-            )
+            cut(tiny, tmp_path / "cut", monkeypatch, 3, **many, resume_from_checkpoint="checkpoint-2")
         assert (tmp_path / "cut/checkpoint-4.old/trained.safetensors").is_file(), again
     assert runs.lines(tmp_path / "cut")[-1]["step"] == 3
     tiny.train(tmp_path / "cut", **many, resume_from_checkpoint="latest")
@@ -104,6 +102,17 @@ def test_what_must_not_change_in_a_continuation_is_named(tiny, tmp_path, monkeyp
         tiny.train(tmp_path, method="dense", resume_from_checkpoint="checkpoint-2")
     with pytest.raises(ArgumentError, match="max_train_steps=2 lies before the checkpoint .* step 3"):
         tiny.train(tmp_path, method="dense", resume_from_checkpoint="latest", max_train_steps=2)
+
+
+def test_a_run_from_before_an_argument_existed_goes_on(tiny, tmp_path, monkeypatch):
+    cut(tiny, tmp_path, monkeypatch, 3, method="dense")
+    run = json.loads((tmp_path / "run.json").read_text())
+    for name in ("image_column", "num_regions"):
+        del run["arguments"][name]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ArgumentError, match=r"num_regions=5 differs .*\(4\)"):
+        tiny.train(tmp_path, method="dense", num_regions=5, resume_from_checkpoint="latest")
+    assert tiny.train(tmp_path, method="dense", resume_from_checkpoint="latest")["step"] == 6
 
 
 def test_another_number_of_processes_is_told(tiny, tmp_path, monkeypatch):
