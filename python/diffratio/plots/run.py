@@ -61,8 +61,9 @@ class Run:
         checkpoints = Checkpoints(self.path)
         found = [(step, step) for step in checkpoints.steps() if checkpoints.why_broken(step) is None]
         if (self.path / "final").is_dir():
-            last = self.info["arguments"]["max_train_steps"]
-            found = [(step, checkpoint) for step, checkpoint in found if step < last] + [(last, None)]
+            # A finished run that is made longer has another last step than its finished model.
+            last = self.info.get("step", self.info["arguments"]["max_train_steps"])
+            found = sorted([one for one in found if one[0] != last] + [(last, None)], key=lambda one: one[0])
         if not found:
             raise ValueError(f"path: the run in {str(self.path)!r} has no model yet")
         return found

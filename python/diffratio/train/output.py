@@ -91,7 +91,7 @@ class Output:
 
     def open(self, facts: dict) -> None:
         """Start or go on with the files; lines after the checkpoint are dropped."""
-        self._start = time.perf_counter()
+        start = time.perf_counter()
         if not self.accelerator.is_main_process:
             return
         self.checkpoints.clear_leftovers()
@@ -101,6 +101,7 @@ class Output:
             self.checkpoints.set_aside_after(self.resumes_from)
             self.run = json.loads((self.root / RUN).read_text())
             self.run |= {"arguments": asdict(self.arguments), "finished": None}
+        self._start = start - self.run.get("seconds", 0.0)
         self._write_run()
         self._log = JsonLines(self.root / LOG, self.resumes_from)
         self._ratios = JsonLines(self.root / RATIOS, self.resumes_from)
@@ -137,6 +138,12 @@ class Output:
         tracker = self.accelerator.get_tracker("tensorboard")
         tracker.log_images({"ratios": grey[None, :, :, None]}, step, dataformats="NHWC")
 
+    def keep_seconds(self) -> None:
+        """With each checkpoint: of a run that is killed after it, the seconds up to it count."""
+        if self.accelerator.is_main_process:
+            self.run["seconds"] = time.perf_counter() - self._start
+            self._write_run()
+
     def close(self, **facts) -> dict:
         """Finish the files; returns the content of `run.json` (on the main process, elsewhere nothing)."""
         self.accelerator.end_training()
@@ -144,8 +151,7 @@ class Output:
             return {}
         self._log.close()
         self._ratios.close()
-        seconds = self.run.get("seconds", 0.0) + time.perf_counter() - self._start
-        self.run |= {"finished": now(), "seconds": seconds, **facts}
+        self.run |= {"finished": now(), "seconds": time.perf_counter() - self._start, **facts}
         self._write_run()
         return self.run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 import time
@@ -151,6 +152,7 @@ class Trainer:
         """What follows an optimiser step; returns its line of the log."""
         self.step += 1
         loss, ratio_loss = self.accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
+        self._check_finite("loss", loss + ratio_loss)
         entry = {"step": self.step, "loss": loss, "lr": self.schedule.get_last_lr()[0]}
         self.schedule.step()
         if self.ema is not None:
@@ -173,16 +175,27 @@ class Trainer:
             self._validate()
         if last or self.step % self.arguments.checkpointing_steps == 0:
             self.checkpoints.save(self.accelerator, self.step, lambda folder: save_state(self, folder))
+            self.output.keep_seconds()
 
     def _held_out_loss(self) -> dict:
         with self.averaged():
-            return validate(
+            found = validate(
                 self.accelerator,
                 self.model,
                 self.objective,
                 self.validation,
                 self.arguments.num_regions,
                 progress=self.progress and self.accelerator.is_local_main_process,
+            )
+        self._check_finite("validation loss", found["validation_loss"])
+        return found
+
+    def _check_finite(self, what: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            blamed = "learning_rate" if self.step else "pretrained_model_name_or_path"
+            raise ArgumentError(
+                f"{blamed}={getattr(self.arguments, blamed)!r}: the {what} of step {self.step} is {loss}; "
+                "the run stops here and keeps its checkpoints"
             )
 
     def _validate(self) -> None:

@@ -35,6 +35,16 @@ def test_an_unfinished_run_ends_with_its_last_whole_checkpoint(synthetic_runs, t
         Run(folder)
 
 
+def test_a_finished_run_that_goes_on_has_the_step_of_its_finished_model(synthetic_runs, tmp_path: Path):
+    folder = shutil.copytree(synthetic_runs / "lt", tmp_path / "lt")
+    info = json.loads((folder / "run.json").read_text())
+    info["arguments"]["max_train_steps"] = 9
+    (folder / "run.json").write_text(json.dumps(info | {"step": 3, "finished": None}))
+    assert Run(folder).models() == [(1, 1), (2, 2), (3, None)]
+    shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-6")
+    assert Run(folder).models() == [(1, 1), (2, 2), (3, None), (6, 6)]
+
+
 def test_figures_of_a_run_are_written_as_pictures(synthetic_runs, tmp_path: Path, monkeypatch):
     figures = {}
     real_save = module.save

@@ -140,6 +140,15 @@ def test_a_longer_run_goes_on_and_a_finished_one_ends_at_once(tiny, runs, tmp_pa
     assert longer["step"] == 8 and [line["step"] for line in runs.lines(tmp_path)][-3:] == [7, 8, 8]
 
 
+def test_a_killed_run_keeps_its_seconds_up_to_the_checkpoint(tiny, tmp_path, monkeypatch):
+    cut(tiny, tmp_path, monkeypatch, 5, method="dense")
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert 0 < run["seconds"] < 60 and run["finished"] is None
+    (tmp_path / "run.json").write_text(json.dumps(run | {"seconds": 1000.0}))
+    again = tiny.train(tmp_path, method="dense", resume_from_checkpoint="latest")
+    assert 1000 < again["seconds"] < 1060
+
+
 def test_a_run_killed_after_its_last_checkpoint_ends_with_its_loss(tiny, tmp_path, monkeypatch):
     whole = tiny.train(tmp_path / "whole", method="mod")
     cut(tiny, tmp_path / "cut", monkeypatch, 6, method="mod")

@@ -1,9 +1,12 @@
 """What the options do to a run."""
 
+import math
+
 import pytest
 import torch
 
 from diffratio.train import ArgumentError, Trainer
+from diffratio.train.objective import Objective
 from diffratio.train.optimizer import group_of
 
 
@@ -82,6 +85,33 @@ def test_what_accelerate_is_configured_for_does_not_change_a_run_unseen(tiny, ru
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ArgumentError, match="^mixed_precision='no' differs from accelerate's .*'bf16'"):
         tiny.train(tmp_path / "precision")
+
+
+def spoil(monkeypatch, one, factor, training):
+    """The losses of training or of validation get a factor once three steps are done."""
+    original = Objective.__call__
+
+    def spoiled(self, model, batch):
+        return original(self, model, batch) * (factor if one.step == 3 and model.training == training else 1)
+
+    monkeypatch.setattr(Objective, "__call__", spoiled)
+
+
+@pytest.mark.parametrize("method", ["dense", "lt"])
+def test_a_loss_that_is_no_number_ends_the_run(method, tiny, runs, tmp_path, monkeypatch):
+    one = Trainer(tiny.arguments(tmp_path, method=method), progress=False)
+    spoil(monkeypatch, one, math.nan, training=True)
+    with pytest.raises(ArgumentError, match="^learning_rate=0.001: the loss of step 4 is nan"):
+        one.fit()
+    assert runs.lines(tmp_path)[-1]["step"] == 3 and one.checkpoints.find("latest") == 3
+
+
+def test_a_validation_loss_that_is_no_number_leaves_no_checkpoint(tiny, tmp_path, monkeypatch):
+    one = Trainer(tiny.arguments(tmp_path, method="mod"), progress=False)
+    spoil(monkeypatch, one, math.inf, training=False)
+    with pytest.raises(ArgumentError, match="^learning_rate=0.001: the validation loss of step 3 is inf"):
+        one.fit()
+    assert one.checkpoints.steps() == []
 
 
 def test_validation_shows_a_bar_of_its_own(tiny, tmp_path, capsys):
