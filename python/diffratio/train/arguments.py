@@ -49,7 +49,9 @@ class TrainArguments:
     gradient_accumulation_steps: int = _argument(1, "Forward passes per optimiser step.", least=1)
     gradient_checkpointing: bool = _argument(False, "Recompute the blocks in the backward pass.")
     dataloader_num_workers: int = _argument(0, "Processes that prepare batches.", least=0)
-    proportion_empty_prompts: float = _argument(0.1, "Part of the captions that are dropped.", least=0)
+    proportion_empty_prompts: float = _argument(
+        0.1, "Part of the captions that are dropped. DiT always drops a tenth of its classes.", least=0
+    )
     max_train_steps: int = _argument(1000, "Optimiser steps.", least=1)
     train_mode: str = _argument("lora", "What is trained beside routers and ratios.", ("lora", "full"))
     rank: int = _argument(32, "Rank of LoRA.", least=1)
