@@ -45,7 +45,7 @@ def eval(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Judge a model: Frechet distance, attribute accuracy, velocity error; latency, FLOPs, peak memory."""
+    """Judge a model: Frechet distance, attribute accuracy, prediction error; latency, FLOPs, peak memory."""
     if dtype not in DTYPES:
         raise typer.BadParameter(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     from ..evaluation.evaluate import evaluate
@@ -97,8 +97,9 @@ def quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         pairs = [(name, quality["accuracy"][name], real["accuracy"][name]) for name in quality["accuracy"]]
         pairs += [(name, quality[f"accuracy_{name}"], real[f"accuracy_{name}"]) for name in ("mean", "joint")]
         rows += [(f"accuracy, {name}", f"{ours:.1%}", f"{theirs:.1%}") for name, ours, theirs in pairs]
-    rows.append(("velocity error", f"{quality['velocity_error']:.4f}", ""))
-    for quartile, error in enumerate(quality["velocity_error_by_quartile"]):
+    kind = next(kind for kind in ("velocity", "noise", "image") if f"{kind}_error" in quality)
+    rows.append((f"{kind} error", f"{quality[f'{kind}_error']:.4f}", ""))
+    for quartile, error in enumerate(quality[f"{kind}_error_by_quartile"]):
         rows.append((f"  timesteps {250 * quartile} to {250 * quartile + 249}", f"{error:.4f}", ""))
     rows += [(name, f"{quality[name]:.3f}", "") for name in ("fid", "clip_score") if name in quality]
     return rows

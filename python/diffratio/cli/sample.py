@@ -35,10 +35,10 @@ def sample(
         judge = target.judge(settings, progress=not as_json)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    reason = judge.why_not(target.model)
+    reason = target.why_not(judge)
     if reason is not None:
         raise typer.BadParameter(reason)
-    images = judge.samples(target.model)[: rows * columns]
+    images = judge.samples(target.model, schedule=target.schedule)[: rows * columns]
     captions = judge.held_out.captions(judge.wanted)[: len(images)]
     draw_grid(out, images, captions, columns, title=target.name)
     if as_json:

@@ -107,7 +107,8 @@ def ship(run: Path, out: Path) -> None:
     """Copy the result of ``run`` to ``out``, with a log that ends with the loss of ``validate``."""
     out.mkdir(parents=True, exist_ok=True)
     for file in (run / "final").iterdir():
-        shutil.copyfile(file, out / file.name)
+        if file.is_file():  # the package knows the schedule of its models
+            shutil.copyfile(file, out / file.name)
     config = json.loads((out / "config.json").read_text())
     config.pop("_name_or_path", None)  # the folder that the dense model was loaded from
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -34,7 +34,7 @@ def evaluate(
         ``kept_tenths`` [L][R] (None for a dense model) and ``mean_kept``; ``quality`` of ``Judge``, and
         ``real``, the same figures for held-out real images; ``router_auc`` [L][timestep] where the data has
         object masks; ``cost`` of ``model_cost``. Quality is None, with ``why_no_quality``, where the model
-        does not make images of the data set.
+        does not make images of the data set, or nothing tells the noise that it was trained with.
     """
     model = target.model
     fid = Fid(fid_weights, model.device) if fid_weights is not None else None
@@ -51,7 +51,7 @@ def evaluate(
     judge, why_not = None, "no data set is known for this model (see --dataset)"
     if target.dataset is not None:
         judge = target.judge(settings, progress)
-        why_not = judge.why_not(model)
+        why_not = target.why_not(judge)
     if why_not is None:
         report |= _quality(target, judge, fid, clip_score)
     else:
@@ -63,13 +63,13 @@ def evaluate(
 
 
 def _quality(target: Target, judge: Judge, fid: Fid | None, clip_score: ClipScore | None) -> dict[str, Any]:
-    images, quality = judge(target.model)
+    images, quality = judge(target.model, schedule=target.schedule)
     if fid is not None:
         quality["fid"] = fid(judge.reference, images)
     if clip_score is not None:
         quality["clip_score"] = clip_score(images, judge.held_out.captions(judge.wanted))
     found = {"quality": quality, "real": judge.real}
-    auc = router_auc(target.model, judge.held_out) if target.routed else None
+    auc = router_auc(target.model, judge.held_out, schedule=target.schedule) if target.routed else None
     if auc is not None:
         found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
     return found

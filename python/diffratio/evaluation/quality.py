@@ -5,13 +5,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ..data import load_dataset
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
+from .prediction import prediction_error
 from .sampling import sample
-from .velocity import velocity_error
+from .schedule import PREDICTED
 
 _REFERENCE = 2048  # real images that samples are compared with
 _CHUNK = 128
@@ -92,8 +94,13 @@ class Judge:
         wrong = [f"{has} {what} instead of {wants}" for what, has, wants in pairs if has != wants]
         return f"the model does not fit {data.name!r}: it has {', '.join(wrong)}" if wrong else None
 
-    def samples(self, model: nn.Module, description: str = "sampling") -> Tensor:
-        """Return images ``[n, C, H, W]`` that ``model`` makes of the captions of the held-out images."""
+    def samples(
+        self, model: nn.Module, description: str = "sampling", schedule: DDPMScheduler | None = None
+    ) -> Tensor:
+        """Return images ``[n, C, H, W]`` that ``model`` makes of the captions of the held-out images.
+
+        ``schedule`` is what it was trained with; None is that of the package's models.
+        """
         settings = self.settings
         return sample(
             model,
@@ -103,22 +110,28 @@ class Judge:
             steps=settings.steps,
             guidance=settings.guidance,
             chunk=_CHUNK,
+            schedule=schedule,
             description=description,
             progress=self.progress,
         )
 
-    def __call__(self, model: nn.Module, description: str = "sampling") -> tuple[Tensor, dict[str, Any]]:
+    def __call__(
+        self, model: nn.Module, description: str = "sampling", schedule: DDPMScheduler | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Return the samples of ``model`` and its figures: ``frechet``, ``accuracy`` by attribute,
         ``accuracy_mean``, ``accuracy_joint``, ``velocity_error``, ``velocity_error_by_quartile``.
 
-        The first four are left out where the data set has no attributes to train a classifier on.
+        The first four are left out where the data set has no attributes to train a classifier on. A model
+        that predicts the noise or the image has ``noise_error`` or ``image_error`` instead of the last two.
+        ``schedule`` is what it was trained with; None is that of the package's models.
         """
         reason = self.why_not(model)
         if reason is not None:
             raise ValueError(f"model: {reason}")
-        images = self.samples(model, description)
-        error = velocity_error(model, self.held_out)
-        errors = {"velocity_error": error.overall, "velocity_error_by_quartile": error.by_quartile}
+        images = self.samples(model, description, schedule)
+        error = prediction_error(model, self.held_out, schedule=schedule)
+        kind = "velocity" if schedule is None else PREDICTED[schedule.config.prediction_type]
+        errors = {f"{kind}_error": error.overall, f"{kind}_error_by_quartile": error.by_quartile}
         return images, self._verdict(images) | errors
 
     def _verdict(self, images: Tensor) -> dict[str, Any]:

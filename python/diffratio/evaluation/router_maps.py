@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ..data import CaptionedDataset
@@ -14,9 +15,15 @@ _OBJECT, _BACKGROUND = 0.5, 0.05  # part of a token that the object covers
 
 
 @torch.no_grad()
-def router_logits(model: nn.Module, images: Tensor, tokens: Tensor, timestep: int) -> Tensor:
+def router_logits(
+    model: nn.Module,
+    images: Tensor,
+    tokens: Tensor,
+    timestep: int,
+    schedule: DDPMScheduler | None = None,
+) -> Tensor:
     """Return the routers' logits ``[L, B, N]`` at one timestep, for images ``[B, C, H, W]`` that get noise of
-    seed 0 and text ``[B, M, E]``."""
+    seed 0 by ``schedule`` (None: that of the package's models) and text ``[B, M, E]``."""
     plan_of(model)
     logits: list[Tensor] = []
 
@@ -30,7 +37,8 @@ def router_logits(model: nn.Module, images: Tensor, tokens: Tensor, timestep: in
     ]
     timesteps = torch.full((len(images),), timestep)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    noisy = noise_schedule().add_noise(images, noise, timesteps)
+    schedule = noise_schedule() if schedule is None else schedule
+    noisy = schedule.add_noise(images, noise, timesteps)
     try:
         model(
             noisy.to(model.device, model.dtype),
@@ -66,14 +74,21 @@ def auc(scores: Tensor, covered: Tensor) -> float:
 
 
 def router_auc(
-    model: nn.Module, dataset: CaptionedDataset, samples: int = 64, timesteps: Sequence[int] = TIMESTEPS
+    model: nn.Module,
+    dataset: CaptionedDataset,
+    samples: int = 64,
+    timesteps: Sequence[int] = TIMESTEPS,
+    schedule: DDPMScheduler | None = None,
 ) -> list[list[float]] | None:
-    """Return the AUC of every layer at every timestep, ``[L][len(timesteps)]``; None without object masks."""
+    """Return the AUC of every layer at every timestep, ``[L][len(timesteps)]``; None without object masks.
+
+    ``schedule`` is what the model was trained with; None is that of the package's models.
+    """
     indices = range(min(samples, len(dataset)))
     masks = dataset.masks(indices)
     if masks is None:
         return None
     covered = token_masks(masks, model.config.patch_size)
     batch = dataset.batch(indices)
-    columns = [router_logits(model, batch["pixel_values"], batch["tokens"], t) for t in timesteps]
+    columns = [router_logits(model, batch["pixel_values"], batch["tokens"], t, schedule) for t in timesteps]
     return [[auc(logits[layer], covered) for logits in columns] for layer in range(len(columns[0]))]

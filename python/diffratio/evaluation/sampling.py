@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import DDPMScheduler, PixArtTransformer2DModel
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ def sample(
     steps: int = 20,
     guidance: float = 2.0,
     chunk: int | None = None,
+    schedule: DDPMScheduler | None = None,
     description: str = "sampling",
     progress: bool = True,
 ) -> Tensor:
@@ -28,6 +29,7 @@ def sample(
     Each step is one forward of 2n samples: the first n with ``null_tokens`` ``[M, E]``, the last n with their
     text. The noise depends on ``seed`` and ``n`` alone, so two models given the same seed start from the same
     noise. ``chunk`` images are made at a time; None makes all at once. The text may lie on any device.
+    ``schedule`` is what the model was trained with; None is that of the package's models.
     """
     n, config = len(tokens), model.config
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +41,7 @@ def sample(
     )
     with bar:
         images = [
-            _denoise(model, some_tokens, null_tokens, some_noise, steps, guidance, bar)
+            _denoise(model, some_tokens, null_tokens, some_noise, steps, guidance, schedule, bar)
             for some_tokens, some_noise in zip(tokens.split(chunk), noise.split(chunk), strict=True)
         ]
     return torch.cat(images)
@@ -52,17 +54,19 @@ def _denoise(
     noise: Tensor,
     steps: int,
     guidance: float,
+    schedule: DDPMScheduler | None,
     bar: tqdm,
 ) -> Tensor:
-    n, device, dtype = len(tokens), model.device, model.dtype
-    scheduler = sampling_scheduler()
+    (n, channels), device, dtype = noise.shape[:2], model.device, model.dtype
+    scheduler = sampling_scheduler(schedule)
     scheduler.set_timesteps(steps, device=device)
     text = torch.cat([null_tokens.to(tokens.device).expand_as(tokens), tokens]).to(device, dtype)
     images = noise.to(device) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         both = torch.cat([images, images]).to(dtype)
-        velocity = model(both, encoder_hidden_states=text, timestep=timestep.expand(2 * n)).sample.float()
-        without, with_text = velocity.chunk(2)
+        predicted = model(both, encoder_hidden_states=text, timestep=timestep.expand(2 * n)).sample.float()
+        # A model that learns its variance predicts it in the second half of the channels.
+        without, with_text = predicted[:, :channels].chunk(2)
         images = scheduler.step(without + guidance * (with_text - without), timestep, images).prev_sample
         bar.update()
     return images.clamp(-1, 1).cpu()

@@ -5,22 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, DDPMScheduler
 from torch import nn
 
 from ..adapter import CONFIG_NAME, load_diffratio
-from ..models import PRETRAINED
+from ..models import PRETRAINED, noise_schedule
 from ..patch import enable_diffratio, plan_of
 from .quality import Judge, SampleSettings
+from .schedule import FILE, read_schedule
 
 RUN_FILE = "run.json"
+_PACKAGE = Path(__file__).resolve().parents[1]
 DATA_OPTIONS = ("resolution", "caption_column", "image_column")
 """What a run's data set was loaded with, besides its name."""
 
 
 @dataclass
 class Target:
-    """A model ready for inference, and the data set that it was trained on (None where nothing tells)."""
+    """A model ready for inference, and what it was trained on: a data set (None where nothing tells) and a
+    noise schedule (None where ``why_no_schedule`` tells why)."""
 
     model: nn.Module
     name: str
@@ -28,6 +31,8 @@ class Target:
     resolution: int | None = None
     caption_column: str | None = None
     image_column: str | None = None
+    schedule: DDPMScheduler | None = None
+    why_no_schedule: str | None = None
 
     @property
     def routed(self) -> bool:
@@ -44,6 +49,10 @@ class Target:
         """Mean kept ratio over layers and timestep regions, 1 for a model without routers."""
         cells = [tenths for row in self.kept_tenths or [[10]] for tenths in row]
         return sum(cells) / len(cells) / 10
+
+    def why_not(self, judge: Judge) -> str | None:
+        """Why ``judge`` cannot judge the model; None where it can."""
+        return judge.why_not(self.model) or self.why_no_schedule
 
     def judge(self, settings: SampleSettings, progress: bool = True) -> Judge:
         """Of models on its data set; a ValueError where none is known or there is none of that name."""
@@ -68,8 +77,9 @@ def load_target(
     """Load what ``path`` names, in evaluation mode.
 
     Args:
-        path: a run directory, its ``final`` or ``checkpoint-N``; a folder with a diffusers transformer, with
-            or without an adapter beside it; an adapter; or "digits" or "shapes", the models of the package.
+        path: a run directory, its ``final`` or ``checkpoint-N``; a folder with a diffusers transformer or
+            pipeline, with or without an adapter beside it; an adapter; or "digits" or "shapes", the models of
+            the package.
         checkpoint: of a run; None is the finished model.
         base: the model that an adapter is for, where it is not in the same folder: a folder or a name.
         dataset: overrides the run's own.
@@ -87,6 +97,9 @@ def load_target(
         if target.dataset == info["dataset"]:
             for option in DATA_OPTIONS:
                 setattr(target, option, info["arguments"].get(option))
+        began = info["arguments"]["pretrained_model_name_or_path"]
+        written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
+        _find_schedule(target, [written, Path(began)], began in PRETRAINED)
     elif checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN_FILE} is missing)")
     else:
@@ -113,13 +126,13 @@ def _run_of(path: Path, checkpoint: int | None) -> tuple[Path | None, int | None
 
 
 def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Target:
-    folder = Path(PRETRAINED.get(path, path))
+    folder = _transformer_folder(PRETRAINED.get(path, path))
     adapted = (folder / CONFIG_NAME).is_file()
     if not adapted and not (folder / "config.json").is_file():
         raise ValueError(
             f"path: {path!r} holds no run, model or adapter, and is not one of {list(PRETRAINED)}"
         )
-    weights = folder if base is None else Path(PRETRAINED.get(str(base), base))
+    weights = folder if base is None else _transformer_folder(PRETRAINED.get(str(base), base))
     if not (weights / "config.json").is_file():
         raise ValueError(
             f"base: {str(weights)!r} holds no model; an adapter needs the one it was trained for"
@@ -130,4 +143,30 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
     if adapted:
         load_diffratio(model, folder)
     known = next((name for name in (path, str(base)) if name in PRETRAINED), None)
-    return Target(model, folder.name if known != path else path, dataset or known)
+    target = Target(model, Path(path).name if known != path else path, dataset or known)
+    _find_schedule(target, [folder, weights], weights.resolve().is_relative_to(_PACKAGE))
+    return target
+
+
+def _transformer_folder(path: str | Path) -> Path:
+    """Of a pipeline the folder of its transformer, else the path itself."""
+    inside = Path(path) / "transformer"
+    return inside if (inside / "config.json").is_file() else Path(path)
+
+
+def _find_schedule(target: Target, folders: list[Path], packaged: bool) -> None:
+    """Set the schedule of ``target``: of the first of ``folders`` that has one (a pipeline has it beside its
+    transformer), or else, where it is ``packaged``, the one of all of the package's models."""
+    looked = list(dict.fromkeys(one.parent if one.name == "transformer" else one for one in folders))
+    try:
+        target.schedule = read_schedule(looked)
+    except ValueError as error:
+        target.why_no_schedule = str(error)
+        return
+    if target.schedule is None and packaged:
+        target.schedule = noise_schedule()
+    elif target.schedule is None:
+        target.why_no_schedule = (
+            f"the noise that {target.name!r} was trained with is not known: "
+            f"no {FILE} in {' or '.join(map(str, looked))}"
+        )

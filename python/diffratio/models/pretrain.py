@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data import BUILT_IN, CaptionedDataset, load_dataset
-from ..evaluation.velocity import velocity_error
+from ..evaluation.prediction import prediction_error
 from .schedules import noise_schedule
 from .small_pixart import load_pixart, small_pixart
 
@@ -194,9 +194,10 @@ def main(
     recipe = Recipe(seed, steps, learning_rate=1e-3, batch=batch)
     draw = draw_captioned(dataset, recipe.drop_text)
     log = Log(out / LOG_FILE, as_json)
-    train(name, model, draw, lambda: velocity_error(model, held_out).overall, recipe, log)
+    train(name, model, draw, lambda: prediction_error(model, held_out).overall, recipe, log)
     model.register_to_config(_name_or_path="")  # diffusers would write the folder that it was loaded from
     model.save_pretrained(out, safe_serialization=True)
+    noise_schedule().save_pretrained(out / "scheduler")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,17 @@
-"""The noise schedules of training and sampling: velocity prediction, cosine, 1000 timesteps."""
+"""Noise schedules of training and sampling: the package's models predict velocity, cosine, 1000 timesteps."""
 
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
+# What a schedule consists of, in the configs of all of diffusers' schedulers.
+_NAMES = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
 _SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
@@ -10,18 +20,19 @@ _SCHEDULE = {
 
 
 def noise_schedule() -> DDPMScheduler:
-    """Return the schedule that training adds noise with."""
+    """Return the schedule that the package's models were trained with."""
     return DDPMScheduler(**_SCHEDULE)
 
 
-def sampling_scheduler() -> DPMSolverMultistepScheduler:
-    """Return DPM-Solver++ (second order) on the training schedule.
+def sampling_scheduler(schedule: DDPMScheduler | None = None) -> DPMSolverMultistepScheduler:
+    """Return DPM-Solver++ (second order) on a training ``schedule`` (None: ``noise_schedule()``).
 
     Trailing timesteps start from pure noise, as training does; the predicted image is clipped to [-1, 1] at
     every step, without which guidance drives pixels out of range.
     """
+    config = (noise_schedule() if schedule is None else schedule).config
     return DPMSolverMultistepScheduler(
-        **_SCHEDULE,
+        **{name: config[name] for name in _NAMES},
         algorithm_type="dpmsolver++",
         solver_order=2,
         timestep_spacing="trailing",

@@ -12,7 +12,7 @@ from .style import MUTED, RUNS, new_figure, plain
 PANELS = (
     ("frechet", "Fréchet distance", 1),
     ("accuracy_joint", "all attributes right (%)", 100),
-    ("velocity_error", "velocity error", 1),
+    *((f"{kind}_error", f"{kind} error", 1) for kind in ("velocity", "noise", "image")),
 )
 
 

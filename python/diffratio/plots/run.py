@@ -72,7 +72,7 @@ class Run:
 def why_no_samples(run: Run) -> str | None:
     """Why the model makes no images of its data set, as where it works on latents; None where it does."""
     target = load_target(run.path, checkpoint=run.models()[-1][1])
-    return target.judge(SampleSettings()).why_not(target.model)
+    return target.why_not(target.judge(SampleSettings()))
 
 
 def draw_run(
@@ -95,7 +95,7 @@ def draw_run(
 def _maps(run: Run, device: str, progress: bool) -> Figure:
     target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
     judge = target.judge(SampleSettings(_MAP_SAMPLES), progress)
-    reason = judge.why_not(target.model)
+    reason = target.why_not(judge)
     if reason is not None:
         raise ValueError(f"maps: {reason}")
     held_out, items = judge.held_out, range(_MAP_SAMPLES)
@@ -105,6 +105,7 @@ def _maps(run: Run, device: str, progress: bool) -> Figure:
             held_out.batch(items)["tokens"],
             held_out.null_tokens,
             seed=0,
+            schedule=target.schedule,
             description="sampling with routing recorded",
             progress=progress,
         )
@@ -129,7 +130,9 @@ def measure_runs(
             data = (target.dataset, *(getattr(target, name) for name in DATA_OPTIONS))
             if data not in judges:
                 judges[data] = target.judge(settings, progress)
-            _, quality = judges[data](target.model, f"sampling {target.name}")
+            if (reason := target.why_not(judges[data])) is not None:
+                raise ValueError(f"quality: {reason}")
+            _, quality = judges[data](target.model, f"sampling {target.name}", target.schedule)
             entries.append({"step": step, "mean_kept": target.mean_kept, **quality})
     return found
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 ADAPTER, TRAINED, AVERAGE, PROGRESS = "adapter", "trained.safetensors", "ema.safetensors", "progress.json"
+SCHEDULER = "scheduler"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -83,8 +84,11 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(trainer: Trainer, folder: Path) -> None:
-    """The model as `load_run` reads it: its weights or LoRA, and the routers with their ratios."""
+    """The model as `load_run` reads it: its weights or LoRA, and the routers with their ratios; and beside it
+    the noise that it was trained with, as in diffusers' pipelines."""
     accelerator = trainer.accelerator
+    if accelerator.is_main_process:
+        trainer.base.scheduler.save_pretrained(folder / SCHEDULER)
     if is_sharded(accelerator):
         weights = accelerator.get_state_dict(trainer.model)  # every process takes part
         if accelerator.is_main_process:

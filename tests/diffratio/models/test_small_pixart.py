@@ -9,7 +9,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from diffratio.data import load_dataset
-from diffratio.evaluation.velocity import velocity_error
+from diffratio.evaluation.prediction import prediction_error
 from diffratio.models import PRETRAINED, load_pixart, sampling_scheduler, small_pixart
 from diffratio.models.pretrain import LOG_FILE, draw_captioned, main
 
@@ -42,8 +42,8 @@ def test_dropped_text_is_the_null_text():
 
 
 def test_pretraining_writes_a_model_that_repeats_its_log(tmp_path: Path, monkeypatch):
-    few = partial(velocity_error, samples=16)
-    monkeypatch.setattr("diffratio.models.pretrain.velocity_error", few)
+    few = partial(prediction_error, samples=16)
+    monkeypatch.setattr("diffratio.models.pretrain.prediction_error", few)
     result = pretrain("shapes", "--steps", 1, "--batch", 4, tmp_path, "--json")
     assert result.exit_code == 0, result.output
     header, start, last, end = map(json.loads, (tmp_path / LOG_FILE).read_text().splitlines())
@@ -61,7 +61,7 @@ def test_the_shipped_log_tells_how_the_model_was_made():
     header, *_, last, end = map(json.loads, (PRETRAINED["shapes"] / LOG_FILE).read_text().splitlines())
     model = load_pixart(PRETRAINED["shapes"])
     assert header["parameters"] == sum(p.numel() for p in model.parameters()) and end["finished"]
-    error = velocity_error(model, load_dataset("shapes", split="held_out"))
+    error = prediction_error(model, load_dataset("shapes", split="held_out"))
     assert error.overall == pytest.approx(last["held_out_loss"], abs=1e-3)
     assert type(model) is PixArtTransformer2DModel
 

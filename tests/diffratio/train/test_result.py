@@ -1,10 +1,11 @@
 """What a run leaves behind: logs, curves, and a model that `load_run` brings back."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import DDPMScheduler, PixArtTransformer2DModel
 
 from diffratio import load_diffratio, summary
 from diffratio.data import load_dataset
@@ -47,6 +48,18 @@ def test_checkpoints_are_by_products(tiny, tmp_path):
     assert plan_of(first[0]).table == kept
     weights = [model.transformer_blocks[0].attn1.to_q.weight for model, _ in (first, last)]
     assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("train_mode", ["full", "lora"])
+def test_results_and_checkpoints_tell_the_noise_of_the_training(train_mode, tiny, tmp_path):
+    model = shutil.copytree(tiny.root / "pixart", tmp_path / "model")
+    DDPMScheduler(beta_schedule="scaled_linear").save_pretrained(model / "scheduler")
+    given = {"pretrained_model_name_or_path": str(model), "train_mode": train_mode, "rank": 4}
+    tiny.train(tmp_path / "run", method="mod", max_train_steps=3, **given)
+    shutil.rmtree(model / "scheduler")
+    for folder in ("final", "checkpoint-3/adapter"):
+        config = DDPMScheduler.from_pretrained(tmp_path / "run" / folder, subfolder="scheduler").config
+        assert (config.prediction_type, config.beta_schedule) == ("epsilon", "scaled_linear")
 
 
 def test_the_moving_average_is_the_result(tiny, tmp_path):
