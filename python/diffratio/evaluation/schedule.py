@@ -4,16 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffusers import DDPMScheduler
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
-from ..models import sampling_scheduler
+from ..models import DIFFUSION_SCHEDULERS, sampling_scheduler
 
 TIMESTEPS = 1000
 PREDICTED = {"v_prediction": "velocity", "epsilon": "noise", "sample": "image"}
 """What a model predicts, by the ``prediction_type`` of its scheduler."""
 
 FILE = Path("scheduler", "scheduler_config.json")
-_DIFFUSION = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 
 
 def read_schedule(folders: Iterable[Path]) -> DDPMScheduler | None:
@@ -28,7 +26,7 @@ def read_schedule(folders: Iterable[Path]) -> DDPMScheduler | None:
     config = DDPMScheduler.load_config(folder, subfolder=FILE.parent.name)
     schedule = DDPMScheduler.from_config(config)
     for name, value, usable in (
-        ("_class_name", config.get("_class_name"), _DIFFUSION),
+        ("_class_name", config.get("_class_name"), DIFFUSION_SCHEDULERS),
         ("prediction_type", schedule.config.prediction_type, PREDICTED),
         ("num_train_timesteps", schedule.config.num_train_timesteps, (TIMESTEPS,)),
     ):

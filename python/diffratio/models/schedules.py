@@ -1,6 +1,10 @@
 """Noise schedules of training and sampling: the package's models predict velocity, cosine, 1000 timesteps."""
 
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+
+DIFFUSION_SCHEDULERS = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+"""Classes whose configs describe a diffusion with betas, as `DDPMScheduler` reads it: not flow matching."""
 
 # What a schedule consists of, in the configs of all of diffusers' schedulers.
 _NAMES = (

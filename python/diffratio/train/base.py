@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from ..config import DiffRatioConfig
-from ..models import PRETRAINED, noise_schedule
+from ..models import DIFFUSION_SCHEDULERS, PRETRAINED, noise_schedule
 from ..patch import apply_diffratio, transformer_of
 from ..ratios import learn_ratios
 from .arguments import ArgumentError, TrainArguments
@@ -45,13 +45,19 @@ def load_base(arguments: TrainArguments) -> Base:
 
 def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
     try:
-        return DDPMScheduler.from_pretrained(name, subfolder="scheduler", revision=revision)
+        config = DDPMScheduler.load_config(name, subfolder="scheduler", revision=revision)
     except OSError:
         warnings.warn(
             f"{name} has no scheduler: training predicts the noise on a linear schedule of 1000 steps",
             stacklevel=2,
         )
         return DDPMScheduler()
+    if config.get("_class_name") not in DIFFUSION_SCHEDULERS:
+        raise ArgumentError(
+            f"pretrained_model_name_or_path={name!r} was trained for {config.get('_class_name')}, whose "
+            "noise is not that of a diffusion with betas"
+        )
+    return DDPMScheduler.from_config(config)
 
 
 def _load_transformer(name: str | Path, revision: str | None, variant: str | None) -> nn.Module:

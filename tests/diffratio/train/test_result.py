@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, PixArtTransformer2DModel
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
 
 from diffratio import load_diffratio, summary
 from diffratio.data import load_dataset
@@ -169,6 +169,13 @@ def test_text_of_another_width_is_refused(tiny, tmp_path):
     ):
         tiny.train(tmp_path / "run", pretrained_model_name_or_path=str(tmp_path / "model"))
     assert load_dataset("digits").text_width == 32
+
+
+def test_a_model_of_flow_matching_is_refused(tiny, tmp_path):
+    tiny.make("pixart").save_pretrained(tmp_path / "model" / "transformer")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "model" / "scheduler")
+    with pytest.raises(ArgumentError, match="was trained for FlowMatchEulerDiscreteScheduler"):
+        tiny.train(tmp_path / "run", pretrained_model_name_or_path=str(tmp_path / "model"))
 
 
 def test_a_result_does_not_tell_where_the_package_is_installed(tiny, tmp_path):
