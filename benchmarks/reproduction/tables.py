@@ -1,4 +1,4 @@
-"""The tables of docs/reproduction.md: tables.py writes what lies between its markers."""
+"""The tables of docs/reproduction.md, which tables.py writes between its markers, and its picture."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import statistics
 from collections import defaultdict
 
+from figure import draw
 from plan import DATASETS, LEARNED, RESULTS, ROOT, SEEDS, TARGETS, is_done
 
 DOCUMENT = ROOT / "docs" / "reproduction.md"
+PICTURE = DOCUMENT.with_suffix(".png")
 START, END = "<!-- measured: tables.py writes from here -->", "<!-- to here -->"
 NAMES = {"dense": "dense", "mod": "uniform MoD", "l": "DiffRatio-L", "lt": "DiffRatio-LT"}
 HEAD = (
@@ -155,7 +157,8 @@ def main() -> None:
     before, rest = text.split(START)
     _, after = rest.split(END)
     DOCUMENT.write_text(f"{before}{START}\n\n" + "\n".join(lines) + f"\n{END}{after}")
-    print(f"written to {DOCUMENT.relative_to(ROOT)}")
+    draw(PICTURE, runs, NAMES)
+    print(f"written to {DOCUMENT.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

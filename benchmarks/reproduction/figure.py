@@ -1,0 +1,61 @@
+"""The picture of docs/reproduction.md: quality of every run against compression, and what LT has learned."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from plan import DATASETS, LEARNED, TARGETS
+
+from diffratio.plots.style import INK, KEPT, MUTED, RUNS, bare, new_figure, plain, save
+
+COLOURS = {"mod": RUNS[1], "l": RUNS[0], "lt": RUNS[2]}
+
+
+def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
+    """Write the PNG. runs: (dataset, method, target) -> one result per seed; names: of the methods."""
+    figure = new_figure(3.4 * 2 * len(DATASETS), 3.5, "")
+    panels = figure.subplots(1, 2 * len(DATASETS), width_ratios=[2, 1] * len(DATASETS))
+    for dataset, curve, heat in zip(DATASETS, panels[::2], panels[1::2], strict=True):
+        quality(curve, dataset, runs, names)
+        learned(figure, heat, runs[dataset, "lt", max(TARGETS)])
+        heat.set_title(f"{names['lt']}, {max(TARGETS):.0%}", fontsize=9, color=INK)
+    return save(figure, path)
+
+
+def quality(axes, dataset: str, runs: dict, names: dict[str, str]) -> None:
+    dense = [result["quality"]["velocity_error"] for result in runs[dataset, "dense", 0.0]]
+    axes.axhline(statistics.mean(dense), color=MUTED, linewidth=1, linestyle="--", label="dense")
+    for shift, method in enumerate(("mod", *LEARNED), start=-1):
+        errors = [
+            [result["quality"]["velocity_error"] for result in runs[dataset, method, target]]
+            for target in TARGETS
+        ]
+        places = [100 * target + 0.4 * shift for target in TARGETS]
+        axes.plot(
+            places, [statistics.mean(one) for one in errors], color=COLOURS[method], label=names[method]
+        )
+        for x, values in zip(places, errors, strict=True):
+            axes.scatter([x] * len(values), values, s=14, color=COLOURS[method])
+    plain(axes, "compression (%)", "held-out v-MSE")
+    axes.set_title(dataset, fontsize=11, color=INK)
+    axes.set_xticks([100 * target for target in TARGETS])
+    axes.margins(x=0.2)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+
+
+def learned(figure: Figure, axes, results: list[dict]) -> None:
+    """Kept ratios [layers, regions], mean over seeds."""
+    tables = [result["ratios"][-1]["ratios"] for result in results]
+    mean = [
+        [statistics.mean(column) for column in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)
+    ]
+    bare(axes)
+    axes.imshow(mean, cmap=KEPT, vmin=0.2, vmax=1, aspect="auto")
+    for layer, row in enumerate(mean):
+        for region, ratio in enumerate(row):
+            shade = INK if ratio > 0.6 else "white"
+            axes.text(region, layer, f"{ratio:.2f}", ha="center", va="center", fontsize=8, color=shade)
+    axes.set_xlabel("clean to noisy", fontsize=9, color=INK)
+    axes.set_ylabel("layer", fontsize=9, color=INK)
