@@ -26,6 +26,10 @@ _TOKENS_PER_SIDE = 16
 Encoder = Callable[[list[str]], Tensor]
 
 
+class BrokenImage(ValueError):
+    """An image that cannot be read; it is found when a sample needs it."""
+
+
 class CaptionedImages(CaptionedDataset):
     """Images cut to a centred square and resized, and what ``text_encoder`` makes of their captions.
 
@@ -45,9 +49,11 @@ class CaptionedImages(CaptionedDataset):
         classes: int = 0,
     ) -> None:
         self.size = RESOLUTION if resolution is None else resolution
-        if self.size < _TOKENS_PER_SIDE or self.size % _TOKENS_PER_SIDE:
-            raise ValueError(f"resolution must be a multiple of {_TOKENS_PER_SIDE}, got {resolution}")
-        self.patch_size = self.size // _TOKENS_PER_SIDE
+        if self.size < 1 or (self.size > _TOKENS_PER_SIDE and self.size % _TOKENS_PER_SIDE):
+            raise ValueError(
+                f"resolution must be a multiple of {_TOKENS_PER_SIDE}, or less, got {resolution}"
+            )
+        self.patch_size = max(1, self.size // _TOKENS_PER_SIDE)
         self._read, self._captions = read, list(captions)
         self._encode = WordEmbeddings() if text_encoder is None else text_encoder
         self._attributes = torch.tensor(labels, dtype=torch.int64)[:, None] if labels is not None else None
@@ -145,7 +151,7 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from None
+        raise BrokenImage(f"image {path} cannot be read: {error}") from None
 
 
 def held_out_rows(count: int, split: str) -> list[int]:

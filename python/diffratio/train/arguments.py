@@ -43,7 +43,7 @@ class TrainArguments:
     output_dir: str = _argument("diffratio-model", "The run: logs, checkpoints and the result.")
     seed: int = _argument(0, "Decides every random number of the run.", least=0)
     resolution: int | None = _argument(
-        None, "Side of the images in pixels. Default: 8 for digits, 32 for shapes, else 512.", least=1
+        None, "Side of the images in pixels. Default: that which the model was made for.", least=1
     )
     train_batch_size: int = _argument(16, "Samples per process and forward pass.", least=1)
     gradient_accumulation_steps: int = _argument(1, "Forward passes per optimiser step.", least=1)

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, default_collate
 
-from ..data import load_dataset
+from ..data import BUILT_IN, load_dataset
+from ..data.images import CaptionedImages
 from .arguments import ArgumentError, TrainArguments
 from .base import Base
 from .encoded import EncodedDataset, Encoders, encode
@@ -17,6 +18,8 @@ from .samples import TrainingSamples, ValidationSamples
 
 VALIDATION_IMAGES = 512
 ENCODED = "encoded"
+PIXELS_PER_LATENT = 8
+"""Of the VAE of PixArt and DiT."""
 
 
 def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator, progress: bool):
@@ -24,17 +27,21 @@ def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator,
     name = arguments.dataset_name or arguments.pretrained_model_name_or_path
     names = ("resolution", "caption_column", "image_column")
     options = {name: getattr(arguments, name) for name in names}
+    if name not in BUILT_IN and arguments.resolution is None:
+        options["resolution"] = _side(base.model.config)
     try:
         splits = [load_dataset(name, split=split, **options) for split in ("train", "held_out")]
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        argument = re.split(r"[ :=]", str(error))[0]
-        argument = argument if argument in options else "dataset_name"
-        raise ArgumentError(f"{argument}={getattr(arguments, argument)!r}: {error}") from None
+        named = re.split(r"[ :=]", str(error))[0] in options
+        raise ArgumentError(str(error) if named else f"dataset_name={name!r}: {error}") from None
     config = base.model.config
     by_class = base.objective.by_class
     if by_class and not splits[0].attribute_sizes:
         raise ArgumentError(f"dataset_name={name!r} has no classes, which the model needs")
     if splits[0].channels == config.in_channels:
+        size, patch = splits[0].size, config.patch_size
+        if size % patch:
+            raise ArgumentError(f"resolution={size} must be a multiple of the model's patches of {patch}")
         if not by_class and splits[0].text_width != config.caption_channels:
             raise ArgumentError(
                 f"dataset_name={name!r} has text of width {splits[0].text_width}, "
@@ -50,6 +57,11 @@ def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator,
         )
         for split, part, count in zip(splits, ("train", "held_out"), counts, strict=True)
     ]
+
+
+def _side(config) -> int:
+    """Side in pixels of the images that a model was made for."""
+    return config.sample_size * (1 if config.in_channels == CaptionedImages.channels else PIXELS_PER_LATENT)
 
 
 def _folder(arguments: TrainArguments, part: str) -> Path:

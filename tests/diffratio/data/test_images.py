@@ -147,7 +147,7 @@ def test_a_bad_line_of_metadata_is_named(folder: Path, line: str, words: str):
 
 
 def test_bad_folders_and_resolutions_are_refused(folder: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="resolution must be a multiple of 16, got 40"):
+    with pytest.raises(ValueError, match="resolution must be a multiple of 16, or less, got 40"):
         load_dataset(folder, resolution=40)
     with pytest.raises(ValueError, match="caption_column: .* has no title, only file_name, text, other"):
         load_dataset(folder, caption_column="title")

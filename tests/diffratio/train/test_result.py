@@ -145,8 +145,8 @@ def test_what_is_no_run_is_refused(tiny, tmp_path):
         ),
         ({"dataset_name": "no/such/folder"}, "^dataset_name='no/such/folder'"),
         ({"dataset_name": "shapes"}, "^pretrained_model_name_or_path=.* needs a vae"),
-        ({"resolution": 16}, "^resolution=16"),
-        ({"image_column": "photo"}, "^image_column='photo': image_column is not for 'digits'"),
+        ({"resolution": 16}, "^resolution must be 8 for digits, got 16"),
+        ({"image_column": "photo"}, "^image_column is not for 'digits'"),
     ],
 )
 def test_what_does_not_fit_the_model_is_named(changes, text, tiny, tmp_path):
