@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import warnings
 from dataclasses import Field, fields
 from typing import Annotated, get_type_hints
 
@@ -15,12 +16,14 @@ from ..train.arguments import ArgumentError, TrainArguments
 
 def train(as_json: bool, **values) -> None:
     """Fine-tune a diffusion transformer to a compression target."""
-    from ..train import train
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        from ..train import train
 
-    try:
-        run = train(TrainArguments(**values), progress=not as_json)
-    except ArgumentError as error:
-        sys.exit(f"diffratio train: {error}")
+        try:
+            run = train(TrainArguments(**values), progress=not as_json)
+        except ArgumentError as error:
+            sys.exit(f"diffratio train: {error}")
     if not run:
         return
     if as_json:
@@ -29,9 +32,17 @@ def train(as_json: bool, **values) -> None:
         typer.echo(f"{values['output_dir']}: validation loss {run['validation_loss']:.5f}")
 
 
+def _show_warning(message, *_) -> None:
+    """One line without the source, above the bar."""
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def _option(one: Field, kind: type) -> inspect.Parameter:
     choices = one.metadata["choices"]
-    text = one.metadata["help"] + (f" [{'|'.join(choices)}]" if choices else "")
+    # Not in brackets: rich takes those for markup and shows nothing.
+    text = one.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
     annotation = Annotated[kind, typer.Option(f"--{one.name}", help=text)]
     return inspect.Parameter(
         one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=annotation

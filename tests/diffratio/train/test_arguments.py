@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import typer
@@ -91,6 +92,28 @@ def test_the_command_names_a_bad_argument_without_a_traceback():
     assert isinstance(result.exception, SystemExit)
     assert result.exception.code == "diffratio train: rank=0 must be at least 1"
     assert run("--no_such_option").exit_code == 2
+
+
+def test_the_help_lists_every_choice():
+    app = typer.Typer()
+    app.command()(command)
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "400"}).output
+    lines = {line.split()[1]: line for line in shown.splitlines() if line.startswith("│ --")}
+    for one in dataclasses.fields(TrainArguments):
+        if one.metadata["choices"]:
+            assert f"One of {', '.join(one.metadata['choices'])}." in lines[f"--{one.name}"]
+
+
+def test_a_warning_is_one_plain_line(monkeypatch):
+    def train(arguments, progress):
+        warnings.warn("the run\nstarts anew", stacklevel=1)
+        return {"validation_loss": 1.0}
+
+    monkeypatch.setattr("diffratio.train.train", train)
+    shown = warnings.showwarning
+    result = run("--json")
+    assert result.exit_code == 0 and result.stderr == "warning: the run starts anew\n"
+    assert warnings.showwarning is shown
 
 
 def test_both_commands_show_their_help_without_diffusers():
