@@ -24,6 +24,8 @@ __all__ = list(_HOMES)
 
 def __getattr__(name: str):
     """Import on first use: the command line must be able to say that diffusers is missing."""
+    if name == "__version__":
+        return import_module("diffratio_kernels").__version__
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -17,8 +17,10 @@ def main() -> None:
         from .plot import plot
         from .sample import sample
         from .train import train
+        from .version import options
 
         app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+        app.callback()(options)
         for command in (demo, train, sample, eval, plot, bench, flops, kernels, doctor):
             app.command()(command)
         app()
