@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,20 +73,21 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
     weights = read_weights(directory / WEIGHTS_NAME)
     check_ratios(weights.pop(RATIOS, None), adapter, config, directory)
 
-    fresh = "_diffratio_plan" not in vars(model)
-    if not fresh:
+    if "_diffratio_plan" in vars(model):
         _check_layers(model, adapter)
         check_same_routers(plan_of(model), config)
         _check_weights(weights, _router_state(model), directory)
         drop_ratios(model)
-    apply_diffratio(model, config)
-    try:
-        if fresh:
+    else:
+        # The overrides are for the adapter's layers, which must first be the model's.
+        apply_diffratio(model, replace(config, overrides={}))
+        try:
             _check_layers(model, adapter)
             _check_weights(weights, _router_state(model), directory)
-    except ValueError:
-        remove_diffratio(model)
-        raise
+        except ValueError:
+            remove_diffratio(model)
+            raise
+    apply_diffratio(model, config)
     with torch.no_grad():
         for name, tensor in _router_state(model).items():
             tensor.copy_(weights[name])
@@ -128,11 +130,13 @@ def _check_layers(model: nn.Module, adapter: dict) -> None:
             f"directory: the adapter is for a {adapter.get('base_model_class')}, not a {type(model).__name__}"
         )
     names = [state.name for state in plan_of(model).layers]
-    if adapter["routed_layers"] != names:
+    made_for = adapter["routed_layers"]
+    if len(made_for) != len(names):
         raise ValueError(
-            f"directory: the adapter routes {len(adapter['routed_layers'])} layers of a "
-            f"{adapter.get('base_model_class')}, this {type(model).__name__} has {len(names)}, not the same"
+            f"directory: the adapter was made for {len(made_for)} routed layers, the model has {len(names)}"
         )
+    if made_for != names:
+        raise ValueError("directory: the adapter was made for layers of other names than the model's")
 
 
 def _check_weights(weights: dict, wanted: dict, directory: Path) -> None:

@@ -157,6 +157,18 @@ def test_loading_into_routers_of_another_kind_is_an_error_that_changes_nothing(t
     assert tiny.snapshot(model) == before
 
 
+@pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
+def test_an_adapter_for_another_number_of_layers_tells_both(tiny, saved, tmp_path, patched):
+    model = tiny.pixart(num_layers=5)
+    tables = {layer: 0.2 for layer in range(5)}
+    save_diffratio(tiny.route(model, 0.4, overrides=tables), tmp_path / "five")
+    smaller = tiny.route(saved[0], 0.7) if patched else saved[0]
+    before = tiny.snapshot(smaller)
+    with pytest.raises(ValueError, match="made for 5 routed layers, the model has 3"):
+        load_diffratio(smaller, tmp_path / "five")
+    assert tiny.snapshot(smaller) == before
+
+
 def test_a_bfloat16_model_takes_an_adapter(tiny, saved):
     model, directory = saved
     load_diffratio(model.to(torch.bfloat16), directory)
