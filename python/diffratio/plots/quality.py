@@ -24,6 +24,7 @@ def quality_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
     """
     if not runs or not all(runs.values()):
         raise ValueError("runs must hold at least one model each")
+    every = [100 * one["mean_kept"] for models in runs.values() for one in models]
     panels = [panel for panel in PANELS if all(panel[0] in one for models in runs.values() for one in models)]
     figure = new_figure(4.6 * len(panels), 4.2, title)
     for axes, (key, label, factor) in zip(
@@ -38,9 +39,12 @@ def quality_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
                 axes.annotate(str(one["step"]), (x, y), fontsize=8, color=MUTED, **place)
         plain(axes, "kept tokens (%)", label)
         axes.margins(x=0.12, y=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         # More compression to the right, as training goes.
         axes.invert_xaxis()
+        if min(every) == max(every):
+            left = min(102, max(18, every[0] + 10))
+            axes.set_xlim(left, left - 20)
         axes.set_ylim(bottom=0)
     axes.legend(fontsize=9, frameon=False)
     return figure

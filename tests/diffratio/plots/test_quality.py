@@ -29,6 +29,14 @@ def test_there_is_a_line_for_each_run_in_each_panel():
     assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["lt", "mod"]
 
 
+@pytest.mark.parametrize("kept", [1.0, 0.7, 0.05])
+def test_one_point_stands_on_an_axis_of_round_figures(kept):
+    axes = quality_curves({"lt": [entry(300, kept, 2.0)]}, "").axes[0]
+    left, right = axes.get_xlim()
+    assert right < 100 * kept < left <= 102 and right >= -2
+    assert all(tick % 5 == 0 for tick in axes.get_xticks())
+
+
 def test_accuracy_is_drawn_in_percent():
     figure = quality_curves({"lt": [entry(1, 1.0, 1.0, accuracy_joint=0.25)]}, "")
     assert figure.axes[1].get_ylabel() == "all attributes right (%)"
