@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -60,6 +60,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"directory: no {path.name} in {path.parent}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"directory: {path} is not a safetensors file ({error})") from None
+
+
+def check_files(folder: Path) -> None:
+    """Every safetensors file in `folder` is whole; a ValueError names the first that is not."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"directory: {path} is damaged, not a whole safetensors file ({error})"
+            ) from None
 
 
 def check_ratios(ratios: Tensor | None, adapter: dict, config: DiffRatioConfig, directory: Path):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .output import check_folder
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for demo.png and demo.json.")] = Path("out/demo"),
@@ -19,6 +21,7 @@ def demo(
     from ..demo.report import print_report
     from ..demo.run import run_demo
 
+    check_folder(out)
     report = run_demo(out, samples_per_class=samples_per_class, seed=seed, progress=not as_json)
     if as_json:
         typer.echo(json.dumps(report, indent=2))

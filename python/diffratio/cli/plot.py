@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .eval import Device, Guidance, Seed, Steps, device_of
+from .output import check_folder
 
 
 def plot(
@@ -40,6 +41,8 @@ def plot(
         loaded = [Run(path) for path in runs]
         if len({run.path.name for run in loaded}) < len(loaded):
             raise ValueError("runs: two of them have the same name")
+        for folder in (out, *(out / run.path.name for run in loaded)):
+            check_folder(folder)
         if figure is None and (reason := next(filter(None, map(why_no_samples, loaded)), None)):
             typer.echo(f"no maps and no quality: {reason}", err=True)
             figures = ["trajectories", "regions"]

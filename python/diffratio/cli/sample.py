@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .eval import Base, Checkpoint, Dataset, Device, Guidance, Seed, Source, Steps, load
+from .output import check_file
 
 
 def sample(
@@ -29,6 +30,7 @@ def sample(
     from ..evaluation.quality import SampleSettings
     from ..plots.grid import draw_grid
 
+    check_file(out)
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
     settings = SampleSettings(max(2, rows * columns), seed, steps, guidance)
     try:

@@ -34,7 +34,8 @@ def evaluate(
         ``kept_tenths`` [L][R] (None for a dense model) and ``mean_kept``; ``quality`` of ``Judge``, and
         ``real``, the same figures for held-out real images; ``router_auc`` [L][timestep] where the data has
         object masks; ``cost`` of ``model_cost``. Quality is None, with ``why_no_quality``, where the model
-        does not make images of the data set, or nothing tells the noise that it was trained with.
+        does not make images of the data set, nothing tells the noise that it was trained with, or too few
+        images are held out.
     """
     model = target.model
     fid = Fid(fid_weights, model.device) if fid_weights is not None else None
@@ -52,13 +53,15 @@ def evaluate(
     if target.dataset is not None:
         judge = target.judge(settings, progress)
         why_not = target.why_not(judge)
+    text_tokens = 0
+    if model.config.get("caption_channels"):
+        text_tokens = judge.held_out.text_tokens if why_not is None else PAPER_TEXT_TOKENS
+    if why_not is None:
+        why_not = judge.why_no_quality
     if why_not is None:
         report |= _quality(target, judge, fid, clip_score)
     else:
         report |= {"quality": None, "why_no_quality": why_not}
-    text_tokens = 0
-    if model.config.get("caption_channels"):
-        text_tokens = judge.held_out.text_tokens if why_not is None else PAPER_TEXT_TOKENS
     return report | {"batch": batch, "cost": _cost(target, batch, text_tokens, progress)}
 
 

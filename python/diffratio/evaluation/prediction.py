@@ -36,7 +36,8 @@ def prediction_error(
     """
     n = min(samples, len(dataset))
     if n < QUARTILES:
-        raise ValueError(f"samples={samples} of a data set of {len(dataset)} must be at least {QUARTILES}")
+        few = f"samples={samples}" if samples < QUARTILES else f"dataset: {dataset.name!r} has {n} images, it"
+        raise ValueError(f"{few} must be at least {QUARTILES}")
     schedule = noise_schedule() if schedule is None else schedule
     batch = dataset.batch(range(n))
     images, tokens = batch["pixel_values"], batch["tokens"]

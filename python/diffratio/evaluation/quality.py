@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data import load_dataset
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
-from .prediction import prediction_error
+from .prediction import QUARTILES, prediction_error
 from .sampling import sample
 from .schedule import PREDICTED
 
@@ -53,7 +53,7 @@ class Judge:
         image_column: str | None = None,
         progress: bool = True,
     ) -> None:
-        self.settings, self.progress = settings, progress
+        self.name, self.settings, self.progress = name_or_path, settings, progress
         columns = {"caption_column": caption_column, "image_column": image_column}
         self.held_out, self._train = (
             load_dataset(name_or_path, split=split, resolution=resolution, **columns)
@@ -94,6 +94,15 @@ class Judge:
         wrong = [f"{has} {what} instead of {wants}" for what, has, wants in pairs if has != wants]
         return f"the model does not fit {data.name!r}: it has {', '.join(wrong)}" if wrong else None
 
+    @property
+    def why_no_quality(self) -> str | None:
+        """Why no model can be judged on the data set (too small); None where one can."""
+        found = len(self.held_out)
+        if found >= QUARTILES:
+            return None
+        images = "1 image" if found == 1 else f"{found} images"
+        return f"the held-out part of {self.name!r} has {images}, at least {QUARTILES} are needed"
+
     def samples(
         self, model: nn.Module, description: str = "sampling", schedule: DDPMScheduler | None = None
     ) -> Tensor:
@@ -128,6 +137,8 @@ class Judge:
         reason = self.why_not(model)
         if reason is not None:
             raise ValueError(f"model: {reason}")
+        if self.why_no_quality is not None:
+            raise ValueError(f"dataset: {self.why_no_quality}")
         images = self.samples(model, description, schedule)
         error = prediction_error(model, self.held_out, schedule=schedule)
         kind = "velocity" if schedule is None else PREDICTED[schedule.config.prediction_type]

@@ -9,6 +9,7 @@ from diffusers import AutoModel, DDPMScheduler
 from torch import nn
 
 from ..adapter import CONFIG_NAME, load_diffratio
+from ..adapter_file import check_files
 from ..models import PRETRAINED, noise_schedule
 from ..patch import enable_diffratio, plan_of
 from .quality import Judge, SampleSettings
@@ -85,10 +86,13 @@ def load_target(
         dataset: overrides the run's own.
 
     Raises:
-        ValueError: ``path`` holds nothing of the kind; the text names the argument.
+        ValueError: ``path`` holds nothing of the kind, or a damaged file, or ``base`` is not for it; the text
+            names the argument.
     """
     run, step = _run_of(Path(path), checkpoint)
     if run is not None:
+        if base is not None:
+            raise ValueError(f"base={str(base)!r}: {str(path)!r} is of a run, which knows its own base")
         from ..train.result import load_run
 
         model, info = load_run(run, step)
@@ -132,11 +136,14 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
         raise ValueError(
             f"path: {path!r} holds no run, model or adapter, and is not one of {list(PRETRAINED)}"
         )
+    if base is not None and not adapted:
+        raise ValueError(f"base={str(base)!r}: {path!r} is a model, not an adapter that needs one")
     weights = folder if base is None else _transformer_folder(PRETRAINED.get(str(base), base))
     if not (weights / "config.json").is_file():
         raise ValueError(
             f"base: {str(weights)!r} holds no model; an adapter needs the one it was trained for"
         )
+    check_files(weights)
     model = AutoModel.from_pretrained(
         str(weights), local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
     )

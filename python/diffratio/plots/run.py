@@ -72,7 +72,8 @@ class Run:
 def why_no_samples(run: Run) -> str | None:
     """Why the model makes no images of its data set, as where it works on latents; None where it does."""
     target = load_target(run.path, checkpoint=run.models()[-1][1])
-    return target.why_not(target.judge(SampleSettings()))
+    judge = target.judge(SampleSettings())
+    return target.why_not(judge) or judge.why_no_quality
 
 
 def draw_run(
@@ -95,7 +96,7 @@ def draw_run(
 def _maps(run: Run, device: str, progress: bool) -> Figure:
     target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
     judge = target.judge(SampleSettings(_MAP_SAMPLES), progress)
-    reason = target.why_not(judge)
+    reason = target.why_not(judge) or judge.why_no_quality
     if reason is not None:
         raise ValueError(f"maps: {reason}")
     held_out, items = judge.held_out, range(_MAP_SAMPLES)

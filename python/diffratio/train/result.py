@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..adapter import CONFIG_NAME, load_diffratio
+from ..adapter_file import check_files
 from .arguments import TrainArguments
 from .base import load_base
 from .checkpoints import Checkpoints
@@ -30,7 +31,7 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
         none), and the content of `run.json` with the entry "checkpoint".
 
     Raises:
-        ValueError: `directory` holds no run, or not that checkpoint.
+        ValueError: `directory` holds no run, or not that checkpoint, or a damaged file.
     """
     directory = Path(directory)
     try:
@@ -44,6 +45,7 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
     if not folder.is_dir():
         what = "unfinished" if checkpoint is None else f"without checkpoint {checkpoint}"
         raise ValueError(f"directory: the run in {str(directory)!r} is {what}")
+    check_files(folder)
     if (folder / WEIGHTS).is_file():
         model = AutoModel.from_pretrained(str(folder), use_safetensors=True)
     else:

@@ -1,6 +1,7 @@
 """`diffratio eval`, `sample` and `plot`, as typed."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from diffratio import DiffRatioConfig, apply_diffratio
+from diffratio.cli.demo import demo
 from diffratio.cli.eval import eval as eval_command
 from diffratio.cli.plot import plot
 from diffratio.cli.sample import sample
+from diffratio.data import load_dataset
+from diffratio.models import small_pixart
+from diffratio.train.state import write_model
 
 FAST = ["--steps", "2", "--device", "cpu"]
 
@@ -20,7 +26,12 @@ FAST = ["--steps", "2", "--device", "cpu"]
 def call(command, *arguments):
     app = typer.Typer()
     app.command()(command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
+
+
+def flat(result):
+    """The output without the frame of an error, in one line."""
+    return " ".join(result.output.replace("│", " ").split())
 
 
 def test_eval_gives_quality_and_cost_of_a_run(synthetic_runs):
@@ -70,7 +81,28 @@ def test_eval_says_why_there_is_no_quality(synthetic_runs):
 )
 def test_wrong_arguments_are_named(command, arguments, words):
     result = call(command, *arguments)
-    assert result.exit_code == 2 and words in " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and words in flat(result)
+
+
+@pytest.fixture
+def few_images(synthetic, synthetic_runs, tmp_path: Path):
+    """A run on a folder of images of which 2 are held out."""
+    images, run = tmp_path / "images", shutil.copytree(synthetic_runs / "lt", tmp_path / "runs" / "lt")
+    for split, count in (("train", 6), ("validation", 2)):
+        (images / split).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(images / split / f"{i}.png")
+            (images / split / f"{i}.txt").write_text(f"image {i}")
+    data = load_dataset(str(images), split="held_out", resolution=8)
+    assert len(data) == 2
+    model = small_pixart(data, 0, layers=2, heads=1)
+    apply_diffratio(model, DiffRatioConfig(0.3))
+    for folder in (run / "final", *(run / f"checkpoint-{step}" / "adapter" for step in synthetic.STEPS)):
+        write_model(model, folder)
+    info = json.loads((run / "run.json").read_text()) | {"dataset": str(images)}
+    info["arguments"] |= {"resolution": 8}
+    (run / "run.json").write_text(json.dumps(info))
+    return run
 
 
 @pytest.fixture
@@ -114,6 +146,53 @@ def test_a_data_set_that_is_not_there_is_named(command, synthetic_runs, tmp_path
     (run / "run.json").write_text(json.dumps(info | {"dataset": "gone"}))
     result = call(command, run, "--out" if command is not eval_command else "--seed", 0)
     assert result.exit_code == 2 and "name_or_path='gone' is no folder" in result.output
+
+
+@pytest.mark.parametrize("command", [eval_command, sample, plot])
+def test_a_damaged_file_of_a_run_is_named(command, synthetic_runs, tmp_path: Path):
+    run = shutil.copytree(synthetic_runs / "lt", tmp_path / "lt")
+    os.truncate(run / "final" / "diffusion_pytorch_model.safetensors", 500)
+    result = call(command, run)
+    assert result.exit_code == 2 and "diffusion_pytorch_model.safetensors is damaged" in flat(result)
+
+
+def test_eval_without_enough_held_out_images_still_tells_the_cost(few_images):
+    result = call(eval_command, few_images, "--samples", 4, "--batch", 1, "--json", *FAST)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    reason = (
+        f"the held-out part of {json.loads((few_images / 'run.json').read_text())['dataset']!r} has 2 images"
+    )
+    assert report["quality"] is None and reason in report["why_no_quality"]
+    assert report["cost"]["sparse"]["gflop"] > 0
+    refused = call(plot, few_images, "--figure", "quality", *FAST)
+    assert refused.exit_code == 2 and "at least 4 are needed" in flat(refused)
+    drawn = call(plot, few_images, "--out", few_images / "plots", "--json", *FAST)
+    assert [Path(path).name for path in json.loads(drawn.stdout)] == ["trajectories.png", "regions.png"]
+
+
+@pytest.mark.parametrize(
+    "command, inside", [(sample, "x.png"), (sample, "new/x.png"), (plot, "plots"), (demo, "demo")]
+)
+def test_an_output_that_cannot_be_written_is_named_before_the_work(
+    command, inside, synthetic_runs, tmp_path: Path, monkeypatch
+):
+    for work in ("evaluation.target.load_target", "demo.run.run_demo", "plots.run.draw_run"):
+        monkeypatch.setattr(f"diffratio.{work}", lambda *_, **__: pytest.fail("began the work"))
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / inside
+    result = call(command, *([] if command is demo else [synthetic_runs / "lt"]), "--out", out)
+    words = flat(result)
+    assert (
+        result.exit_code == 2 and f"out='{out}'" in words and f"{tmp_path / 'file'} is not a folder" in words
+    )
+
+
+def test_a_folder_is_no_picture_and_a_locked_folder_takes_none(tmp_path: Path, monkeypatch):
+    assert f"out='{tmp_path}' is a folder" in flat(call(sample, "digits", "--out", tmp_path))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    result = call(sample, "digits", "--out", tmp_path / "x.png")
+    assert result.exit_code == 2 and f"{tmp_path} cannot be written to" in flat(result)
 
 
 def test_sample_writes_a_picture(tmp_path: Path):

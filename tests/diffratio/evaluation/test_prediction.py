@@ -99,5 +99,9 @@ def test_the_shipped_dense_model_repeats_its_log():
 
 
 def test_too_few_samples_are_refused():
-    with pytest.raises(ValueError, match="samples=3 of a data set of 360 must be at least 4"):
-        prediction_error(nn.Linear(1, 1), load_dataset("digits", split="held_out"), samples=3)
+    digits = load_dataset("digits", split="held_out")
+    with pytest.raises(ValueError, match="samples=3 must be at least 4"):
+        prediction_error(nn.Linear(1, 1), digits, samples=3)
+    digits._labels = digits._labels[:2]
+    with pytest.raises(ValueError, match="dataset: 'digits' has 2 images, it must be at least 4"):
+        prediction_error(nn.Linear(1, 1), digits)

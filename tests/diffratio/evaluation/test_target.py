@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,29 @@ def test_an_adapter_beside_its_model_or_alone(tmp_path: Path):
         load_target(tmp_path)
     target = load_target(tmp_path, base="digits")
     assert target.kept_tenths == config.kept_tenths(5) and target.dataset == "digits"
+
+
+@pytest.mark.parametrize("path", ["lt", "lt/final", "lt/checkpoint-2"])
+def test_a_run_knows_its_own_base(path, synthetic_runs):
+    with pytest.raises(ValueError, match="base='shapes': .* is of a run, which knows its own base"):
+        load_target(synthetic_runs / path, base="shapes")
+
+
+def test_a_whole_model_takes_no_base():
+    with pytest.raises(ValueError, match="base='shapes': 'digits' is a model, not an adapter"):
+        load_target("digits", base="shapes")
+
+
+@pytest.mark.parametrize("size", [0, 500])
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", WEIGHTS_NAME])
+def test_a_damaged_file_is_named(name, size, synthetic_runs, tmp_path: Path):
+    run = shutil.copytree(synthetic_runs / "lt", tmp_path / "lt")
+    os.truncate(run / "final" / name, size)
+    with pytest.raises(ValueError, match=f"final/{name} is damaged"):
+        load_target(run)
+    model = shutil.copytree(run / "final", tmp_path / "model")
+    with pytest.raises(ValueError, match=f"model/{name} is damaged"):
+        load_target(model)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, synthetic_runs):

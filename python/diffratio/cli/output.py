@@ -1,0 +1,26 @@
+"""Whether `--out` can be written, told before the work."""
+
+import os
+from pathlib import Path
+
+import typer
+
+
+def check_folder(out: Path) -> None:
+    """A BadParameter that names `out` where the folder can be neither written to nor made."""
+    _check(out, out)
+
+
+def check_file(out: Path) -> None:
+    """The same for a file and the folder that it is to lie in."""
+    if out.is_dir():
+        raise typer.BadParameter(f"out={str(out)!r} is a folder, must be a file")
+    _check(out, out.parent)
+
+
+def _check(out: Path, folder: Path) -> None:
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise typer.BadParameter(f"out={str(out)!r}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"out={str(out)!r}: {there} cannot be written to")
