@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..kernels import two_bin_sdpa
 from ..kernels.triton import launchers as triton
 from .attention import pick
 from .dispatch import DIFFERENTIABLE, KERNELS
@@ -88,9 +89,38 @@ class _TwoBinAttention(torch.autograd.Function):
         return *grads, None, None, None, None, None, None
 
 
+class _TwoBinSdpa(torch.autograd.Function):
+    """On the CPU: one pass over the keys serves both bins in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, samples, small, scale):
+        out, lse = two_bin_sdpa.two_bin_attention(query, key, value, samples, small, scale)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.options = samples, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        grads = two_bin_sdpa.two_bin_attention_backward(
+            grad_out.contiguous(), *ctx.saved_tensors, *ctx.options
+        )
+        return *grads, None, None, None
+
+
+def _sdpa(query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale):
+    args = large_offsets, small_offsets, longest_large, longest_small, small, scale
+    if not two_bin_sdpa.takes(query, large_offsets):
+        return _others["sdpa"](query, key, value, *args)
+    samples = two_bin_sdpa.samples_of(*(offsets.diff().tolist() for offsets in args[:2]))
+    # The kernels below torch's dispatcher want heads without gaps.
+    rows = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+    return _TwoBinSdpa.apply(*rows, samples, small, scale)
+
+
 _others = {name: _composed(run) for name, run in KERNELS["attention"].items() if name != "triton"}
-KERNELS["two_bin_attention"] = {"triton": triton.two_bin_attention} | _others
-DIFFERENTIABLE["two_bin_attention"] = {"triton": _TwoBinAttention.apply} | _others
+KERNELS["two_bin_attention"] = {"triton": triton.two_bin_attention} | _others | {"sdpa": _sdpa}
+DIFFERENTIABLE["two_bin_attention"] = {"triton": _TwoBinAttention.apply} | _others | {"sdpa": _sdpa}
 
 
 def _check(query, key, value, large_offsets, small_offsets, longest_large, longest_small, small, scale):

@@ -102,6 +102,20 @@ TWO_BINS = [
         "tests/ops/test_two_bin_block.py -k digits",
     ),
     Mutant(
+        "log-sum-exp-of-the-small-set-for-all",
+        "wrong normalisation",
+        "diffratio_kernels/kernels/two_bin_sdpa.py",
+        {"(one_lse - both).exp()), both": "(one_lse - both).exp()), one_lse"},
+        "tests/kernels/test_two_bin_sdpa.py",
+    ),
+    Mutant(
+        "small-gradient-in-place-of-the-sum",
+        "term of a gradient missing",
+        "diffratio_kernels/kernels/two_bin_sdpa.py",
+        {"[:, :, : part.small] += own": "[:, :, : part.small].copy_(own)"},
+        "tests/kernels/test_two_bin_sdpa.py",
+    ),
+    Mutant(
         "gradient-of-small-rows-lost",
         "term of a gradient missing",
         OPS + "two_bin_attention.py",
