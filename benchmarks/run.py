@@ -30,7 +30,7 @@ def main() -> None:
     for result in inference:
         console.print(table(result))
     write("cpu-block.json", inference)
-    training = run_training_benchmark()
+    training = run_training_benchmark(rounds=15)
     console.print(training_table(training))
     write("cpu-training.json", [training])
 

@@ -11,6 +11,7 @@ from typing import Annotated, get_type_hints
 
 import typer
 
+from ..data.images import BrokenImage
 from ..train.arguments import ArgumentError, TrainArguments
 
 
@@ -22,7 +23,7 @@ def train(as_json: bool, **values) -> None:
 
         try:
             run = train(TrainArguments(**values), progress=not as_json)
-        except ArgumentError as error:
+        except (ArgumentError, BrokenImage) as error:
             sys.exit(f"diffratio train: {error}")
     if not run:
         return
