@@ -12,23 +12,25 @@ from pathlib import Path
 import torch
 from machine import clocks, machine
 
-from diffratio.bench.latency import block_latency
+from diffratio.bench.levels.block import block as pixart_block
+from diffratio.bench.measure import measure
 from diffratio.bench.operators import ATTENTIONS, BLOCK, operator_latency
 from diffratio.bench.training import run_training_benchmark
 from diffratio_kernels.testing.inputs import ModBlockCase
 
 ROOT = Path(__file__).parents[1]
 BATCHES = (1, 4, 16)
-SMALL = {"width": 64, "heads": 4, "text": 5, "rounds": 3, "kept": (1.0, 0.5), "dtype": torch.float32}
+SMALL = {"width": 64, "heads": 4, "text": 5, "kept": (1.0, 0.5), "dtype": torch.float32}
 SMALL_CASE = ModBlockCase(seed=0, heads=4, head_dim=16, hidden=128, text=5)
 
 
 def block(tokens: int, gpu: bool) -> list[dict]:
-    options = {} if gpu else SMALL | {"device": "cpu", "compiled": False}
+    options = {} if gpu else SMALL | {"device": "cpu", "compile_mode": None}
     implementations = ("cuda", "triton") if gpu else ("native", "reference")
     rows = []
     for batch in BATCHES if gpu else (2,):
-        rows += block_latency(batch, tokens, implementations, **options)
+        subject = pixart_block(batch, tokens, implementations, **options)
+        rows += measure(subject, "cuda" if gpu else "cpu", rounds=30 if gpu else 3)
         torch.cuda.empty_cache()
     return rows
 
@@ -63,15 +65,15 @@ def training(tokens: int, gpu: bool) -> list[dict]:
 
 def line(row: dict) -> str:
     """A row for the eye."""
-    kind = row.get("implementation", row.get("mode", ""))
-    parts = [f"B={row['batch']:<3} N={row['tokens']:<5} {row['name']:22} {kind:10} kept {row['kept']:.1f}"]
+    kind = " ".join(row[name] for name in ("implementation", "mode", "cache") if name in row)
+    parts = [f"B={row['batch']:<3} N={row['tokens']:<5} {row['name']:24} {kind:10} kept {row['kept']:.1f}"]
     if "seconds" in row:
         parts.append(f"{row['seconds'] * 1e6:10.1f} us")
     if "bytes_per_second" in row:
         parts.append(
             f"{row['bytes_per_second'] / 1e9:8.0f} GB/s {row['flops_per_second'] / 1e12:7.1f} TFLOP/s"
         )
-    parts += [f"{row[name]:7.3f} {name}" for name in ("of_dense", "of_first") if name in row]
+    parts += [f"{row[name]:7.3f} {name}" for name in ("of_baseline", "of_dense", "of_first") if name in row]
     return "  ".join([*parts, row.get("refused", "")])
 
 

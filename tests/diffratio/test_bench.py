@@ -6,17 +6,23 @@ import pytest
 import torch
 
 from diffratio.bench import case as bench_case
-from diffratio.bench import latency, operators, run_training_benchmark, training
+from diffratio.bench import measure as measuring
+from diffratio.bench import operators, run_training_benchmark, training
 from diffratio.bench.case import BlockCase, dense_block, dense_name
-from diffratio.bench.latency import block_latency, check_case
+from diffratio.bench.levels import block as block_level
+from diffratio.bench.levels.block import block as pixart_block
+from diffratio.bench.levels.block import check_block
+from diffratio.bench.measure import measure
 from diffratio.bench.operators import operator_latency, work_of
+from diffratio.bench.peers.tome import Matching, tome_block
 from diffratio.bench.plain import PlainBlock
-from diffratio.bench.timing import rotating_medians, rotations
+from diffratio.bench.subject import Candidate, Subject
+from diffratio.bench.timing import Times, rotating_times, rotations
 from diffratio_kernels import mod_block, two_bin_block
 from diffratio_kernels.testing import budget
 from diffratio_kernels.testing.inputs import ModBlockCase
 
-TINY = {"width": 32, "heads": 2, "text": 5, "rounds": 2, "dtype": torch.float32, "device": "cpu"}
+TINY = {"width": 32, "heads": 2, "text": 5, "dtype": torch.float32, "device": "cpu"}
 CASE = ModBlockCase(seed=0, heads=2, head_dim=16, hidden=48, text=5)
 
 
@@ -27,7 +33,7 @@ def own_table_of_ratios(monkeypatch):
 
 @pytest.fixture
 def without_diffusers(monkeypatch):
-    monkeypatch.setattr(bench_case, "dense_block", PlainBlock)
+    monkeypatch.setattr(bench_case, "has_diffusers", lambda: False)
 
 
 def test_the_plain_block_is_that_of_diffusers():
@@ -36,34 +42,75 @@ def test_the_plain_block_is_that_of_diffusers():
     x, timestep, text = torch.randn(2, 9, 48), torch.randn(2, 6 * 48), torch.randn(2, 5, 48)
     expected = theirs(x, timestep=timestep, encoder_hidden_states=text)
     torch.testing.assert_close(plain(x, timestep=timestep, encoder_hidden_states=text), expected)
-    assert (dense_name(theirs), dense_name(plain)) == ("diffusers dense", "plain torch dense")
+    assert dense_name() == "diffusers dense"
 
 
 def test_a_case_without_diffusers_runs_in_every_way(without_diffusers):
     case = BlockCase(2, 12, 32, 2, 5, torch.float32, "cpu")
     assert isinstance(case.block, PlainBlock)
     torch.testing.assert_close(case.ours(7), case.authors(7), atol=1e-4, rtol=1e-4)
-    check_case(case, 7, "reference")
+    check_block(case, 7, "reference")
     assert case.dense().shape == case.row_steps(7).shape == (2, 12, 32)
 
 
-def test_block_latency_on_the_cpu_gives_ratios_only(without_diffusers):
-    rows = block_latency(
-        2, 16, ("native", "reference"), kept=(1.0, 0.5), compiled=False, progress=False, **TINY
-    )
-    names = ["plain torch dense"] + 2 * ["authors' eager", "mod_block native", "mod_block reference"]
+def test_a_block_on_the_cpu_gives_ratios_only(without_diffusers):
+    subject = pixart_block(2, 16, ("native", "reference"), kept=(1.0, 0.5), compile_mode=None, **TINY)
+    rows = measure(subject, "cpu", rounds=2, progress=False)
+    routed = ["mod_block native", "mod_block reference", "route + gather + scatter"]
+    names = ["plain torch dense", "authors' eager", *routed, "authors' eager", "ToMe", *routed]
     assert [row["name"] for row in rows] == names
-    assert [row["kept"] for row in rows] == [1.0] * 4 + [0.5] * 3
-    assert rows[0]["of_dense"] == 1.0 and all(row["of_dense"] > 0 for row in rows)
-    assert all("seconds" not in row and row["mode"] == "eager" and row["flops"] > 0 for row in rows)
-    assert rows[4]["flops"] < rows[1]["flops"]
+    assert [row["kept"] for row in rows] == [1.0] * 5 + [0.5] * 5
+    assert rows[0]["of_baseline"] == 1.0 and all(row["of_baseline"] > 0 for row in rows)
+    assert all("seconds" not in row and row["spread"] >= 0 < row["peak_bytes"] for row in rows)
+    assert all((row["level"], row["mode"], row["cache"]) == ("block", "eager", "cold") for row in rows)
+    by_name = {row["name"]: row["flops"] for row in rows if row["kept"] == 0.5}
+    assert by_name["mod_block native"] < by_name["authors' eager"] < rows[0]["flops"]
+    assert rows[0]["tokens"] == 16 and rows[0]["width"] == 32
 
 
 def test_a_wrong_block_is_not_timed(monkeypatch):
-    monkeypatch.setattr(latency, "mod_block", lambda **arguments: mod_block(**arguments) * 1.01)
-    monkeypatch.setattr(latency, "rotating_medians", lambda *args: pytest.fail("timed"))
-    with pytest.raises(AssertionError, match="latency: mod_block native, 8 of 16 kept"):
-        block_latency(2, 16, ("native",), kept=(0.5,), compiled=False, **TINY)
+    monkeypatch.setattr(block_level, "mod_block", lambda **arguments: mod_block(**arguments) * 1.01)
+    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
+    subject = pixart_block(2, 16, ("native",), kept=(0.5,), compile_mode=None, **TINY)
+    with pytest.raises(AssertionError, match="mod_block native, 8 of 16 kept"):
+        measure(subject, "cpu", progress=False)
+
+
+def test_a_candidate_that_does_not_run_is_a_row_with_the_reason():
+    def fail(case):
+        raise RuntimeError("no such device\nmore")
+
+    def subject(*candidates):
+        return Subject("op", "add", {"batch": 1}, lambda seed: torch.ones(2), 8, candidates)
+
+    able, unable = Candidate("able", lambda x: x + 1), Candidate("unable", fail)
+    timed, refused = sorted(measure(subject(able, unable), "cpu", 2, False), key=lambda row: row["name"])
+    assert timed["name"] == "able" and timed["of_baseline"] == 1.0 and "refused" not in timed
+    assert refused["refused"] == "no such device" and "of_baseline" not in refused
+    with pytest.raises(RuntimeError, match="add: the baseline does not run: no such device"):
+        measure(subject(unable, able), "cpu", 2, False)
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that slows down in the middle changes times, not ratios."""
+    slow = [1.0, 1.0, 3.0, 3.0, 3.0]
+    times = Times([2 * s for s in slow])
+    assert times.ratio(Times(slow)) == 2.0 and times.median == 6.0 and times.spread > 0.5
+    assert Times([1.0]).spread == 0.0
+
+
+def test_merged_tokens_that_are_alike_come_back(monkeypatch):
+    x = torch.randn(2, 16, 8).view(2, 4, 4, 8).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
+    matching = Matching(x, 16)
+    assert matching.merge(x).shape == (2, 16, 8)
+    torch.testing.assert_close(matching.unmerge(matching.merge(x)), x)
+    case = BlockCase(2, 64, 32, 2, 5, torch.float32, "cpu")
+    inputs = case.block, case.x, case.timestep, case.text
+    torch.testing.assert_close(tome_block(*inputs, 64), case.dense(), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(tome_block(*inputs, 32), case.dense(), atol=1e-3)
+    for left, tokens in ((15, 64), (4, 12)):
+        with pytest.raises(ValueError, match=r"^left=15|^tokens=12"):
+            Matching(torch.randn(1, tokens, 8), left)
 
 
 def test_operator_latency_on_the_cpu_gives_ratios_only():
@@ -92,7 +139,7 @@ def test_a_wrong_operator_is_not_timed(monkeypatch):
         return made | {"adaln": replace(made["adaln"], function=wrong)}
 
     monkeypatch.setattr(operators, "operator_calls", calls)
-    monkeypatch.setattr(operators, "rotating_medians", lambda *args, **kwargs: pytest.fail("timed"))
+    monkeypatch.setattr(operators, "rotating_times", lambda *args, **kwargs: pytest.fail("timed"))
     with pytest.raises(AssertionError, match="latency: adaln native"):
         operator_latency(2, 16, ("native",), (), case=CASE, dtype=torch.float32, device="cpu")
 
@@ -107,8 +154,9 @@ def test_work_is_counted_from_the_sizes():
 def test_candidates_take_turns_over_all_their_buffers():
     order = []
     candidates = {name: [lambda n=name, i=i: order.append((n, i)) for i in range(2)] for name in "ab"}
-    seconds = rotating_medians(candidates, 3, "cpu", graphs=True, progress=False)
-    assert order == [("a", 0), ("a", 1), ("b", 0), ("b", 1)] * 4
+    seconds = rotating_times(candidates, 3, "cpu", graphs=True, progress=False)
+    a, b = ([(name, 0), (name, 1)] for name in "ab")
+    assert order == a + b + 3 * (a + a + b + b)  # once to prepare; then untimed and timed
     assert set(seconds) == {"a", "b"} and rotations(1, "cpu") == 2
 
 

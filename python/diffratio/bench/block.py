@@ -57,7 +57,7 @@ def run_block_benchmark(
     keep = {ratio: kept_tokens(round(10 * ratio), tokens) for ratio in kept}
     _check(case, min(keep.values()), dtype)
 
-    calls = {(dense_name(case.block), 1.0): case.dense}
+    calls = {(dense_name(), 1.0): case.dense}
     for ratio, k in keep.items():
         calls["authors' eager", ratio] = lambda k=k: case.authors(k)
         calls["mod_block", ratio] = lambda k=k: case.ours(k)

@@ -13,9 +13,13 @@ from .eager import authors_block
 from .plain import PlainBlock
 
 
+def has_diffusers() -> bool:
+    return importlib.util.find_spec("diffusers") is not None
+
+
 def dense_block(width: int, heads: int) -> nn.Module:
     """PixArt's block: that of diffusers or, where it is not installed, the same in plain PyTorch."""
-    if importlib.util.find_spec("diffusers") is None:
+    if not has_diffusers():
         return PlainBlock(width, heads)
     from diffusers.models.attention import BasicTransformerBlock
 
@@ -32,9 +36,9 @@ def dense_block(width: int, heads: int) -> nn.Module:
     )
 
 
-def dense_name(block: nn.Module) -> str:
+def dense_name() -> str:
     """What the dense baseline is called in results."""
-    return "plain torch dense" if isinstance(block, PlainBlock) else "diffusers dense"
+    return "diffusers dense" if has_diffusers() else "plain torch dense"
 
 
 class BlockCase:

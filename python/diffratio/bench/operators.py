@@ -13,7 +13,7 @@ from diffratio_kernels.testing.budget import check_budget
 from diffratio_kernels.testing.calls import Call, operator_calls, two_bins_of
 from diffratio_kernels.testing.inputs import ModBlockCase, cast
 
-from .timing import rotating_medians, rotations
+from .timing import rotating_times, rotations
 
 BLOCK = ModBlockCase(seed=0, heads=16, head_dim=72, hidden=4608, text=120)
 """PixArt's block; batch, tokens and kept counts are filled in."""
@@ -84,7 +84,7 @@ def operator_latency(
             chosen["attention", name] = call
         else:
             refused["attention", name] = reason
-    seconds = rotating_medians(
+    seconds = rotating_times(
         {
             key: [_copy(call).forward for _ in range(rotations(work_of(key[0], case)[0], device, most=64))]
             for key, call in chosen.items()
@@ -105,9 +105,9 @@ def operator_latency(
 def _row(op: str, name: str, case: ModBlockCase, seconds: dict, device: str) -> dict:
     moved, flops = work_of(op, case)
     row = {"name": op, "implementation": name, "bytes": moved, "flops": flops}
-    value = seconds[op, name]
+    value = seconds[op, name].median
     if device == "cpu":
-        return row | {"of_first": value / next(v for (other, _), v in seconds.items() if other == op)}
+        return row | {"of_first": value / next(v.median for (other, _), v in seconds.items() if other == op)}
     return row | {"seconds": value, "bytes_per_second": moved / value, "flops_per_second": flops / value}
 
 

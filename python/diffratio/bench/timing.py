@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
@@ -33,6 +34,30 @@ def interleaved_medians(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call in every round."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance of the 20th and the 80th percentile, as a part of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        fifths = statistics.quantiles(self.seconds, n=5, method="inclusive")
+        return (fifths[3] - fifths[0]) / self.median
+
+    def ratio(self, baseline: Times) -> float:
+        """The median over rounds of this time as a part of the baseline's in the same round."""
+        pairs = zip(self.seconds, baseline.seconds, strict=True)
+        return statistics.median(own / other for own, other in pairs)
+
+
 def rotations(set_bytes: int, device: str, most: int = 16) -> int:
     """Sets of buffers to rotate among, 3 times the L2 cache: a call finds nothing of its own there."""
     if device == "cpu":
@@ -41,14 +66,14 @@ def rotations(set_bytes: int, device: str, most: int = 16) -> int:
     return max(2, min(most, -(-3 * cache // set_bytes)))
 
 
-def rotating_medians(
+def rotating_times(
     candidates: dict[Hashable, list[Callable[[], object]]],
     rounds: int,
     device: str,
     graphs: bool,
     progress: bool = True,
-) -> dict[Hashable, float]:
-    """Median seconds of one call of every candidate: a list of calls, one per set of buffers.
+) -> dict[Hashable, Times]:
+    """Seconds of one call of every candidate: a list of calls, one per set of buffers.
 
     A round runs the whole list of each candidate once, with `graphs` as one CUDA graph, timed by events. On
     the CPU there are no graphs, and the host's clock counts.
@@ -65,7 +90,7 @@ def rotating_medians(
     for _ in tqdm(range(rounds), desc="timing", unit="round", disable=not progress):
         for name, one_pass in passes.items():
             seconds[name].append(_seconds(one_pass, device) / len(candidates[name]))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: Times(values) for name, values in seconds.items()}
 
 
 def _pass(calls: list[Callable[[], object]], shared: tuple | None) -> Callable[[], None]:
@@ -92,6 +117,7 @@ def _pass(calls: list[Callable[[], object]], shared: tuple | None) -> Callable[[
 
 def _seconds(one_pass: Callable[[], None], device: str) -> float:
     if device == "cpu":
+        one_pass()  # or it would pay for the pages that the allocator gave back after its neighbour
         start = time.perf_counter()
         one_pass()
         return time.perf_counter() - start

@@ -14,6 +14,7 @@ METHODS: dict[str, frozenset[str]] = {
     # The paper's ToMe rows merge in the MLP; tomesd's default merges in the self-attention.
     "tome": frozenset({"mlp"}),
     "tome-attn": frozenset({"self"}),
+    "tome-block": frozenset({"self", "cross", "mlp"}),
     "atedm": frozenset({"cross", "mlp", "norm2"}),
 }
 CONVENTIONS = ("true", "paper")
@@ -126,6 +127,7 @@ def block_flops(
     *,
     mlp_ratio: float = 4,
     cache_text_kv: bool = True,
+    method: str | None = None,
 ) -> int:
     """True FLOPs of one sample through one routed block, router included.
 
@@ -135,12 +137,13 @@ def block_flops(
         text_tokens: M; 0 is a block without cross-attention.
         mlp_ratio: hidden width of the MLP over D.
         cache_text_kv: the text keys and values are already projected.
+        method: a key of `METHODS`; None means "dense" without `kept` and "mod" with it.
 
     Raises:
         ValueError: an impossible argument; the message starts with its name.
     """
     shape = TransformerShape(1, width, 1, tokens, text_tokens, mlp_ratio)
-    method = "dense" if kept is None else "mod"
+    method = _check_method(method, kept)
     count = tokens if kept is None else _check_kept(kept, tokens, method)
     return 2 * sum(_block_macs(shape, count, "true", method, cache_text_kv).values())
 
@@ -216,7 +219,7 @@ def _kept_table(kept: KeptTable | None, shape: TransformerShape, method: str) ->
 
 def _check_kept(count: int, tokens: int, method: str) -> int:
     # ToMe cannot merge below its targets, a quarter of the tokens; AT-EDM copies from a kept token.
-    least = {"mod": 0, "tome": tokens // 4, "tome-attn": tokens // 4}.get(method, 1)
+    least = {"mod": 0}.get(method, tokens // 4 if method.startswith("tome") else 1)
     if not _is_int(count) or not least <= count <= tokens:
         raise ValueError(f"kept: {count!r} is not an integer from {least} to {tokens} (method {method!r})")
     return count

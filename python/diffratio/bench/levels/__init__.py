@@ -1,0 +1,1 @@
+"""The levels that can be measured, from one operator to a sampling loop."""
