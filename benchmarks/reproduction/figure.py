@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from plan import DATASETS, LEARNED, TARGETS
 
 from diffratio.plots.style import INK, KEPT, MUTED, RUNS, bare, new_figure, plain, save
@@ -19,7 +18,7 @@ def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
     panels = figure.subplots(1, 2 * len(DATASETS), width_ratios=[2, 1] * len(DATASETS))
     for dataset, curve, heat in zip(DATASETS, panels[::2], panels[1::2], strict=True):
         quality(curve, dataset, runs, names)
-        learned(figure, heat, runs[dataset, "lt", max(TARGETS)])
+        learned(heat, runs[dataset, "lt", max(TARGETS)])
         heat.set_title(f"{names['lt']}, {max(TARGETS):.0%}", fontsize=9, color=INK)
     return save(figure, path)
 
@@ -45,7 +44,7 @@ def quality(axes, dataset: str, runs: dict, names: dict[str, str]) -> None:
     axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 
-def learned(figure: Figure, axes, results: list[dict]) -> None:
+def learned(axes, results: list[dict]) -> None:
     """Kept ratios [layers, regions], mean over seeds."""
     tables = [result["ratios"][-1]["ratios"] for result in results]
     mean = [

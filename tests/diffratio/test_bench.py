@@ -99,7 +99,7 @@ def test_ratios_are_taken_round_by_round():
     assert Times([1.0]).spread == 0.0
 
 
-def test_merged_tokens_that_are_alike_come_back(monkeypatch):
+def test_merged_tokens_that_are_alike_come_back():
     x = torch.randn(2, 16, 8).view(2, 4, 4, 8).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
     matching = Matching(x, 16)
     assert matching.merge(x).shape == (2, 16, 8)

@@ -1,4 +1,4 @@
-"""From a subject to rows: the gate first, then times of all candidates in turns, then memory."""
+"""From a subject to rows: the gate first, then memory, then times of all candidates in turns."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .timing import Times, rotating_times, rotations
 
 CACHES = ("cold", "warm")
 """Whether a call finds its inputs in the L2 cache: cases that rotate, or one case again and again."""
-REFUSALS = (RuntimeError, ValueError, ImportError, NotImplementedError)
+REFUSALS = (RuntimeError, ValueError, ImportError)
 
 
 @torch.no_grad()
 def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = True) -> list[dict]:
     """One row per candidate, mode ("graph": CUDA graphs; "eager") and state of the cache.
 
-    A row holds level, subject, name, kept, the shape, flops, moved (bytes), mode, cache, `of_baseline`, the
-    time as a part of the first candidate's in the same round (median of rounds), `spread` of the times and
-    peak_bytes above what was resident; on a GPU `seconds` too, on a CPU ratios only. A candidate that does
-    not run here has one row with `refused`, the reason.
+    A row holds level, subject, name, kept, the shape, flops, mode, cache, `of_baseline`, the time as a part
+    of the first candidate's in the same round (median of rounds), `spread` of the times and peak_bytes above
+    what was resident; on a GPU `seconds` too, on a CPU ratios only. A candidate that does not run here has
+    one row with `refused`, the reason.
 
     Raises AssertionError if a candidate is outside the error budget: then nothing is timed.
     """
@@ -34,12 +34,11 @@ def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = Tr
     cases = [first, *map(subject.make, range(1, rotations(subject.case_bytes, device)))]
     peaks = {candidate.key: peak_bytes(partial(candidate.run, first), device) for candidate in able}
     for mode in ("eager",) if device == "cpu" else ("graph", "eager"):
-        taking_part = [candidate for candidate in able if candidate.graph or mode == "eager"]
         for cache in CACHES if device != "cpu" else CACHES[:1]:
-            lists = {c.key: _calls(c, cases, cache) for c in taking_part}
+            lists = {c.key: _calls(c, cases, cache) for c in able}
             times = rotating_times(lists, rounds, device, mode == "graph", progress)
-            baseline = times.get(able[0].key)
-            for candidate in taking_part:
+            baseline = times[able[0].key]
+            for candidate in able:
                 rows.append(
                     about(subject, candidate)
                     | {"mode": mode, "cache": cache}
@@ -53,7 +52,7 @@ def about(subject: Subject, candidate: Candidate) -> dict:
     """What a row says besides figures."""
     return {
         "level": subject.level, "subject": subject.name, "name": candidate.name, "kept": candidate.kept,
-        **candidate.about, **subject.shape, "flops": candidate.flops, "moved": candidate.moved,
+        **subject.shape, "flops": candidate.flops,
     }  # fmt: skip
 
 
@@ -78,6 +77,6 @@ def _calls(candidate: Candidate, cases: list, cache: str) -> list[Callable[[], o
     return [partial(candidate.run, case if cache == "cold" else cases[0]) for case in cases]
 
 
-def _figures(times: Times, baseline: Times | None, device: str) -> dict:
-    figures = {"spread": times.spread} | ({} if device == "cpu" else {"seconds": times.median})
-    return figures | ({} if baseline is None else {"of_baseline": times.ratio(baseline)})
+def _figures(times: Times, baseline: Times, device: str) -> dict:
+    figures = {"of_baseline": times.ratio(baseline), "spread": times.spread}
+    return figures | ({} if device == "cpu" else {"seconds": times.median})

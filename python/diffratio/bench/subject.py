@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -13,9 +13,7 @@ class Candidate:
 
     run: a case -> its result; what must be prepared (compiled) is prepared by the first call. verify: a case
     -> None, AssertionError where the result is outside the error budget; None for other people's code, which
-    is timed as it is. kept: part of the tokens that go through. flops, moved: of one call, the bytes being
-    those that must be read and written at least. graph: whether a CUDA graph can hold it. about: further
-    columns of its rows.
+    is timed as it is. kept: part of the tokens that go through. flops: of one call.
     """
 
     name: str
@@ -23,14 +21,11 @@ class Candidate:
     verify: Callable[[Any], None] | None = None
     kept: float = 1.0
     flops: int = 0
-    moved: int = 0
-    graph: bool = True
-    about: dict = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[str, float]:
         """What tells it from the other candidates."""
-        return self.name, self.kept, *self.about.values()
+        return self.name, self.kept
 
 
 @dataclass(frozen=True)
