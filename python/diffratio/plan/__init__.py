@@ -1,0 +1,1 @@
+"""What compression would cost and save, before anything is trained."""
