@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import cublaslt
 from ..kernels.sdpa import runs
 from ..kernels.triton import launchers as triton
 from .attention import pick
 from .dispatch import DIFFERENTIABLE, KERNELS, choose
+from .mlp import pick_mlp
 
 
 @dataclass
@@ -44,7 +46,6 @@ def steps_of(
     rows = choose(op, implementation, x.device, x.dtype)
     own = implementation if implementation in ("triton", "reference") else "auto"
     gate = choose("gate_residual", own, x.device, x.dtype)
-    middle = choose("mlp", "torch" if own == "reference" else own, x.device, x.dtype)
     among = own if self_attention == "auto" else self_attention
     tables = KERNELS if in_place else DIFFERENTIABLE
     return Steps(
@@ -54,7 +55,7 @@ def steps_of(
         self_attention=_attention(tables, "attention", among),
         cross_attention=_attention(tables, "attention", own),
         gate_residual=partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place),
-        mlp=partial(_mlp_triton if middle == "triton" else _mlp_torch, in_place),
+        mlp=partial(_mlp_in_place if in_place else _mlp, "torch" if own == "reference" else own),
         scatter_rescale=tables["scatter_rescale"][rows],
         two_bin_attention=_attention(tables, "two_bin_attention", among),
         two_bin_gelu=tables["two_bin_gelu"][rows],
@@ -111,15 +112,18 @@ def _gate_residual_torch(in_place, hidden, branch, gate, index, tokens, keep) ->
     return hidden if in_place else torch.cat(done)
 
 
-def _mlp_triton(in_place, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
-    if not in_place:
-        return DIFFERENTIABLE["mlp"]["triton"](rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    space = _start_of(buffer, rows.shape[0], fc1_weight.shape[0])
-    inner, _ = triton.linear_gelu(rows, fc1_weight, fc1_bias, False, space)
+def _mlp(implementation, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
+    kernel = DIFFERENTIABLE["mlp"][pick_mlp(implementation, rows, fc1_bias, gradient=True)]
+    return kernel(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+
+
+def _mlp_in_place(implementation, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
+    chosen = pick_mlp(implementation, rows, fc1_bias, gradient=False)
+    inner = _start_of(buffer, rows.shape[0], fc1_weight.shape[0])
+    if chosen == "cublaslt":
+        cublaslt.linear_gelu(rows, fc1_weight, fc1_bias, inner)
+    elif chosen == "triton":
+        triton.linear_gelu(rows, fc1_weight, fc1_bias, False, inner)
+    else:
+        torch.ops.aten.gelu_(linear(rows, fc1_weight, fc1_bias, buffer), approximate="tanh")
     return linear(inner, fc2_weight, fc2_bias, rows)
-
-
-def _mlp_torch(in_place, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
-    inner = linear(rows, fc1_weight, fc1_bias, buffer)
-    gelu = torch.ops.aten.gelu_ if in_place else F.gelu
-    return linear(gelu(inner, approximate="tanh"), fc2_weight, fc2_bias, rows if in_place else None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..kernels import attention_backends, cuda, native, triton
+from ..kernels import attention_backends, cublaslt, cuda, native, triton
 
 ROW_KERNELS = {"native": native, "cuda": cuda, "triton": triton.launchers}
 """Implementation -> its launchers of the row steps; the reference has functions of its own."""
@@ -24,7 +24,7 @@ IMPLEMENTATIONS = {
     "adaln": _ROWS,
     "gate_residual": ("triton", "reference"),
     "attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
-    "mlp": ("triton", "torch"),
+    "mlp": ("cublaslt", "triton", "torch"),
     "scatter_rescale": _ROWS,
     "mod_block": _ROWS,
     "two_bin_attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
@@ -36,12 +36,13 @@ IMPLEMENTATIONS = {
 
 _EVERY = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _HALF = (torch.bfloat16, torch.float16)
-DTYPES = {"cuda": _EVERY[:3], "triton": _EVERY[:3], "cudnn": _HALF, "varlen": _HALF, "flash_attn": _HALF}
+DTYPES = {"cuda": _EVERY[:3], "triton": _EVERY[:3]}
+DTYPES |= dict.fromkeys(("cublaslt", "cudnn", "varlen", "flash_attn"), _HALF)
 """Implementation -> dtypes it takes; those not listed take every float dtype."""
 
 _AUTO = {
     "cpu": ("native", "sdpa", "torch", "reference"),
-    "cuda": ("cuda", "triton", "sdpa", "torch", "reference"),
+    "cuda": ("cuda", "cublaslt", "triton", "sdpa", "torch", "reference"),
 }
 """Device type -> the order in which "auto" tries. No GPU has measured the second row yet: it is predicted."""
 
@@ -62,16 +63,27 @@ def why_not(implementation: str, device_type: str, dtype: torch.dtype | None = N
         return cuda.unavailable if device_type == "cuda" else f"it is for CUDA tensors, not {device_type}"
     if implementation == "triton":
         return triton.why_not(device_type)
+    if implementation == "cublaslt":
+        return cublaslt.why_not(device_type)
     return attention_backends.why_not(implementation, device_type)
 
 
-def choose(op: str, implementation: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
-    """The implementation to run. An explicit choice that cannot run is an error, never another one."""
+def choose(
+    op: str,
+    implementation: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    unfit: str | None = None,
+) -> str:
+    """The implementation to run. An explicit choice that cannot run is an error, never another one.
+
+    unfit: an implementation that does not take these arguments, which "auto" leaves out.
+    """
     known = IMPLEMENTATIONS[op]
     if implementation == "auto":
-        exact = op in _PRODUCTS and dtype == torch.float32
+        left_out = {unfit} | ({"triton"} if op in _PRODUCTS and dtype == torch.float32 else set())
         for name in _AUTO.get(device.type, ()):
-            if name in known and not (exact and name == "triton") and not why_not(name, device.type, dtype):
+            if name in known and name not in left_out and not why_not(name, device.type, dtype):
                 return name
         return known[-1]
     if implementation not in known:

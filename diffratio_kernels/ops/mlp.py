@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import cublaslt
 from ..kernels.triton import launchers as triton
 from .dispatch import DIFFERENTIABLE, KERNELS, choose
 from .library import define, define_backward
@@ -20,6 +21,10 @@ def _torch(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
 def _triton(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     inner, _ = triton.linear_gelu(rows, fc1_weight, fc1_bias, False)
     return F.linear(inner, fc2_weight, fc2_bias)
+
+
+def _cublaslt(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    return F.linear(cublaslt.linear_gelu(rows, fc1_weight, fc1_bias), fc2_weight, fc2_bias)
 
 
 class _Mlp(torch.autograd.Function):
@@ -56,7 +61,7 @@ def differentiable(*args):
         return _Mlp.apply(*(arg if arg is None else arg.to(dtype) for arg in args))
 
 
-KERNELS["mlp"] = {"triton": _triton, "torch": _torch}
+KERNELS["mlp"] = {"cublaslt": _cublaslt, "triton": _triton, "torch": _torch}
 DIFFERENTIABLE["mlp"] = {"triton": differentiable, "torch": _torch}
 
 
@@ -70,10 +75,19 @@ def _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     check.optional("fc2_bias", fc2_bias, "D", **like_rows)
 
 
+def pick_mlp(implementation: str, rows: Tensor, fc1_bias: Tensor | None, gradient: bool) -> str:
+    """The implementation for these arguments: cuBLASLt's epilogue needs a bias, gives no gradient."""
+    reason = "gives no gradient" if gradient else "needs fc1_bias" if fc1_bias is None else None
+    if implementation == "cublaslt" and reason:
+        raise ValueError(f"mlp: implementation='cublaslt' {reason}")
+    return choose("mlp", implementation, rows.device, rows.dtype, "cublaslt" if reason else None)
+
+
 def _run(table):
     def run(rows, *weights, implementation="auto"):
         _check(rows, *weights)
-        return table["mlp"][choose("mlp", implementation, rows.device, rows.dtype)](rows, *weights)
+        chosen = pick_mlp(implementation, rows, weights[1], table is DIFFERENTIABLE)
+        return table["mlp"][chosen](rows, *weights)
 
     return run
 
@@ -124,7 +138,7 @@ def mlp(
     """fc2(gelu(fc1(rows))) with the tanh GELU.
 
     rows [T, D]; fc1_weight [F, D], fc2_weight [D, F] and their biases [F], [D] or None, all in one dtype.
-    Returns [T, D].
+    implementation="cublaslt" (fp16 and bf16) needs fc1_bias and gives no gradient. Returns [T, D].
     """
     return torch.ops.diffratio.mlp(
         rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, implementation=implementation

@@ -15,7 +15,7 @@ from diffratio_kernels.ops import IMPLEMENTATIONS, choose, dispatch
 from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase
 from diffratio_kernels.testing.interpreter import interpreted
 
-GPU_ONLY = {"cuda", "cudnn", "varlen", "flash_attn"} | (set() if interpreted() else {"triton"})
+GPU_ONLY = {"cuda", "cublaslt", "cudnn", "varlen", "flash_attn"} | (set() if interpreted() else {"triton"})
 REASON = "the library was left at home"
 NATIVE_OPS = [op for op, names in IMPLEMENTATIONS.items() if "native" in names]
 BLOCKS = {  # block, its case, and the row steps of it alone
@@ -105,12 +105,14 @@ def test_auto_on_the_cpu_never_interprets(dtype):
 
 
 def test_auto_on_a_gpu_takes_our_kernels_and_leaves_exact_products_to_torch(monkeypatch):
-    monkeypatch.setattr(dispatch, "why_not", lambda name, device, dtype=None: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dispatch.cuda, "unavailable", None)
+    monkeypatch.setattr(dispatch.triton, "why_not", lambda device: None)
     gpu, half, single = torch.device("cuda"), torch.bfloat16, torch.float32
     products = ["attention", "two_bin_attention", "mlp"]
     for op in IMPLEMENTATIONS:
         ours = "triton" if op in products or op == "gate_residual" else "cuda"
-        assert choose(op, "auto", gpu, half) == ours, op
+        assert choose(op, "auto", gpu, half) == ("cublaslt" if op == "mlp" else ours), op
         assert op in products or choose(op, "auto", gpu, single) == ours, op
     assert [choose(op, "auto", gpu, single) for op in products] == ["sdpa", "sdpa", "torch"]
 
