@@ -7,6 +7,7 @@ _HOMES = {
     "BlockSpec": "integrations",
     "DiffRatioConfig": "config",
     "apply_diffratio": "patch",
+    "cache_text": "cached_text",
     "diffratio_loss": "ratios",
     "disable_diffratio": "patch",
     "enable_diffratio": "patch",

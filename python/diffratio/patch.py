@@ -18,6 +18,7 @@ from diffratio_kernels.modules import Router
 from .config import DiffRatioConfig
 from .integrations import spec_for
 from .integrations.spec import hooked
+from .integrations.text_cache import restore_caption
 from .packing import pack, still_packed, unpack, why_not_one_matrix
 from .routed import routed_forward
 from .state import LayerState, Plan
@@ -150,6 +151,9 @@ def _enter_call(model: nn.Module, args, kwargs):
     if plan.enabled:
         position = plan.timestep_position
         plan.enter(kwargs.get("timestep", args[position] if 0 <= position < len(args) else None))
+        if plan.text is not None:
+            return plan.text.arguments(model, args, kwargs)
+    return None
 
 
 def remove_diffratio(model_or_pipe):
@@ -171,6 +175,7 @@ def remove_diffratio(model_or_pipe):
         if hook is _enter_call:
             del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
     drop_ratios(model)
+    restore_caption(model)
     del model._diffratio_plan
     return model_or_pipe
 
@@ -191,7 +196,9 @@ def enable_diffratio(model_or_pipe):
 
 def disable_diffratio(model_or_pipe):
     """Run the blocks as they were, keeping routers and settings. Returns its argument."""
-    plan_of(transformer_of(model_or_pipe)).enabled = False
+    plan = plan_of(transformer_of(model_or_pipe))
+    plan.enabled = False
+    plan.forget_text()
     return model_or_pipe
 
 

@@ -10,6 +10,7 @@ from diffratio_kernels import kept_tokens, mod_block
 
 from .integrations import BlockInputs
 from .integrations.spec import hooked
+from .integrations.text_cache import usable
 from .packing import concatenated, sharing, still_packed, why_not_one_matrix
 from .state import LayerState, in_backward
 from .through_modules import through_modules
@@ -27,6 +28,8 @@ def routed_forward(state: LayerState, *args, **kwargs):
         return state.dense_forward(*args, **kwargs)
     spec, router = state.spec, block.diffratio
     inputs: BlockInputs = spec.inputs(block, *args, **kwargs)
+    if usable(block):
+        inputs.text_cache = state.text_cache
     given = inputs.x
     options = {"rescale": state.plan.config.rescale, "score_scale": router.score_scale}
     if state.plan.ratios is not None and (block.training or torch.is_grad_enabled()):

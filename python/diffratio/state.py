@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from diffratio_kernels.modules import RatioTable
 
 from .config import DiffRatioConfig
+from .integrations.text_cache import ModelText, TextCache
 
 TIMESTEP_UNITS = {"training": 1000, "noise": 1}
 """The end of a model's timesteps: training timesteps 0..999, or noise levels in [0, 1] (flow families)."""
@@ -90,6 +91,8 @@ class LayerState:
     packed: tuple[Tensor, Tensor | None] | None = None
     """qkv weight and bias that the block's own q, k and v parameters are views of."""
     saved: SavedRouting = field(default_factory=SavedRouting)
+    text_cache: TextCache | None = None
+    """Keys and values of the text, inside of `cache_text`."""
     tokens: int | None = None
     """N of the last call."""
 
@@ -114,6 +117,8 @@ class Plan:
     """The model's `diffratio_ratios` while it learns them."""
     regions: list[int] = field(default_factory=lambda: [0])
     """Of the current call, one for all samples or one per sample."""
+    text: ModelText | None = None
+    """Inside of `cache_text`."""
     record: list | None = None
     """Where `record_routing` collects, None outside of it."""
     timesteps: list[float] | None = None
@@ -127,6 +132,12 @@ class Plan:
         self.config, self.table = config, config.kept_tenths(layers)
         for state in self.layers:
             state.tenths = [self.table[state.layer][0]]
+
+    def forget_text(self) -> None:
+        """Release what `cache_text` has kept so far."""
+        for cache in (self.text, *(state.text_cache for state in self.layers)):
+            if cache is not None:
+                cache.clear()
 
     def enter(self, timestep: Tensor | float | None) -> None:
         """Set every layer's kept tenths for the timesteps of a call: one read by the host, none per block."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffratio import DiffRatioConfig, apply_diffratio
+from diffratio.integrations import basic_transformer_block
 
 TOKENS = 5
 MASKS = {
@@ -28,3 +29,13 @@ def test_text_masks_mean_what_they_mean_to_the_dense_block(tiny, name, grad):
     # Where nothing counts the dense block adds -10000 to every score and so rounds them to about 1e-3.
     atol = 1e-3 if name == "nothing counts" else 1e-5
     torch.testing.assert_close(tiny.run(model, inputs, grad=grad), dense, rtol=0, atol=atol)
+
+
+def test_a_capture_looks_at_the_mask_itself(monkeypatch):
+    """What was found before the capture would be a constant of the graph, whatever mask a replay is given."""
+    mask, text_lengths = MASKS["bool per token"].clone(), basic_transformer_block._text_lengths
+    order, lengths = text_lengths(mask)
+    assert lengths.tolist() == [5, 2] and text_lengths(mask)[0] is order
+    monkeypatch.setattr(basic_transformer_block, "capturing", lambda: True)
+    assert text_lengths(mask)[0] is not order
+    assert torch.equal(text_lengths(mask)[0], order)

@@ -25,6 +25,7 @@ from .spec import (
     plain_linear,
     register_block_spec,
 )
+from .text_cache import capturing, parameters_of
 
 _signature = inspect.signature(BasicTransformerBlock.forward)
 
@@ -101,7 +102,8 @@ class BasicTransformerBlockSpec(BlockSpec):
         bias = inputs.context["encoder_attention_mask"]
         if block.attn2 is not None and inputs.context["encoder_hidden_states"] is None:
             return "attn2: no text was given"
-        if block.attn2 is None or bias is None or _text_lengths(bias) is not None:
+        comes_again = inputs.text_cache is not None
+        if block.attn2 is None or bias is None or _text_lengths(bias, comes_again) is not None:
             return None
         return "attn2: the text mask does more than leave tokens out"
 
@@ -218,21 +220,26 @@ def _norms(block: nn.Module) -> list[nn.Module]:
 def _text(cross: nn.Module, inputs: BlockInputs) -> dict:
     """Keys and values of the text, and how many of its tokens count."""
     text, mask = inputs.context["encoder_hidden_states"], inputs.context["encoder_attention_mask"]
-    lengths = None
-    if mask is not None:
-        order, lengths = _text_lengths(mask)
-        text = text.gather(1, order[..., None].expand_as(text))
-    return {
-        "context_kv": torch.stack([cross.to_k(text), cross.to_v(text)], dim=2),
-        "context_lengths": lengths,
-    }
+    cache, linears = inputs.text_cache, [cross.to_k, cross.to_v]
+    order, lengths = (None, None) if mask is None else _text_lengths(mask, cache is not None)
+
+    def project():
+        ordered = text if order is None else text.gather(1, order[..., None].expand_as(text))
+        return torch.stack([linear(ordered) for linear in linears], dim=2)
+
+    if cache is None or any(map(plain_linear, linears)):
+        keys_values = project()
+    else:
+        given = [text] if order is None else [text, order]
+        keys_values = cache(project, *given, *parameters_of(linears))
+    return {"context_kv": keys_values, "context_lengths": lengths}
 
 
 _checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Mask -> `_text_lengths` of it: the blocks of a model all get the same one."""
+"""Mask -> its version and `_text_lengths`: the blocks of a model all get the same one."""
 
 
-def _text_lengths(mask: Tensor) -> tuple[Tensor, Tensor] | None:
+def _text_lengths(mask: Tensor, comes_again: bool = False) -> tuple[Tensor, Tensor] | None:
     """Order that puts the text tokens that count first [B, M], and how many do [B]; None for other masks.
 
     Attention does not depend on the order of keys, so any mask of tokens becomes a length. That takes
@@ -243,21 +250,30 @@ def _text_lengths(mask: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     if torch.compiler.is_compiling():
         return _ordered(mask[:, 0]) if mask.dtype == torch.bool else None
-    if mask not in _checked:
-        kept = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
-        plain = mask.dtype == torch.bool or (
-            _readable(mask.device) and bool((kept | (mask[:, 0] <= -10000)).all())
-        )
-        _checked[mask] = _ordered(kept) if plain else None
-    return _checked[mask]
+    if mask.dtype != torch.bool and not _readable(mask.device, comes_again and not mask.is_inference()):
+        return None
+    if mask.is_inference() or capturing():  # no version; a graph must look at the mask of its replay
+        return _look(mask)
+    version, known = _checked.get(mask, (None, None))
+    if version != mask._version:
+        known = _look(mask)
+        _checked[mask] = mask._version, known
+    return known
 
 
-def _readable(device: torch.device) -> bool:
-    """Without a wait, or in training: one wait per step for all blocks costs less than a second pass."""
+def _look(mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    with torch.inference_mode(False), torch.no_grad():  # a `TextCache` knows the order by its version
+        if mask.dtype == torch.bool:
+            return _ordered(mask[:, 0])
+        kept = mask[:, 0] == 0
+        return _ordered(kept) if bool((kept | (mask[:, 0] <= -10000)).all()) else None
+
+
+def _readable(device: torch.device, comes_again: bool = False) -> bool:
+    """Without a wait, or where one wait serves many blocks: in training, and for a mask that comes again."""
     if device.type == "cpu":
         return True
-    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return torch.is_grad_enabled() and not capturing
+    return (comes_again or torch.is_grad_enabled()) and not capturing()
 
 
 def _ordered(kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,8 @@ class BlockInputs:
     eps: float = 1e-6
     mlp_eps: float = 1e-6
     context: dict[str, Any] = field(default_factory=dict)
+    text_cache: Callable | None = None
+    """A `TextCache` for what depends on the text alone, None where that is computed in every call."""
 
     def select(self, samples: list[int]) -> BlockInputs:
         """The inputs of some samples of the batch."""
