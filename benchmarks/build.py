@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from machine import machine
+from diffratio.bench.machine import machine
 
 ROOT = Path(__file__).parents[1]
 CHECK = """

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from machine import commit
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from diffratio.bench.machine import commit  # noqa: E402
 
 ROOT = Path.cwd()
 STATE = ROOT / "out" / "gpu" / "state.json"
@@ -38,7 +39,8 @@ class Piece:
 
     command: {python} is the interpreter, {out} the folder of results, {parallel} pytest-xdist on all cores
     where it is installed. makes: a file without which the piece is not done. essential: without it the others
-    are not started. budget: its tests write the largest shares of the error budget.
+    are not started. budget: its tests write the largest shares of the error budget. needs: a package without
+    which it cannot run here.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Piece:
     makes: str | None = None
     essential: bool = False
     budget: bool = False
+    needs: str | None = None
 
 
 def sources() -> str:
@@ -86,6 +89,10 @@ class State:
 
 def run(piece: Piece, out: Path, minutes_left: float) -> tuple[str, float]:
     """Run a piece in a process group of its own, which is stopped at the limit; status and seconds."""
+    if piece.needs is not None and importlib.util.find_spec(piece.needs) is None:
+        STATE.parent.mkdir(parents=True, exist_ok=True)
+        log(piece).write_text(f"{piece.needs} is not installed\n")
+        return "not available", 0.0
     parallel = f"-n {len(os.sched_getaffinity(0))}" if importlib.util.find_spec("xdist") else ""
     command = shlex.split(piece.command.format(python=sys.executable, out=out, parallel=parallel))
     environment = os.environ | {

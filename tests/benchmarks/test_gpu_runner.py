@@ -88,6 +88,12 @@ def test_what_is_not_available_is_neither_passed_nor_failed(project):
     assert started(project(piece("tool", MISSING), piece("one"))) == ["tool"]
 
 
+def test_without_the_package_it_needs_a_piece_is_not_available(project):
+    done = project(piece("model", needs="no_such_package"), piece("one", needs="json"))
+    assert (done.returncode, statuses(project)) == (3, {"model": "not available", "one": "passed"})
+    assert (project.out / "model.log").read_text() == "no_such_package is not installed\n"
+
+
 def test_changed_sources_are_run_again(project):
     assert project(piece("one")).returncode == 0
     assert started(project(piece("one"))) == []

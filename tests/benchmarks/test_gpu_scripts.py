@@ -2,13 +2,17 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+import typer
+from typer.testing import CliRunner
+
+from diffratio.cli.bench import bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,15 +60,15 @@ def test_the_tool_runs_every_kernel_and_its_verdict_counts(tmp_path):
 def test_a_build_without_a_gpu_is_a_failure(tmp_path):
     """Without compiling anything: setup.py is a stand-in."""
     (tmp_path / "benchmarks").mkdir()
-    for name in ("build.py", "machine.py"):
-        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks" / name)
+    shutil.copy(ROOT / "benchmarks" / "build.py", tmp_path / "benchmarks" / "build.py")
     (tmp_path / "setup.py").write_text(
         "import os, sys; print(sys.argv[1:], os.environ['DIFFRATIO_BUILD_CUDA'], flush=True)\n"
     )
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])}
     done = subprocess.run(
         [sys.executable, str(tmp_path / "benchmarks" / "build.py")],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | path | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
@@ -73,13 +77,25 @@ def test_a_build_without_a_gpu_is_a_failure(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("table", ["block", "operators", "training"])
-def test_latency_without_a_gpu_writes_ratios_and_no_times(table, tmp_path):
-    done = script("latency.py", table, "--tokens", 32, "--out", tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr
-    [path] = tmp_path.iterdir()
-    results = json.loads(path.read_text())
-    assert path.name == f"cpu-ratios-{table}-32.json" and results["gpu"] is None
-    assert results["commit"] and torch.__version__.startswith(results["versions"]["torch"].split("+")[0])
-    assert results["rows"] and not any("second" in key for row in results["rows"] for key in row)
-    assert " us" not in done.stdout and "of_" in done.stdout
+def latency_pieces():
+    pieces = json.loads((ROOT / "benchmarks" / "gpu.json").read_text())
+    return [entry for entry in pieces if " -m diffratio bench " in entry["command"]]
+
+
+@pytest.mark.parametrize("piece", latency_pieces(), ids=lambda piece: piece["name"])
+def test_the_command_line_takes_what_the_pieces_ask_for(piece, monkeypatch):
+    """Without measuring: every level is asked for its subjects at the piece's sizes."""
+    asked = []
+
+    def subjects(level, options):
+        asked.append((level, options.batch, options.tokens, options.compile_mode))
+        return iter(())
+
+    monkeypatch.setattr("diffratio.bench.registry.subjects", subjects)
+    words = shlex.split(piece["command"].format(python="python", out="results"))[4:]
+    app = typer.Typer()
+    app.command()(bench)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert {level for level, *_ in asked} == {words[0]}
+    assert all(f"--batch {batch}" in piece["command"] for _, batch, *_ in asked if words[0] != "peak")

@@ -1,6 +1,1 @@
-"""Latency and memory of one routed block, inference and training, beside what a user would run instead."""
-
-from .block import BlockBenchmark, run_block_benchmark
-from .training import run_training_benchmark
-
-__all__ = ["BlockBenchmark", "run_block_benchmark", "run_training_benchmark"]
+"""Latency and memory beside everything a user would run instead, from single operators to a sampling loop."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffratio_kernels import gather_adaln, mod_block, route, scatter_rescale
 
 from .eager import authors_block
+from .options import Options
 from .plain import PlainBlock
 
 
@@ -44,12 +45,12 @@ def dense_name() -> str:
 class BlockCase:
     """A block with random weights and inputs of its own: B samples of N tokens, M text tokens, a router."""
 
-    def __init__(
-        self, batch: int, tokens: int, width: int, heads: int, text: int, dtype, device: str, seed: int = 0
-    ):
+    def __init__(self, options: Options, seed: int = 0):
         torch.manual_seed(seed)
-        self.heads, self.tokens = heads, tokens
-        self.block = dense_block(width, heads).eval().requires_grad_(False).to(device, dtype)
+        batch, tokens, width, text = options.batch, options.tokens, options.width, options.text
+        device, dtype = options.device, options.dtype
+        self.heads, self.tokens = options.heads, tokens
+        self.block = dense_block(width, options.heads).eval().requires_grad_(False).to(device, dtype)
         draw = {"device": device, "dtype": dtype}
         self.x = torch.randn(batch, tokens, width, **draw)
         self.timestep = torch.randn(batch, 6 * width, **draw) * 0.1

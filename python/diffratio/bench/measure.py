@@ -11,49 +11,51 @@ import torch
 from diffratio_kernels.testing.memory import peak_bytes
 
 from .subject import Candidate, Subject
-from .timing import Times, rotating_times, rotations
+from .timing import Times, passes_of, rotating_times, rotations
 
-CACHES = ("cold", "warm")
-"""Whether a call finds its inputs in the L2 cache: cases that rotate, or one case again and again."""
 REFUSALS = (RuntimeError, ValueError, ImportError)
+SECONDS = 20.0
+"""Of timed rounds for one mode and state of the cache; slow subjects get fewer rounds, 3 at least."""
 
 
 @torch.no_grad()
 def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = True) -> list[dict]:
-    """One row per candidate, mode ("graph": CUDA graphs; "eager") and state of the cache.
+    """One row per candidate, mode ("graph": CUDA graphs; "eager") and state of the L2 cache.
 
-    A row holds level, subject, name, kept, the shape, flops, mode, cache, `of_baseline`, the time as a part
-    of the first candidate's in the same round (median of rounds), `spread` of the times and peak_bytes above
-    what was resident; on a GPU `seconds` too, on a CPU ratios only. A candidate that does not run here has
-    one row with `refused`, the reason.
+    "cold": cases rotate, so that a call finds nothing of its own; "warm": one case again and again, for
+    cases that fit. A row holds level, subject, dtype, the shape, name, kept, flops, bytes, mode, cache,
+    seconds (median of rounds), `of_baseline`, the time as a part of the first candidate's in the same round
+    (median of rounds), `spread` of the times and peak_bytes above what was resident. What does not run here
+    has a row with `refused`, the reason.
 
     Raises AssertionError if a candidate is outside the error budget: then nothing is timed.
     """
     first = subject.make(0)
     able, rows = _gate(subject, first)
-    cases = [first, *map(subject.make, range(1, rotations(subject.case_bytes, device)))]
-    peaks = {candidate.key: peak_bytes(partial(candidate.run, first), device) for candidate in able}
+    count = rotations(subject.case_bytes, device)
+    cases = [first, *map(subject.make, range(1, count))]
+    peaks = {candidate: peak_bytes(partial(candidate.run, first), device) for candidate in able}
     for mode in ("eager",) if device == "cpu" else ("graph", "eager"):
-        for cache in CACHES if device != "cpu" else CACHES[:1]:
-            lists = {c.key: _calls(c, cases, cache) for c in able}
-            times = rotating_times(lists, rounds, device, mode == "graph", progress)
-            baseline = times[able[0].key]
-            for candidate in able:
-                rows.append(
-                    about(subject, candidate)
-                    | {"mode": mode, "cache": cache}
-                    | _figures(times[candidate.key], baseline, device)
-                    | {"peak_bytes": peaks[candidate.key]}
-                )
+        for cache in ("cold",) if device == "cpu" or count == 2 else ("cold", "warm"):
+            graphs = mode == "graph"
+            lists = {c: _calls(c, cases, cache) for c in able if c.capturable or not graphs}
+            passes, refused = passes_of(lists, graphs, REFUSALS)
+            rows += [_refusal(subject, c, error) | {"mode": mode} for c, error in refused.items()]
+            times = rotating_times(passes, count, rounds, device, progress, SECONDS)
+            state = {"mode": mode, "cache": cache}
+            for c, own in times.items():
+                figures = _figures(own, times.get(able[0])) | c.seen | {"peak_bytes": peaks[c]}
+                rows.append(about(subject, c) | state | figures)
     return rows
 
 
 def about(subject: Subject, candidate: Candidate) -> dict:
     """What a row says besides figures."""
     return {
-        "level": subject.level, "subject": subject.name, "name": candidate.name, "kept": candidate.kept,
-        **subject.shape, "flops": candidate.flops,
-    }  # fmt: skip
+        "level": subject.level, "subject": subject.name, "dtype": str(subject.dtype).removeprefix("torch."),
+        **subject.shape, "name": candidate.name, "kept": candidate.kept, **candidate.about,
+        "flops": candidate.flops,
+    } | ({} if candidate.moved is None else {"bytes": candidate.moved})  # fmt: skip
 
 
 def _gate(subject: Subject, case: Any) -> tuple[list[Candidate], list[dict]]:
@@ -66,17 +68,21 @@ def _gate(subject: Subject, case: Any) -> tuple[list[Candidate], list[dict]]:
             candidate.run(case)
             able.append(candidate)
         except REFUSALS as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            refused.append(about(subject, candidate) | {"refused": reason[0]})
+            refused.append(_refusal(subject, candidate, error))
     if not able or able[0] is not subject.candidates[0]:
         raise RuntimeError(f"{subject.name}: the baseline does not run: {refused[0]['refused']}")
     return able, refused
+
+
+def _refusal(subject: Subject, candidate: Candidate, error: Exception) -> dict:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return about(subject, candidate) | {"refused": reason[0]}
 
 
 def _calls(candidate: Candidate, cases: list, cache: str) -> list[Callable[[], object]]:
     return [partial(candidate.run, case if cache == "cold" else cases[0]) for case in cases]
 
 
-def _figures(times: Times, baseline: Times, device: str) -> dict:
-    figures = {"of_baseline": times.ratio(baseline), "spread": times.spread}
-    return figures | ({} if device == "cpu" else {"seconds": times.median})
+def _figures(times: Times, baseline: Times | None) -> dict:
+    figures = {"seconds": times.median, "spread": times.spread, "rounds": len(times.seconds)}
+    return figures | ({} if baseline is None else {"of_baseline": times.ratio(baseline)})

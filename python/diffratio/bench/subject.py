@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """One way to do a subject's work.
 
     run: a case -> its result; what must be prepared (compiled) is prepared by the first call. verify: a case
     -> None, AssertionError where the result is outside the error budget; None for other people's code, which
-    is timed as it is. kept: part of the tokens that go through. flops: of one call.
+    is timed as it is. kept: part of the tokens that go through. flops, moved: of one call; moved are the
+    bytes that it must move, each input read once and each output written once. capturable: whether CUDA
+    graphs can hold it, False for what waits for the device. about: what its rows say besides; seen: the
+    same, filled by its last run.
     """
 
     name: str
@@ -21,11 +26,10 @@ class Candidate:
     verify: Callable[[Any], None] | None = None
     kept: float = 1.0
     flops: int = 0
-
-    @property
-    def key(self) -> tuple[str, float]:
-        """What tells it from the other candidates."""
-        return self.name, self.kept
+    moved: int | None = None
+    capturable: bool = True
+    about: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Subject:
 
     level: str
     name: str
+    dtype: torch.dtype
     shape: dict[str, int]
     make: Callable[[int], Any]
     case_bytes: int

@@ -12,26 +12,7 @@ from tqdm import tqdm
 
 PREHEAT_SECONDS = 0.3
 """Of work before the first round, so that no candidate is timed at the clocks of an idle GPU."""
-
-
-def interleaved_medians(
-    calls: dict[str, Callable[[], object]], rounds: int, progress: bool = True
-) -> dict[str, float]:
-    """Median seconds of each call over `rounds` rounds in which every call is timed once.
-
-    Each timed call follows an untimed one of its own kind, as the blocks of a model follow each other:
-    otherwise it pays for the pages that the allocator gave back after its neighbour.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in tqdm(range(rounds), desc="timing", unit="round", disable=not progress):
-        for name, call in calls.items():
-            call()
-            _synchronize()
-            start = time.perf_counter()
-            call()
-            _synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -66,36 +47,50 @@ def rotations(set_bytes: int, device: str, most: int = 16) -> int:
     return max(2, min(most, -(-3 * cache // set_bytes)))
 
 
+def passes_of(
+    lists: dict[Hashable, list[Callable[[], object]]], graphs: bool, refusals: tuple[type[Exception], ...]
+) -> tuple[dict[Hashable, Callable[[], None]], dict[Hashable, Exception]]:
+    """Name -> all calls of its list in order, each result dropped, run once and with `graphs` captured as one
+    CUDA graph; and name -> why that failed."""
+    shared = (torch.cuda.graph_pool_handle(), torch.cuda.Stream()) if graphs else None
+    passes, refused = {}, {}
+    for name, calls in lists.items():
+        try:
+            passes[name] = _pass(calls, shared)
+        except refusals as error:
+            refused[name] = error
+    return passes, refused
+
+
 def rotating_times(
-    candidates: dict[Hashable, list[Callable[[], object]]],
+    passes: dict[Hashable, Callable[[], None]],
+    calls: int,
     rounds: int,
     device: str,
-    graphs: bool,
     progress: bool = True,
+    most_seconds: float = float("inf"),
 ) -> dict[Hashable, Times]:
-    """Seconds of one call of every candidate: a list of calls, one per set of buffers.
+    """Seconds of one call of every candidate. calls: how many of them a pass makes.
 
-    A round runs the whole list of each candidate once, with `graphs` as one CUDA graph, timed by events. On
-    the CPU there are no graphs, and the host's clock counts.
+    A round makes one pass of each candidate. Rounds end after `most_seconds`, but not before the third. On a
+    GPU events count, on the CPU the host's clock.
     """
-    graphs = graphs and device != "cpu"
-    shared = (torch.cuda.graph_pool_handle(), torch.cuda.Stream()) if graphs else None
-    passes = {name: _pass(calls, shared) for name, calls in candidates.items()}
-    seconds: dict[Hashable, list[float]] = {name: [] for name in candidates}
+    seconds: dict[Hashable, list[float]] = {name: [] for name in passes}
     end = time.perf_counter() + PREHEAT_SECONDS * (device != "cpu")
-    while time.perf_counter() < end:
+    while passes and time.perf_counter() < end:
         for one_pass in passes.values():
             one_pass()
-        _synchronize()
-    for _ in tqdm(range(rounds), desc="timing", unit="round", disable=not progress):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for i in tqdm(range(rounds), desc="timing", unit="round", disable=not progress, leave=False):
+        if i >= LEAST_ROUNDS and time.perf_counter() - start > most_seconds:
+            break
         for name, one_pass in passes.items():
-            seconds[name].append(_seconds(one_pass, device) / len(candidates[name]))
+            seconds[name].append(_seconds(one_pass, device) / calls)
     return {name: Times(values) for name, values in seconds.items()}
 
 
 def _pass(calls: list[Callable[[], object]], shared: tuple | None) -> Callable[[], None]:
-    """All calls in order, each result dropped; with a pool and a stream, as a CUDA graph."""
-
     def one_pass() -> None:
         for call in calls:
             call()
@@ -128,8 +123,3 @@ def _seconds(one_pass: Callable[[], None], device: str) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

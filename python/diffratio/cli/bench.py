@@ -1,116 +1,120 @@
-"""`diffratio bench`: one routed block against the dense block and the authors' eager code."""
+"""`diffratio bench`: latency and memory of one level, beside everything a user would run instead."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
+from tqdm import tqdm
+
+from ..bench.registry import LEVELS
+from .eval import Device, device_of
+from .output import check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def table(result) -> Table:
-    """Latency, memory and how closely latency follows FLOPs, of a `BlockBenchmark`."""
-    shape = result.shape
-    title = (
-        f"one block, B={shape['batch']} N={shape['tokens']} D={shape['width']} heads={shape['heads']} "
-        f"text={shape['text']} {result.dtype}, {result.threads} threads, medians of {result.rounds}"
-    )
-    out = Table(title=title)
-    for column in (
-        "",
-        "kept",
-        "ms",
-        "vs dense diffusers",
-        "latency ratio",
-        "FLOP ratio",
-        "latency / FLOP",
-        "peak MiB",
-    ):
-        out.add_column(column, justify="left" if not column else "right")
-    dense = result.row("diffusers dense", 1.0)["seconds"]
-    ours = result.row("mod_block", 1.0)
-    for row in result.rows:
-        own = row["name"] == "mod_block"
-        latency = row["seconds"] / ours["seconds"]
-        flop = row["flops"] / ours["flops"]
-        out.add_row(
-            row["name"],
-            f"{row['kept']:.1f}",
-            f"{row['seconds'] * 1e3:.2f}",
-            f"{row['seconds'] / dense:.3f}",
-            f"{latency:.3f}" if own else "",
-            f"{flop:.3f}" if own else "",
-            f"{latency / flop:.3f}" if own else "",
-            f"{row['peak_bytes'] / 2**20:.1f}",
-        )
-    return out
-
-
-def training_table(result) -> Table:
-    """Two bins against the dense block, forward and backward, of a `BlockBenchmark` for training."""
-    shape = result.shape
-    title = (
-        f"forward + backward, B={shape['batch']} N={shape['tokens']} D={shape['width']} "
-        f"heads={shape['heads']} text={shape['text']} {result.dtype}, {result.threads} threads, "
-        f"medians of {result.rounds}"
-    )
-    out = Table(title=title)
-    for column in ("", "bins", "ms", "of dense", "FLOPs of dense", "time / FLOPs", "peak MiB"):
-        out.add_column(column, justify="left" if not column else "right")
-    dense = result.rows[0]
-    for row in result.rows:
-        latency, flop = (row[name] / dense[name] for name in ("seconds", "flops"))
-        out.add_row(
-            row["name"],
-            f"{row['kept_small']:.1f} / {row['kept']:.1f}" if row["kept_small"] else "1.0",
-            f"{row['seconds'] * 1e3:.1f}",
-            f"{latency:.3f}",
-            f"{flop:.3f}",
-            f"{latency / flop:.3f}",
-            f"{row['peak_bytes'] / 2**20:.0f}",
-        )
-    return out
+COMPILE_MODES = ("none", "default", "max-autotune-no-cudagraphs")
+KEPT = {"operator": [1.0, 0.5, 0.3], "training": [0.5, 0.6, 0.7, 0.9], "sampling": [0.8, 0.5]}
+"""Where a level has a default of its own."""
 
 
 def bench(
-    batch: Annotated[int, typer.Option(min=1, help="Samples (2: one image under guidance).")] = 2,
+    level: Annotated[
+        str, typer.Argument(help="peak, operator, block, training, model or sampling.")
+    ] = "block",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples; repeatable. Default: 2.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Image tokens N.")] = 1024,
+    kept: Annotated[
+        list[float] | None, typer.Option(help="Parts of the tokens that are kept, in tenths; repeatable.")
+    ] = None,
     width: Annotated[int, typer.Option(min=8, help="Width D.")] = 1152,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 16,
     text: Annotated[int, typer.Option(min=1, help="Text tokens.")] = 120,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 15,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    training: Annotated[bool, typer.Option(help="Forward and backward with two bins.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    layers: Annotated[int, typer.Option(min=1, help="Blocks, of model and sampling.")] = 28,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps, of sampling.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; slow subjects take fewer.")] = 30,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16. Default: bf16 on a GPU, else fp32.")] = "auto",
+    device: Device = "auto",
+    compile_mode: Annotated[
+        str,
+        typer.Option(help=f"Of compiled peers: {', '.join(COMPILE_MODES)}. On a GPU: default, else none."),
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder with a file per machine; rows are appended.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON, one subject a line.")] = False,
 ) -> None:
-    """Time one block dense, routed by the authors' eager code, and routed by mod_block."""
-    from ..bench import run_block_benchmark, run_training_benchmark
+    """Measure one level in turns: candidates within the error budget only, ratios beside absolute figures."""
+    from ..bench.machine import clocks, machine
+    from ..bench.measure import measure
+    from ..bench.options import Options
+    from ..bench.record import append, file_of
+    from ..bench.registry import subjects
+    from ..bench.table import table
 
-    if dtype not in DTYPES:
-        raise typer.BadParameter(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise typer.BadParameter(f"device={device!r} must be cpu, or cuda where there is one")
+    if level not in LEVELS:
+        raise typer.BadParameter(f"level={level!r} must be one of {', '.join(LEVELS)}")
+    if out is not None:
+        check_folder(out)
+    device = device_of(device)
+    gpu = device == "cuda"
+    options = Options(
+        device=device,
+        dtype=_dtype(dtype, gpu),
+        tokens=tokens,
+        kept=_kept(kept or KEPT.get(level) or list(Options.kept)),
+        width=width,
+        heads=heads,
+        text=text,
+        layers=layers,
+        steps=steps,
+        compile_mode=_compile_mode(compile_mode, gpu),
+    )
     if width % heads or width // heads % 8:
         raise typer.BadParameter(f"width={width} must be heads={heads} times a multiple of 8")
-    run, show = (run_training_benchmark, training_table) if training else (run_block_benchmark, table)
-    result = run(
-        batch,
-        tokens,
-        width,
-        heads,
-        text,
-        rounds=rounds,
-        dtype=DTYPES[dtype],
-        device=device,
-        progress=not as_json,
-    )
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
-    else:
-        Console(width=140).print(show(result))
+    facts = machine()
+    console = Console() if Console().is_terminal else Console(width=140)
+    for size in batch or [options.batch]:
+        found = []
+        for subject in tqdm(
+            list(subjects(level, replace(options, batch=size))), disable=as_json, leave=False
+        ):
+            before = clocks()
+            rows = measure(subject, device, rounds, progress=not as_json)
+            run = facts | {"clocks": {"before": before, "after": clocks()}} if before else facts
+            if out is not None:
+                append(file_of(out, facts["device"]), run, rows)
+            if as_json:
+                typer.echo(json.dumps({**run, "rows": rows}))
+            found += rows
+            if gpu:
+                torch.cuda.empty_cache()
+        if found and not as_json:
+            console.print(table(found, gpu))
+
+
+def _dtype(name: str, gpu: bool) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if gpu else torch.float32
+    if name not in DTYPES:
+        raise typer.BadParameter(f"dtype={name!r} must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _compile_mode(name: str, gpu: bool) -> str | None:
+    if name == "auto":
+        return "default" if gpu else None
+    if name not in COMPILE_MODES:
+        raise typer.BadParameter(f"compile_mode={name!r} must be one of {', '.join(COMPILE_MODES)}")
+    return None if name == "none" else name
+
+
+def _kept(parts: list[float]) -> tuple[float, ...]:
+    for part in parts:
+        if not 0 < part <= 1 or abs(10 * part - round(10 * part)) > 1e-9:
+            raise typer.BadParameter(f"kept={part} must be a number of tenths from 0.1 to 1.0")
+    return tuple(round(part, 1) for part in parts)

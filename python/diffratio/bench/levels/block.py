@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -16,10 +16,10 @@ from diffratio_kernels.testing.inputs import cast
 from ...flops import block_flops
 from ..case import BlockCase, dense_name
 from ..eager import authors_block
+from ..options import Options
 from ..peers.tome import tome_block
 from ..subject import Candidate, Subject
 
-KEPT = (1.0, 0.8, 0.7, 0.5, 0.3)
 COMPILED = 0.5
 """Where the authors' code is compiled: every kept count compiles anew, for longer than all is timed."""
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -29,60 +29,50 @@ Peer = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
 """block, x [B, N, D], timestep [B, 6 D], text [B, M, D], router_weight [D] -> [B, N, D]"""
 
 
-def block(
-    batch: int,
-    tokens: int,
-    implementations: Sequence[str],
-    kept: Sequence[float] = KEPT,
-    width: int = 1152,
-    heads: int = 16,
-    text: int = 120,
-    dtype: torch.dtype = torch.bfloat16,
-    device: str = "cuda",
-    compile_mode: str | None = "default",
-) -> Subject:
-    """kept: parts of the tokens, in tenths. compile_mode: of torch.compile; None leaves compiled peers out.
-
-    FLOPs are true ones of a whole batch; `mod_block` is handed the projected text, which sampling projects
-    once, the others project it.
-    """
-    counts = {ratio: kept_tokens(round(10 * ratio), tokens) for ratio in kept}
-
-    def flops(keep: int | None, **options) -> int:
-        return batch * block_flops(tokens, keep, width, text, **{"cache_text_kv": False} | options)
-
-    def candidates() -> Iterator[Candidate]:
-        yield Candidate(dense_name(), _peer(_dense), flops=flops(None))
-        compiled = partial(_compiled, mode=compile_mode)
-        if compile_mode is not None:
-            yield Candidate("dense, compiled", compiled(_dense), flops=flops(None))
-            for name, backend in BACKENDS.items():
-                run = compiled(partial(_dense_by, backend))
-                yield Candidate(f"dense, compiled, {name}", run, flops=flops(None))
-        for ratio, keep in counts.items():
-            routed = partial(Candidate, kept=ratio)
-            authors = partial(_authors, keep)
-            yield routed("authors' eager", _peer(authors), flops=flops(keep))
-            if compile_mode is not None and ratio == COMPILED:
-                yield routed("authors', compiled", compiled(authors), flops=flops(keep))
-            if keep < tokens:
-                merged = flops(keep, method="tome-block")
-                yield routed("ToMe", _peer(partial(_tome, keep)), flops=merged)
-            for name in implementations:
-                own = {"keep": keep, "implementation": name}
-                run, verify = (partial(function, **own) for function in (BlockCase.ours, check_block))
-                yield routed(f"mod_block {name}", run, verify, flops=flops(keep, cache_text_kv=True))
-            yield routed("route + gather + scatter", partial(BlockCase.row_steps, keep=keep))
-
-    weights = 16 * width * width  # q, k, v, out; cross-attention's four; fc1 and fc2 with 4 D between them
-    return Subject(
+def subjects(options: Options) -> Iterator[Subject]:
+    """FLOPs are true ones of a whole batch; `mod_block` is handed the projected text, which sampling projects
+    once, the others project it."""
+    yield Subject(
         level="block",
         name="PixArt block",
-        shape={"batch": batch, "tokens": tokens, "width": width, "heads": heads, "text": text},
-        make=partial(BlockCase, batch, tokens, width, heads, text, dtype, device),
-        case_bytes=(weights + 2 * batch * tokens * width) * dtype.itemsize,
-        candidates=tuple(candidates()),
+        dtype=options.dtype,
+        shape=options.shape(),
+        make=partial(BlockCase, options),
+        case_bytes=options.weight_bytes() + 2 * options.row_bytes(),
+        candidates=(*_dense_candidates(options), *_routed_candidates(options)),
     )
+
+
+def _flops(options: Options, keep: int | None, **counted) -> int:
+    counted = {"cache_text_kv": False} | counted
+    return options.batch * block_flops(options.tokens, keep, options.width, options.text, **counted)
+
+
+def _dense_candidates(options: Options) -> Iterator[Candidate]:
+    flops = _flops(options, None)
+    yield Candidate(dense_name(), _peer(_dense), flops=flops)
+    if options.compile_mode is not None:
+        yield Candidate("dense, compiled", _compiled(_dense, options), flops=flops)
+        for name, backend in BACKENDS.items() if options.device == "cuda" else ():
+            run = _compiled(partial(_dense_by, backend), options)
+            yield Candidate(f"dense, compiled, {name}", run, flops=flops)
+
+
+def _routed_candidates(options: Options) -> Iterator[Candidate]:
+    for ratio in options.kept:
+        keep = kept_tokens(round(10 * ratio), options.tokens)
+        routed, authors = partial(Candidate, kept=ratio), partial(_authors, keep)
+        yield routed("authors' eager", _peer(authors), flops=_flops(options, keep))
+        if options.compile_mode is not None and ratio == COMPILED:
+            yield routed("authors', compiled", _compiled(authors, options), flops=_flops(options, keep))
+        if keep < options.tokens:
+            merged = _flops(options, keep, method="tome-block")
+            yield routed("ToMe", _peer(partial(_tome, keep)), flops=merged)
+        for name in options.implementations:
+            own = {"keep": keep, "implementation": name}
+            run, verify = (partial(function, **own) for function in (BlockCase.ours, check_block))
+            yield routed(f"mod_block {name}", run, verify, flops=_flops(options, keep, cache_text_kv=True))
+        yield routed("route + gather + scatter", partial(BlockCase.row_steps, keep=keep))
 
 
 def _dense(block, x, timestep, text, router_weight):
@@ -106,9 +96,9 @@ def _peer(function: Peer) -> Callable[[BlockCase], Tensor]:
     return lambda case: function(case.block, case.x, case.timestep, case.text, case.router_weight)
 
 
-def _compiled(function: Peer, mode: str) -> Callable[[BlockCase], Tensor]:
+def _compiled(function: Peer, options: Options) -> Callable[[BlockCase], Tensor]:
     """By inductor: the weights of a case are inputs of the graph, so that one serves all cases."""
-    return _peer(torch.compile(function, mode=mode, dynamic=False))
+    return _peer(torch.compile(function, mode=options.compile_mode, dynamic=False))
 
 
 def check_block(case: BlockCase, keep: int, implementation: str) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 PACKAGES = ("torch", "triton", "diffusers", "flash-attn", "numpy")
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "power.limit")
+CHECKOUT = Path(__file__).parents[3]
 
 
-def commit(root: Path) -> str:
+def commit(root: Path = CHECKOUT) -> str:
     """The commit of a checkout, "+changes" where files differ; for a copy without git DIFFRATIO_COMMIT."""
     head = _output("git", "-C", str(root), "rev-parse", "--short", "HEAD")
     if not head:
@@ -30,8 +31,8 @@ def clocks() -> dict[str, str]:
     return dict(zip(CLOCKS, values, strict=True)) if len(values) == len(CLOCKS) else {}
 
 
-def machine(root: Path) -> dict:
-    """Plain JSON types; without a GPU the fields of the GPU are None."""
+def machine(root: Path = CHECKOUT) -> dict:
+    """Plain JSON types; `device` is the GPU or, without one, the processor; then its fields are None."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -39,8 +40,9 @@ def machine(root: Path) -> dict:
     return {
         "date": str(date.today()),
         "commit": commit(root),
-        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "device": torch.cuda.get_device_name() if gpu else processor(),
         "capability": capability,
+        "threads": torch.get_num_threads(),
         "driver": _output("nvidia-smi", "-i", "0", "--query-gpu=driver_version", "--format=csv,noheader")
         or None,
         "cuda": torch.version.cuda,
@@ -49,6 +51,15 @@ def machine(root: Path) -> dict:
         "versions": {name: _version(name) for name in PACKAGES},
         "clocks": clocks(),
     }
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _smi(*fields: str) -> str:

@@ -1,0 +1,97 @@
+"""A denoising loop with guidance: DPM-Solver++ over a PixArt-Sigma-sized transformer, steps cached or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..options import Options
+from ..peers.caching import first_block_cache
+from ..subject import Candidate, Subject
+from .model import Models, check_routed, compiled_blocks, flops, inputs, routed
+
+GUIDANCE = 4.5
+THRESHOLD = 0.1
+"""First-Block-Cache skips the other blocks where the first one's change differs by less from the step before.
+Weights are random: how many steps it skips says nothing of a trained model, so it stands beside the time."""
+
+
+def subjects(options: Options) -> Iterator[Subject]:
+    """batch: images; the model runs on twice as many samples. Nothing here is captured: schedulers and step
+    caches read values on the host."""
+    doubled = replace(options, batch=2 * options.batch)
+    yield Subject(
+        level="sampling",
+        name="PixArt sampling",
+        dtype=options.dtype,
+        shape=options.shape("layers", "steps"),
+        make=partial(inputs, doubled),
+        case_bytes=options.weight_bytes(options.layers),
+        candidates=tuple(_candidates(doubled)),
+    )
+
+
+def _candidates(options: Options) -> Iterator[Candidate]:
+    models, loop = Models(options), Loop(options.steps)
+    twins = {"diffusers dense": (None, models.dense)}
+    if options.compile_mode is not None:
+        prepare = partial(compiled_blocks, options.compile_mode)
+        twins["dense, compiled"] = None, partial(models.twin, "compiled", prepare)
+    for name, (kept, model) in twins.items():
+        yield _candidate(options, name, kept, partial(_plain, loop, model))
+    yield _cached(options, "dense, cached steps", None, loop, models.dense)
+    for kept in options.kept:
+        model = partial(models.twin, kept, partial(routed, kept))
+        verify = partial(check_routed, model)
+        yield _candidate(options, "diffratio", kept, partial(_plain, loop, model), verify=verify)
+        yield _cached(options, "diffratio, cached steps", kept, loop, model)
+
+
+def _candidate(options: Options, name: str, kept: float | None, run, **more) -> Candidate:
+    work = options.steps * flops(options, kept)
+    return Candidate(name, run, kept=1.0 if kept is None else kept, flops=work, capturable=False, **more)
+
+
+def _cached(options: Options, name: str, kept: float | None, loop: Loop, model) -> Candidate:
+    """FLOPs are those of all steps; `skipped` is the part of steps that ran the first block only."""
+    seen = {}
+
+    def run(case: dict[str, Tensor]) -> Tensor:
+        with first_block_cache(model(), THRESHOLD) as computed:
+            out = loop(model(), case)
+        seen["skipped"] = 1 - computed.steps / options.steps
+        return out
+
+    return _candidate(options, name, kept, run, seen=seen)
+
+
+def _plain(loop: Loop, model: Callable[[], nn.Module], case: dict[str, Tensor]) -> Tensor:
+    return loop(model(), case)
+
+
+class Loop:
+    """All steps of one batch of images; the model runs on conditional and unconditional samples at once."""
+
+    def __init__(self, steps: int):
+        from diffusers import DPMSolverMultistepScheduler
+
+        self.steps = steps
+        self.scheduler = DPMSolverMultistepScheduler(num_train_timesteps=1000)
+
+    def __call__(self, model: nn.Module, case: dict[str, Tensor]) -> Tensor:
+        """Latents after the last step [images, 4, side, side]."""
+        self.scheduler.set_timesteps(self.steps, device=case["hidden_states"].device)
+        text, latent = case["encoder_hidden_states"], case["hidden_states"].chunk(2)[0]
+        for timestep in self.scheduler.timesteps:
+            both = torch.cat([latent, latent])
+            out = model(
+                both, encoder_hidden_states=text, timestep=timestep.expand(len(both)), return_dict=False
+            )[0]
+            guided, free = out[:, :4].chunk(2)
+            predicted = free + GUIDANCE * (guided - free)
+            latent = self.scheduler.step(predicted, timestep, latent, return_dict=False)[0]
+        return latent

@@ -1,0 +1,215 @@
+"""What is measured: every level runs on the CPU, peers compute what they should, no fault is timed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffratio.bench import case as bench_case
+from diffratio.bench import measure as measuring
+from diffratio.bench.case import BlockCase, dense_block, dense_name
+from diffratio.bench.levels import block as block_level
+from diffratio.bench.levels import model as model_level
+from diffratio.bench.levels import operator as operator_level
+from diffratio.bench.levels import training as training_level
+from diffratio.bench.levels.block import check_block
+from diffratio.bench.measure import measure
+from diffratio.bench.options import Options
+from diffratio.bench.peers.caching import first_block_cache
+from diffratio.bench.peers.rows import PEERS
+from diffratio.bench.peers.tome import Matching, tome_block
+from diffratio.bench.plain import PlainBlock
+from diffratio.bench.registry import LEVELS, subjects
+from diffratio.bench.work import case_of, operator_work, product_work
+from diffratio_kernels import mod_block, two_bin_block
+from diffratio_kernels.testing import budget
+from diffratio_kernels.testing.calls import operator_calls
+
+TINY = Options(tokens=16, width=32, heads=2, text=5, layers=3, steps=4, kept=(1.0, 0.5))
+
+
+def rows_of(level, options=TINY):
+    return [row for subject in subjects(level, options) for row in measure(subject, "cpu", 2, False)]
+
+
+@pytest.fixture(autouse=True)
+def own_table_of_ratios(monkeypatch):
+    monkeypatch.setattr(budget, "worst", {})
+
+
+@pytest.fixture
+def without_diffusers(monkeypatch):
+    monkeypatch.setattr(bench_case, "has_diffusers", lambda: False)
+
+
+def test_the_plain_block_is_that_of_diffusers():
+    theirs, plain = dense_block(48, 2), PlainBlock(48, 2)
+    plain.load_state_dict(theirs.state_dict())
+    x, timestep, text = torch.randn(2, 9, 48), torch.randn(2, 6 * 48), torch.randn(2, 5, 48)
+    expected = theirs(x, timestep=timestep, encoder_hidden_states=text)
+    torch.testing.assert_close(plain(x, timestep=timestep, encoder_hidden_states=text), expected)
+    assert dense_name() == "diffusers dense"
+
+
+def test_a_case_without_diffusers_runs_in_every_way(without_diffusers):
+    case = BlockCase(replace(TINY, tokens=12))
+    assert isinstance(case.block, PlainBlock)
+    torch.testing.assert_close(case.ours(7), case.authors(7), atol=1e-4, rtol=1e-4)
+    check_block(case, 7, "reference")
+    assert case.dense().shape == case.row_steps(7).shape == (2, 12, 32)
+
+
+def test_a_block_beside_its_peers(without_diffusers):
+    rows = rows_of("block")
+    routed = ["mod_block native", "route + gather + scatter"]
+    names = ["plain torch dense", "authors' eager", *routed, "authors' eager", "ToMe", *routed]
+    assert [row["name"] for row in rows] == names
+    assert [row["kept"] for row in rows] == [1.0] * 4 + [0.5] * 4
+    assert rows[0]["of_baseline"] == 1.0 and all(row["of_baseline"] > 0 < row["peak_bytes"] for row in rows)
+    by_name = {row["name"]: row["flops"] for row in rows if row["kept"] == 0.5}
+    assert by_name["mod_block native"] < by_name["authors' eager"] < rows[0]["flops"]
+
+
+def test_compiled_peers_are_asked_for():
+    """What they compute is torch's; here only that they are there, and cuDNN's attention on a GPU alone."""
+    [block] = subjects("block", replace(TINY, compile_mode="default"))
+    names = [candidate.name for candidate in block.candidates]
+    assert names[1] == "dense, compiled" and names.count("authors', compiled") == 1
+    [block] = block_level.subjects(replace(TINY, compile_mode="default", device="cuda"))
+    assert "dense, compiled, cudnn" in [candidate.name for candidate in block.candidates]
+
+
+def test_every_level_has_a_module():
+    for level in LEVELS:
+        assert next(iter(subjects(level, TINY))).level == level
+
+
+@pytest.mark.parametrize("level", ["block", "model", "sampling"])
+def test_a_wrong_block_is_not_timed(level, monkeypatch):
+    def wrong(*args, **kwargs):
+        return mod_block(*args, **kwargs) * 1.01
+
+    monkeypatch.setattr(block_level, "mod_block", wrong)
+    monkeypatch.setattr("diffratio.routed.mod_block", wrong)
+    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match="mod_block native, 16 of 16 kept|block 0 of the model"):
+        rows_of(level)
+
+
+def test_merged_tokens_that_are_alike_come_back():
+    x = torch.randn(2, 16, 8).view(2, 4, 4, 8).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
+    matching = Matching(x, 16)
+    assert matching.merge(x).shape == (2, 16, 8)
+    torch.testing.assert_close(matching.unmerge(matching.merge(x)), x)
+    case = BlockCase(replace(TINY, tokens=64))
+    inputs = case.block, case.x, case.timestep, case.text
+    torch.testing.assert_close(tome_block(*inputs, 64), case.dense(), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(tome_block(*inputs, 32), case.dense(), atol=1e-3)
+    for left, tokens in ((15, 64), (4, 12)):
+        with pytest.raises(ValueError, match=r"^left=15|^tokens=12"):
+            Matching(torch.randn(1, tokens, 8), left)
+
+
+def test_operators_beside_plain_pytorch():
+    rows = rows_of("operator", replace(TINY, kept=(0.5,)))
+    timed = {(row["subject"], row["name"]): row for row in rows if "refused" not in row}
+    assert timed["route", "torch eager"]["of_baseline"] == 1.0 < 10 * timed["route", "native"]["of_baseline"]
+    assert timed["linear qkv", "torch"]["flops"] == 2 * 16 * 32 * 96
+    assert ("cross_attention", "sdpa") in timed and ("scatter_rescale_", "native") in timed
+    assert all(row["bytes"] > 0 < row["flops"] and row["keep"] == 8 for row in timed.values())
+    refused = {row["name"]: row["refused"] for row in rows if "refused" in row}
+    assert "not available" in refused["cudnn"]
+
+
+@pytest.mark.parametrize("op", sorted(PEERS))
+def test_plain_pytorch_computes_what_our_operator_does(op):
+    call = operator_calls(
+        "reference", torch.float64, "cpu", case=replace(case_of(TINY, 9), router_bias=True)
+    )[op]
+    ours = call.forward()
+    plain = PEERS[op](**operator_level._plain(replace(call, arguments=without(call.arguments))))
+    if op == "route":
+        weights, places = plain
+        index, _, logits = ours
+        torch.testing.assert_close(places + 16 * torch.arange(2)[:, None], index.view(2, 9))
+        torch.testing.assert_close(weights, logits.flatten()[index].sigmoid().view(2, 9))
+    else:
+        for own, other in zip(ours, plain if isinstance(plain, tuple) else (plain,), strict=True):
+            torch.testing.assert_close(other, own)
+
+
+def without(arguments):
+    return {name: value for name, value in arguments.items() if name != "implementation"}
+
+
+def test_a_wrong_operator_is_not_timed(monkeypatch):
+    plain = operator_level.operator_calls
+
+    def calls(*args, **kwargs):
+        made = plain(*args, **kwargs)
+        function = made["adaln"].function
+
+        def wrong(**arguments):
+            return function(**arguments) * (1.01 if arguments["implementation"] == "native" else 1)
+
+        return {"attention": made["attention"], "adaln": replace(made["adaln"], function=wrong)}
+
+    monkeypatch.setattr(operator_level, "operator_calls", calls)
+    subject = next(one for one in subjects("operator", TINY) if one.name == "adaln")
+    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match="adaln native"):
+        measure(subject, "cpu", progress=False)
+
+
+def test_work_is_counted_from_the_sizes():
+    case = case_of(replace(TINY, batch=1, tokens=10, dtype=torch.bfloat16), 4)  # D = 32, F = 128, M = 5
+    assert operator_work("attention", case) == (4 * 16 * 32, 4 * 4 * 64)
+    assert operator_work("cross_attention", case) == (4 * 4 * 5 * 32, 2 * (4 + 5) * 64)
+    assert operator_work("mlp", case) == (2 * 4 * 2 * 32 * 128, 2 * 4 * 64 + 2 * 32 * 128 * 2)
+    assert operator_work("scatter_rescale", case)[1] == (10 - 4 + 2 * 4 + 10) * 64
+    assert product_work(3, 5, 7, 2) == (2 * 3 * 5 * 7, 2 * (21 + 35 + 15))
+
+
+def test_training_runs_dense_packed_and_twice():
+    rows = rows_of("training", replace(TINY, tokens=20, kept=(0.6, 1.0, 0.1)))
+    names = ["two_bin_block", "mod_block twice", "reference twice"]
+    assert [row["name"] for row in rows] == ["mod_block, dense", "diffusers dense", *names, *names]
+    assert [(row["kept_small"], row["kept"]) for row in rows[2:]] == 3 * [(0.5, 0.6)] + 3 * [(0.9, 1.0)]
+    assert rows[2]["flops"] < rows[3]["flops"] == rows[4]["flops"]
+
+
+def test_wrong_training_is_not_timed(monkeypatch):
+    monkeypatch.setattr(training_level, "two_bin_block", lambda **args: two_bin_block(**args) * 1.01)
+    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match="two_bin_block: a gradient differs"):
+        rows_of("training")
+
+
+def test_a_model_and_its_sampling_share_weights_and_run_in_every_way():
+    rows = rows_of("model", replace(TINY, kept=(0.5,)))
+    assert [(row["name"], row["layers"]) for row in rows] == [("diffusers dense", 3), ("diffratio", 3)]
+    assert rows[1]["flops"] < rows[0]["flops"]
+    rows = rows_of("sampling", replace(TINY, kept=(0.5,)))
+    names = ["diffusers dense", "dense, cached steps", "diffratio", "diffratio, cached steps"]
+    assert [row["name"] for row in rows] == names and {row["batch"] for row in rows} == {2}
+    assert all(("skipped" in row) == ("cached" in row["name"]) for row in rows)
+    models = model_level.Models(TINY)
+    twin = models.twin("half", lambda model: model_level.routed(0.5, model))
+    assert twin.proj_out.weight is models.dense().proj_out.weight and twin is not models.dense()
+    with pytest.raises(ValueError, match="tokens=15 must be a square"):
+        rows_of("model", replace(TINY, tokens=15))
+
+
+def test_cached_steps_skip_blocks_and_leave_no_trace():
+    model, case = model_level.Models(TINY).dense(), model_level.inputs(TINY, 0)
+    plain = model(**case).sample
+    with first_block_cache(model, threshold=1e9) as computed:
+        first, second = (model(**case).sample for _ in range(2))
+    assert computed.steps == 1
+    torch.testing.assert_close(first, plain)
+    torch.testing.assert_close(second, plain, atol=1e-4, rtol=1e-4)
+    with first_block_cache(model, threshold=0.0) as computed:
+        model(**case), model(**case | {"timestep": case["timestep"] + 99})
+    assert computed.steps == 2
+    torch.testing.assert_close(model(**case).sample, plain, atol=0, rtol=0)
+    assert "forward" not in vars(model.transformer_blocks[-1])

@@ -1,0 +1,85 @@
+"""From a subject to rows: candidates take turns, no fault is timed, what does not run has a reason."""
+
+import pytest
+import torch
+
+from diffratio.bench import measure as measuring
+from diffratio.bench.measure import measure
+from diffratio.bench.subject import Candidate, Subject
+from diffratio.bench.timing import Times, passes_of, rotating_times, rotations
+
+
+def subject(*candidates):
+    return Subject("op", "add", torch.float32, {"batch": 1}, lambda seed: torch.ones(2), 8, candidates)
+
+
+def fail(case):
+    raise RuntimeError("no such device\nmore")
+
+
+def test_a_candidate_that_does_not_run_is_a_row_with_the_reason():
+    able, unable = Candidate("able", lambda x: x + 1), Candidate("unable", fail)
+    rows = measure(subject(able, unable), "cpu", 2, progress=False)
+    timed, refused = sorted(rows, key=lambda row: row["name"])
+    assert timed["name"] == "able" and timed["of_baseline"] == 1.0 and "refused" not in timed
+    assert refused["refused"] == "no such device" and "of_baseline" not in refused
+    with pytest.raises(RuntimeError, match="add: the baseline does not run: no such device"):
+        measure(subject(unable, able), "cpu", 2, progress=False)
+
+
+def test_a_row_says_what_was_measured():
+    seen = {}
+    one = Candidate(
+        "one",
+        lambda x: seen.update(skipped=0.5),
+        kept=0.5,
+        flops=3,
+        moved=4,
+        about={"kept_small": 0.4},
+        seen=seen,
+    )
+    [row] = measure(subject(one), "cpu", 3, progress=False)
+    assert row | {"seconds": 0, "spread": 0, "peak_bytes": 0} == {
+        "level": "op", "subject": "add", "dtype": "float32", "batch": 1, "name": "one", "kept": 0.5,
+        "kept_small": 0.4, "flops": 3, "bytes": 4, "mode": "eager", "cache": "cold", "rounds": 3,
+        "of_baseline": 1.0, "skipped": 0.5, "seconds": 0, "spread": 0, "peak_bytes": 0,
+    }  # fmt: skip
+    assert row["seconds"] > 0
+
+
+def test_what_is_outside_the_budget_is_not_timed(monkeypatch):
+    def wrong(case):
+        raise AssertionError("over the budget")
+
+    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
+    able, bad = Candidate("able", lambda x: x + 1), Candidate("bad", lambda x: x, verify=wrong)
+    with pytest.raises(AssertionError, match="over the budget"):
+        measure(subject(able, bad), "cpu", 2, progress=False)
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that slows down in the middle changes times, not ratios."""
+    slow = [1.0, 1.0, 3.0, 3.0, 3.0]
+    times = Times([2 * s for s in slow])
+    assert times.ratio(Times(slow)) == 2.0 and times.median == 6.0 and times.spread > 0.5
+    assert Times([1.0]).spread == 0.0
+
+
+def test_candidates_take_turns_over_all_their_buffers():
+    order = []
+    lists = {name: [lambda n=name, i=i: order.append((n, i)) for i in range(2)] for name in "ab"}
+    passes, refused = passes_of(lists, False, ())
+    seconds = rotating_times(passes, 2, 3, "cpu", progress=False)
+    a, b = ([(name, 0), (name, 1)] for name in "ab")
+    assert order == a + b + 3 * (a + a + b + b)  # once to prepare; then untimed and timed
+    assert set(seconds) == {"a", "b"} and not refused and rotations(1, "cpu") == 2
+
+
+def test_slow_subjects_get_three_rounds():
+    passes, _ = passes_of({"a": [lambda: None]}, False, ())
+    assert len(rotating_times(passes, 1, 9, "cpu", progress=False, most_seconds=0)["a"].seconds) == 3
+
+
+def test_a_failed_preparation_does_not_end_the_others():
+    passes, refused = passes_of({"a": [lambda: fail(0)], "b": [lambda: None]}, False, (RuntimeError,))
+    assert list(passes) == ["b"] and str(refused["a"]).startswith("no such device")
