@@ -88,6 +88,7 @@ setup(
         "diffratio.demo": ["assets/*/*"],
         "diffratio.evaluation": ["assets/*"],
         "diffratio.models": ["assets/*/*"],
+        "diffratio.plan": ["tables/*"],
     },
     ext_modules=[] if NATIVE == "0" else [EXTENSION],
     cmdclass={"build_ext": CMakeBuild},

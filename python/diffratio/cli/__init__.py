@@ -14,6 +14,7 @@ def main() -> None:
         from .eval import eval
         from .flops import flops
         from .kernels import kernels
+        from .plan import plan
         from .plot import plot
         from .sample import sample
         from .train import train
@@ -21,7 +22,7 @@ def main() -> None:
 
         app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
         app.callback()(options)
-        for command in (demo, train, sample, eval, plot, bench, flops, kernels, doctor):
+        for command in (demo, train, sample, eval, plot, bench, plan, flops, kernels, doctor):
             app.command()(command)
         app()
     except ModuleNotFoundError as error:

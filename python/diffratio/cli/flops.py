@@ -19,6 +19,7 @@ from ..flops import (
     rows,
     transformer_flops,
 )
+from .shapes import read_json, shape_of
 
 
 def flops(
@@ -54,7 +55,7 @@ def flops(
         _print_paper(as_json)
         return
     try:
-        shape = _shape(preset, model, height, width, text_tokens)
+        shape = shape_of(preset, model, height, width, text_tokens)
         kept, method = _kept(shape, compression, kept_table, method)
         true, thop = (
             transformer_flops(shape, kept, convention=convention, batch=batch, method=method)
@@ -70,36 +71,6 @@ def flops(
     _print_counts(shape, true, thop, dense)
 
 
-def _shape(
-    preset: str | None, model: Path | None, height: int | None, width: int | None, text_tokens: int | None
-) -> TransformerShape:
-    if preset is not None and model is not None:
-        raise ValueError("--model: give either --model or --preset")
-    if width is not None and height is None:
-        raise ValueError("--height: --width needs it")
-    width = height if width is None else width
-    if model is not None:
-        return TransformerShape.from_config(_read_config(model), height, width, text_tokens)
-    preset = preset or "pixart-xl-512"
-    if preset not in PRESETS:
-        raise ValueError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
-    if text_tokens is not None and preset.startswith("dit"):
-        raise ValueError(f"--text-tokens: {preset} reads no text")
-    shape = PRESETS[preset]() if text_tokens is None else PRESETS[preset](text_tokens)
-    return shape if height is None else shape.resized(height, width)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    candidates = [path / "config.json", path / "transformer" / "config.json"] if path.is_dir() else [path]
-    found = [candidate for candidate in candidates if candidate.is_file()]
-    if not found:
-        raise ValueError(f"--model: no config.json at {path}")
-    config = _read_json(found[0], "--model")
-    if not isinstance(config, dict):
-        raise ValueError(f"--model: {found[0]} is not a model's config")
-    return config
-
-
 def _kept(
     shape: TransformerShape, compression: float | None, kept_table: Path | None, method: str | None
 ) -> tuple[int | list[Any] | None, str]:
@@ -107,7 +78,7 @@ def _kept(
     if compression is not None and kept_table is not None:
         raise ValueError("--kept-table: give either --kept-table or --compression")
     if kept_table is not None:
-        tenths = _read_json(kept_table, "--kept-table")
+        tenths = read_json(kept_table, "--kept-table")
         if not isinstance(tenths, list):
             raise ValueError(f"--kept-table: {kept_table} holds no list")
         try:
@@ -132,13 +103,6 @@ def _tenths(compression: float) -> int:
         if abs(10 * compression - tenths) < 1e-9:
             return tenths
     raise ValueError(f"--compression: {compression} is not one of 0, 0.1, ... 1")
-
-
-def _read_json(path: Path, option: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{option}: cannot read {path}: {error}") from error
 
 
 def _print_counts(

@@ -14,7 +14,7 @@ class Device:
 
     multiprocessors: how many tiles of a product run at a time. peak_flops: dense bf16 FLOP/s.
     bandwidth: bytes/s of device memory. attention_flops: useful FLOP/s of attention with heads of 72.
-    l2_bytes: of the L2 cache. source: where the figures are from.
+    source: where the figures are from. launch_seconds: of one kernel. itemsize: bytes of an element.
 
     Raises:
         ValueError: a figure that is not positive; the message names it.
@@ -26,9 +26,9 @@ class Device:
     peak_flops: float
     bandwidth: float
     attention_flops: float
-    l2_bytes: int
     source: str
     launch_seconds: float = LAUNCH_SECONDS
+    itemsize: int = 2
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -41,13 +41,13 @@ class Device:
 
 
 def _device(
-    name: str, architecture: str, multiprocessors: int, sheet: tuple[float, float, int], attention: float
+    name: str, architecture: str, multiprocessors: int, sheet: tuple[float, float], attention: float
 ) -> Device:
-    """sheet: the datasheet's dense bf16 TFLOP/s, GB/s and MiB of L2; attention: useful TFLOP/s, assumed.
+    """sheet: the datasheet's dense bf16 TFLOP/s and GB/s; attention: useful TFLOP/s, assumed.
 
     Big products hold 4/5 of the datasheet's rate under load, copies 9/10 of its bandwidth, assumed too.
     """
-    flops, bandwidth, l2 = sheet
+    flops, bandwidth = sheet
     return Device(
         name,
         architecture,
@@ -55,13 +55,12 @@ def _device(
         peak_flops=0.8 * flops * 1e12,
         bandwidth=0.9 * bandwidth * 1e9,
         attention_flops=attention * 1e12,
-        l2_bytes=l2 * 2**20,
         source=f"datasheet: {flops:g} TFLOP/s, {bandwidth:g} GB/s; 80 % and 90 % of it assumed",
     )
 
 
 DEVICES = {
-    "a100": _device("NVIDIA A100-SXM4-80GB", "sm_80", 108, (312, 2039, 40), 180),
-    "h100": _device("NVIDIA H100 80GB HBM3", "sm_90", 132, (989.4, 3350, 50), 520),
-    "h200": _device("NVIDIA H200", "sm_90", 132, (989.4, 4800, 50), 520),
+    "a100": _device("NVIDIA A100-SXM4-80GB", "sm_80", 108, (312, 2039), 180),
+    "h100": _device("NVIDIA H100 80GB HBM3", "sm_90", 132, (989.4, 3350), 520),
+    "h200": _device("NVIDIA H200", "sm_90", 132, (989.4, 4800), 520),
 }

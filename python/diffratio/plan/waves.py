@@ -7,9 +7,8 @@ from math import ceil
 
 from .device import Device
 
-ITEM_BYTES = 2
-"""bf16 operands; split sums are fp32, twice as wide."""
 SPLITS = (1, 2, 3, 4)
+"""Into how many parts the inner dimension may be cut; their sums are fp32, written and read once."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ def tile_seconds(rows: int, columns: int, inner: int, device: Device, tile: Tile
     waves = ceil(ceil(rows / tile.rows) * ceil(columns / tile.columns) * splits / device.multiprocessors)
     per_tile = 2 * tile.rows * tile.columns * ceil(inner / splits)
     computing = waves * per_tile * device.multiprocessors / (tile.efficiency * device.peak_flops)
-    moved = ITEM_BYTES * (rows * inner + inner * columns + rows * columns)
+    moved = device.itemsize * (rows * inner + inner * columns + rows * columns)
     seconds = max(computing, device.memory_seconds(moved)) + device.launch_seconds
     if splits > 1:
-        sums = 2 * ITEM_BYTES * splits * rows * columns
+        sums = splits * rows * columns * 4
         seconds += device.memory_seconds(2 * sums) + device.launch_seconds
     reached = 2 * rows * columns * inner / seconds / device.peak_flops
     return Choice(tile, splits, waves, reached, seconds)
@@ -72,5 +71,5 @@ def best_tile(rows: int, columns: int, inner: int, device: Device, tiles: tuple[
 
 
 def product_seconds(rows: int, columns: int, inner: int, device: Device) -> float:
-    """Predicted seconds of [rows, inner] x [inner, columns] in bf16, its bytes and its launch included."""
+    """Predicted seconds of [rows, inner] x [inner, columns], its bytes and its launch included."""
     return best_tile(rows, columns, inner, device).seconds

@@ -1,0 +1,47 @@
+"""The options that say which transformer: --preset, --model, --height, --width and --text-tokens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..flops import PRESETS, TransformerShape
+
+
+def shape_of(
+    preset: str | None, model: Path | None, height: int | None, width: int | None, text_tokens: int | None
+) -> TransformerShape:
+    """The transformer that --preset or --model names (PixArt at 512 px without either), at its size in latent
+    pixels; a ValueError names the option."""
+    if preset is not None and model is not None:
+        raise ValueError("--model: give either --model or --preset")
+    if width is not None and height is None:
+        raise ValueError("--height: --width needs it")
+    width = height if width is None else width
+    if model is not None:
+        return TransformerShape.from_config(_read_config(model), height, width, text_tokens)
+    preset = preset or "pixart-xl-512"
+    if preset not in PRESETS:
+        raise ValueError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
+    if text_tokens is not None and preset.startswith("dit"):
+        raise ValueError(f"--text-tokens: {preset} reads no text")
+    shape = PRESETS[preset]() if text_tokens is None else PRESETS[preset](text_tokens)
+    return shape if height is None else shape.resized(height, width)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    candidates = [path / "config.json", path / "transformer" / "config.json"] if path.is_dir() else [path]
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if not found:
+        raise ValueError(f"--model: no config.json at {path}")
+    config = read_json(found[0], "--model")
+    if not isinstance(config, dict):
+        raise ValueError(f"--model: {found[0]} is not a model's config")
+    return config
+
+
+def read_json(path: Path, option: str) -> Any:
+    """A file's JSON; a ValueError names the option."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{option}: cannot read {path}: {error}") from error

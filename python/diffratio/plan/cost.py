@@ -1,0 +1,72 @@
+"""Seconds of a step: predicted from what a device can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .device import Device
+from .steps import Step
+from .waves import product_seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step and its seconds. bound: what takes most of them, "FLOPs", "bytes" or "launch". origin:
+    "measured" (between two measurements), "scaled" (outside of them, at the rate of the nearest) or
+    "predicted" (by the tile-and-wave model)."""
+
+    step: Step
+    seconds: float
+    bound: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The costs of steps on a device that nothing was measured on."""
+
+    device: Device
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.device.itemsize
+
+    @property
+    def title(self) -> str:
+        """Where the seconds are from."""
+        return f"predicted for {self.device.name} from its {self.device.source}"
+
+    def cost(self, step: Step) -> Cost:
+        """Products by tiles and waves, attention at the device's rate, the others by their bytes."""
+        device = self.device
+        moving = device.memory_seconds(step.moved)
+        if step.products:
+            seconds = sum(product_seconds(*product, device) for product in step.products)
+        else:
+            seconds = max(self._attending(step), moving) + step.launches * device.launch_seconds
+        return Cost(step, seconds, bound(step, device), "predicted")
+
+    def _attending(self, step: Step) -> float:
+        if not step.computes:
+            return 0.0
+        return step.flops / attention_rate(self.device, step.sizes.width // step.sizes.heads)
+
+
+def attention_rate(device: Device, head_dim: int) -> float:
+    """Useful FLOP/s: heads are padded to a multiple of 16, and `attention_flops` holds for 72 of 80."""
+    padded = -(-head_dim // 16) * 16
+    return device.attention_flops * (head_dim / padded) / (72 / 80)
+
+
+def bound(step: Step, device: Device) -> str:
+    """What takes most of a step's time on a device, at full rates."""
+    peak = (
+        device.peak_flops if step.products else attention_rate(device, step.sizes.width // step.sizes.heads)
+    )
+    times = {
+        "FLOPs": step.flops / peak if step.computes else 0.0,
+        "bytes": device.memory_seconds(step.moved),
+        "launch": step.launches * device.launch_seconds,
+    }
+    return max(times, key=times.__getitem__)

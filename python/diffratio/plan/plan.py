@@ -1,0 +1,218 @@
+"""`plan`: the FLOPs and seconds of every layer, and from how few kept tokens on compression pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+from ..flops import TransformerShape
+from .cost import Cost, Predicted
+from .device import Device
+from .measured import Measured
+from .steps import Sizes, dense_steps, routed_steps
+
+Source = Device | Measured
+Kept = int | None | Sequence[int | None | Sequence[int]]
+"""Kept tokens of every layer, of each layer, or of each layer and region; None is a layer not routed."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer. kept: tokens in each region, None where it is not routed. flops, seconds: of one forward of
+    the whole batch, mean over the regions. of_dense: its seconds over the dense block's."""
+
+    layer: int
+    kept: tuple[int, ...] | None
+    flops: float
+    seconds: float
+    of_dense: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One forward of all blocks, which is what a step of sampling costs beside the embeddings.
+
+    routed_costs: the steps of a block that keeps `shown_kept` tokens, the most frequent count. break_even:
+    the largest kept count at which a routed block is no slower than a dense one; 0 where there is none.
+    compiled_seconds: of the compiled dense block of the same sizes, where it was measured.
+    """
+
+    title: str
+    shape: TransformerShape
+    batch: int
+    layers: tuple[LayerPlan, ...]
+    shown_kept: int
+    routed_costs: tuple[Cost, ...]
+    dense_costs: tuple[Cost, ...]
+    break_even: int
+    compiled_seconds: float | None
+
+    @property
+    def seconds(self) -> float:
+        """Of all blocks."""
+        return sum(layer.seconds for layer in self.layers)
+
+    @property
+    def dense_seconds(self) -> float:
+        """Of all blocks, dense, by the same kernels."""
+        return len(self.layers) * sum(cost.seconds for cost in self.dense_costs)
+
+    @property
+    def flops(self) -> float:
+        """Of all blocks."""
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def dense_flops(self) -> int:
+        """Of all blocks, dense."""
+        return len(self.layers) * sum(cost.step.flops for cost in self.dense_costs)
+
+    @property
+    def latency_ratio(self) -> float:
+        """Seconds over the seconds of the dense blocks."""
+        return self.seconds / self.dense_seconds
+
+    @property
+    def flop_ratio(self) -> float:
+        """FLOPs over the FLOPs of the dense blocks."""
+        return self.flops / self.dense_flops
+
+    @property
+    def realised(self) -> float:
+        """E, FLOP ratio over latency ratio: 1 where all FLOPs that are saved are time that is saved."""
+        return self.flop_ratio / self.latency_ratio
+
+    @property
+    def origins(self) -> set[str]:
+        """Where the seconds of the steps are from: the `origin` of their costs."""
+        return {cost.origin for cost in self.routed_costs + self.dense_costs}
+
+    @property
+    def verdict(self) -> str:
+        """Whether it pays, in a line."""
+        saved = 1 - self.latency_ratio
+        found = f"{abs(saved):.0%} of the blocks' time {'saved' if saved > 0 else 'lost'}"
+        limit = f"a layer pays up to {self.break_even} of {self.shape.tokens} tokens kept"
+        if not self.break_even:
+            limit = "no kept count makes a layer faster"
+        return f"{'pays' if saved > 0 else 'does not pay'}: {found}; {limit}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {
+            "title": self.title,
+            "shape": asdict(self.shape),
+            "batch": self.batch,
+            "layers": [asdict(layer) for layer in self.layers],
+            "shown_kept": self.shown_kept,
+            "steps": [_numbers(cost) for cost in self.routed_costs],
+            "dense_steps": [_numbers(cost) for cost in self.dense_costs],
+            "flops": self.flops,
+            "dense_flops": self.dense_flops,
+            "seconds": self.seconds,
+            "dense_seconds": self.dense_seconds,
+            "compiled_block_seconds": self.compiled_seconds,
+            "flop_ratio": self.flop_ratio,
+            "latency_ratio": self.latency_ratio,
+            "realised": self.realised,
+            "break_even": self.break_even,
+            "verdict": self.verdict,
+        }
+
+
+def plan(
+    shape: TransformerShape, batch: int, kept: Kept, source: Source, *, cache_text_kv: bool = True
+) -> Plan:
+    """What one forward of the blocks costs, and whether leaving tokens out pays.
+
+    Args:
+        shape: the transformer and its tokens N.
+        batch: samples in the forward; classifier-free guidance doubles it.
+        kept: tokens kept, 0 to N: one count, one of each layer, or [L][R] of equally long regions. None, or
+            None for a layer, is the dense block.
+        source: a `Device` (seconds are predicted) or `Measured` (from a results file).
+        cache_text_kv: the text keys and values are projected once for all steps, on both sides.
+
+    Raises:
+        ValueError: an impossible argument; the message starts with its name.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch: {batch!r} must be a positive integer")
+    table = _table(shape, kept)
+    compiled = source.compiled_dense if isinstance(source, Measured) else lambda sizes: None
+    source = Predicted(source) if isinstance(source, Device) else source
+    sizes = Sizes.of(shape, batch, shape.tokens, source.itemsize)
+    dense = tuple(source.cost(step) for step in dense_steps(sizes, cache_text_kv))
+    dense_seconds = sum(cost.seconds for cost in dense)
+
+    @cache
+    def routed(count: int) -> tuple[Cost, ...]:
+        steps = routed_steps(Sizes.of(shape, batch, count, source.itemsize), cache_text_kv)
+        return tuple(source.cost(step) for step in steps)
+
+    def layer(number: int, counts: tuple[int, ...] | None) -> LayerPlan:
+        blocks = [dense] if counts is None else [routed(count) for count in counts]
+        flops, seconds = (fmean(sum(values) for values in pair) for pair in (
+            [[cost.step.flops for cost in block] for block in blocks],
+            [[cost.seconds for cost in block] for block in blocks],
+        ))  # fmt: skip
+        return LayerPlan(number, counts, flops, seconds, seconds / dense_seconds)
+
+    everything = [count for counts in table if counts for count in counts] or [shape.tokens]
+    shown = max(everything, key=everything.count)
+    return Plan(
+        source.title,
+        shape,
+        batch,
+        tuple(layer(number, counts) for number, counts in enumerate(table)),
+        shown,
+        routed(shown),
+        dense,
+        break_even(lambda count: sum(cost.seconds for cost in routed(count)), shape.tokens, dense_seconds),
+        compiled(sizes),
+    )
+
+
+def break_even(seconds, tokens: int, limit: float) -> int:
+    """A kept count K with seconds(K) <= limit < seconds(K + 1), by bisection; N, or 0 where there is none."""
+    if seconds(tokens) <= limit:
+        return tokens
+    low, high = 0, tokens
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if seconds(middle) <= limit else (low, middle)
+    return low
+
+
+def _table(shape: TransformerShape, kept: Kept) -> list[tuple[int, ...] | None]:
+    if kept is None or isinstance(kept, int):
+        kept = [kept] * shape.layers
+    if not isinstance(kept, Sequence) or isinstance(kept, str):
+        raise ValueError(f"kept: {kept!r} is neither a count nor a list")
+    if len(kept) != shape.layers:
+        raise ValueError(f"kept: {len(kept)} rows for {shape.layers} layers")
+    table = []
+    for row in kept:
+        counts = None if row is None else tuple(row) if isinstance(row, Sequence) else (row,)
+        for count in counts if counts is not None else ():
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= shape.tokens:
+                raise ValueError(f"kept: {count!r} is not an integer from 0 to {shape.tokens}")
+        if counts == ():
+            raise ValueError("kept: a layer needs at least one region")
+        table.append(counts)
+    return table
+
+
+def _numbers(cost: Cost) -> dict[str, Any]:
+    step = cost.step
+    return {
+        "name": step.name,
+        "flops": step.flops,
+        "bytes": step.moved,
+        "seconds": cost.seconds,
+        "bound": cost.bound,
+        "origin": cost.origin,
+    }

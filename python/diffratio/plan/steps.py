@@ -1,0 +1,151 @@
+"""The steps of one block: what each computes and what it must move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..flops import TransformerShape
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """B samples of N tokens, K of them kept, D wide in H heads, M text tokens, `hidden` channels in the MLP,
+    `context` channels of the text before it is projected, `itemsize` bytes per element."""
+
+    batch: int
+    tokens: int
+    kept: int
+    width: int
+    heads: int
+    text: int
+    hidden: int
+    context: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, shape: TransformerShape, batch: int, kept: int, itemsize: int) -> Sizes:
+        """Those of one block of a transformer."""
+        return cls(
+            batch,
+            shape.tokens,
+            kept,
+            shape.width,
+            shape.heads,
+            shape.text_tokens,
+            shape.mlp_width,
+            shape.context_width or shape.width,
+            itemsize,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a block.
+
+    name: in the block. operator: the benchmark subject that times it. flops: true FLOPs of its products.
+    moved: bytes, each input read once, each output written once. products: (rows, columns, inner) of its
+    matrix products; attention has none. launches: kernels.
+    """
+
+    name: str
+    operator: str
+    sizes: Sizes
+    flops: int
+    moved: int
+    products: tuple[tuple[int, int, int], ...] = ()
+    launches: int = 1
+
+    @property
+    def computes(self) -> bool:
+        """Whether its time grows with FLOPs rather than with bytes."""
+        return bool(self.products) or self.operator in ("attention", "cross_attention")
+
+    @property
+    def work(self) -> int:
+        """What its time is linear in: FLOPs or bytes, and so in kept rows, for attention in kept pairs."""
+        return self.flops if self.computes else self.moved
+
+
+OPERATORS = (
+    "route",
+    "gather_adaln",
+    "linear qkv",
+    "attention",
+    "linear out",
+    "gate_residual",
+    "cross_attention",
+    "adaln",
+    "mlp",
+    "scatter_rescale",
+    "linear text",
+    "copy rows",
+)
+
+
+def step(operator: str, sizes: Sizes, name: str | None = None) -> Step:
+    """An operator at these sizes, as the step `name` of a block (by default of the operator's name).
+
+    Raises:
+        ValueError: an operator that is no step of a block.
+    """
+    s = sizes
+    rows, kept, row = s.batch * s.tokens, s.batch * s.kept, s.width * s.itemsize
+    shapes = {
+        "linear qkv": ((kept, 3 * s.width, s.width),),
+        "linear out": ((kept, s.width, s.width),),
+        "linear text": ((s.batch * s.text, 2 * s.width, s.context),),
+        "mlp": ((kept, s.hidden, s.width), (kept, s.width, s.hidden)),
+    }
+    if operator in shapes:
+        products = shapes[operator]
+        flops = sum(2 * m * n * k for m, n, k in products)
+        moved = sum(m * k + k * n + m * n for m, n, k in products) * s.itemsize
+        return Step(name or operator, operator, s, flops, moved, products, len(products))
+    rest = {
+        "route": (2 * rows * s.width, rows * (row + 4) + 8 * kept, 2),
+        "gather_adaln": (0, 3 * kept * row, 1),
+        "attention": (4 * s.batch * s.kept**2 * s.width, 4 * kept * row, 1),
+        "gate_residual": (0, 3 * kept * row, 1),
+        "cross_attention": (4 * kept * s.text * s.width, (2 * kept + 2 * s.batch * s.text) * row, 1),
+        "adaln": (0, 2 * kept * row, 1),
+        "scatter_rescale": (0, (2 * rows + kept) * row, 1),
+        "copy rows": (0, 2 * rows * row, 1),
+    }
+    if operator not in rest:
+        raise ValueError(f"operator: {operator!r} is not one of {', '.join(OPERATORS)}")
+    flops, moved, launches = rest[operator]
+    return Step(name or operator, operator, s, flops, moved, launches=launches)
+
+
+def routed_steps(sizes: Sizes, cache_text_kv: bool = True) -> list[Step]:
+    """What `mod_block` does, in order; a block that keeps nothing copies its rows."""
+    if sizes.kept == 0:
+        return [step("copy rows", sizes)]
+    first = [step("route", sizes), step("gather_adaln", sizes)]
+    return [*first, *_middle(sizes, cache_text_kv), step("scatter_rescale", sizes)]
+
+
+def dense_steps(sizes: Sizes, cache_text_kv: bool = True) -> list[Step]:
+    """The same kernels on all tokens, without router, gather and scatter; `sizes.kept` is not read."""
+    sizes = replace(sizes, kept=sizes.tokens)
+    last = step("gate_residual", sizes, "mlp gate_residual")
+    return [step("adaln", sizes, "self adaln"), *_middle(sizes, cache_text_kv), last]
+
+
+def _middle(sizes: Sizes, cache_text_kv: bool) -> Iterator[Step]:
+    """From the self-attention's rows to the MLP's branch."""
+    yield step("linear qkv", sizes, "qkv")
+    yield step("attention", sizes)
+    yield step("linear out", sizes, "out")
+    yield step("gate_residual", sizes)
+    if sizes.text:
+        if not cache_text_kv:
+            yield step("linear text", sizes, "text kv")
+        yield step("linear out", sizes, "cross q")
+        yield step("cross_attention", sizes)
+        yield step("linear out", sizes, "cross out")
+        # A sum of two rows moves what gate_residual moves.
+        yield step("gate_residual", sizes, "cross residual")
+    yield step("adaln", sizes)
+    yield step("mlp", sizes)

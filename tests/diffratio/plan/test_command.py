@@ -1,0 +1,92 @@
+"""`diffratio plan`, as typed."""
+
+import json
+
+import pytest
+import typer
+from diffusers import PixArtTransformer2DModel
+from typer.testing import CliRunner
+
+from diffratio import DiffRatioConfig, apply_diffratio, save_diffratio
+from diffratio.cli.plan import plan
+from diffratio.flops import TransformerShape
+from diffratio.plan import DEVICES
+from diffratio.plan import plan as planned
+
+app = typer.Typer()
+app.command()(plan)
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
+
+
+def flat(*arguments):
+    result = command(*arguments)
+    return result.exit_code, " ".join(result.output.replace("│", " ").split())
+
+
+def json_of(*arguments):
+    result = command(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_tables_fit_and_say_what_is_predicted():
+    result = command("--batch", 16, "--kept", 0.5)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.output.splitlines())) <= 100
+    for words in ("predicted for NVIDIA H200 from its datasheet", "B=16 N=1024 D=1152, 512 kept", "0-27",
+                  "batch 16", "E = 0.", "pays: ", "scatter_rescale", "bytes"):  # fmt: skip
+        assert words in result.output
+    assert "~" not in result.output and "prediction error" not in result.output
+
+
+def test_json_is_the_plan():
+    report = json_of("--kept", 0.7, "--device", "a100", "--text-tokens", 300, "--no-cache-text-kv")
+    shape = TransformerShape.pixart_xl_512(300)
+    found = planned(shape, 2, 717, DEVICES["a100"], cache_text_kv=False)
+    assert report["seconds"] == found.seconds and report["break_even"] == found.break_even
+    assert report["sweep"]["latency_ratios"][2][1] == found.latency_ratio
+    assert report["prediction_error"] == []
+
+
+def test_an_adapter_gives_each_layer_its_own_ratio(tmp_path):
+    model = PixArtTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=3, in_channels=4,
+                                     sample_size=8, cross_attention_dim=16, caption_channels=16)  # fmt: skip
+    model.save_config(tmp_path / "model")
+    config = DiffRatioConfig(compression=0.5, overrides={1: [0.0, 0.3]}, num_regions=2)
+    save_diffratio(apply_diffratio(model, config), tmp_path / "adapter")
+    report = json_of("--model", tmp_path / "model", "--adapter", tmp_path / "adapter")
+    assert [layer["kept"] for layer in report["layers"]] == [[8, 8], [16, 12], [8, 8]]
+    code, text = flat("--adapter", tmp_path / "adapter", "--model", tmp_path / "model")
+    assert code == 0 and "0 0.50 0.50" in text and "1 1.00 0.75" in text
+    assert json_of("--adapter", tmp_path / "adapter")["layers"][3]["kept"] is None
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(tmp_path):
+    written = {
+        "format": 1,
+        "routed_layers": ["transformer_blocks.30"],
+        "config": DiffRatioConfig(compression=0.5).to_dict(),
+    }
+    (tmp_path / "diffratio_config.json").write_text(json.dumps(written))
+    code, text = flat("--adapter", tmp_path)
+    assert code == 2 and "--adapter: it routes transformer_blocks.30, the model has 28 layers" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--kept", 0.75), "--kept: 0.75 is not one of 0, 0.1, ... 1"),
+        (("--kept", 1.1), "tenths: 11 is not"),
+        (("--kept", 0.7, "--adapter", "."), "--kept: give either --kept or --adapter"),
+        (("--device", "tpu"), "--device: 'tpu' is not one of a100, h100, h200"),
+        (("--device", "h200", "--results", "x"), "--device: --results says which device"),
+        (("--preset", "unet"), "--preset: 'unet' is not one of"),
+        (("--adapter", "nowhere"), "no diffratio_config.json"),
+    ],
+)
+def test_bad_options_are_named(arguments, message):
+    code, text = flat(*arguments)
+    assert code == 2 and message in text

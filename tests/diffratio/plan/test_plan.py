@@ -1,0 +1,121 @@
+"""Plans of a predicted device: totals, break-even, mixed layers, and the model of the targets."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from diffratio.flops import TransformerShape, block_flops, kept_tokens
+from diffratio.plan import DEVICES, plan
+from diffratio.plan.plan import break_even
+
+H200, A100 = DEVICES["h200"], DEVICES["a100"]
+PIXART = TransformerShape.pixart_xl_512(text_tokens=300)
+SMALL = TransformerShape(4, 128, 4, 64, 16)
+
+
+@pytest.mark.parametrize(
+    ("device", "batch", "tokens", "wanted"),
+    [
+        (H200, 16, 1024, (0.90, 0.71, 0.49, 0.31)),
+        (H200, 64, 1024, (0.90, 0.69, 0.48, 0.29)),
+        (H200, 2, 4096, (0.88, 0.68, 0.44, 0.28)),
+        (H200, 16, 4096, (0.87, 0.63, 0.42, 0.23)),
+        (H200, 2, 16384, (0.84, 0.55, 0.33, 0.16)),
+        (A100, 16, 1024, (0.91, 0.69, 0.48, 0.30)),
+        (A100, 16, 4096, (0.87, 0.62, 0.42, 0.23)),
+    ],
+)
+def test_latency_ratios_are_those_that_the_targets_were_set_by(device, batch, tokens, wanted):
+    """Where rows are so many that tiles decide, and tokens so many that reading the text does not count."""
+    shape = replace(PIXART, tokens=tokens)
+    for tenths, ratio in zip((9, 7, 5, 3), wanted, strict=True):
+        found = plan(shape, batch, kept_tokens(tenths, tokens), device)
+        assert found.latency_ratio == pytest.approx(ratio, abs=0.03), tenths
+
+
+def test_totals_are_sums_of_layers():
+    found = plan(SMALL, 2, [64, None, 0, 20], H200)
+    assert found.flops == 2 * sum(
+        (block_flops(64, 64, 128, 16), block_flops(64, None, 128, 16), 0, block_flops(64, 20, 128, 16))
+    )
+    assert found.dense_flops == 8 * block_flops(64, None, 128, 16)
+    assert found.seconds == pytest.approx(sum(layer.seconds for layer in found.layers))
+    assert found.layers[1].of_dense == 1 and found.layers[0].of_dense > 1
+    assert found.latency_ratio == pytest.approx(sum(layer.of_dense for layer in found.layers) / 4)
+    assert found.realised == pytest.approx(found.flop_ratio / found.latency_ratio)
+
+
+def test_regions_count_equally():
+    both = plan(PIXART, 2, [[1024, 256]] * 28, H200)
+    each = [plan(PIXART, 2, count, H200) for count in (1024, 256)]
+    assert both.seconds == pytest.approx(sum(one.seconds for one in each) / 2)
+    assert both.flops == sum(one.flops for one in each) / 2
+
+
+def test_text_projected_in_every_step_costs_on_both_sides():
+    cached, again = (plan(PIXART, 2, 512, H200, cache_text_kv=cache) for cache in (True, False))
+    assert again.flops - cached.flops == 28 * 2 * 4 * 1152**2 * 300
+    assert again.dense_flops - cached.dense_flops == again.flops - cached.flops
+    assert again.latency_ratio > cached.latency_ratio
+
+
+def test_break_even_is_where_a_routed_block_stops_being_faster():
+    found = plan(PIXART, 16, 512, H200)
+    assert 512 < found.break_even < 1024
+    at, above = (plan(PIXART, 16, found.break_even + more, H200).latency_ratio for more in (0, 1))
+    assert at <= 1 < above
+
+
+def test_break_even_of_known_functions():
+    assert break_even(lambda count: count, 64, 20.5) == 20
+    assert break_even(lambda count: count, 64, 99) == 64
+    assert break_even(lambda count: 5 + count, 64, 3) == 0
+
+
+def test_a_launch_bound_block_does_not_pay():
+    found = plan(replace(SMALL, tokens=16), 1, 12, H200)
+    assert found.latency_ratio > 1 and found.break_even == 0
+    assert found.verdict.startswith("does not pay") and "no kept count" in found.verdict
+    assert plan(PIXART, 16, 512, H200).verdict.startswith("pays: 50% of the blocks' time saved")
+
+
+def test_a_slower_bus_slows_the_row_steps_only():
+    slow = replace(H200, bandwidth=H200.bandwidth / 2)
+    fast, slower = ({c.step.name: c for c in plan(PIXART, 16, 512, d).routed_costs} for d in (H200, slow))
+    assert slower["adaln"].seconds > 1.85 * fast["adaln"].seconds
+    assert slower["mlp"].seconds == fast["mlp"].seconds
+    assert (fast["adaln"].bound, fast["mlp"].bound) == ("bytes", "FLOPs")
+
+
+def test_heads_that_need_no_padding_are_faster():
+    heads = {dim: plan(replace(PIXART, heads=1152 // dim), 16, 1024, H200) for dim in (64, 72)}
+    seconds = {dim: next(c.seconds for c in found.dense_costs if c.step.name == "attention")
+               for dim, found in heads.items()}  # fmt: skip
+    assert seconds[64] - H200.launch_seconds == pytest.approx(0.9 * (seconds[72] - H200.launch_seconds))
+
+
+def test_the_plan_is_plain_json():
+    report = json.loads(json.dumps(plan(SMALL, 2, [[64, 20]] * 4, H200).to_dict()))
+    assert report["title"].startswith("predicted for NVIDIA H200 from its datasheet")
+    assert report["layers"][3]["kept"] == [64, 20]
+    assert {step["origin"] for step in report["steps"]} == {"predicted"}
+    assert report["seconds"] > 0 and report["compiled_block_seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "kept", "message"),
+    [
+        (0, 5, "batch: 0 must be a positive integer"),
+        (True, 5, "batch: True must be"),
+        (1, 65, "kept: 65 is not an integer from 0 to 64"),
+        (1, [1, 2], "kept: 2 rows for 4 layers"),
+        (1, [1, 2, 3, -1], "kept: -1 is not"),
+        (1, [1, 2, 3, []], "kept: a layer needs at least one region"),
+        (1, "1234", "kept: '1234' is neither"),
+        (1, 0.5, "kept: 0.5 is neither"),
+    ],
+)
+def test_bad_arguments_are_named(batch, kept, message):
+    with pytest.raises(ValueError, match=message):
+        plan(SMALL, batch, kept, H200)
