@@ -51,13 +51,21 @@ def selection(implementation: str) -> None:
             assert index.max() == 2 * tokens - 1
 
 
-def linear_gelu() -> None:
-    """The MLP's first product, and the second one's backward."""
+def products() -> None:
+    """The MLP's first product, the second one's backward, and those that end in the residual stream."""
     for dtype in (torch.bfloat16, torch.float32):
         shapes = (130, 40), (136, 40), (136,), (40, 136)
         rows, weight, bias, next_weight = (torch.randn(shape).to(DEVICE, dtype) for shape in shapes)
         inner, pre = triton.linear_gelu(rows, weight, bias, True)
         check(f"linear_gelu {dtype}", (inner, pre, *triton.linear_gelu_backward(rows, next_weight, pre)))
+        x, hidden, gate = (
+            torch.randn(shape).to(DEVICE, dtype) for shape in ((2, 99, 40), (130, 40), (2, 40))
+        )
+        index, logits = torch.randperm(198)[:130].to(DEVICE), torch.randn(2, 99).to(DEVICE)
+        args = inner, next_weight, None, gate
+        joined = triton.linear_gate_residual(hidden, *args, index, 99)
+        put = triton.linear_scatter(x, index, hidden, *args, logits, "residual", 1.0)
+        check(f"linear_gate_residual and linear_scatter {dtype}", (joined, put))
 
 
 def main() -> None:
@@ -66,7 +74,7 @@ def main() -> None:
         calls += operators(implementation)
         selection(implementation)
     if DEVICE == "cuda":
-        linear_gelu()
+        products()
         torch.cuda.synchronize()
     print(f"{calls} calls of operators by {' and '.join(IMPLEMENTATIONS)}: every result is finite")
 

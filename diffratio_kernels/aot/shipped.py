@@ -61,7 +61,7 @@ def configurations() -> Iterator[tuple[str, str, Callable[[], object]]]:
             if name == "bf16" or width == FULL_WIDTH:
                 calls = (
                     *_rows(width, dtype), *_scatter(width, dtype), *_mlp(width, hidden, dtype),
-                    *_two_bins(width, hidden, dtype),
+                    *_products(width, hidden, dtype), *_two_bins(width, hidden, dtype),
                 )  # fmt: skip
                 yield from ((f"D={width}{label}", name, call) for label, call in calls)
         for head_dim, heads in HEADS.items():
@@ -103,6 +103,20 @@ def _rows(width: int, dtype: torch.dtype) -> Calls:
     yield "", partial(backward, None, rows, None)
     yield "", partial(launcher("gate_residual"), rows, rows, gate, index, N)
     yield "", partial(launcher("gate_residual_backward"), rows, rows, gate, index, N)
+
+
+def _products(width: int, hidden: int, dtype: torch.dtype) -> Calls:
+    x, rows, index = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype), _index()
+    gate, bias = _empty(B, 6, width, dtype=dtype)[:, 2], _empty(width, dtype=dtype)
+    out = partial(launcher("linear_gate_residual"), rows, rows, _empty(width, width, dtype=dtype), bias)
+    yield "", partial(out, gate, index, N)
+    inner, weight = _empty(T, hidden, dtype=dtype), _empty(width, hidden, dtype=dtype)
+    put = partial(launcher("linear_scatter"), x, index, rows, inner, weight, bias, gate)
+    every_mode = width == FULL_WIDTH and dtype == torch.bfloat16
+    if every_mode:
+        yield " no gate", partial(out, None, None, N)
+    for mode in ("mlp", "residual", "output", "none") if every_mode else ("mlp",):
+        yield f" {mode}", partial(put, _empty(B, N, dtype=torch.float32), mode, 1.0)
 
 
 def _scatter(width: int, dtype: torch.dtype) -> Calls:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .inputs import on_device
 from .triton_cases import OPERATORS, Draw, Operator
+from .triton_products import PRODUCTS
 from .triton_two_bin import TWO_BIN
 
-BINS = {1: OPERATORS, 2: TWO_BIN}
-ALL = OPERATORS | TWO_BIN
+BINS = {1: OPERATORS | PRODUCTS, 2: TWO_BIN}
+ALL = BINS[1] | BINS[2]
 
 
 def kernel_device() -> str:
@@ -58,6 +59,8 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
     "scatter_rescale, residual": lambda a: True,
     "scatter_rescale, output": lambda a: True,
     "scatter_rescale, none": lambda a: True,
+    "linear_gate_residual": lambda a: a["gated"] and a["bias"] is not None and a["weight"].shape == (40, 40),
+    "linear_scatter, mlp": lambda a: a["bias"] is not None and a["weight"].shape == (40, 40),
     "two_bin_gelu": lambda a: a["pre"].shape[1] == 129,
     "two_bin_blend, residual": lambda a: True,
     "two_bin_attention": lambda a: (

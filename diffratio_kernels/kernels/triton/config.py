@@ -38,8 +38,10 @@ ATTENTION_TILES = {
 }
 # kernel: {architecture: (rows, columns, inner dimension, row tiles in a group, warps, stages)}
 PRODUCT_TILES = {
-    "linear_gelu": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 4)},
+    "linear_gelu": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 3)},
     "linear_gelu_backward": {80: (128, 64, 32, 8, 8, 3), 90: (128, 64, 64, 8, 8, 3)},
+    "linear_gate_residual": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 3)},
+    "linear_scatter": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 3)},
 }
 # fp32 products are exact, not TF32: no matrix units, so small tiles. Attention spills even so; "auto" leaves
 # it to torch.

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import config
 from .launch import launch
+from .product import grouped_tile, product, product_options
 
 
 @triton.jit
@@ -28,17 +28,6 @@ def gelu(x):
 
 
 @triton.jit
-def _grouped_tile(rows, F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """Row and column tile of a program; GROUP row tiles share column tiles while these are in cache."""
-    program = tl.program_id(0)
-    row_tiles = tl.cdiv(rows, BLOCK_M)
-    in_group = GROUP * tl.cdiv(F, BLOCK_N)
-    first = program // in_group * GROUP
-    height = tl.minimum(row_tiles - first, GROUP)
-    return first + program % in_group % height, program % in_group // height
-
-
-@triton.jit
 def _linear_gelu(
     x_ptr, weight_ptr, bias_ptr, pre_ptr, out_ptr, grad_pre_ptr, rows,
     K: tl.constexpr, F: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_F: tl.constexpr, BACKWARD: tl.constexpr,
@@ -46,19 +35,9 @@ def _linear_gelu(
 ):  # fmt: skip
     """x [T, K] times weight [K, F] of any strides. Forward: pre = product + bias, out = gelu(pre); BACKWARD:
     grad_pre = product * gelu'(pre), out = gelu(pre)."""
-    row_tile, column_tile = _grouped_tile(rows, F, BLOCK_M, BLOCK_N, GROUP)
-    row = (row_tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    f = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    k = tl.arange(0, BLOCK_K)
-    x_ptr += row * K + k[None, :]
-    weight_ptr += k[:, None] * STRIDE_K + f * STRIDE_F
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        x = tl.load(x_ptr, mask=(row < rows) & (start + k[None, :] < K), other=0.0)
-        weight = tl.load(weight_ptr, mask=(start + k[:, None] < K) & (f < F), other=0.0)
-        total = tl.dot(x, weight, total, input_precision="ieee")
-        x_ptr += BLOCK_K
-        weight_ptr += BLOCK_K * STRIDE_K
+    row, column = grouped_tile(rows, F, BLOCK_M, BLOCK_N, GROUP)
+    total = product(x_ptr, weight_ptr, row, column, rows, K, F, STRIDE_K, STRIDE_F, BLOCK_N, BLOCK_K)
+    f = column + tl.arange(0, BLOCK_N)[None, :]
     inside = (row < rows) & (f < F)
     at = row * F + f
     dtype = out_ptr.dtype.element_ty
@@ -76,13 +55,10 @@ def _linear_gelu(
 
 def _run(x, weight, bias, pre, out, grad_pre):
     backward = grad_pre is not None
-    tiles = config.product_tiles("linear_gelu_backward" if backward else "linear_gelu", x)
-    rows, (inner, width) = x.shape[0], weight.shape
-    programs = triton.cdiv(rows, tiles["BLOCK_M"]) * triton.cdiv(width, tiles["BLOCK_N"])
+    grid, options = product_options("linear_gelu_backward" if backward else "linear_gelu", x, weight)
     launch(
-        _linear_gelu, (programs,), x.contiguous(), weight, bias, pre, out, grad_pre, rows,
-        K=inner, F=width, STRIDE_K=weight.stride(0), STRIDE_F=weight.stride(1), BACKWARD=backward,
-        **tiles,
+        _linear_gelu, grid, x.contiguous(), weight, bias, pre, out, grad_pre, x.shape[0],
+        BACKWARD=backward, **options,
     )  # fmt: skip
 
 

@@ -15,7 +15,9 @@ from diffratio_kernels.kernels.triton import (
     gather_adaln_backward,
     launch,
     launcher,
+    linear_gate_residual,
     linear_gelu,
+    linear_scatter,
     router_logits,
     row_places,
     scatter_rescale,
@@ -31,7 +33,10 @@ from diffratio_kernels.testing.triton_check import same_bits
 TOO_MANY = 2**31
 WIDTH = 1152
 ROWS = TOO_MANY // WIDTH + 40
-LAUNCHING = (router_logits, gather_adaln_backward, scatter_rescale, scatter_rescale_backward, linear_gelu)
+LAUNCHING = (
+    router_logits, gather_adaln_backward, scatter_rescale, scatter_rescale_backward, linear_gelu,
+    linear_gate_residual, linear_scatter,
+)  # fmt: skip
 LAUNCHING_ADALN = (gather_adaln,)
 LAUNCHING_TWO_BINS = (row_places, two_bin_blend, two_bin_blend_backward, two_bin_gelu)
 LAST = ROWS % ROWS_PER_SLICE
@@ -181,6 +186,40 @@ def test_rows_of_the_mlp(device):
     pairs = (out, expected), (pre, small), (grad_pre, expected_grad), (again, expected_again)
     for actual, twin in pairs:  # the last program has the last columns of the last rows
         assert same_bits(actual[-1, -8:], twin[-1, -8:])
+
+
+def test_a_product_joins_the_residual_stream(device):
+    """Every row is a sample of its own: their gates too are more than 2^31 numbers."""
+    inner, width = 8, 200
+    rows = TOO_MANY // width + FEW
+    hidden, last, gate = (half(FEW, size, device=device) for size in (width, inner, width))
+    weight, index = half(width, inner, device=device), torch.empty(rows, dtype=torch.int64, device=device)
+    index[-FEW:] = torch.arange(rows - FEW, rows)
+    x = torch.empty(rows, inner, dtype=torch.float16, device=device)
+    x[-FEW:] = last
+    all_hidden, all_gate = (large(rows, width, device=device, last=t) for t in (hidden, gate))
+    with last_programs():
+        out = launcher("linear_gate_residual")(all_hidden, x, weight, None, all_gate, index, 1)
+    few = torch.arange(FEW, device=device)
+    expected = launcher("linear_gate_residual")(hidden, last, weight, None, gate, few, 1)
+    assert same_bits(out[-1, -8:], expected[-1, -8:])
+
+
+@pytest.mark.parametrize("rescale", ["mlp", "residual"])
+def test_a_product_is_put_back(rescale, end, device):
+    rows, small, index = end
+    hidden, _, gate = finish(device)
+    inner, weight, logits = half(4, 8, device=device), half(WIDTH, 8, device=device), torch.randn(1, ROWS)
+    logits, product = logits.to(device), (hidden, inner, weight, None, gate)
+    x, twin = large(1, ROWS, WIDTH, device=device, last=rows), rows.clone()[None]
+    put = launcher("linear_scatter")
+    in_place = partial(put, in_place=True)
+    in_place(twin, small, *product, logits[:, -FEW:], rescale, 1.0)
+    with last_programs():
+        out = put(x, index, *product, logits, rescale, 1.0)
+    assert same_bits(out[0, -1, -8:], twin[0, -1, -8:])
+    in_place(x, index, *product, logits, rescale, 1.0)
+    assert same_bits(x[0, -FEW:], twin[0]) and not same_bits(twin[0], rows)
 
 
 def test_attention_at_the_end_of_packed_rows(device):

@@ -14,7 +14,7 @@ HELD_IN = (*working_dtypes(kernel_device())[1:], torch.float64)
 MODULATION = ("router_weight", "router_bias", "shift", "scale", "gate", "weight_large")
 WITH_MODULATION = (
     "router_logits", "gather_adaln", "adaln", "gate_residual", "scatter_rescale, mlp",
-    "two_bin_blend, residual",
+    "linear_gate_residual", "linear_scatter, mlp", "two_bin_blend, residual",
 )  # fmt: skip
 
 

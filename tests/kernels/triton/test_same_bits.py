@@ -10,6 +10,7 @@ from diffratio_kernels.testing.triton_calls import VARIANTS, typical_call
 from diffratio_kernels.testing.triton_check import same_bits
 
 ORDERS = 4
+SHARED = ("router_weight", "router_bias", "weight", "bias")
 ACROSS_SAMPLES = ("d router_weight",)
 WITH_SAMPLES = [kind for kind in VARIANTS if kind != "linear_gelu" and not kind.startswith("two_bin")]
 
@@ -44,7 +45,7 @@ def alone(arguments, sample, samples, packed):
     for key, value in arguments.items():
         if key in ("queries", "keys", "keep", "keep_small", "key_lengths") and value is not None:
             part[key] = value[sample : sample + 1]
-        elif isinstance(value, torch.Tensor) and key not in ("router_weight", "router_bias"):
+        elif isinstance(value, torch.Tensor) and key not in SHARED:
             part[key] = cut(value, sample, samples, packed)
         else:
             part[key] = value

@@ -42,6 +42,23 @@ def test_rows_that_are_not_kept_come_back_bit_equal(call):
         assert results[key].isfinite().all(), key
 
 
+@pytest.mark.parametrize("rescale", RESCALE)
+def test_a_product_leaves_rows_that_are_not_kept_alone(rescale, dtype, device):
+    """Whatever they and their scores hold."""
+    operator, arguments = typical_call("linear_scatter, mlp", dtype, device)
+    arguments["rescale"] = rescale
+    before = operator.kernels(**arguments)
+    x = arguments["x"].flatten(0, 1)
+    untouched = torch.ones(x.shape[0], dtype=torch.bool, device=device)
+    untouched[arguments["index"]] = False
+    x[untouched] = odd_values(x[untouched])
+    arguments["logits"].flatten()[untouched] = NAN
+    for key, result in operator.kernels(**arguments).items():
+        rows = result.flatten(0, 1)
+        assert same_bits(rows[untouched], x[untouched]), key
+        assert same_bits(rows[~untouched], before[key].flatten(0, 1)[~untouched]), key
+
+
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
 def test_scores_of_tokens_that_are_not_kept_change_nothing(value, call):
     operator, arguments, untouched = call
@@ -52,7 +69,7 @@ def test_scores_of_tokens_that_are_not_kept_change_nothing(value, call):
     assert expected["d logits"].flatten()[untouched].eq(0).all()
 
 
-@pytest.mark.parametrize("kind", ["scatter_rescale, none", "two_bin_blend, residual"])
+@pytest.mark.parametrize("kind", ["scatter_rescale, none", "linear_scatter, mlp", "two_bin_blend, residual"])
 def test_a_score_that_scales_nothing_may_be_nan(kind, dtype, device):
     operator, arguments = typical_call(kind, dtype, device)
     arguments["rescale"] = "none"

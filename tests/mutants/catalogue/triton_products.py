@@ -5,7 +5,8 @@ from .selections import FUZZ, OFFSETS, triton
 
 FOLDER = "diffratio_kernels/kernels/triton/"
 ATTENTION, BACKWARD = FOLDER + "attention.py", FOLDER + "attention_backward.py"
-GELU = FOLDER + "linear_gelu.py"
+GELU, PRODUCT = FOLDER + "linear_gelu.py", FOLDER + "product.py"
+JOINED, SCATTER = FOLDER + "linear_gate_residual.py", FOLDER + "linear_scatter.py"
 
 TRITON_PRODUCTS = [
     Mutant(
@@ -120,15 +121,54 @@ TRITON_PRODUCTS = [
     Mutant(
         "gelu-last-group-of-tiles",
         "unwritten output rows",
-        GELU,
+        PRODUCT,
         {"height = tl.minimum(row_tiles - first, GROUP)": "height = GROUP"},
         FUZZ,
     ),
     Mutant(
         "gelu-inner-dimension-unmasked",
         "dropped mask",
-        GELU,
+        PRODUCT,
         {"mask=(start + k[:, None] < K) & (f < F), other=0.0)": "mask=f < F, other=0.0)"},
         triton("fences", "linear_gelu"),
+    ),
+    Mutant(
+        "product-right-half-at-the-left",
+        "wrong columns",
+        JOINED,
+        {"    f += BLOCK_N // 2\n": ""},
+        FUZZ,
+    ),
+    Mutant(
+        "product-without-bias",
+        "bias forgotten",
+        PRODUCT,
+        {"total += tl.load(bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)": "total += 0.0"},
+        FUZZ,
+    ),
+    Mutant(
+        "product-sample-of-the-packed-row",
+        "wrong sample's gate",
+        JOINED,
+        {"sample_of(tl.load(index_ptr + row, mask=row < rows, other=0), tokens)": "sample_of(row, tokens)"},
+        FUZZ,
+    ),
+    Mutant(
+        "product-put-without-the-row-mask",
+        "dropped mask",
+        SCATTER,
+        {
+            "(base + factor * delta).to(out_ptr.dtype.element_ty), mask=inside)": (
+                "(base + factor * delta).to(out_ptr.dtype.element_ty), mask=f < F)"
+            )
+        },
+        FUZZ,
+    ),
+    Mutant(
+        "product-copies-no-bypassed-row",
+        "unwritten output rows",
+        SCATTER,
+        {"if tl.load(place_ptr + row) < 0:": "if tl.load(place_ptr + row) < -1:"},
+        FUZZ,
     ),
 ]

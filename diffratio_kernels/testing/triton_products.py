@@ -1,0 +1,110 @@
+"""The same as triton_cases for the launchers of products with an epilogue."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .. import reference
+from ..kernels.triton import launcher
+from .triton_cases import WIDTHS, Draw, Operator, draw_kept
+
+
+def draw_linear_gelu(draw: Draw) -> dict:
+    rows, inner = draw.choice(0, 1, 5, 16, 33, 130, 300), draw.choice(*WIDTHS)
+    rows = min(rows, 16) if inner > 1000 else rows
+    hidden, width = draw.choice(8, 24, 40, 136, 200), draw.choice(8, 40, 72)
+    return {
+        "rows": draw.tensor(rows, inner),
+        "weight": draw.tensor(hidden, inner, std=inner**-0.5),
+        "bias": draw.choice(None, draw.tensor(hidden)),
+        "keep_pre": draw.choice(False, True),
+        "grad": draw.tensor(rows, width),
+        "next_weight": draw.tensor(width, hidden, std=hidden**-0.5),
+        "pre": draw.tensor(rows, hidden, std=2.0),
+    }
+
+
+def linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
+    inner, kept = launcher("linear_gelu")(rows, weight, bias, keep_pre)
+    grad_pre, again = launcher("linear_gelu_backward")(grad, next_weight, pre)
+    return {"inner": inner, "d pre": grad_pre, "inner again": again} | ({"pre": kept} if keep_pre else {})
+
+
+def reference_linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
+    kept = F.linear(rows, weight, bias)
+    pre = pre.detach().requires_grad_()
+    again = F.gelu(pre, approximate="tanh")
+    (grad_pre,) = torch.autograd.grad(again, pre, grad @ next_weight)
+    results = {"inner": F.gelu(kept, approximate="tanh"), "d pre": grad_pre, "inner again": again.detach()}
+    return results | ({"pre": kept} if keep_pre else {})
+
+
+def draw_linear_gate_residual(draw: Draw) -> dict:
+    batch, tokens, _, index = draw_kept(draw)
+    width, inner = draw.choice(8, 24, 40, 136, 200), draw.choice(8, 40, 72, 129)
+    return {
+        "hidden": draw.tensor(index.shape[0], width),
+        "rows": draw.tensor(index.shape[0], inner),
+        "weight": draw.tensor(width, inner, std=inner**-0.5),
+        "bias": draw.choice(None, draw.tensor(width)),
+        "gate": draw.modulation(batch, width)[2],
+        "gated": draw.choice(True, True, False),
+        "index": index,
+        "tokens": tokens,
+    }
+
+
+def linear_gate_residual(hidden, rows, weight, bias, gate, gated, index, tokens):
+    rest = rows, weight, bias, gate if gated else None, index if gated else None, tokens
+    copy = hidden.clone(memory_format=torch.contiguous_format)
+    return {
+        "joined": launcher("linear_gate_residual")(hidden, *rest),
+        "joined in place": launcher("linear_gate_residual")(copy, *rest, in_place=True),
+    }
+
+
+def reference_linear_gate_residual(hidden, rows, weight, bias, gate, gated, index, tokens):
+    branch = F.linear(rows, weight, bias)
+    joined = reference.gate_residual(hidden, branch, gate, index, tokens) if gated else hidden + branch
+    return {"joined": joined, "joined in place": joined}
+
+
+def draw_linear_scatter(draw: Draw) -> dict:
+    batch, tokens, _, index = draw_kept(draw)
+    width, inner = draw.choice(8, 24, 40, 72, 136), draw.choice(8, 40, 129)
+    return {
+        "x": draw.tensor(batch, tokens, width),
+        "index": index,
+        "hidden": draw.tensor(index.shape[0], width),
+        "inner": draw.tensor(index.shape[0], inner),
+        "weight": draw.tensor(width, inner, std=inner**-0.5),
+        "bias": draw.choice(None, draw.tensor(width)),
+        "gate": draw.modulation(batch, width)[2],
+        "logits": draw.tensor(batch, tokens, dtype=torch.float32),
+        "rescale": draw.choice("mlp", "residual", "output", "none"),
+        "score_scale": draw.choice(1.0, 2.0),
+    }
+
+
+def linear_scatter(x, **arguments):
+    copy = x.clone(memory_format=torch.contiguous_format)
+    return {
+        "put": launcher("linear_scatter")(x, **arguments),
+        "put in place": launcher("linear_scatter")(copy, **arguments, in_place=True),
+    }
+
+
+def reference_linear_scatter(x, index, hidden, inner, weight, bias, gate, logits, rescale, score_scale):
+    branch = F.linear(inner, weight, bias)
+    put = reference.scatter_rescale(x, index, hidden, branch, gate, logits, rescale, score_scale)
+    return {"put": put, "put in place": put}
+
+
+PRODUCTS = {
+    "linear_gelu": Operator(draw_linear_gelu, linear_gelu, reference_linear_gelu),
+    "linear_gate_residual": Operator(
+        draw_linear_gate_residual, linear_gate_residual, reference_linear_gate_residual
+    ),
+    "linear_scatter": Operator(draw_linear_scatter, linear_scatter, reference_linear_scatter),
+}
