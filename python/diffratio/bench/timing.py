@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -40,11 +41,18 @@ class Times:
 
 
 def rotations(set_bytes: int, device: str, most: int = 16) -> int:
-    """Sets of buffers to rotate among, 3 times the L2 cache: a call finds nothing of its own there."""
-    if device == "cpu":
-        return 2
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    return max(2, min(most, -(-3 * cache // set_bytes)))
+    """Sets of buffers to rotate among, 3 times the last cache: a call finds nothing of its own there."""
+    return max(2, min(most, -(-3 * cache_bytes(device) // set_bytes)))
+
+
+def cache_bytes(device: str) -> int:
+    """The GPU's L2 cache, or the processor's L3 as the system describes it (32 MiB where it does not)."""
+    if device != "cpu":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    try:
+        return 1024 * int(Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip(" K\n"))
+    except (OSError, ValueError):
+        return 2**25
 
 
 def passes_of(

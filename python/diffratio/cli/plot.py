@@ -1,4 +1,4 @@
-"""`diffratio plot`: the paper's figures from run directories."""
+"""`diffratio plot`: the paper's figures from run directories and from results of `diffratio bench`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .output import check_folder
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Directories that `diffratio train` wrote.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of `train`, .jsonl files of `bench`.")],
     out: Annotated[Path, typer.Option(help="Folder of the pictures, with one for each run.")] = Path(
         "out/plots"
     ),
@@ -28,10 +28,14 @@ def plot(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the files' names as JSON.")] = False,
 ) -> None:
-    """Draw ratios over training, layers x timesteps, router maps, and quality against kept tokens."""
+    """Draw ratios over training, layers x timesteps, router maps, and quality against kept tokens; of results
+    latency and memory against compression, and the roofline."""
     from ..evaluation.quality import SampleSettings
+    from ..plots.results import draw_results
     from ..plots.run import FIGURES, Run, draw_quality, draw_run, why_no_samples
 
+    results = [path for path in runs if path.suffix == ".jsonl"]
+    runs = [path for path in runs if path not in results]
     figures = figure or list(FIGURES)
     unknown = sorted(set(figures) - set(FIGURES))
     if unknown:
@@ -43,11 +47,12 @@ def plot(
             raise ValueError("runs: two of them have the same name")
         for folder in (out, *(out / run.path.name for run in loaded)):
             check_folder(folder)
-        if figure is None and (reason := next(filter(None, map(why_no_samples, loaded)), None)):
+        written = [picture for path in results for picture in draw_results(path, out)]
+        if loaded and figure is None and (reason := next(filter(None, map(why_no_samples, loaded)), None)):
             typer.echo(f"no maps and no quality: {reason}", err=True)
             figures = ["trajectories", "regions"]
-        written = [path for run in loaded for path in draw_run(run, out / run.path.name, figures, **options)]
-        if "quality" in figures:
+        written += [path for run in loaded for path in draw_run(run, out / run.path.name, figures, **options)]
+        if loaded and "quality" in figures:
             written += draw_quality(loaded, out, SampleSettings(samples, seed, steps, guidance), **options)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

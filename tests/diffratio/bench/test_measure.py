@@ -6,7 +6,7 @@ import torch
 from diffratio.bench import measure as measuring
 from diffratio.bench.measure import measure
 from diffratio.bench.subject import Candidate, Subject
-from diffratio.bench.timing import Times, passes_of, rotating_times, rotations
+from diffratio.bench.timing import Times, cache_bytes, passes_of, rotating_times, rotations
 
 
 def subject(*candidates):
@@ -72,7 +72,13 @@ def test_candidates_take_turns_over_all_their_buffers():
     seconds = rotating_times(passes, 2, 3, "cpu", progress=False)
     a, b = ([(name, 0), (name, 1)] for name in "ab")
     assert order == a + b + 3 * (a + a + b + b)  # once to prepare; then untimed and timed
-    assert set(seconds) == {"a", "b"} and not refused and rotations(1, "cpu") == 2
+    assert set(seconds) == {"a", "b"} and not refused
+
+
+def test_cases_outgrow_the_last_cache(monkeypatch):
+    assert cache_bytes("cpu") > 0
+    monkeypatch.setattr("diffratio.bench.timing.cache_bytes", lambda device: 100)
+    assert [rotations(size, "cpu") for size in (1, 50, 1000)] == [16, 6, 2]
 
 
 def test_slow_subjects_get_three_rounds():

@@ -1,0 +1,50 @@
+"""Pictures of result files: latency and memory against compression, and the roofline."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+from ..bench.record import file_of, read, select
+from ..bench.roofline import roof_of
+from .latency import LEVELS, latency_figure
+from .roofline import roofline_figure
+from .style import save
+
+MACHINE = ("device", "threads", "dtype")
+
+
+def draw_results(path: Path, out: Path) -> list[Path]:
+    """Write every picture that a file has rows for into `out`; returns their paths.
+
+    Of the modes CUDA graphs are drawn where they were measured, of the caches the cold one.
+    Raises ValueError for a file of other content, or one without a row to draw.
+    """
+    if not path.is_file():
+        raise ValueError(f"results: {path} is not a file")
+    rows, written = select(read(path), cache="cold"), []
+    for machine in dict.fromkeys(tuple(row[name] for name in MACHINE) for row in rows):
+        device, threads, dtype = machine
+        own = _captured([row for row in rows if tuple(row[name] for name in MACHINE) == machine])
+        stem = f"{file_of(out, device).stem}-{threads}-{dtype}"
+        for level in LEVELS:
+            if any(row["level"] == level for row in own):
+                written.append(save(latency_figure(own, level), out / f"{stem}-{level}.png"))
+        roof = roof_of(own, device, dtype, threads)
+        operators = sorted(select(own, level="operator"), key=_shape)
+        for (batch, tokens), group in groupby(operators, key=_shape) if roof is not None else ():
+            name = f"{stem}-roofline-{batch}x{tokens}.png"
+            written.append(save(roofline_figure(list(group), roof), out / name))
+    if not written:
+        raise ValueError(f"results: {path} has no level to draw ({', '.join(LEVELS)}, or peak and operator)")
+    return written
+
+
+def _shape(row: dict) -> tuple[int, int]:
+    return row["batch"], row["tokens"]
+
+
+def _captured(rows: list[dict]) -> list[dict]:
+    """Rows of CUDA graphs; of the levels that have none, eager ones."""
+    graphs = {row["level"] for row in rows if row["mode"] == "graph"}
+    return [row for row in rows if row["mode"] == "graph" or row["level"] not in graphs]
