@@ -89,6 +89,7 @@ setup(
         "diffratio.evaluation": ["assets/*"],
         "diffratio.models": ["assets/*/*"],
         "diffratio.plan": ["tables/*"],
+        "diffratio_kernels.kernels.triton": ["tiles.json"],
     },
     ext_modules=[] if NATIVE == "0" else [EXTENSION],
     cmdclass={"build_ext": CMakeBuild},

@@ -8,15 +8,13 @@ from functools import partial
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import cublaslt
 from ..kernels.sdpa import runs
 from ..kernels.triton import launchers as triton
 from .attention import pick
+from .block_products import Products
 from .dispatch import DIFFERENTIABLE, KERNELS, choose
-from .mlp import pick_mlp
 
 
 @dataclass
@@ -30,8 +28,8 @@ class Steps:
     self_attention: Callable
     cross_attention: Callable
     gate_residual: Callable
+    linear_gate_residual: Callable
     mlp: Callable
-    scatter_rescale: Callable
     two_bin_attention: Callable
     two_bin_gelu: Callable
     two_bin_blend: Callable
@@ -48,15 +46,17 @@ def steps_of(
     gate = choose("gate_residual", own, x.device, x.dtype)
     among = own if self_attention == "auto" else self_attention
     tables = KERNELS if in_place else DIFFERENTIABLE
+    gate_residual = partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place)
+    products = Products(own, in_place, gate_residual, tables["scatter_rescale"][rows])
     return Steps(
         route=tables["route"][rows],
         gather_adaln=tables["gather_adaln"][rows],
         adaln=tables["adaln"][rows],
         self_attention=_attention(tables, "attention", among),
         cross_attention=_attention(tables, "attention", own),
-        gate_residual=partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place),
-        mlp=partial(_mlp_in_place if in_place else _mlp, "torch" if own == "reference" else own),
-        scatter_rescale=tables["scatter_rescale"][rows],
+        gate_residual=gate_residual,
+        linear_gate_residual=products.linear_gate_residual,
+        mlp=products.mlp,
         two_bin_attention=_attention(tables, "two_bin_attention", among),
         two_bin_gelu=tables["two_bin_gelu"][rows],
         two_bin_blend=tables["two_bin_blend"][rows],
@@ -67,27 +67,6 @@ def steps_of(
 
 def _attention(tables: dict, op: str, implementation: str) -> Callable:
     return lambda query, *args: tables[op][pick(implementation, query, op)](query, *args)
-
-
-def _start_of(buffer: Tensor, rows: int, width: int) -> Tensor:
-    return buffer.view(-1)[: rows * width].view(rows, width)
-
-
-def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
-    """F.linear, into the start of a buffer where one is given."""
-    if buffer is None:
-        return F.linear(rows, weight, bias)
-    out = _start_of(buffer, rows.shape[0], weight.shape[0])
-    # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
-    slabs = rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[0] >= 128
-    slab = rows.shape[1] if slabs else weight.shape[0]
-    biases = [None] * len(weight.split(slab)) if bias is None else bias.split(slab)
-    for part, slab_weight, slab_bias in zip(out.split(slab, 1), weight.split(slab), biases, strict=True):
-        if slab_bias is None:
-            torch.mm(rows, slab_weight.t(), out=part)
-        else:
-            torch.addmm(slab_bias, rows, slab_weight.t(), out=part)
-    return out
 
 
 def _gate_residual_triton(in_place, hidden, branch, gate, index, tokens, keep) -> Tensor:
@@ -110,20 +89,3 @@ def _gate_residual_torch(in_place, hidden, branch, gate, index, tokens, keep) ->
         else:
             done.append(torch.addcmul(rows, gates[:, None], updates).to(hidden.dtype).flatten(0, 1))
     return hidden if in_place else torch.cat(done)
-
-
-def _mlp(implementation, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
-    kernel = DIFFERENTIABLE["mlp"][pick_mlp(implementation, rows, fc1_bias, gradient=True)]
-    return kernel(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-
-
-def _mlp_in_place(implementation, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, buffer) -> Tensor:
-    chosen = pick_mlp(implementation, rows, fc1_bias, gradient=False)
-    inner = _start_of(buffer, rows.shape[0], fc1_weight.shape[0])
-    if chosen == "cublaslt":
-        cublaslt.linear_gelu(rows, fc1_weight, fc1_bias, inner)
-    elif chosen == "triton":
-        triton.linear_gelu(rows, fc1_weight, fc1_bias, False, inner)
-    else:
-        torch.ops.aten.gelu_(linear(rows, fc1_weight, fc1_bias, buffer), approximate="tanh")
-    return linear(inner, fc2_weight, fc2_bias, rows)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .block_steps import Steps, linear, steps_of
+from .block_products import linear
+from .block_steps import Steps, steps_of
 from .dispatch import IMPLEMENTATIONS
 from .library import define
 from .validate import RESCALE, Check, readable
@@ -60,8 +61,8 @@ def _block(
     qkv = linear(normed, qkv_weight, qkv_bias, shared).unflatten(-1, (3, num_heads, -1))
     del normed
     attended = steps.self_attention(*qkv.unbind(1), offsets, offsets, longest, longest, None, None)
-    branch = linear(attended.flatten(1), out_weight, out_bias, shared)
-    hidden = steps.gate_residual(hidden, branch, gate1, index, tokens, keep)
+    of_rows = index, tokens, keep, shared
+    hidden = steps.linear_gate_residual(hidden, attended.flatten(1), out_weight, out_bias, gate1, *of_rows)
     del qkv, attended
 
     if context_kv is not None:
@@ -72,14 +73,14 @@ def _block(
         attended = steps.cross_attention(
             query, key, value, offsets, context_offsets, longest, length, context_lengths, None
         )
-        branch = linear(attended.flatten(1), cross_out_weight, cross_out_bias, shared)
-        hidden = hidden.add_(branch) if steps.in_place else (hidden + branch).to(x.dtype)
+        weights = cross_out_weight, cross_out_bias
+        hidden = steps.linear_gate_residual(hidden, attended.flatten(1), *weights, None, *of_rows)
         del query, attended
 
     normed = steps.adaln(hidden, index, tokens, shift2, scale2, eps if mlp_eps is None else mlp_eps)
-    branch = steps.mlp(normed, fc1_weight, fc1_bias, fc2_weight, fc2_bias, shared).to(x.dtype)
-    del normed, shared
-    return steps.scatter_rescale(x, index, hidden, branch, gate2, logits, rescale, score_scale)
+    put_back = steps.mlp(normed, fc1_weight, fc1_bias, fc2_weight, fc2_bias, shared)
+    del normed, shared, of_rows
+    return put_back(x, index, hidden, gate2, logits, rescale, score_scale)
 
 
 _CROSS = ("cross_q_weight", "cross_q_bias", "cross_out_weight", "cross_out_bias")

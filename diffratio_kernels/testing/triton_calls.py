@@ -14,8 +14,8 @@ from .triton_cases import OPERATORS, Draw, Operator
 from .triton_products import PRODUCTS
 from .triton_two_bin import TWO_BIN
 
-BINS = {1: OPERATORS | PRODUCTS, 2: TWO_BIN}
-ALL = BINS[1] | BINS[2]
+FAMILIES = {"one bin": OPERATORS, "two bins": TWO_BIN, "products": PRODUCTS}
+ALL = OPERATORS | TWO_BIN | PRODUCTS
 
 
 def kernel_device() -> str:
@@ -29,14 +29,14 @@ def working_dtypes(device: str) -> tuple[torch.dtype, ...]:
 
 
 def random_call(
-    seed: int, device: str = "cpu", again: int = 0, bins: int = 1
+    seed: int, device: str = "cpu", again: int = 0, family: str = "one bin"
 ) -> tuple[str, torch.dtype, dict]:
-    """An operator of one bin or of two, its working dtype and its arguments, all from the seed; B = 0, k = 0
-    and N = 1 included.
+    """An operator of a family, its working dtype and its arguments, all from the seed; B = 0, k = 0 and N = 1
+    included.
 
     again: the same sizes and choices with other numbers.
     """
-    operators = BINS[bins]
+    operators = FAMILIES[family]
     name = list(operators)[seed % len(operators)]
     dtypes = working_dtypes(device)
     draw = Draw(seed, dtypes[seed // len(operators) % len(dtypes)], again)

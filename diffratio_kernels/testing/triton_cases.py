@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
@@ -228,6 +229,36 @@ def reference_gate_residual(hidden, branch, gate, index, tokens, grad_out):
     return results | {"out in place": results["out"]}
 
 
+def draw_linear_gelu(draw: Draw) -> dict:
+    rows, inner = draw.choice(0, 1, 5, 16, 33, 130, 300), draw.choice(*WIDTHS)
+    rows = min(rows, 16) if inner > 1000 else rows
+    hidden, width = draw.choice(8, 24, 40, 136, 200), draw.choice(8, 40, 72)
+    return {
+        "rows": draw.tensor(rows, inner),
+        "weight": draw.tensor(hidden, inner, std=inner**-0.5),
+        "bias": draw.choice(None, draw.tensor(hidden)),
+        "keep_pre": draw.choice(False, True),
+        "grad": draw.tensor(rows, width),
+        "next_weight": draw.tensor(width, hidden, std=hidden**-0.5),
+        "pre": draw.tensor(rows, hidden, std=2.0),
+    }
+
+
+def linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
+    inner, kept = launcher("linear_gelu")(rows, weight, bias, keep_pre)
+    grad_pre, again = launcher("linear_gelu_backward")(grad, next_weight, pre)
+    return {"inner": inner, "d pre": grad_pre, "inner again": again} | ({"pre": kept} if keep_pre else {})
+
+
+def reference_linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
+    kept = F.linear(rows, weight, bias)
+    pre = pre.detach().requires_grad_()
+    again = F.gelu(pre, approximate="tanh")
+    (grad_pre,) = torch.autograd.grad(again, pre, grad @ next_weight)
+    results = {"inner": F.gelu(kept, approximate="tanh"), "d pre": grad_pre, "inner again": again.detach()}
+    return results | ({"pre": kept} if keep_pre else {})
+
+
 def draw_scatter_rescale(draw: Draw) -> dict:
     batch, tokens, width, index = draw_kept(draw)
     return {
@@ -321,6 +352,7 @@ OPERATORS = {
     "gather_adaln": Operator(draw_gather_adaln, gather_adaln, reference_gather_adaln),
     "adaln": Operator(draw_adaln, adaln, reference_adaln),
     "gate_residual": Operator(draw_gate_residual, gate_residual, reference_gate_residual),
-    "scatter_rescale": Operator(draw_scatter_rescale, scatter_rescale, reference_scatter_rescale),
     "attention": Operator(draw_attention, attention, reference_attention),
+    "linear_gelu": Operator(draw_linear_gelu, linear_gelu, reference_linear_gelu),
+    "scatter_rescale": Operator(draw_scatter_rescale, scatter_rescale, reference_scatter_rescale),
 }

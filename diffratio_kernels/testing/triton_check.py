@@ -27,24 +27,24 @@ def same_bits(actual: Tensor, expected: Tensor) -> bool:
     )
 
 
-def check_kernels(seed: int, device: str = "cpu", bins: int = 1) -> None:
+def check_kernels(seed: int, device: str = "cpu", family: str = "one bin") -> None:
     """Assert that the launchers of a random call stay within the error budget, guarded."""
-    name, dtype, arguments = random_call(seed, device, bins=bins)
+    name, dtype, arguments = random_call(seed, device, family=family)
     try:
-        _check(name, dtype, arguments, seed, device, bins)
+        _check(name, dtype, arguments, seed, device, family)
     except Exception as error:
-        call = f"{seed}, {device!r}" + (f", {bins}" if bins > 1 else "")
+        call = f"{seed}, {device!r}" + (f", {family!r}" if family != "one bin" else "")
         again = f"again: diffratio_kernels.testing.triton_check.check_kernels({call})"
         raise AssertionError(f"{again}  # {name} {dtype}: {error}") from error
 
 
-def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: str, bins: int) -> None:
+def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: str, family: str) -> None:
     results = _results(name, arguments, seed)
     scales = _cancelled(name, results, arguments)
     counts = [kinds[2].count_nonzero().item() for kinds in results.values()]
     fewest = min((count for count in counts if count), default=ENOUGH)
     for again in range(1, min(-(-ENOUGH // fewest), MOST_DRAWS)):
-        more = _results(name, random_call(seed, device, again, bins)[2], seed)
+        more = _results(name, random_call(seed, device, again, family)[2], seed)
         for key, kinds in results.items():
             results[key] = [
                 torch.cat([a.flatten(), b.flatten()]) for a, b in zip(kinds, more[key], strict=True)

@@ -1,4 +1,4 @@
-"""The same as triton_cases for the launchers of products with an epilogue."""
+"""The same as triton_cases for the products that end in the residual stream."""
 
 from __future__ import annotations
 
@@ -7,37 +7,7 @@ import torch.nn.functional as F
 
 from .. import reference
 from ..kernels.triton import launcher
-from .triton_cases import WIDTHS, Draw, Operator, draw_kept
-
-
-def draw_linear_gelu(draw: Draw) -> dict:
-    rows, inner = draw.choice(0, 1, 5, 16, 33, 130, 300), draw.choice(*WIDTHS)
-    rows = min(rows, 16) if inner > 1000 else rows
-    hidden, width = draw.choice(8, 24, 40, 136, 200), draw.choice(8, 40, 72)
-    return {
-        "rows": draw.tensor(rows, inner),
-        "weight": draw.tensor(hidden, inner, std=inner**-0.5),
-        "bias": draw.choice(None, draw.tensor(hidden)),
-        "keep_pre": draw.choice(False, True),
-        "grad": draw.tensor(rows, width),
-        "next_weight": draw.tensor(width, hidden, std=hidden**-0.5),
-        "pre": draw.tensor(rows, hidden, std=2.0),
-    }
-
-
-def linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
-    inner, kept = launcher("linear_gelu")(rows, weight, bias, keep_pre)
-    grad_pre, again = launcher("linear_gelu_backward")(grad, next_weight, pre)
-    return {"inner": inner, "d pre": grad_pre, "inner again": again} | ({"pre": kept} if keep_pre else {})
-
-
-def reference_linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
-    kept = F.linear(rows, weight, bias)
-    pre = pre.detach().requires_grad_()
-    again = F.gelu(pre, approximate="tanh")
-    (grad_pre,) = torch.autograd.grad(again, pre, grad @ next_weight)
-    results = {"inner": F.gelu(kept, approximate="tanh"), "d pre": grad_pre, "inner again": again.detach()}
-    return results | ({"pre": kept} if keep_pre else {})
+from .triton_cases import Draw, Operator, draw_kept
 
 
 def draw_linear_gate_residual(draw: Draw) -> dict:
@@ -102,7 +72,6 @@ def reference_linear_scatter(x, index, hidden, inner, weight, bias, gate, logits
 
 
 PRODUCTS = {
-    "linear_gelu": Operator(draw_linear_gelu, linear_gelu, reference_linear_gelu),
     "linear_gate_residual": Operator(
         draw_linear_gate_residual, linear_gate_residual, reference_linear_gate_residual
     ),

@@ -23,4 +23,11 @@ def test_launchers_stay_within_the_error_budget(first):
 @pytest.mark.parametrize("first", range(90, 90 + SEEDS // 2, STEP))
 def test_launchers_of_two_bins_stay_within_the_error_budget(first):
     for seed in range(first, min(first + STEP, 90 + SEEDS // 2)):
-        check_kernels(seed, kernel_device(), bins=2)
+        check_kernels(seed, kernel_device(), family="two bins")
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("first", range(80, 80 + SEEDS // 4, STEP))
+def test_products_stay_within_the_error_budget(first):
+    for seed in range(first, min(first + STEP, 80 + SEEDS // 4)):
+        check_kernels(seed, kernel_device(), family="products")

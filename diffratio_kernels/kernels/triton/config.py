@@ -1,48 +1,53 @@
-"""Fixed tiles per kernel, architecture and width: nothing is tuned at run time.
+"""Tiles per kernel, architecture and shape, from the table in tiles.json: nothing is tuned at run time.
 
-They were chosen from the ahead-of-time report (no spills, 16-byte asynchronous loads, occupancy); no GPU has
-measured them yet.
+`source` of an entry: "predicted" (by the tile-and-wave model and the ahead-of-time report: no spills, blocks
+on a multiprocessor) or "measured on" which GPU, when, at which commit; benchmarks/tune.py writes it.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from functools import cache
+from math import log
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+TABLE = Path(__file__).with_name("tiles.json")
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """How a product of [rows, inner] with [inner, columns] is computed.
+
+    tile: blocks of rows, columns and the inner dimension, row tiles in a group, warps, stages. of_library:
+    its seconds as a part of those of the library's product and the row kernel after it.
+    """
+
+    kernel: str
+    architecture: int
+    rows: int
+    columns: int
+    inner: int
+    tile: tuple[int, ...]
+    of_library: float
+    source: str
+
+    def distance(self, rows: int, columns: int, inner: int) -> tuple[float, float]:
+        """From another shape: first the weight counts, then the rows."""
+        weight = abs(log(self.columns / columns)) + abs(log(self.inner / inner))
+        return weight, abs(log(self.rows / rows))
+
+
+_TABLE = json.loads(TABLE.read_text())
+PRODUCT_TILES = [ProductTile(**entry | {"tile": tuple(entry["tile"])}) for entry in _TABLE["products"]]
 # kernel: {architecture: {held width of a head: (queries, keys, warps, stages)}}
-ATTENTION_TILES = {
-    "attention_fwd": {
-        80: {96: (64, 64, 4, 3), 128: (128, 64, 8, 2), 256: (32, 32, 4, 2)},
-        90: {96: (128, 128, 8, 2), 128: (128, 64, 8, 2), 256: (128, 64, 8, 2)},
-    },
-    "attention_bwd_query": {
-        80: {96: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (16, 32, 4, 2)},
-        90: {96: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (128, 32, 8, 2)},
-    },
-    "attention_bwd_key": {
-        80: {96: (32, 64, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 4, 2)},
-        90: {96: (64, 64, 4, 2), 128: (32, 64, 4, 2), 256: (64, 32, 8, 2)},
-    },
-    "two_bin_attention": {
-        80: {96: (64, 64, 4, 3), 128: (128, 64, 8, 2)},
-        90: {80: (128, 128, 8, 2), 128: (128, 64, 8, 2)},
-    },
-    "two_bin_attention_bwd_query": {
-        80: {96: (64, 32, 4, 2), 128: (16, 64, 4, 2)},
-        90: {128: (64, 64, 4, 2)},
-    },
-    "two_bin_attention_bwd_key": {
-        80: {48: (32, 64, 4, 2), 80: (32, 128, 8, 2), 96: (32, 64, 4, 2), 128: (32, 32, 4, 2)},
-        90: {80: (64, 64, 4, 2), 96: (32, 64, 4, 2), 128: (32, 128, 8, 2)},
-    },
-}
-# kernel: {architecture: (rows, columns, inner dimension, row tiles in a group, warps, stages)}
-PRODUCT_TILES = {
-    "linear_gelu": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 3)},
-    "linear_gelu_backward": {80: (128, 64, 32, 8, 8, 3), 90: (128, 64, 64, 8, 8, 3)},
-    "linear_gate_residual": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 3)},
-    "linear_scatter": {80: (128, 128, 32, 8, 8, 4), 90: (128, 128, 64, 8, 8, 3)},
-}
+ATTENTION_TILES: dict[str, dict[int, dict[int, tuple[int, ...]]]] = {}
+for _entry in _TABLE["attention"]:
+    _widths = ATTENTION_TILES.setdefault(_entry["kernel"], {}).setdefault(_entry["architecture"], {})
+    _widths[_entry["held"]] = tuple(_entry["tile"])
 # fp32 products are exact, not TF32: no matrix units, so small tiles. Attention spills even so; "auto" leaves
 # it to torch.
 ATTENTION_FP32 = {128: (32, 32, 4, 1), 256: (16, 16, 4, 1)}
@@ -69,9 +74,22 @@ def attention_tiles(kernel: str, like: Tensor, held: int) -> dict:
     return dict(zip(names, table[min(width for width in table if width >= held)], strict=True))
 
 
-def product_tiles(kernel: str, like: Tensor) -> dict:
-    """Blocks of rows, columns and the inner dimension, row tiles in a group, warps and stages."""
-    fp32 = like.dtype == torch.float32
-    tiles = PRODUCT_FP32 if fp32 else PRODUCT_TILES[kernel][architecture(like.device)]
+def product_tiles(kernel: str, rows: Tensor, columns: int) -> dict:
+    """Blocks of rows, columns and the inner dimension, row tiles in a group, warps and stages for the product
+    of rows [T, K] with a weight of that many columns."""
+    fp32 = rows.dtype == torch.float32
+    tile = PRODUCT_FP32 if fp32 else nearest(kernel, architecture(rows.device), columns, *rows.shape).tile
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP", "num_warps", "num_stages")
-    return dict(zip(names, tiles, strict=True))
+    return dict(zip(names, tile, strict=True))
+
+
+def beats_library(kernel: str, rows: Tensor, columns: int) -> bool:
+    """Whether the table says that one kernel is faster than the library's product and a row kernel."""
+    return nearest(kernel, architecture(rows.device), columns, *rows.shape).of_library < 1
+
+
+@cache
+def nearest(kernel: str, architecture: int, columns: int, rows: int, inner: int) -> ProductTile:
+    """The entry of the table for the shape most like this one."""
+    entries = [e for e in PRODUCT_TILES if (e.kernel, e.architecture) == (kernel, architecture)]
+    return min(entries, key=lambda entry: entry.distance(max(rows, 1), columns, inner))

@@ -71,8 +71,8 @@ def gated(total, bias_ptr, gate_ptr, at, f, inside, F: tl.constexpr):
 
 def product_options(kernel: str, rows: Tensor, weight: Tensor) -> tuple[tuple[int], dict]:
     """Grid and constants of a kernel that multiplies rows [T, K] with weight [K, F] of any strides."""
-    tiles = config.product_tiles(kernel, rows)
     inner, width = weight.shape
+    tiles = config.product_tiles(kernel, rows, width)
     programs = triton.cdiv(rows.shape[0], tiles["BLOCK_M"]) * triton.cdiv(width, tiles["BLOCK_N"])
     return (programs,), {
         "K": inner, "F": width, "STRIDE_K": weight.stride(0), "STRIDE_F": weight.stride(1), **tiles,

@@ -6,13 +6,10 @@ import pytest
 import torch
 
 from diffratio_kernels.testing import budget, triton_cases
-from diffratio_kernels.testing.triton_calls import BINS, random_call
+from diffratio_kernels.testing.triton_calls import random_call
 from diffratio_kernels.testing.triton_check import check_kernels, same_bits
 
 SEEDS = 640
-KEPT_ROWS = (
-    "gather_adaln", "adaln", "gate_residual", "scatter_rescale", "linear_gate_residual", "linear_scatter",
-)  # fmt: skip
 STEP = 20
 
 
@@ -50,9 +47,7 @@ def test_seeds_reach_the_edges():
             seen["no keys"] += 0 in a["keys"] and max(a["keys"]) > 0
             seen["no queries"] += 0 in a["queries"] and max(a["queries"]) > 0
             seen["self"] += a["keys"] is a["queries"]
-        if name == "linear_gate_residual":
-            seen["gated" if a["gated"] else "not gated"] += 1
-        if name in ("scatter_rescale", "linear_scatter"):
+        if name == "scatter_rescale":
             seen[a["rescale"]] += 1
             seen["all kept"] += index.numel() == a["logits"].numel() > 0
             seen["two bins"] += not torch.equal(index, index.sort().values)
@@ -60,12 +55,10 @@ def test_seeds_reach_the_edges():
             seen["none of some"] += 0 in a["keep"] and a["logits"].numel() > 0
             seen["all"] += a["logits"].shape[1] in a["keep"]
             seen["two bins"] += a["keep_small"] is not None
-    assert set(found) == set(BINS[1])
+    assert set(found) == set(triton_cases.OPERATORS)
     rows = ("no samples", "one token", "no rows")
-    wanted = {name: rows for name in KEPT_ROWS}
-    wanted["linear_gate_residual"] += ("gated", "not gated")
-    for name in ("scatter_rescale", "linear_scatter"):
-        wanted[name] += ("mlp", "residual", "output", "none", "all kept", "two bins")
+    wanted = {name: rows for name in ("gather_adaln", "adaln", "gate_residual", "scatter_rescale")}
+    wanted["scatter_rescale"] += ("mlp", "residual", "output", "none", "all kept", "two bins")
     wanted |= {"router_logits": rows[:2], "topk_select": ("no samples", "none of some", "all", "two bins")}
     wanted["attention"] = ("nothing counts", "no keys", "no queries", "self")
     missing = [(name, edge) for name, edges in wanted.items() for edge in edges if not found[name][edge]]

@@ -21,14 +21,14 @@ KINDS = [kind for kind in VARIANTS if kind.startswith("two_bin")]
 @pytest.mark.parametrize("first", range(0, SEEDS, STEP))
 def test_launchers_stay_within_the_error_budget(first, device):
     for seed in range(first, first + STEP):
-        check_kernels(seed, device, bins=2)
+        check_kernels(seed, device, family="two bins")
 
 
 def test_seeds_reach_the_edges():
     found = defaultdict(Counter)
     heads = set()
     for seed in range(SEEDS):
-        name, dtype, a = random_call(seed, bins=2)
+        name, dtype, a = random_call(seed, family="two bins")
         bins = list(zip(a["keep_small"], a["keep_large"], strict=True))
         found[name] += Counter(
             {
@@ -78,9 +78,9 @@ def test_a_failure_says_how_to_repeat_it(device, monkeypatch):
 
     monkeypatch.setattr(triton_two_bin, "launcher", launcher)
     monkeypatch.setattr(budget, "worst", {})
-    seed = next(s for s in range(0, 60, 3) if sum(random_call(s, bins=2)[2]["keep_large"]) > 0)
-    with pytest.raises(AssertionError, match=rf"check_kernels\({seed}, '{device}', 2\).*d weights"):
-        check_kernels(seed, device, bins=2)
+    seed = next(s for s in range(0, 60, 3) if sum(random_call(s, family="two bins")[2]["keep_large"]) > 0)
+    with pytest.raises(AssertionError, match=rf"check_kernels\({seed}, '{device}', 'two bins'\).*d weights"):
+        check_kernels(seed, device, family="two bins")
 
 
 def alone(arguments, sample):

@@ -77,7 +77,7 @@ OPERATORS = [
         "gate-of-the-wrong-branch",
         "wrong modulation",
         BLOCK,
-        {"gate_residual(hidden, branch, gate1,": "gate_residual(hidden, branch, gate2,"},
+        {"out_bias, gate1, *of_rows": "out_bias, gate2, *of_rows"},
         BLOCKS,
     ),
     Mutant(

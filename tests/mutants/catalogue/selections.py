@@ -2,8 +2,10 @@
 
 TRITON = "tests/kernels/triton/"
 _FUZZED = f"{TRITON}test_random_shapes.py::test_launchers_stay_within_the_error_budget"
-FUZZ = " ".join(f"{_FUZZED}[{first}]" for first in range(0, 200, 20))
-"""200 seeds: 20 of each operator, forward and backward."""
+FUZZ = " ".join(f"{_FUZZED}[{first}]" for first in range(0, 160, 20))
+"""160 seeds: 20 of each operator, forward and backward."""
+_PRODUCTS = f"{TRITON}test_products.py::test_products_stay_within_the_error_budget"
+PRODUCTS = " ".join(f"{_PRODUCTS}[{first}]" for first in range(0, 80, 20))
 TRITON_SELECT = f"{TRITON}test_score_matrices.py -k 'kept_tokens and (31] or 257]) or small_bin'"
 OFFSETS = f"{TRITON}test_large_offsets.py"
 

@@ -1,7 +1,7 @@
 """Planted in the Triton kernels with matrix products: attention and the MLP."""
 
 from .mutant import Mutant
-from .selections import FUZZ, OFFSETS, triton
+from .selections import FUZZ, OFFSETS, PRODUCTS, triton
 
 FOLDER = "diffratio_kernels/kernels/triton/"
 ATTENTION, BACKWARD = FOLDER + "attention.py", FOLDER + "attention_backward.py"
@@ -137,21 +137,21 @@ TRITON_PRODUCTS = [
         "wrong columns",
         JOINED,
         {"    f += BLOCK_N // 2\n": ""},
-        FUZZ,
+        PRODUCTS,
     ),
     Mutant(
         "product-without-bias",
         "bias forgotten",
         PRODUCT,
         {"total += tl.load(bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)": "total += 0.0"},
-        FUZZ,
+        PRODUCTS,
     ),
     Mutant(
         "product-sample-of-the-packed-row",
         "wrong sample's gate",
         JOINED,
         {"sample_of(tl.load(index_ptr + row, mask=row < rows, other=0), tokens)": "sample_of(row, tokens)"},
-        FUZZ,
+        PRODUCTS,
     ),
     Mutant(
         "product-put-without-the-row-mask",
@@ -162,13 +162,13 @@ TRITON_PRODUCTS = [
                 "(base + factor * delta).to(out_ptr.dtype.element_ty), mask=f < F)"
             )
         },
-        FUZZ,
+        PRODUCTS,
     ),
     Mutant(
         "product-copies-no-bypassed-row",
         "unwritten output rows",
         SCATTER,
         {"if tl.load(place_ptr + row) < 0:": "if tl.load(place_ptr + row) < -1:"},
-        FUZZ,
+        PRODUCTS,
     ),
 ]
