@@ -22,6 +22,8 @@ from ..options import Options
 from ..subject import Candidate, Subject
 
 CAPTION_CHANNELS = 4096
+COMPILED = 0.5
+"""Where the routed model is compiled too."""
 Prepare = Callable[[nn.Module], nn.Module]
 
 
@@ -92,14 +94,19 @@ def compiled_blocks(mode: str, model: nn.Module) -> nn.Module:
     return model
 
 
-def flops(options: Options, kept: float | None) -> int:
-    """Of one forward; kept None is the dense model, which has no routers."""
+def compiled_routed(mode: str, kept: float, model: nn.Module) -> nn.Module:
+    return compiled_blocks(mode, routed(kept, model))
+
+
+def flops(options: Options, kept: float | None, cached_text: bool = False) -> int:
+    """Of one forward; kept None is the dense model, which has no routers. cached_text: the text's keys and
+    values are there already."""
     keep = None if kept is None else kept_tokens(round(10 * kept), options.tokens)
     shape = TransformerShape(
         options.layers, options.width, options.heads, options.tokens, options.text,
         caption_channels=CAPTION_CHANNELS,
     )  # fmt: skip
-    return transformer_flops(shape, keep, batch=options.batch).total
+    return transformer_flops(shape, keep, batch=options.batch, cache_text_kv=cached_text).total
 
 
 def subjects(options: Options) -> Iterator[Subject]:
@@ -116,6 +123,10 @@ def subjects(options: Options) -> Iterator[Subject]:
             model = partial(models.twin, kept, partial(routed, kept))
             run, verify = partial(_run, model), partial(check_routed, model)
             yield Candidate("diffratio", run, verify, kept=kept, flops=flops(options, kept))
+            if options.compile_mode is not None and kept == COMPILED:
+                prepare = partial(compiled_routed, options.compile_mode, kept)
+                run = partial(_run, partial(models.twin, "compiled routed", prepare))
+                yield Candidate("diffratio, compiled", run, kept=kept, flops=flops(options, kept))
 
     yield Subject(
         level="model",

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ... import cache_text
 from ..options import Options
 from ..peers.caching import first_block_cache
 from ..subject import Candidate, Subject
@@ -47,12 +48,13 @@ def _candidates(options: Options) -> Iterator[Candidate]:
     for kept in options.kept:
         model = partial(models.twin, kept, partial(routed, kept))
         verify = partial(check_routed, model)
-        yield _candidate(options, "diffratio", kept, partial(_plain, loop, model), verify=verify)
+        yield _candidate(options, "diffratio", kept, partial(_cached_text, loop, model), verify=verify)
         yield _cached(options, "diffratio, cached steps", kept, loop, model)
 
 
 def _candidate(options: Options, name: str, kept: float | None, run, **more) -> Candidate:
-    work = options.steps * flops(options, kept)
+    """Routed models project the text in the first step only."""
+    work = flops(options, kept) + (options.steps - 1) * flops(options, kept, cached_text=kept is not None)
     return Candidate(name, run, kept=1.0 if kept is None else kept, flops=work, capturable=False, **more)
 
 
@@ -62,7 +64,7 @@ def _cached(options: Options, name: str, kept: float | None, loop: Loop, model) 
 
     def run(case: dict[str, Tensor]) -> Tensor:
         with first_block_cache(model(), THRESHOLD) as computed:
-            out = loop(model(), case)
+            out = (_plain if kept is None else _cached_text)(loop, model, case)
         seen["skipped"] = 1 - computed.steps / options.steps
         return out
 
@@ -71,6 +73,11 @@ def _cached(options: Options, name: str, kept: float | None, loop: Loop, model) 
 
 def _plain(loop: Loop, model: Callable[[], nn.Module], case: dict[str, Tensor]) -> Tensor:
     return loop(model(), case)
+
+
+def _cached_text(loop: Loop, model: Callable[[], nn.Module], case: dict[str, Tensor]) -> Tensor:
+    with cache_text(model()):
+        return loop(model(), case)
 
 
 class Loop:
