@@ -30,7 +30,7 @@ class Measured:
 
     The rows of the device, dtype and threads with the most operator rows are used; of a row measured in
     several ways the one in a graph with a cold cache. An operator's time is that of the fastest of our
-    implementations, of `implementation` alone where that has rows of it.
+    implementations, or of `implementation` where that was measured; of plain PyTorch where we have none.
 
     Raises:
         ValueError: there is neither a row of an operator nor a whole set of peaks.
@@ -51,7 +51,7 @@ class Measured:
     def title(self) -> str:
         """Where the seconds are from."""
         newest = max(self.rows, key=lambda row: str(row.get("date")))
-        threads = "" if newest.get("capability") else f", {self.threads} threads"
+        threads = "" if newest.get("capability") else f", {self.threads} thread{'s' * (self.threads != 1)}"
         return f"measured on {self.name}{threads}, {self.dtype}, {newest.get('date')}, {newest.get('commit')}"
 
     def cost(self, step: Step) -> Cost:
@@ -137,16 +137,17 @@ def _points(rows: list[dict], implementation: str | None, itemsize: int) -> dict
 
 
 def _own(operator: str, rows: list[dict], implementation: str | None) -> list[dict]:
-    """The rows of our implementations: of one, of all but the reference, or of that where it is alone."""
+    """The rows of what a block runs: of one implementation, of all of ours; of plain PyTorch, which it runs
+    where there is none (`gate_residual` on a CPU); of the reference where nothing else was measured."""
     if operator.startswith("linear"):
         return rows
     by = defaultdict(list)
     for row in rows:
-        by[row["name"].split()[-1]].append(row)
+        by[row["name"]].append(row)
     if implementation in by:
         return by[implementation]
     ours = [row for name, found in by.items() if name in _OURS - {"reference"} for row in found]
-    return ours or by["reference"]
+    return ours or by["torch eager"] or by["reference"]
 
 
 def _between(points: list[Point], work: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import fmean
@@ -176,11 +176,17 @@ def plan(
     )
 
 
-def break_even(seconds, tokens: int, limit: float) -> int:
-    """A kept count K with seconds(K) <= limit < seconds(K + 1), by bisection; N, or 0 where there is none."""
-    if seconds(tokens) <= limit:
+def break_even(seconds: Callable[[int], float], tokens: int, limit: float) -> int:
+    """The largest kept count up to which a routed block takes no longer than `limit`: N, or 0 for none.
+
+    Measured times need not rise with the count: the first of 16 counts that takes longer ends the search, and
+    bisection finds the place before it.
+    """
+    steps = sorted({-(-tokens * part // 16) for part in range(1, 17)})
+    high = next((count for count in steps if seconds(count) > limit), None)
+    if high is None:
         return tokens
-    low, high = 0, tokens
+    low = max((count for count in steps if count < high), default=0)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if seconds(middle) <= limit else (low, middle)

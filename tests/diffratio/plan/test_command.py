@@ -8,9 +8,10 @@ from diffusers import PixArtTransformer2DModel
 from typer.testing import CliRunner
 
 from diffratio import DiffRatioConfig, apply_diffratio, save_diffratio
+from diffratio.bench.record import append
 from diffratio.cli.plan import plan
 from diffratio.flops import TransformerShape
-from diffratio.plan import DEVICES
+from diffratio.plan import DEVICES, measured
 from diffratio.plan import plan as planned
 
 app = typer.Typer()
@@ -75,6 +76,43 @@ def test_an_adapter_of_a_deeper_model_is_refused(tmp_path):
     assert code == 2 and "--adapter: it routes transformer_blocks.30, the model has 28 layers" in text
 
 
+@pytest.fixture
+def results(synthetic, tmp_path):
+    blocks = synthetic.block_rows(2, 1024) + synthetic.block_rows(2, 1024, (1.0,), "dense, compiled", 2.0)
+    operators = [row | {"keep": row["kept"]} for row in synthetic.operator_rows(2, 1024)]
+    for subject in (*([row] for row in synthetic.peak_rows() + operators), blocks):
+        append(tmp_path / "gpu.jsonl", synthetic.facts, subject)
+    config = {"_class_name": "PixArtTransformer2DModel", "num_attention_heads": 4, "attention_head_dim": 32,
+              "num_layers": 5, "sample_size": 64, "cross_attention_dim": 128}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return ("--results", tmp_path / "gpu.jsonl", "--model", tmp_path / "config.json", "--text-tokens", 16)
+
+
+def test_measured_times_come_with_their_prediction_error(results):
+    result = command(*results, "--kept", 0.6)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "measured on Test GPU, bfloat16, 2026-01-02, abc1234",
+        "prediction error: 5 blocks, seconds 0.0%",
+        "without operators of its own ratio: 5 blocks",
+        "compiled dense blocks",
+        "~",
+    ):
+        assert words in result.output
+    assert "predicted" not in result.output
+    report = json_of(*results, "--kept", 0.6)
+    assert [error["left_out"] for error in report["prediction_error"]] == [False, True]
+    assert report["prediction_error"][0]["worst"] < 1e-9
+    assert report["compiled_block_seconds"] > report["dense_seconds"] / 5
+
+
+def test_a_table_of_the_package_is_preferred_to_a_prediction(results, monkeypatch):
+    monkeypatch.setattr(measured, "TABLES", results[1].parent)
+    results[1].rename(results[1].parent / "h200.jsonl")
+    assert json_of(*results[2:])["title"].startswith("measured on Test GPU")
+    assert json_of(*results[2:], "--device", "a100")["title"].startswith("predicted for NVIDIA A100")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,6 +121,7 @@ def test_an_adapter_of_a_deeper_model_is_refused(tmp_path):
         (("--kept", 0.7, "--adapter", "."), "--kept: give either --kept or --adapter"),
         (("--device", "tpu"), "--device: 'tpu' is not one of a100, h100, h200"),
         (("--device", "h200", "--results", "x"), "--device: --results says which device"),
+        (("--results", "x"), "--results: no file x"),
         (("--preset", "unet"), "--preset: 'unet' is not one of"),
         (("--adapter", "nowhere"), "no diffratio_config.json"),
     ],

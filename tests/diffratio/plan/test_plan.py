@@ -71,6 +71,9 @@ def test_break_even_of_known_functions():
     assert break_even(lambda count: count, 64, 20.5) == 20
     assert break_even(lambda count: count, 64, 99) == 64
     assert break_even(lambda count: 5 + count, 64, 3) == 0
+    assert break_even(lambda count: count, 3, 1.5) == 1
+    # slow from 33 to 50, fast again from 51: what is promised holds for all counts below
+    assert break_even(lambda count: 9 if 33 <= count <= 50 else 1, 64, 5) == 32
 
 
 def test_a_launch_bound_block_does_not_pay():
