@@ -90,6 +90,8 @@ def lines(found: Plan, errors: list[PredictionError]) -> list[str]:
         if numbers["ratio_median"] is not None:
             line += f"; ratios {numbers['ratio_median']:.3f}, worst {numbers['ratio_worst']:.3f}"
         out.append(line)
+    if errors:
+        out.append(f"the measured blocks' own times spread by {errors[0].summary()['spread']:.1%}")
     return [*out, found.verdict]
 
 

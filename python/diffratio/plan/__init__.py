@@ -3,7 +3,8 @@
 from .device import DEVICES, Device
 from .error import PredictionError, prediction_error
 from .measured import Measured, shipped
-from .plan import LayerPlan, Plan, plan
+from .plan import plan
+from .result import LayerPlan, Plan
 
 __all__ = [
     "DEVICES",

@@ -15,7 +15,7 @@ from .steps import routed_steps
 @dataclass(frozen=True)
 class BlockError:
     """One measured block. seconds, predicted: of it. ratio, predicted_ratio: to the block that keeps all
-    tokens, None where that was not measured."""
+    tokens, None where that was not measured. spread: of the measured seconds, as a part of them."""
 
     name: str
     batch: int
@@ -25,6 +25,7 @@ class BlockError:
     predicted: float
     ratio: float | None
     predicted_ratio: float | None
+    spread: float
 
     @property
     def error(self) -> float:
@@ -48,7 +49,8 @@ class PredictionError:
     blocks: tuple[BlockError, ...]
 
     def summary(self) -> dict[str, float | None]:
-        """Median and largest absolute error of the seconds and of the latency ratios below 1 kept."""
+        """Median and largest absolute error of the seconds and of the latency ratios below 1 kept; the median
+        spread of the measured seconds, which no prediction can undercut."""
         seconds = [abs(block.error) for block in self.blocks]
         ratios = [abs(b.ratio_error) for b in self.blocks if b.kept < 1 and b.ratio_error is not None]
         return {
@@ -56,6 +58,7 @@ class PredictionError:
             "worst": max(seconds),
             "ratio_median": median(ratios) if ratios else None,
             "ratio_worst": max(ratios, default=None),
+            "spread": median(block.spread for block in self.blocks),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def prediction_error(rows: Sequence[dict], left_out: bool = False) -> Prediction
                 predicted,
                 row["seconds"] / dense["seconds"] if dense else None,
                 predicted / predict(dense, without) if dense else None,
+                row.get("spread", 0.0),
             )
         )
     return PredictionError(left_out, tuple(found)) if found else None

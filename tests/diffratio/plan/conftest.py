@@ -48,7 +48,7 @@ def block_rows(batch, tokens, ratios=KEPT, name="mod_block triton", factor=1.0):
         row = {**FACTS, **SHAPE, "level": "block", "subject": "PixArt block", "batch": batch,
                "tokens": tokens, "kept": kept, "name": name, "mode": "graph", "cache": "cold"}  # fmt: skip
         seconds = sum(seconds_of(one) for one in routed_steps(row_sizes(row, 2)))
-        rows.append(row | {"seconds": factor * seconds})
+        rows.append(row | {"seconds": factor * seconds, "spread": 0.04})
     return rows
 
 

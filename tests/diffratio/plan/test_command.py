@@ -96,6 +96,7 @@ def test_measured_times_come_with_their_prediction_error(results):
         "prediction error: 5 blocks, seconds 0.0%",
         "without operators of its own ratio: 5 blocks",
         "compiled dense blocks",
+        "own times spread by 4.0%",
         "~",
     ):
         assert words in result.output
