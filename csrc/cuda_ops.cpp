@@ -12,7 +12,9 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
   m.def(
       "router_logits_backward(Tensor grad_logits, Tensor x, Tensor weight, Tensor(a!) grad_x, Tensor(b!) partial, "
       "Tensor(c!) grad_weight, int stream) -> ()");
-  m.def("topk_select(Tensor logits, Tensor offsets, Tensor? keep_small, Tensor(a!) index, int stream) -> ()");
+  m.def(
+      "topk_select(Tensor logits, int keep, Tensor(a!) offsets, Tensor? keep_small, Tensor(b!) index, "
+      "Tensor(c!)? place, int stream) -> ()");
   m.def("row_places(Tensor index, Tensor(a!) place, int stream) -> ()");
   m.def(
       "gather_adaln(Tensor x, Tensor index, int tokens, Tensor shift, Tensor scale, float eps, Tensor(a!)? rows, "

@@ -72,15 +72,19 @@ void router_logits_backward(Tensor grad_logits, Tensor x, Tensor weight, Tensor 
                          element(x), stream_of(stream));
 }
 
+// keep: of every sample, and offsets are written; or -1, and they are read.
 template <class Tensor>
-void topk_select(Tensor logits, Tensor offsets, std::optional<Tensor> keep_small, Tensor index, int64_t stream) {
+void topk_select(Tensor logits, int64_t keep, Tensor offsets, std::optional<Tensor> keep_small, Tensor index,
+                 std::optional<Tensor> place, int64_t stream) {
   const DeviceGuard guard(logits.get_device_index());
   topk_select({.logits = data<float>(logits),
+               .keep = keep,
                .offsets = data<int32_t>(offsets),
                .keep_small = static_cast<int32_t*>(data(keep_small)),
                .samples = logits.size(0),
                .tokens = logits.size(1),
-               .index = data<int64_t>(index)},
+               .index = data<int64_t>(index),
+               .place = static_cast<int32_t*>(data(place))},
               stream_of(stream));
 }
 

@@ -85,7 +85,7 @@ def _offsets() -> Tensor:
 def _routing() -> Calls:
     yield "", partial(launcher("row_places"), _index(), B * N)
     for tokens in (1024, 4096, 32768):
-        select = partial(launcher("topk_select"), _empty(B, tokens, dtype=torch.float32), _offsets(), T)
+        select = partial(launcher("topk_places"), _empty(B, tokens, dtype=torch.float32), [K] * B, None)
         yield f"N={tokens}", select
         yield f"N={tokens} two bins", partial(select, _empty(B, dtype=torch.int32))
 
@@ -126,7 +126,7 @@ def _scatter(width: int, dtype: torch.dtype) -> Calls:
     every_mode = width == FULL_WIDTH and dtype == torch.bfloat16
     for mode in ("mlp", "residual", "output", "none") if every_mode else ("mlp",):
         yield f" {mode}", partial(launcher("scatter_rescale"), *arguments, mode, 1.0)
-        yield f" {mode} in place", partial(launcher("scatter_rescale"), *arguments, mode, 1.0, True)
+        yield f" {mode} in place", partial(launcher("scatter_rescale"), *arguments, mode, 1.0, in_place=True)
         yield f" {mode}", partial(launcher("scatter_rescale_backward"), x, *arguments, mode, 1.0)
 
 

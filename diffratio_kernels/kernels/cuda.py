@@ -75,8 +75,25 @@ def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor |
     ascending.
     """
     index = torch.empty(kept, dtype=torch.int64, device=logits.device)
-    _ops.topk_select(logits.contiguous(), offsets, keep_small, index, _stream(logits))
+    _ops.topk_select(logits.contiguous(), -1, offsets, keep_small, index, None, _stream(logits))
     return index
+
+
+def topk_places(
+    logits: Tensor, keep: list[int], offsets: Tensor | None, keep_small: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk_select` of keep[b] tokens a sample, their offsets, and `row_places` of the index, in one launch.
+
+    offsets: None where all samples keep as many, then the kernel writes them.
+    """
+    batch, device = len(keep), logits.device
+    index = torch.empty(sum(keep), dtype=torch.int64, device=device)
+    place = torch.empty(logits.numel(), dtype=torch.int32, device=device)
+    equal = keep[0] if offsets is None else -1
+    if offsets is None:
+        offsets = torch.empty(batch + 1, dtype=torch.int32, device=device)
+    _ops.topk_select(logits.contiguous(), equal, offsets, keep_small, index, place, _stream(logits))
+    return index, offsets, place
 
 
 def row_places(index: Tensor, rows: int) -> Tensor:
@@ -169,19 +186,23 @@ def scatter_rescale(
     logits: Tensor,
     rescale: str,
     score_scale: float,
+    place: Tensor | None = None,
     in_place: bool = False,
 ) -> Tensor:
     """A [B, N, D] with the kept rows finished and rescaled, the others as in x.
 
-    in_place: it is x itself, which must be contiguous; only the kept rows are touched.
+    in_place: it is x itself, which must be contiguous; only the kept rows are touched. place: `row_places` of
+    index, where it is there already.
     """
     if in_place and not x.is_contiguous():
         raise ValueError("x must be contiguous to be written in place")
     x = x.contiguous()
     out = x if in_place else torch.empty_like(x)
+    if place is None and not in_place:
+        place = row_places(index, x.shape[0] * x.shape[1])
     _ops.scatter_rescale(
         x,
-        None if in_place else row_places(index, x.shape[0] * x.shape[1]),
+        place,
         index.contiguous() if in_place else None,
         x.shape[1],
         hidden.contiguous(),

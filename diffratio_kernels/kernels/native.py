@@ -62,6 +62,14 @@ def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor |
     return index
 
 
+def topk_places(
+    logits: Tensor, keep: list[int], offsets: Tensor, keep_small: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk_select` of keep[b] tokens a sample, the offsets, and `row_places` of the index."""
+    index = topk_select(logits, offsets, sum(keep), keep_small)
+    return index, offsets, row_places(index, logits.numel())
+
+
 def row_places(index: Tensor, rows: int) -> Tensor:
     """place [rows] int32: which packed row each row of x became, -1 where none."""
     place = torch.empty(rows, dtype=torch.int32)
@@ -150,12 +158,16 @@ def scatter_rescale(
     logits: Tensor,
     rescale: str,
     score_scale: float,
+    place: Tensor | None = None,
 ) -> Tensor:
-    """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
+    """A new [B, N, D]: kept rows finished and rescaled, the others as in x.
+
+    place: `row_places` of index, where it is there already.
+    """
     out = torch.empty(x.shape, dtype=x.dtype)
     torch.ops.diffratio_native.scatter_rescale(
         x.contiguous(),
-        row_places(index, x.shape[0] * x.shape[1]),
+        row_places(index, x.shape[0] * x.shape[1]) if place is None else place,
         x.shape[1],
         hidden.contiguous(),
         branch.contiguous(),

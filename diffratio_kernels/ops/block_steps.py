@@ -14,7 +14,8 @@ from ..kernels.sdpa import runs
 from ..kernels.triton import launchers as triton
 from .attention import pick
 from .block_products import Products
-from .dispatch import DIFFERENTIABLE, KERNELS, choose
+from .dispatch import DIFFERENTIABLE, KERNELS, ROW_KERNELS, choose
+from .route import route_with_places
 
 
 @dataclass
@@ -47,9 +48,9 @@ def steps_of(
     among = own if self_attention == "auto" else self_attention
     tables = KERNELS if in_place else DIFFERENTIABLE
     gate_residual = partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place)
-    products = Products(own, in_place, gate_residual, tables["scatter_rescale"][rows])
+    products = Products(own, in_place, gate_residual, _scatter_rescale(tables, rows))
     return Steps(
-        route=tables["route"][rows],
+        route=_route(tables, rows),
         gather_adaln=tables["gather_adaln"][rows],
         adaln=tables["adaln"][rows],
         self_attention=_attention(tables, "attention", among),
@@ -63,6 +64,21 @@ def steps_of(
         in_place=in_place,
         fp32_modulation=rows == "cuda",
     )
+
+
+def _route(tables: dict, rows: str) -> Callable:
+    """index, offsets, logits, and where no gradient is wanted the places of the rows, or None."""
+    if tables is KERNELS and rows in ROW_KERNELS:
+        return partial(route_with_places, ROW_KERNELS[rows])
+    return lambda *args: (*tables["route"][rows](*args), None)
+
+
+def _scatter_rescale(tables: dict, rows: str) -> Callable:
+    """Its last argument are the places that the route gave."""
+    step = tables["scatter_rescale"][rows]
+    if tables is KERNELS and rows in ROW_KERNELS:
+        return lambda *args: step(*args[:-1], place=args[-1])
+    return lambda *args: step(*args[:-1])
 
 
 def _attention(tables: dict, op: str, implementation: str) -> Callable:

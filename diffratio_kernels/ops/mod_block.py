@@ -51,7 +51,7 @@ def _block(
     if steps.fp32_modulation:
         modulation = modulation.float()
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
-    index, offsets, logits = steps.route(x, router_weight, keep, router_bias, index, None)
+    index, offsets, logits, place = steps.route(x, router_weight, keep, router_bias, index, None)
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
     # Without a gradient all products share a buffer: on the CPU fresh pages cost percents of the block.
@@ -80,7 +80,7 @@ def _block(
     normed = steps.adaln(hidden, index, tokens, shift2, scale2, eps if mlp_eps is None else mlp_eps)
     put_back = steps.mlp(normed, fc1_weight, fc1_bias, fc2_weight, fc2_bias, shared)
     del normed, shared, of_rows
-    return put_back(x, index, hidden, gate2, logits, rescale, score_scale)
+    return put_back(x, index, hidden, gate2, logits, rescale, score_scale, place)
 
 
 _CROSS = ("cross_q_weight", "cross_q_bias", "cross_out_weight", "cross_out_bias")

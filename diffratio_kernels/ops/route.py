@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..kernels import native
 from .dispatch import DIFFERENTIABLE, KERNELS, ROW_KERNELS, choose
 from .library import define, define_backward
 from .validate import Check
@@ -26,16 +27,20 @@ def packed_offsets(keep: list[int], device: torch.device) -> Tensor:
     return _copied_offsets(tuple(keep), device).clone()
 
 
-def _with(kernels):
-    def route(x, router_weight, keep, router_bias, index, keep_small):
-        logits = kernels.router_logits(x, router_weight, router_bias)
-        offsets = packed_offsets(keep, x.device)
-        if index is None:
-            small = None if keep_small is None else packed_offsets(keep_small, x.device).diff()
-            index = kernels.topk_select(logits, offsets, sum(keep), small)
-        return index, offsets, logits
+def route_with_places(kernels, x, router_weight, keep, router_bias, index, keep_small):
+    """What `route` returns and, where the index is made here, which packed row each row of x became [B*N]."""
+    logits = kernels.router_logits(x, router_weight, router_bias)
+    if index is not None:
+        return index, packed_offsets(keep, x.device), logits, None
+    written = len(set(keep)) == 1 and x.shape[1] > 0 and kernels is not native  # by the kernel itself
+    offsets = None if written else packed_offsets(keep, x.device)
+    small = None if keep_small is None else packed_offsets(keep_small, x.device).diff()
+    index, offsets, place = kernels.topk_places(logits, keep, offsets, small)
+    return index, offsets, logits, place
 
-    return route
+
+def _with(kernels):
+    return lambda *args: route_with_places(kernels, *args)[:3]
 
 
 class _Route(torch.autograd.Function):

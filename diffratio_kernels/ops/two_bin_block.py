@@ -67,7 +67,7 @@ def _run(in_place: bool, autocast: bool = False):
             autocast=autocast, **options, **cross,
         )  # fmt: skip
         steps = steps_of(implementation, attention, x, in_place, "two_bin_block")
-        index, _, logits = steps.route(x, router_weight, keep_large, router_bias, index, keep_small)
+        index, _, logits, _ = steps.route(x, router_weight, keep_large, router_bias, index, keep_small)
         linears = Linears(
             qkv=partial(F.linear, weight=qkv_weight, bias=qkv_bias),
             out=partial(F.linear, weight=out_weight, bias=out_bias),

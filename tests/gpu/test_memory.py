@@ -36,12 +36,12 @@ def block_peak(case):
     """Bytes of `mod_block` without gradients, in rows of D elements.
 
     While the MLP runs: the residual stream and its normed copy, one row each, and the products' shared buffer
-    of 4. At the end: [B, N, D], the finished rows and the branch. Beside them: logits (fp32), places (int32)
-    and index (int64).
+    of 4. At the end: [B, N, D], the finished rows and the branch. Beside them, all the time: logits (fp32),
+    places (int32) and index (int64).
     """
     tokens, kept = case.batch * case.tokens, sum(case.full_keep)
     row = case.heads * case.head_dim * case.dtype.itemsize
-    return max(6 * kept * row, (tokens + 2 * kept) * row + 4 * tokens) + 4 * tokens + 8 * kept
+    return max(6 * kept, tokens + 2 * kept) * row + 8 * tokens + 8 * kept
 
 
 BLOCKS = [

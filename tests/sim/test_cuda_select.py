@@ -34,6 +34,21 @@ def select(cuda, scores, keep, keep_small=None):
         return cuda.topk_select(scores, offsets, sum(keep), small)
 
 
+def select_with_places(cuda, scores, keep, keep_small=None):
+    """The same by topk_places: index, offsets and places."""
+    offsets = packed_offsets(keep, scores.device) if len(set(keep)) > 1 else None
+    small = None if keep_small is None else torch.tensor(keep_small, dtype=torch.int32)
+    with poisoned_memory():
+        return cuda.topk_places(scores, keep, offsets, small)
+
+
+def assert_places(cuda, scores, keep, keep_small=None):
+    index, offsets, place = select_with_places(cuda, scores, keep, keep_small)
+    assert torch.equal(index, select(cuda, scores, keep, keep_small))
+    assert torch.equal(offsets, packed_offsets(keep, scores.device))
+    assert torch.equal(place, cuda.row_places(index, scores.numel()))
+
+
 def expected_index(scores, keep):
     """Rows of the flattened [B*N] by plain Python."""
     samples, tokens = scores.shape
@@ -87,6 +102,25 @@ def test_samples_keep_counts_of_their_own(cuda, name):
     assert select(cuda, scores, keep).tolist() == expected_index(scores, keep)
     for small in ([0, 33, 7, 20, 33, 1], [0, 0, 0, 0, 0, 0], [0, 5, 6, 1, 32, 1]):
         assert torch.equal(select(cuda, scores, keep, small), select_tokens(scores, keep, small)[0])
+
+
+@pytest.mark.parametrize("keep", [[0, 0], [7, 7], [33, 33], [0, 33], [20, 7]], ids=str)
+@pytest.mark.parametrize("name", score_matrices(1))
+def test_offsets_and_places_come_with_the_selection(cuda, simulator, name, keep):
+    scores = score_matrices(33)[name]
+    for seed in (0, 3):
+        simulator.seed(seed)
+        try:
+            for small in (None, [k // 2 for k in keep]):
+                assert_places(cuda, scores, keep, small)
+        finally:
+            simulator.seed(0)
+
+
+@pytest.mark.parametrize(("tokens", "keep"), LARGE)
+def test_places_of_many_tokens(cuda, tokens, keep):
+    for kept, small in (([keep, keep], None), ([keep, keep - 7], [keep // 3, 0])):
+        assert_places(cuda, score_matrices(tokens)["bf16 ties"], kept, small)
 
 
 def test_no_samples(cuda):

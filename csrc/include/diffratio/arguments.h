@@ -46,10 +46,12 @@ struct RouterLogitsBackwardArgs {
 
 struct TopkArgs {
   const float* logits;        // [B, N]
-  const int32_t* offsets;     // [B+1]: sample b keeps offsets[b+1] - offsets[b] tokens
+  int64_t keep;               // of every sample; -1 where `offsets` says it
+  int32_t* offsets;           // [B+1]: sample b keeps offsets[b+1] - offsets[b] tokens; written unless keep is -1
   const int32_t* keep_small;  // [B] or null: so many of them come first
   int64_t samples, tokens;
   int64_t* index;  // [T]
+  int32_t* place;  // [B*N] packed row of each token, -1 where it is not kept; or null
 };
 
 struct PlacesArgs {

@@ -1,5 +1,8 @@
 // Exact top-k of each sample, kept tokens in ascending order; of two sets at once, the smaller one first.
 //
+// A launch after that of the logits: to learn in one which block of a sample is its last, every call would need
+// counters set to zero, by a launch.
+//
 // One block per sample. A warp has kItems * 32 tokens in a row, 32 neighbours in each step: loads and stores
 // of a step are contiguous, and votes put its tokens in order. One tile of keys stays in registers; more
 // tiles are read again in every pass.
@@ -108,13 +111,31 @@ __device__ __forceinline__ void start_members(const Keys<kItems, kOneTile>& keys
   }
 }
 
+// How many tokens sample b keeps, and the packed row of the first. Equal counts become offsets here.
+struct Share {
+  uint32_t first, keep;
+};
+
+__device__ __forceinline__ Share share_of(const TopkArgs& a, int64_t b) {
+  const uint32_t keep = static_cast<uint32_t>(a.keep), first = static_cast<uint32_t>(b) * keep;
+  if (a.keep < 0) return {uint32_t(a.offsets[b]), uint32_t(a.offsets[b + 1] - a.offsets[b])};
+  if (threadIdx.x == 0) {
+    if (b == 0) a.offsets[0] = 0;
+    a.offsets[b + 1] = static_cast<int32_t>(first + keep);
+  }
+  return {first, keep};
+}
+
 template <int kItems, int kSets, bool kOneTile>
 __global__ void __launch_bounds__(kMaxSelectThreads, 1) topk_select_kernel(TopkArgs a) {
   const int64_t b = blockIdx.x, first_row = b * a.tokens;
   const uint32_t lane = threadIdx.x % kWarp, lower_lanes = (1u << lane) - 1;
-  int64_t* const out = a.index + a.offsets[b];
-  uint32_t keep[kSets] = {static_cast<uint32_t>(a.offsets[b + 1] - a.offsets[b])};
+  const Share share = share_of(a, b);
+  uint32_t keep[kSets] = {share.keep};
   if constexpr (kSets == 2) keep[1] = a.keep_small[b];
+
+  if (a.place)  // the kept ones get theirs behind a barrier of start_members
+    for (int64_t token = threadIdx.x; token < a.tokens; token += blockDim.x) a.place[first_row + token] = -1;
 
   Keys<kItems, kOneTile> keys(a.logits + first_row, a.tokens);
   Threshold threshold[kSets];
@@ -135,7 +156,9 @@ __global__ void __launch_bounds__(kMaxSelectThreads, 1) topk_select_kernel(TopkA
       }
       if (!(in[0] >> lane & 1)) continue;
       if constexpr (kSets == 2) slot[0] = in[1] >> lane & 1 ? slot[1] : keep[1] + slot[0] - slot[1];
-      out[slot[0]] = first_row + first + i * kWarp + lane;
+      const int64_t row = first_row + first + i * kWarp + lane;
+      a.index[share.first + slot[0]] = row;
+      if (a.place) a.place[row] = share.first + slot[0];
     }
   });
 }

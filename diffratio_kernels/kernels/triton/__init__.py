@@ -17,6 +17,7 @@ unavailable = None if importlib.util.find_spec("triton") else "triton is not ins
 
 _MODULE = {
     "router_logits_backward": "router_logits",
+    "topk_places": "topk_select",
     "adaln": "gather_adaln",
     "adaln_backward": "gather_adaln_backward",
     "gate_residual_backward": "gate_residual",

@@ -74,6 +74,7 @@ def linear_scatter(
     logits: Tensor,
     rescale: str,
     score_scale: float,
+    place: Tensor | None = None,
     in_place: bool = False,
 ) -> Tensor:
     """`scatter_rescale` of the branch inner weight^T + bias, which is never stored: a new [B, N, D].
@@ -84,7 +85,8 @@ def linear_scatter(
     x, gate = x.contiguous(), unit_rows(gate)
     out = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not in_place:
-        place = row_places(index, x.shape[0] * x.shape[1])
+        if place is None:
+            place = row_places(index, x.shape[0] * x.shape[1])
         launch(_copy_bypassed, (place.shape[0],), x, place, out, **row_block(x.shape[2]))
     grid, options = product_options("linear_scatter", inner, weight.t())
     launch(

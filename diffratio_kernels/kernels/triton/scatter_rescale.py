@@ -65,15 +65,18 @@ def scatter_rescale(
     logits: Tensor,
     rescale: str,
     score_scale: float,
+    place: Tensor | None = None,
     in_place: bool = False,
 ) -> Tensor:
     """A new [B, N, D]: kept rows finished and rescaled, the others as in x.
 
-    in_place writes to x itself, which must be contiguous: only the kept rows are read and written.
+    in_place writes to x itself, which must be contiguous: only the kept rows are read and written. place:
+    `row_places` of index, where it is there already.
     """
     x, gate = x.contiguous(), unit_rows(gate)
     out = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    place = None if in_place else row_places(index, x.shape[0] * x.shape[1])
+    if place is None and not in_place:
+        place = row_places(index, x.shape[0] * x.shape[1])
     launch(
         _scatter_rescale_fwd, (index.shape[0] if in_place else place.shape[0],),
         x, index.contiguous(), place, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(),

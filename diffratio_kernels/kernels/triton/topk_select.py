@@ -48,14 +48,20 @@ def _kept(key, valid, prefix, wanted, ties):
     return kept, ties + tl.sum(tie, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["equal_keep"])
 def _topk_select(
-    logits_ptr, offsets_ptr, keep_small_ptr, index_ptr, tokens, BLOCK: tl.constexpr,
+    logits_ptr, equal_keep, offsets_ptr, keep_small_ptr, index_ptr, place_ptr, tokens, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
     logits_ptr += sample * tokens
-    first = tl.load(offsets_ptr + sample).to(tl.int64)
-    keep = tl.load(offsets_ptr + sample + 1) - first.to(tl.int32)
+    if equal_keep is None:
+        first = tl.load(offsets_ptr + sample).to(tl.int64)
+        keep = tl.load(offsets_ptr + sample + 1) - first.to(tl.int32)
+    else:  # the offsets are written
+        first = sample * equal_keep
+        keep = tl.full((), equal_keep, tl.int32)
+        tl.store(offsets_ptr + sample, first.to(tl.int32))
+        tl.store(offsets_ptr + sample + 1, (first + equal_keep).to(tl.int32))
     prefix = tl.full((), 0, tl.uint32)
     wanted = keep
     for digit in range(tl.where(keep == tokens, 0, 4)):  # all kept: the key 0, and as many ties as wanted
@@ -83,6 +89,9 @@ def _topk_select(
             place = tl.where(in_small, place_small, small + place - place_small - 1)
         row = sample * tokens + start + tl.arange(0, BLOCK)
         tl.store(index_ptr + first + place, row, mask=kept)
+        if place_ptr is not None:
+            packed = tl.where(kept, first + place, -1).to(tl.int32)
+            tl.store(place_ptr + row, packed, mask=valid)
 
 
 def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor | None = None) -> Tensor:
@@ -90,13 +99,33 @@ def topk_select(logits: Tensor, offsets: Tensor, kept: int, keep_small: Tensor |
 
     keep_small [B] int32, a smaller kept count: its rows come first in each sample, both parts ascending.
     """
+    index = torch.empty(kept, dtype=torch.int64, device=logits.device)
+    _run(logits, None, offsets.contiguous(), keep_small, index, None)
+    return index
+
+
+def topk_places(
+    logits: Tensor, keep: list[int], offsets: Tensor | None, keep_small: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk_select` of keep[b] tokens a sample, their offsets, and `row_places` of the index, in one launch.
+
+    offsets: None where all samples keep as many, then the kernel writes them.
+    """
+    index = torch.empty(sum(keep), dtype=torch.int64, device=logits.device)
+    place = torch.empty(logits.numel(), dtype=torch.int32, device=logits.device)
+    equal_keep = keep[0] if offsets is None else None
+    if offsets is None:
+        offsets = torch.empty(len(keep) + 1, dtype=torch.int32, device=logits.device)
+    _run(logits, equal_keep, offsets.contiguous(), keep_small, index, place)
+    return index, offsets, place
+
+
+def _run(logits, equal_keep, offsets, keep_small, index, place):
     batch, tokens = logits.shape
     keep_small = None if keep_small is None else keep_small.contiguous()
-    index = torch.empty(kept, dtype=torch.int64, device=logits.device)
     block = min(triton.next_power_of_2(max(tokens, 256)), 4096)
     launch(
         _topk_select, (batch,),
-        logits.contiguous(), offsets.contiguous(), keep_small, index, tokens,
+        logits.contiguous(), equal_keep, offsets, keep_small, index, place, tokens,
         BLOCK=block, num_warps=max(block // 256, 4),
     )  # fmt: skip
-    return index

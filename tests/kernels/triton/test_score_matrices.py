@@ -8,6 +8,7 @@ import torch
 from diffratio_kernels.kernels import native
 from diffratio_kernels.kernels.triton import launcher
 from diffratio_kernels.reference import packed_offsets, select_tokens
+from diffratio_kernels.testing.interpreter import guarded
 from diffratio_kernels.testing.scores import expected_selection
 from diffratio_kernels.testing.scores import score_matrices as draw_score_matrices
 
@@ -71,6 +72,25 @@ def test_two_bins_of_few_tokens(keep, small, device):
     scores = torch.tensor([[0.0, -0.0], [float("nan"), -float("inf")], [1.0, 2.0]])[:, : max(keep)]
     index, _ = select_tokens(scores, keep, small)
     assert select(scores, keep, device, small) == index.tolist()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keep"),
+    [(1, [1, 1]), (300, [0, 0]), (300, [1, 1]), (300, [300, 300]), (300, [20, 150]), (4097, [150, 150])],
+    ids=str,
+)
+def test_offsets_and_places_come_with_the_selection(tokens, keep, device):
+    """Into poisoned memory, by programs in any order."""
+    scores = score_matrices(tokens)["everything"].to(device)
+    given = packed_offsets(keep, scores.device)
+    for small in (None, torch.tensor([k // 2 for k in keep], dtype=torch.int32, device=device)):
+        with guarded(seed=tokens):
+            index, offsets, place = launcher("topk_places")(
+                scores, keep, given if len(set(keep)) > 1 else None, small
+            )
+        assert torch.equal(index, launcher("topk_select")(scores, given, sum(keep), small))
+        assert torch.equal(offsets, given)
+        assert torch.equal(place, launcher("row_places")(index, scores.numel()))
 
 
 def test_there_are_enough_matrices():

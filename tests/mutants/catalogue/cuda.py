@@ -8,6 +8,7 @@ REDUCE, ROW, INDEX = INCLUDE + "reduce.cuh", INCLUDE + "row.cuh", INCLUDE + "ind
 KEY, RADIX, TOPK = INCLUDE + "order_key.cuh", INCLUDE + "radix_select.cuh", INCLUDE + "topk_select.cuh"
 LOGITS, SUMS = INCLUDE + "router_logits.cuh", INCLUDE + "column_sums.cuh"
 GATHER, SCATTER = INCLUDE + "gather_adaln.cuh", INCLUDE + "scatter_rescale.cuh"
+PLACES = "tests/sim/test_cuda_select.py -k offsets_and_places"
 SCATTER_BACKWARD = INCLUDE + "scatter_rescale_backward.cuh"
 
 CUDA = [
@@ -46,6 +47,14 @@ CUDA = [
         {"  if constexpr (!kOneTile) __syncthreads();  // the counts": "  // the counts"},
         "tests/sim/test_cuda_select.py -k many_tokens_under",
     ),
+    Mutant(
+        "dropped-tokens-without-a-place",
+        "stale memory",
+        TOPK,
+        {"a.place[first_row + token] = -1;": ";"},
+        PLACES,
+    ),
+    Mutant("offsets-without-their-zero", "stale memory", TOPK, {"if (b == 0) a.offsets[0] = 0;": ""}, PLACES),
     Mutant(
         "half-a-warp",
         "wrong warp mask",

@@ -40,6 +40,13 @@ TRITON_SELECTION = [
     ),
     Mutant("topk-one-more", "k+1", TOPK, {"    wanted = keep\n": "    wanted = keep + 1\n"}, TRITON_SELECT),
     Mutant(
+        "topk-places-of-dropped-tokens",
+        "wrong sentinel",
+        TOPK,
+        {"tl.where(kept, first + place, -1)": "tl.where(kept, first + place, 0)"},
+        triton("score_matrices", "offsets_and_places"),
+    ),
+    Mutant(
         "topk-ties-to-the-highest-index",
         "reversed tie",
         TOPK,
