@@ -26,17 +26,20 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | N
     """F.linear, into the start of a buffer where one is given."""
     if buffer is None:
         return F.linear(rows, weight, bias)
-    out = _start_of(buffer, rows.shape[0], weight.shape[0])
+    out, width = _start_of(buffer, rows.shape[0], weight.shape[0]), rows.shape[1]
     # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
-    slabs = rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[0] >= 128
-    slab = rows.shape[1] if slabs else weight.shape[0]
-    biases = [None] * len(weight.split(slab)) if bias is None else bias.split(slab)
-    for part, slab_weight, slab_bias in zip(out.split(slab, 1), weight.split(slab), biases, strict=True):
-        if slab_bias is None:
-            torch.mm(rows, slab_weight.t(), out=part)
-        else:
-            torch.addmm(slab_bias, rows, slab_weight.t(), out=part)
-    return out
+    if rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[0] >= 128:
+        for first in range(0, weight.shape[0], width):
+            slab = slice(first, first + width)
+            _product(rows, weight[slab], None if bias is None else bias[slab], out[:, slab])
+        return out
+    return _product(rows, weight, bias, out)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, weight.t(), out=out)
+    return torch.addmm(bias, rows, weight.t(), out=out)
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,9 @@ def select_tokens(
 
 def packed_offsets(lengths: list[int], device: torch.device) -> Tensor:
     """[0, l_0, l_0 + l_1, ...] as int32: the cumulative lengths of varlen attention."""
-    if lengths and all(length == lengths[0] for length in lengths):  # made on the device: no copy, no sync
-        return lengths[0] * torch.arange(len(lengths) + 1, dtype=torch.int32, device=device)
+    if lengths and all(length == lengths[0] > 0 for length in lengths):  # one kernel: no copy, no sync
+        step = lengths[0]
+        return torch.arange(0, len(lengths) * step + 1, step, dtype=torch.int32, device=device)
     total, offsets = 0, [0]
     for length in lengths:
         total += length
