@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ import torch
 from diffratio_kernels.testing.memory import peak_bytes
 
 from .subject import Candidate, Subject
-from .timing import Times, passes_of, rotating_times, rotations
+from .timing import Times, passes_of, rotating_times, rotations, seconds_of
 
 REFUSALS = (RuntimeError, ValueError, ImportError)
+PASS_SECONDS = 2e-3
+"""What one pass over the cases should take at least: short calls are repeated, up to 16 times."""
 SECONDS = 20.0
 """Of timed rounds for one mode and state of the cache; slow subjects get fewer rounds, 3 at least."""
 
@@ -34,6 +37,7 @@ def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = Tr
     able, rows = _gate(subject, first)
     count = rotations(subject.case_bytes, device)
     cases = [first, *map(subject.make, range(1, count))]
+    cases *= _repeats(partial(able[0].run, first), count)
     peaks = {candidate: peak_bytes(partial(candidate.run, first), device) for candidate in able}
     for mode in ("eager",) if device == "cpu" else ("graph", "eager"):
         for cache in ("cold",) if device == "cpu" or count == 2 else ("cold", "warm"):
@@ -41,7 +45,7 @@ def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = Tr
             lists = {c: _calls(c, cases, cache) for c in able if c.capturable or not graphs}
             passes, refused = passes_of(lists, graphs, REFUSALS)
             rows += [_refusal(subject, c, error) | {"mode": mode} for c, error in refused.items()]
-            times = rotating_times(passes, count, rounds, device, progress, SECONDS)
+            times = rotating_times(passes, len(cases), rounds, device, progress, SECONDS)
             state = {"mode": mode, "cache": cache}
             for c, own in times.items():
                 figures = _figures(own, times.get(able[0])) | c.seen | {"peak_bytes": peaks[c]}
@@ -77,6 +81,11 @@ def _gate(subject: Subject, case: Any) -> tuple[list[Candidate], list[dict]]:
 def _refusal(subject: Subject, candidate: Candidate, error: Exception) -> dict:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return about(subject, candidate) | {"refused": reason[0]}
+
+
+def _repeats(call: Callable[[], object], count: int) -> int:
+    seconds = count * seconds_of(call)
+    return max(1, min(16, ceil(PASS_SECONDS / seconds)))
 
 
 def _calls(candidate: Candidate, cases: list, cache: str) -> list[Callable[[], object]]:

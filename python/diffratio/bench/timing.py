@@ -98,6 +98,15 @@ def rotating_times(
     return {name: Times(values) for name, values in seconds.items()}
 
 
+def seconds_of(call: Callable[[], object]) -> float:
+    """Of one call by the host's clock, waiting for the device."""
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def _pass(calls: list[Callable[[], object]], shared: tuple | None) -> Callable[[], None]:
     def one_pass() -> None:
         for call in calls:

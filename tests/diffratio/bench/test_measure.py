@@ -47,6 +47,15 @@ def test_a_row_says_what_was_measured():
     assert row["seconds"] > 0
 
 
+def test_short_calls_are_repeated(monkeypatch):
+    calls = []
+    measure(subject(Candidate("short", calls.append)), "cpu", 3, progress=False)
+    short = len(calls)
+    monkeypatch.setattr(measuring, "PASS_SECONDS", 0)
+    measure(subject(Candidate("short", calls.append)), "cpu", 3, progress=False)
+    assert short > 16 * 16 and len(calls) - short < 8 * 16 + 4
+
+
 def test_what_is_outside_the_budget_is_not_timed(monkeypatch):
     def wrong(case):
         raise AssertionError("over the budget")
