@@ -53,3 +53,18 @@ def test_rows_of_the_small_bin_come_first(implementation, name):
         offsets = packed_offsets(keep, torch.device("cuda"))
         index = LAUNCHERS[implementation].topk_select(scores.cuda(), offsets, sum(keep))
         assert torch.equal(index.cpu(), select_tokens(scores, keep)[0]), (scores.shape, keep)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("implementation", LAUNCHERS)
+def test_offsets_and_places_come_with_the_selection(implementation, name):
+    kernels = LAUNCHERS[implementation]
+    for scores, keep in selections(name):
+        for kept in (keep, keep[:1] * 2):
+            given = packed_offsets(kept, torch.device("cuda"))
+            index, offsets, place = kernels.topk_places(
+                scores.cuda(), kept, given if len(set(kept)) > 1 else None
+            )
+            assert torch.equal(index.cpu(), select_tokens(scores, kept)[0]), (scores.shape, kept)
+            assert torch.equal(offsets, given), kept
+            assert torch.equal(place, kernels.row_places(index, scores.numel())), (scores.shape, kept)

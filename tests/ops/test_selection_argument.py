@@ -1,5 +1,7 @@
 """A selection given as `index` must be the one that `keep` speaks of, and what surrounds that argument."""
 
+import importlib
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -29,6 +31,21 @@ def test_an_index_of_other_counts_or_another_order_of_samples_is_an_error(change
     dk.two_bin_block(**given, **bins, index=index)
     with pytest.raises(ValueError, match="index must hold keep_large"):
         dk.two_bin_block(**given, **bins, index=change(index))
+
+
+@pytest.mark.parametrize("keep", [(6,), (2, 6)], ids=["equal", "unequal"])
+def test_a_block_looks_for_the_places_of_its_rows_only_for_an_index_from_outside(keep, monkeypatch):
+    """The selection knows them; in training they are not kept."""
+    given, asked = arguments(keep), []
+    index = dk.route(given["x"], given["router_weight"], ModBlockCase(seed=0, keep=keep).full_keep)[0]
+    for name in ("scatter_rescale", "linear_scatter"):
+        module = importlib.import_module(f"diffratio_kernels.kernels.triton.{name}")
+        plain = module.row_places
+        monkeypatch.setattr(module, "row_places", lambda *args, plain=plain: asked.append(1) or plain(*args))
+    expected = dk.mod_block(**given, implementation="triton")
+    assert not asked
+    assert torch.equal(dk.mod_block(**given, implementation="triton", index=index), expected)
+    assert len(asked) == 1
 
 
 def test_a_bypassed_block_gives_a_contiguous_copy():
