@@ -47,9 +47,11 @@ def select_tokens(
 
 def packed_offsets(lengths: list[int], device: torch.device) -> Tensor:
     """[0, l_0, l_0 + l_1, ...] as int32: the cumulative lengths of varlen attention."""
-    if lengths and all(length == lengths[0] > 0 for length in lengths):  # one kernel: no copy, no sync
-        step = lengths[0]
-        return torch.arange(0, len(lengths) * step + 1, step, dtype=torch.int32, device=device)
+    # Equal ones are made on the device by one kernel: no copy, no sync.
+    if not any(lengths):
+        return torch.zeros(len(lengths) + 1, dtype=torch.int32, device=device)
+    if all(length == lengths[0] for length in lengths):
+        return torch.arange(0, len(lengths) * lengths[0] + 1, lengths[0], dtype=torch.int32, device=device)
     total, offsets = 0, [0]
     for length in lengths:
         total += length
