@@ -64,6 +64,8 @@ def configurations() -> Iterator[tuple[str, str, Callable[[], object]]]:
                     *_products(width, hidden, dtype), *_two_bins(width, hidden, dtype),
                 )  # fmt: skip
                 yield from ((f"D={width}{label}", name, call) for label, call in calls)
+        calls = _tiles(FULL_WIDTH, WIDTHS[FULL_WIDTH], dtype)
+        yield from ((f"D={FULL_WIDTH}{label}", name, call) for label, call in calls)
         for head_dim, heads in HEADS.items():
             if name == "bf16" or head_dim == FULL_HEAD_DIM:
                 calls = _attention(head_dim, heads, dtype)
@@ -103,6 +105,26 @@ def _rows(width: int, dtype: torch.dtype) -> Calls:
     yield "", partial(backward, None, rows, None)
     yield "", partial(launcher("gate_residual"), rows, rows, gate, index, N)
     yield "", partial(launcher("gate_residual_backward"), rows, rows, gate, index, N)
+
+
+def _tiles(width: int, hidden: int, dtype: torch.dtype) -> Calls:
+    """Every tile of the table: calls with each of its numbers of rows, made odd."""
+    for kernel, count in sorted({(entry.kernel, entry.rows | 1) for entry in config.PRODUCT_TILES}):
+        rows, inner = _empty(count, width, dtype=dtype), _empty(count, hidden, dtype=dtype)
+        square, up, down = (
+            _empty(*shape, dtype=dtype) for shape in ((width, width), (hidden, width), (width, hidden))
+        )
+        short, long = _empty(width, dtype=dtype), _empty(hidden, dtype=dtype)
+        x, logits = _empty(B, N, width, dtype=dtype), _empty(B, N, dtype=torch.float32)
+        gate, index = _empty(B, 6, width, dtype=dtype)[:, 2], _empty(count, dtype=torch.int64)
+        arguments = {
+            "linear_gelu": (rows, up, long, False),
+            "linear_gelu_backward": (rows, down, inner),
+            "linear_gate_residual": (rows, rows, square, short, gate, index, N),
+            "linear_scatter": (x, index, rows, inner, down, short, gate, logits, "mlp", 1.0, None, True),
+        }[kernel]
+        backward = " backward" if kernel.endswith("backward") else ""
+        yield f"{backward} T={count}", partial(launcher(kernel), *arguments)
 
 
 def _products(width: int, hidden: int, dtype: torch.dtype) -> Calls:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 PACKAGES = ("torch", "triton", "diffusers", "flash-attn", "numpy")
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "power.limit")
+RESULTS = ("benchmarks/results", "diffratio_kernels/kernels/triton/tiles.json")
+"""What a run on a GPU writes: it is no change of the sources."""
 CHECKOUT = Path(__file__).parents[3]
 
 
@@ -20,7 +22,13 @@ def commit(root: Path = CHECKOUT) -> str:
     if not head:
         return os.environ.get("DIFFRATIO_COMMIT", "unknown")
     changed = _output(
-        "git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", ":!benchmarks/results"
+        "git",
+        "-C",
+        str(root),
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        *(f":!{name}" for name in RESULTS),
     )
     return head + "+changes" * bool(changed)
 
