@@ -8,6 +8,7 @@ _HOMES = {
     "DiffRatioConfig": "config",
     "apply_diffratio": "patch",
     "cache_text": "cached_text",
+    "cuda_graphs": "graphs",
     "diffratio_loss": "ratios",
     "disable_diffratio": "patch",
     "enable_diffratio": "patch",

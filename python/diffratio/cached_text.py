@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from .integrations.text_cache import ModelText, TextCache, restore_caption
+from .integrations.model_text import ModelText, restore_caption
+from .integrations.text_cache import TextCache
 from .patch import plan_of, transformer_of
 
 

@@ -17,8 +17,9 @@ from diffratio_kernels.modules import Router
 
 from .config import DiffRatioConfig
 from .integrations import spec_for
+from .integrations.model_text import restore_caption
 from .integrations.spec import hooked
-from .integrations.text_cache import restore_caption
+from .model_graphs import take_graphs
 from .packing import pack, still_packed, unpack, why_not_one_matrix
 from .routed import routed_forward
 from .state import LayerState, Plan
@@ -152,7 +153,7 @@ def _enter_call(model: nn.Module, args, kwargs):
         position = plan.timestep_position
         plan.enter(kwargs.get("timestep", args[position] if 0 <= position < len(args) else None))
         if plan.text is not None:
-            return plan.text.arguments(model, args, kwargs)
+            return plan.text.mask.arguments(model, args, kwargs)
     return None
 
 
@@ -176,6 +177,7 @@ def remove_diffratio(model_or_pipe):
             del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
     drop_ratios(model)
     restore_caption(model)
+    take_graphs(model)
     del model._diffratio_plan
     return model_or_pipe
 

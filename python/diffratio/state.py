@@ -14,7 +14,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from diffratio_kernels.modules import RatioTable
 
 from .config import DiffRatioConfig
-from .integrations.text_cache import ModelText, TextCache
+from .integrations.model_text import ModelText
+from .integrations.text_cache import TextCache
 
 TIMESTEP_UNITS = {"training": 1000, "noise": 1}
 """The end of a model's timesteps: training timesteps 0..999, or noise levels in [0, 1] (flow families)."""

@@ -93,14 +93,24 @@ def model(request, tiny):
     return tiny.make(request.param)
 
 
-@pytest.fixture(scope="session")
-def synthetic():
-    """The maker of run directories, tests/diffratio/synthetic_run.py."""
-    path = Path(__file__).with_name("synthetic_run.py")
-    spec = importlib.util.spec_from_file_location("diffratio_synthetic_run", path)
+def _beside(name):
+    """The module tests/diffratio/<name>.py."""
+    spec = importlib.util.spec_from_file_location(f"diffratio_{name}", Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def synthetic():
+    """The maker of run directories, tests/diffratio/synthetic_run.py."""
+    return _beside("synthetic_run")
+
+
+@pytest.fixture(scope="session")
+def op_recorder():
+    """The class `OpRecorder` of tests/diffratio/op_recorder.py."""
+    return _beside("op_recorder").OpRecorder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffratio import DiffRatioConfig, apply_diffratio
-from diffratio.integrations import basic_transformer_block
+from diffratio.integrations import text_mask
 
 TOKENS = 5
 MASKS = {
@@ -33,9 +33,51 @@ def test_text_masks_mean_what_they_mean_to_the_dense_block(tiny, name, grad):
 
 def test_a_capture_looks_at_the_mask_itself(monkeypatch):
     """What was found before the capture would be a constant of the graph, whatever mask a replay is given."""
-    mask, text_lengths = MASKS["bool per token"].clone(), basic_transformer_block._text_lengths
+    mask, text_lengths = MASKS["bool per token"].clone(), text_mask.text_lengths
     order, lengths = text_lengths(mask)
     assert lengths.tolist() == [5, 2] and text_lengths(mask)[0] is order
-    monkeypatch.setattr(basic_transformer_block, "capturing", lambda: True)
+    monkeypatch.setattr(text_mask, "capturing", lambda: True)
     assert text_lengths(mask)[0] is not order
     assert torch.equal(text_lengths(mask)[0], order)
+
+
+def test_a_mask_of_inference_mode_may_change(tiny):
+    pixart = tiny.route(tiny.pixart())
+    inputs = tiny.inputs(pixart)
+    with torch.inference_mode():
+        mask = inputs["encoder_attention_mask"].bool()[:, None]
+        inputs["encoder_attention_mask"] = mask
+        before = tiny.run(pixart, inputs)
+        mask[:, :, 3].logical_not_()
+        after = tiny.run(pixart, inputs)
+        assert torch.equal(after, tiny.run(pixart, inputs | {"encoder_attention_mask": mask.clone()}))
+    assert not torch.allclose(after, before)
+
+
+def test_a_mask_may_change_in_place_without_the_context(tiny):
+    pixart = tiny.route(tiny.pixart())
+    inputs = tiny.inputs(pixart)
+    mask = inputs["encoder_attention_mask"] = inputs["encoder_attention_mask"].bool()[:, None]
+    before = tiny.run(pixart, inputs)
+    mask[:, :, 3].logical_not_()
+    after = tiny.run(pixart, inputs)
+    assert torch.equal(after, tiny.run(pixart, inputs | {"encoder_attention_mask": mask.clone()}))
+    assert not torch.allclose(after, before)
+
+
+def test_masks_on_a_gpu_are_waited_for_where_they_come_again(monkeypatch):
+    gpu, readable = torch.device("cuda"), text_mask._readable
+    with torch.no_grad():
+        assert readable(gpu, comes_again=True) and not readable(gpu)
+        monkeypatch.setattr(text_mask, "capturing", lambda: True)
+        assert not readable(gpu, comes_again=True)
+
+
+@torch.no_grad()
+def test_a_bias_has_the_dtype_of_the_latents(tiny):
+    model = tiny.pixart()
+    inputs, mask = tiny.inputs(model), text_mask.TextMask()
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        given = inputs | {"hidden_states": inputs["hidden_states"].to(dtype)}
+        _, changed = mask.arguments(model, (), given)
+        assert changed["encoder_attention_mask"].dtype == dtype

@@ -6,7 +6,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig, inject_adapter_in_model
 
 from diffratio import learn_ratios, record_routing, summary, two_bin
-from diffratio.integrations.basic_transformer_block import _readable
+from diffratio.integrations.text_mask import _readable
 from diffratio.packing import concatenated
 from diffratio.patch import routed_blocks
 from diffratio_kernels import kept_tokens, reference

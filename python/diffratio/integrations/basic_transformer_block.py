@@ -12,7 +12,6 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from diffratio_kernels.ops.two_bin_steps import Linears
 
@@ -25,7 +24,8 @@ from .spec import (
     plain_linear,
     register_block_spec,
 )
-from .text_cache import capturing, parameters_of
+from .text_cache import parameters_of
+from .text_mask import text_lengths
 
 _signature = inspect.signature(BasicTransformerBlock.forward)
 
@@ -102,8 +102,7 @@ class BasicTransformerBlockSpec(BlockSpec):
         bias = inputs.context["encoder_attention_mask"]
         if block.attn2 is not None and inputs.context["encoder_hidden_states"] is None:
             return "attn2: no text was given"
-        comes_again = inputs.text_cache is not None
-        if block.attn2 is None or bias is None or _text_lengths(bias, comes_again) is not None:
+        if block.attn2 is None or bias is None or _lengths(bias, inputs) is not None:
             return None
         return "attn2: the text mask does more than leave tokens out"
 
@@ -221,7 +220,7 @@ def _text(cross: nn.Module, inputs: BlockInputs) -> dict:
     """Keys and values of the text, and how many of its tokens count."""
     text, mask = inputs.context["encoder_hidden_states"], inputs.context["encoder_attention_mask"]
     cache, linears = inputs.text_cache, [cross.to_k, cross.to_v]
-    order, lengths = (None, None) if mask is None else _text_lengths(mask, cache is not None)
+    order, lengths = (None, None) if mask is None else _lengths(mask, inputs)
 
     def project():
         ordered = text if order is None else text.gather(1, order[..., None].expand_as(text))
@@ -235,51 +234,8 @@ def _text(cross: nn.Module, inputs: BlockInputs) -> dict:
     return {"context_kv": keys_values, "context_lengths": lengths}
 
 
-_checked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Mask -> its version and `_text_lengths`: the blocks of a model all get the same one."""
-
-
-def _text_lengths(mask: Tensor, comes_again: bool = False) -> tuple[Tensor, Tensor] | None:
-    """Order that puts the text tokens that count first [B, M], and how many do [B]; None for other masks.
-
-    Attention does not depend on the order of keys, so any mask of tokens becomes a length. That takes
-    [B, 1, M], bool or PixArt's additive 0 and -10000, and values that can be looked at.
-    Where no token counts, the bias shifts all scores alike and every token counts.
-    """
-    if mask.dim() != 3 or mask.shape[1] != 1:
-        return None
-    if torch.compiler.is_compiling():
-        return _ordered(mask[:, 0]) if mask.dtype == torch.bool else None
-    if mask.dtype != torch.bool and not _readable(mask.device, comes_again and not mask.is_inference()):
-        return None
-    if mask.is_inference() or capturing():  # no version; a graph must look at the mask of its replay
-        return _look(mask)
-    version, known = _checked.get(mask, (None, None))
-    if version != mask._version:
-        known = _look(mask)
-        _checked[mask] = mask._version, known
-    return known
-
-
-def _look(mask: Tensor) -> tuple[Tensor, Tensor] | None:
-    with torch.inference_mode(False), torch.no_grad():  # a `TextCache` knows the order by its version
-        if mask.dtype == torch.bool:
-            return _ordered(mask[:, 0])
-        kept = mask[:, 0] == 0
-        return _ordered(kept) if bool((kept | (mask[:, 0] <= -10000)).all()) else None
-
-
-def _readable(device: torch.device, comes_again: bool = False) -> bool:
-    """Without a wait, or where one wait serves many blocks: in training, and for a mask that comes again."""
-    if device.type == "cpu":
-        return True
-    return (comes_again or torch.is_grad_enabled()) and not capturing()
-
-
-def _ordered(kept: Tensor) -> tuple[Tensor, Tensor]:
-    order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-    lengths = kept.sum(1, dtype=torch.int32)
-    return order, lengths.masked_fill(lengths == 0, kept.shape[1])
+def _lengths(mask: Tensor, inputs: BlockInputs) -> tuple[Tensor, Tensor] | None:
+    return text_lengths(mask, comes_again=inputs.text_cache is not None and not mask.is_inference())
 
 
 register_block_spec(BasicTransformerBlock, BasicTransformerBlockSpec())
