@@ -29,8 +29,8 @@ ROOT = Path.cwd()
 STATE = ROOT / "out" / "gpu" / "state.json"
 SOURCES = ("benchmarks", "csrc", "diffratio_kernels", "python", "tests")
 SUFFIXES = {".py", ".toml", ".h", ".cuh", ".cu", ".cpp"}
-NOT_AVAILABLE = 77
-"""Exit code of a piece whose tool or device is not there."""
+TIME_IS_UP, NOT_AVAILABLE = 75, 77
+"""Exit codes of a piece that goes on in the next call, and of one whose tool or device is not there."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,9 @@ def run(piece: Piece, out: Path, minutes_left: float) -> tuple[str, float]:
         )
         try:
             code = process.wait(60 * min(piece.limit_minutes, minutes_left))
-            status = {0: "passed", NOT_AVAILABLE: "not available"}.get(code, "failed")
+            status = {0: "passed", TIME_IS_UP: "out of time", NOT_AVAILABLE: "not available"}.get(
+                code, "failed"
+            )
         except subprocess.TimeoutExpired:
             status = "out of time"
         finally:

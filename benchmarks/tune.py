@@ -6,7 +6,7 @@ soon as it is measured; the next call at the same commit goes on with the others
 tile-and-wave model instead, and leaves what was measured. Triton's interpreter checks small shapes and writes
 nothing.
 
-Exit code 0: every shape is in the table; 1: time was up before; 77: there is no GPU.
+Exit code 0: every shape is in the table; 75: time was up before; 77: there is no GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diffratio_kernels.testing.budget import check_budget
 from diffratio_kernels.testing.inputs import cast
 from diffratio_kernels.testing.interpreter import interpreted
 
-NOT_AVAILABLE = 77
+TIME_IS_UP, NOT_AVAILABLE = 75, 77
 ROUNDS = 15
 PREDICTED_FOR = {80: DEVICES["a100"], 90: DEVICES["h200"]}
 
@@ -130,7 +130,7 @@ def main() -> int:
     elif torch.cuda.is_available():
         left = tune(table, arguments.minutes)
         print(f"{left} shapes are left" if left else f"written to {arguments.table}")
-        return int(left > 0)
+        return TIME_IS_UP if left else 0
     elif interpreted():
         rehearse()
     else:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PASS, FAIL, MISSING = (
-    f"{{python}} -c \"import sys; print('the end of the log'); sys.exit({code})\"" for code in (0, 5, 77)
+PASS, FAIL, LATER, MISSING = (
+    f"{{python}} -c \"import sys; print('the end of the log'); sys.exit({code})\"" for code in (0, 5, 75, 77)
 )
 
 
@@ -80,6 +80,12 @@ def test_a_piece_is_stopped_at_its_limit_with_all_its_processes(project):
     assert statuses(project) == {"slow": "out of time", "next": "passed"}
     time.sleep(4)
     assert not (project.folder / "late").exists()
+
+
+def test_what_goes_on_later_is_run_again(project):
+    done = project(piece("tune", LATER), piece("one"))
+    assert (done.returncode, statuses(project)) == (1, {"tune": "out of time", "one": "passed"})
+    assert started(project(piece("tune", LATER), piece("one"))) == ["tune"]
 
 
 def test_what_is_not_available_is_neither_passed_nor_failed(project):

@@ -82,6 +82,12 @@ def test_compiled_peers_are_asked_for():
     assert "dense, compiled, cudnn" in [candidate.name for candidate in block.candidates]
 
 
+def test_calls_of_a_model_are_captured_where_there_is_a_gpu():
+    [loop] = subjects("sampling", replace(TINY, device="cuda"))
+    captured = [candidate for candidate in loop.candidates if candidate.name == "diffratio, CUDA graphs"]
+    assert [candidate.kept for candidate in captured] == [1.0, 0.5]
+
+
 def test_every_level_has_a_module():
     for level in LEVELS:
         assert next(iter(subjects(level, TINY))).level == level

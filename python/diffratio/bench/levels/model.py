@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cached_property, partial
 from math import isqrt
 
@@ -14,7 +15,7 @@ from diffratio_kernels import kept_tokens, reference, route
 from diffratio_kernels.testing.budget import check_budget
 from diffratio_kernels.testing.inputs import cast
 
-from ... import DiffRatioConfig, apply_diffratio
+from ... import DiffRatioConfig, apply_diffratio, cuda_graphs
 from ...flops import TransformerShape, transformer_flops
 from ...integrations import spec_for
 from ...packing import concatenated
@@ -31,7 +32,7 @@ class Models:
     """One model with random weights, made when first asked for, and its twins on the same weights."""
 
     def __init__(self, options: Options):
-        self.options, self.twins = options, {}
+        self.options, self.twins, self.open = options, {}, ExitStack()
 
     def twin(self, name: object, prepare: Prepare) -> nn.Module:
         """A copy of the model as `prepare` leaves it."""
@@ -39,6 +40,15 @@ class Models:
             shared = {id(t): t for t in (*self._dense.parameters(), *self._dense.buffers())}
             self.twins[name] = prepare(copy.deepcopy(self._dense, shared))
         return self.twins[name]
+
+    def captured(self, kept: float) -> nn.Module:
+        """The routed model, whose calls replay CUDA graphs from the second on."""
+
+        def prepare(model: nn.Module) -> nn.Module:
+            self.open.enter_context(cuda_graphs(routed(kept, model)))
+            return model
+
+        return self.twin(("captured", kept), prepare)
 
     def dense(self) -> nn.Module:
         """The diffusers model itself."""

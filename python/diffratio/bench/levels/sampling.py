@@ -22,8 +22,8 @@ Weights are random: how many steps it skips says nothing of a trained model, so 
 
 
 def subjects(options: Options) -> Iterator[Subject]:
-    """batch: images; the model runs on twice as many samples. Nothing here is captured: schedulers and step
-    caches read values on the host."""
+    """batch: images; the model runs on twice as many samples. No loop is captured as a whole: schedulers and
+    step caches read values on the host."""
     doubled = replace(options, batch=2 * options.batch)
     yield Subject(
         level="sampling",
@@ -50,11 +50,17 @@ def _candidates(options: Options) -> Iterator[Candidate]:
         verify = partial(check_routed, model)
         yield _candidate(options, "diffratio", kept, partial(_cached_text, loop, model), verify=verify)
         yield _cached(options, "diffratio, cached steps", kept, loop, model)
+        if options.device == "cuda":
+            run = partial(_plain, loop, partial(models.captured, kept))
+            yield _candidate(options, "diffratio, CUDA graphs", kept, run, cached_text=False)
 
 
-def _candidate(options: Options, name: str, kept: float | None, run, **more) -> Candidate:
-    """Routed models project the text in the first step only."""
-    work = flops(options, kept) + (options.steps - 1) * flops(options, kept, cached_text=kept is not None)
+def _candidate(
+    options: Options, name: str, kept: float | None, run, cached_text: bool | None = None, **more
+) -> Candidate:
+    """Routed models project the text in the first step only, unless said otherwise."""
+    cached_text = kept is not None if cached_text is None else cached_text
+    work = flops(options, kept) + (options.steps - 1) * flops(options, kept, cached_text)
     return Candidate(name, run, kept=1.0 if kept is None else kept, flops=work, capturable=False, **more)
 
 
