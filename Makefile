@@ -30,6 +30,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/performance/write.py
 
 fuzz: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz tests

@@ -16,6 +16,7 @@ from diffratio.plan.device import DEVICES
 from diffratio.plan.error import prediction_error
 from diffratio.plan.plan import plan
 from diffratio.plots.results import MACHINE, draw_results
+from diffratio_kernels.kernels.triton import config
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -120,6 +121,23 @@ def kernel_section() -> list[str]:
     ]  # fmt: skip
 
 
+def tile_section() -> list[str]:
+    """Products with an epilogue of ours: which tile, and whether it beats the library's product."""
+    lines = [
+        [e.kernel, f"sm_{e.architecture}", str(e.rows), f"{e.columns} x {e.inner}",
+         " x ".join(map(str, e.tile[:3])), f"{e.of_library:.2f}", e.source]
+        for e in config.PRODUCT_TILES
+    ]  # fmt: skip
+    head = ("product", "for", "rows", "columns x inner", "tile", "of the library's", "source")
+    return [
+        "## Products that end in our kernels", "",
+        "Their time as a part of that of the library's product and a row kernel after it, by the table that "
+        "`mod_block` reads (`benchmarks/tune.py`): below 1 ours runs, in half precision without a gradient.", "",
+        "<details>", f"<summary>{len(lines)} shapes</summary>", "", *markdown(head, lines, text=2), "",
+        "</details>", "",
+    ]  # fmt: skip
+
+
 def document(rows: list[dict], pictures: list[Path]) -> str:
     lines = [HEAD]
     machines = dict.fromkeys(tuple(row[name] for name in MACHINE) for row in rows)
@@ -134,7 +152,7 @@ def document(rows: list[dict], pictures: list[Path]) -> str:
         stem = file_of(PICTURES, machine[0]).stem
         mine = [path for path in pictures if path.stem.startswith(f"{stem}-{machine[1]}-{machine[2]}-")]
         lines += [line for path in mine for line in (f"![{path.stem}](performance/{path.name})", "")]
-    return "\n".join([*lines, *predicted_section(), *kernel_section()])
+    return "\n".join([*lines, *predicted_section(), *tile_section(), *kernel_section()])
 
 
 def _percent(value: float | None) -> str:

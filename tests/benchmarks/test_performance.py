@@ -110,6 +110,7 @@ def test_the_document_has_every_row_and_every_picture(tmp_path, monkeypatch):
     text = (tmp_path / "performance.md").read_text()
     assert "## NVIDIA H200, bfloat16" in text and "No GPU has been measured" not in text
     assert "refused: no kernel / none" in text and "| mod_block cuda | 0.5 | eager, cold | 0.9 |" in text
+    assert "| linear_scatter | sm_90 | 16384 | 1152 x 4608 |" in text
     assert "## Predicted, not measured" in text and "## Kernels, compiled ahead of time" in text
     pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     stem = "nvidia-h200-8-bfloat16"
