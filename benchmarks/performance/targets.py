@@ -82,12 +82,14 @@ def _against_peers(found: Rows) -> Iterator[Target]:
 
 
 def _parts(found: Rows, roof: Roof | None) -> Iterator[Target]:
-    steps, half, dense = (
-        found.find("block", "route + gather + scatter", 0.5),
-        found.ours(0.5),
-        found.ours(1.0),
+    half, dense = found.ours(0.5), found.ours(1.0)
+    steps, unrouted = (
+        ratio(found.find("block", name, 0.5), half)
+        for name in ("route + gather + scatter", "adaLN + gate + residual")
     )
-    yield Target("routing + gather + scatter / our block at keep 0.5", 0.025, ratio(steps, half))
+    # A dense block moves rows too: what counts is what routing adds to as many of them.
+    added = None if steps is None or unrouted is None else steps - unrouted
+    yield Target("what routing, gather and scatter add to our block at keep 0.5", 0.025, added)
     attention = [row for row in select(found.rows, level="operator", subject="attention")
                  if row["tokens"] * row["kept"] >= 2048]  # fmt: skip
     best = max((row["flops"] / row["seconds"] / 1e12 for row in attention), default=None)

@@ -132,7 +132,7 @@ def tile_section() -> list[str]:
     return [
         "## Products that end in our kernels", "",
         "Their time as a part of that of the library's product and a row kernel after it, by the table that "
-        "`mod_block` reads (`benchmarks/tune.py`): below 1 ours runs, in half precision without a gradient.", "",
+        "`mod_block` reads (`benchmarks/tune.py`): below 1 ours runs, in half precision.", "",
         "<details>", f"<summary>{len(lines)} shapes</summary>", "", *markdown(head, lines, text=2), "",
         "</details>", "",
     ]  # fmt: skip

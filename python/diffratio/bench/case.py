@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-from diffratio_kernels import gather_adaln, mod_block, route, scatter_rescale
+from diffratio_kernels import adaln, gate_residual, gather_adaln, mod_block, route, scatter_rescale
 
 from .eager import authors_block
 from .options import Options
@@ -50,6 +50,7 @@ class BlockCase:
         batch, tokens, width, text = options.batch, options.tokens, options.width, options.text
         device, dtype = options.device, options.dtype
         self.heads, self.tokens = options.heads, tokens
+        self.first_rows: dict[int, Tensor] = {}
         self.block = dense_block(width, options.heads).eval().requires_grad_(False).to(device, dtype)
         draw = {"device": device, "dtype": dtype}
         self.x = torch.randn(batch, tokens, width, **draw)
@@ -98,8 +99,19 @@ class BlockCase:
         return mod_block(**self.arguments(keep), implementation=implementation)
 
     def row_steps(self, keep: int) -> Tensor:
-        """Routing, gather + adaLN and scatter of one block: what routing adds around the products."""
+        """Routing, gather + adaLN and scatter of one block."""
         shift1, scale1, _, _, _, gate2 = self.modulation.unbind(1)
         index, _, logits = route(self.x, self.router_weight, keep)
         rows, normed = gather_adaln(self.x, index, shift1, scale1)
         return scatter_rescale(self.x, index, rows, normed, gate2, logits)
+
+    def unrouted_steps(self, keep: int) -> Tensor:
+        """The same steps of a dense block with `keep` tokens: adaLN, gate and residual."""
+        shift1, scale1, _, _, _, gate2 = self.modulation.unbind(1)
+        batch, tokens, width = self.x.shape
+        if keep not in self.first_rows:
+            index = torch.arange(batch * tokens, device=self.x.device)
+            self.first_rows[keep] = index.view(batch, tokens)[:, :keep].flatten()
+        index, rows = self.first_rows[keep], self.x.view(-1, width)[: batch * keep]
+        normed = adaln(rows, index, tokens, shift1, scale1)
+        return gate_residual(rows, normed, gate2, index, tokens)

@@ -64,10 +64,10 @@ def test_a_case_without_diffusers_runs_in_every_way(without_diffusers):
 
 def test_a_block_beside_its_peers(without_diffusers):
     rows = rows_of("block")
-    routed = ["mod_block native", "route + gather + scatter"]
+    routed = ["mod_block native", "route + gather + scatter", "adaLN + gate + residual"]
     names = ["plain torch dense", "authors' eager", *routed, "authors' eager", "ToMe", *routed]
     assert [row["name"] for row in rows] == names
-    assert [row["kept"] for row in rows] == [1.0] * 4 + [0.5] * 4
+    assert [row["kept"] for row in rows] == [1.0] * 5 + [0.5] * 5
     assert rows[0]["of_baseline"] == 1.0 and all(row["of_baseline"] > 0 < row["peak_bytes"] for row in rows)
     by_name = {row["name"]: row["flops"] for row in rows if row["kept"] == 0.5}
     assert by_name["mod_block native"] < by_name["authors' eager"] < rows[0]["flops"]
