@@ -8,7 +8,7 @@ from statistics import median
 
 from targets import Target
 
-from diffratio.bench.levels.operator import products
+from diffratio.bench.levels.products import products
 from diffratio.bench.record import KEY
 from diffratio.bench.roofline import Roof
 from diffratio.bench.table import LETTERS

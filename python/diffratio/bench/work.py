@@ -7,6 +7,12 @@ from diffratio_kernels.testing.inputs import ModBlockCase
 
 from .options import Options
 
+JOINED = {
+    "linear_gate_residual": ("linear out", "gate_residual"),
+    "linear_scatter": ("linear fc2", "scatter_rescale"),
+}
+"""Product that ends in the residual stream -> the product and the row step that it is."""
+
 
 def case_of(options: Options, keep: int) -> ModBlockCase:
     """A block with the MLP of PixArt, four times as wide."""
@@ -41,3 +47,12 @@ def operator_work(op: str, case: ModBlockCase) -> tuple[int, int]:
 def product_work(rows: int, columns: int, inner: int, size: int) -> tuple[int, int]:
     """The same of a product [rows, inner] x [inner, columns] of elements of `size` bytes."""
     return 2 * rows * columns * inner, size * (rows * inner + inner * columns + rows * columns)
+
+
+def joined_work(name: str, case: ModBlockCase) -> tuple[int, int]:
+    """The same of a product with its row step, which neither writes nor reads the branch [T, D]."""
+    width, kept, size = case.heads * case.head_dim, sum(case.full_keep), case.dtype.itemsize
+    product, row_step = JOINED[name]
+    flops, moved = product_work(kept, width, case.hidden if product == "linear fc2" else width, size)
+    more, rows_moved = operator_work(row_step, case)
+    return flops + more, moved + rows_moved - 2 * kept * width * size

@@ -11,6 +11,7 @@ from diffratio.bench.case import BlockCase, dense_block, dense_name
 from diffratio.bench.levels import block as block_level
 from diffratio.bench.levels import model as model_level
 from diffratio.bench.levels import operator as operator_level
+from diffratio.bench.levels import products as products_level
 from diffratio.bench.levels import training as training_level
 from diffratio.bench.levels.block import check_block
 from diffratio.bench.measure import measure
@@ -20,7 +21,7 @@ from diffratio.bench.peers.rows import PEERS
 from diffratio.bench.peers.tome import Matching, tome_block
 from diffratio.bench.plain import PlainBlock
 from diffratio.bench.registry import LEVELS, subjects
-from diffratio.bench.work import case_of, operator_work, product_work
+from diffratio.bench.work import JOINED, case_of, joined_work, operator_work, product_work
 from diffratio_kernels import mod_block, two_bin_block
 from diffratio_kernels.testing import budget
 from diffratio_kernels.testing.calls import operator_calls
@@ -130,6 +131,33 @@ def test_operators_beside_plain_pytorch():
     assert "not available" in refused["cudnn"]
 
 
+def test_products_that_end_in_the_residual_stream(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = {s.name: measure(s, "cpu", 2, False) for s in subjects("operator", TINY) if s.name in JOINED}
+    baselines = {"linear_gate_residual": "torch + reference", "linear_scatter": "torch + native"}
+    assert {name: rows[-1]["name"] for name, rows in found.items()} == baselines
+    for name, (refused, timed) in found.items():
+        row_step = JOINED[name][1]
+        reason = f"{row_step}: implementation='triton' is not available: on the CPU it runs in Triton's"
+        assert refused["name"] == "triton" and refused["refused"].startswith(reason)
+        assert timed["of_baseline"] == 1.0 and timed["kept"] == 0.5
+        assert (timed["flops"], timed["bytes"]) == joined_work(name, case_of(TINY, 8))
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_a_wrong_product_is_not_timed(name, monkeypatch):
+    plain = products_level._ways
+
+    def ways(*args):
+        return [(label, lambda case, run=run: run(case) * 1.01) for label, run in plain(*args)]
+
+    monkeypatch.setattr(products_level, "_ways", ways)
+    subject = next(one for one in subjects("operator", TINY) if one.name == name)
+    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match=f"{name} torch"):
+        measure(subject, "cpu", progress=False)
+
+
 @pytest.mark.parametrize("op", sorted(PEERS))
 def test_plain_pytorch_computes_what_our_operator_does(op):
     call = operator_calls(
@@ -177,6 +205,16 @@ def test_work_is_counted_from_the_sizes():
     assert operator_work("mlp", case) == (2 * 4 * 2 * 32 * 128, 2 * 4 * 64 + 2 * 32 * 128 * 2)
     assert operator_work("scatter_rescale", case)[1] == (10 - 4 + 2 * 4 + 10) * 64
     assert product_work(3, 5, 7, 2) == (2 * 3 * 5 * 7, 2 * (21 + 35 + 15))
+    # rows and weight in, hidden in, the stream out; with the scatter all ten rows of it, six of x
+    weight, wide = 32 * 64, 128 * 64
+    assert joined_work("linear_gate_residual", case) == (
+        2 * 4 * 32 * (32 + 1),
+        4 * 64 + weight + 2 * 4 * 64,
+    )
+    assert joined_work("linear_scatter", case) == (
+        4 * 32 * (2 * 128 + 3),
+        4 * 256 + wide + (4 + 10 + 6) * 64,
+    )
 
 
 def test_training_runs_dense_packed_and_twice():

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffratio_kernels import kept_tokens, ops, reference
@@ -18,7 +17,8 @@ from diffratio_kernels.testing.inputs import ModBlockCase, cast
 from ..options import Options
 from ..peers.rows import PEERS
 from ..subject import Candidate, Subject
-from ..work import case_of, operator_work, product_work
+from ..work import case_of, operator_work
+from . import products
 
 NOT_ALONE = ("mod_block", "two_bin_block", "two_bin_attention")
 """Levels of their own; two-bin attention is in the training level's block."""
@@ -43,21 +43,7 @@ def _operators(options: Options, kept: float) -> Iterator[Subject]:
         candidate = partial(Candidate, kept=kept, flops=flops, moved=moved)
         candidates = tuple(_candidates(candidate, op, options, keep))
         yield Subject("operator", op, options.dtype, shape, partial(_copy, call), moved, candidates)
-    rows = options.batch * keep
-    for name, (columns, inner) in products(options.width, case.hidden).items():
-        flops, moved = product_work(rows, columns, inner, options.dtype.itemsize)
-        make = partial(_product, rows, columns, inner, options)
-        candidates = (Candidate("torch", _linear, kept=kept, flops=flops, moved=moved),)
-        yield Subject("operator", name, options.dtype, shape, make, moved, candidates)
-
-
-def products(width: int, hidden: int) -> dict[str, tuple[int, int]]:
-    """Product of a block -> its columns and inner dimension; rows are the kept ones. The text query and both
-    output projections are "linear out"."""
-    return {
-        "linear qkv": (3 * width, width), "linear out": (width, width), "linear fc1": (hidden, width),
-        "linear fc2": (width, hidden),
-    }  # fmt: skip
+    yield from products.subjects(options, kept, case, calls["scatter_rescale"])
 
 
 def _candidates(candidate, op: str, options: Options, keep: int) -> Iterator[Candidate]:
@@ -101,16 +87,6 @@ def _copy(call: Call, seed: int) -> Call:
 
 def _run(implementation: str, call: Call) -> object:
     return call.function(**call.arguments, implementation=implementation)
-
-
-def _product(rows: int, columns: int, inner: int, options: Options, seed: int) -> tuple[Tensor, ...]:
-    torch.manual_seed(seed)
-    sizes = (rows, inner), (columns, inner), (columns,)
-    return tuple(torch.randn(size, dtype=options.dtype, device=options.device) for size in sizes)
-
-
-def _linear(case: tuple[Tensor, ...]) -> Tensor:
-    return F.linear(*case)
 
 
 def _check(op: str, implementation: str, call: Call) -> None:
