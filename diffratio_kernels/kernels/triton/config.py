@@ -60,10 +60,16 @@ assumed_architecture = 80
 
 
 def architecture(device: torch.device) -> int:
-    """Which table a device takes: 90 for sm_90 and sm_100, 80 for the others (less shared memory)."""
+    """Which table a device takes."""
     if device.type != "cuda":
         return assumed_architecture
-    return 90 if torch.cuda.get_device_capability(device)[0] in (9, 10) else 80
+    return architecture_of(torch.cuda.get_device_capability(device)[0])
+
+
+def architecture_of(major: int) -> int:
+    """Which table a compute capability takes: 90 for sm_90 and sm_100, 80 for the others (less shared
+    memory)."""
+    return 90 if major in (9, 10) else 80
 
 
 def attention_tiles(kernel: str, like: Tensor, held: int) -> dict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffratio_kernels.kernels.triton import config
+
 from .device import Device
 from .steps import Step
 from .waves import product_seconds
@@ -38,14 +40,26 @@ class Predicted:
         return f"predicted for {self.device.name} from its {self.device.source}"
 
     def cost(self, step: Step) -> Cost:
-        """Products by tiles and waves, attention at the device's rate, the others by their bytes."""
+        """Products by tiles and waves and what their epilogue moves besides, attention at the device's rate,
+        the others by their bytes."""
         device = self.device
         moving = device.memory_seconds(step.moved)
         if step.products:
             seconds = sum(product_seconds(*product, device) for product in step.products)
+            seconds += device.memory_seconds(step.epilogue)
+            seconds += (step.launches - len(step.products)) * device.launch_seconds
         else:
             seconds = max(self._attending(step), moving) + step.launches * device.launch_seconds
         return Cost(step, seconds, bound(step, device), "predicted")
+
+    def is_one_kernel(self, joined: Step) -> bool:
+        """Whether `mod_block` runs a product and the row step after it as this step: on a GPU in a dtype of
+        two bytes, where the table of tiles says that it is faster."""
+        [(rows, columns, inner)] = joined.products
+        architecture = self.device.architecture
+        if architecture is None or self.itemsize != 2:
+            return False
+        return config.nearest(joined.operator, architecture, columns, rows, inner).of_library < 1
 
     def _attending(self, step: Step) -> float:
         if not step.computes:

@@ -13,15 +13,16 @@ class Device:
     """What a prediction needs of a device.
 
     multiprocessors: how many tiles of a product run at a time. peak_flops: dense bf16 FLOP/s.
+    architecture: 80 or 90, the table of tiles that a GPU takes; None for a CPU.
     bandwidth: bytes/s of device memory. attention_flops: useful FLOP/s of attention with heads of 72.
     source: where the figures are from. launch_seconds: of one kernel. itemsize: bytes of an element.
 
     Raises:
-        ValueError: a figure that is not positive; the message names it.
+        ValueError: a figure that is not positive, or another architecture; the message names it.
     """
 
     name: str
-    architecture: str
+    architecture: int | None
     multiprocessors: int
     peak_flops: float
     bandwidth: float
@@ -34,6 +35,8 @@ class Device:
         for name, value in vars(self).items():
             if name not in ("name", "architecture", "source") and not value > 0:
                 raise ValueError(f"{name}: {value} must be positive")
+        if self.architecture not in (None, 80, 90):
+            raise ValueError(f"architecture: {self.architecture!r} is not 80, 90 or None")
 
     def memory_seconds(self, moved: float) -> float:
         """Seconds for `moved` bytes of device memory: a kernel that streams reaches 9/10 of the bandwidth."""
@@ -41,7 +44,7 @@ class Device:
 
 
 def _device(
-    name: str, architecture: str, multiprocessors: int, sheet: tuple[float, float], attention: float
+    name: str, architecture: int, multiprocessors: int, sheet: tuple[float, float], attention: float
 ) -> Device:
     """sheet: the datasheet's dense bf16 TFLOP/s and GB/s; attention: useful TFLOP/s, assumed.
 
@@ -60,7 +63,7 @@ def _device(
 
 
 DEVICES = {
-    "a100": _device("NVIDIA A100-SXM4-80GB", "sm_80", 108, (312, 2039), 180),
-    "h100": _device("NVIDIA H100 80GB HBM3", "sm_90", 132, (989.4, 3350), 520),
-    "h200": _device("NVIDIA H200", "sm_90", 132, (989.4, 4800), 520),
+    "a100": _device("NVIDIA A100-SXM4-80GB", 80, 108, (312, 2039), 180),
+    "h100": _device("NVIDIA H100 80GB HBM3", 90, 132, (989.4, 3350), 520),
+    "h200": _device("NVIDIA H200", 90, 132, (989.4, 4800), 520),
 }

@@ -88,7 +88,9 @@ def prediction_error(rows: Sequence[dict], left_out: bool = False) -> Prediction
             ]
             sources[name, without] = Measured(seen, name)
         source = sources[name, without]
-        return sum(source.cost(step).seconds for step in routed_steps(row_sizes(row, source.itemsize)))
+        sizes = row_sizes(row, source.itemsize)
+        steps = routed_steps(sizes, is_one_kernel=source.is_one_kernel)
+        return sum(source.cost(step).seconds for step in steps)
 
     whole = {_block_of(row): row for row in blocks if row["kept"] == 1}
     found = []

@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import log
 from pathlib import Path
 
+from diffratio_kernels.kernels.triton import config
 from diffratio_kernels.ops import IMPLEMENTATIONS
 
 from .cost import Cost, Predicted, bound
@@ -30,7 +31,8 @@ class Measured:
 
     The rows of the device, dtype and threads with the most operator rows are used; of a row measured in
     several ways the one in a graph with a cold cache. An operator's time is that of the fastest of our
-    implementations, or of `implementation` where that was measured; of plain PyTorch where we have none.
+    implementations, or of `implementation` where that was measured; of plain PyTorch where we have none; of
+    a product, that of the fastest candidate.
 
     Raises:
         ValueError: there is neither a row of an operator nor a whole set of peaks.
@@ -78,6 +80,15 @@ class Measured:
                     return Cost(step, seconds, self._bound(step), "measured")
         everything = [point for points in groups.values() for point in points]
         return Cost(step, self._scaled(everything, step.work), self._bound(step), "scaled")
+
+    def is_one_kernel(self, joined: Step) -> bool:
+        """Whether a product and the row step after it are planned as this step: on a GPU in a dtype of two
+        bytes where it was measured, or where no operator was and the table of tiles says so."""
+        if not self._points:
+            return Predicted(self.peaks).is_one_kernel(joined)
+        alone = {"linear_scatter": {"linear fc1"}}.get(joined.operator, set())
+        measured = {joined.operator} | alone <= self._points.keys()
+        return measured and self.itemsize == 2 and _architecture(self.rows) is not None
 
     def compiled_dense(self, sizes: Sizes) -> float | None:
         """Seconds of the fastest compiled dense block of these sizes, if one was measured."""
@@ -161,6 +172,12 @@ def _between(points: list[Point], work: float) -> float | None:
     return below[1] + (above[1] - below[1]) * (work - below[0]) / (above[0] - below[0])
 
 
+def _architecture(rows: list[dict]) -> int | None:
+    """Whose table of tiles the device takes; None for a CPU."""
+    capability = rows[0].get("capability")
+    return None if capability is None else config.architecture_of(int(capability.split(".")[0]))
+
+
 def _peaks(rows: list[dict], name: str, itemsize: int) -> Device | None:
     """What the peak rows say of the device; None without a product and a copy."""
     found = {row["subject"]: row for row in rows if row["level"] == "peak"}
@@ -170,7 +187,7 @@ def _peaks(rows: list[dict], name: str, itemsize: int) -> Device | None:
     sheet = next((device for device in DEVICES.values() if device.name == name), None)
     return Device(
         name,
-        sheet.architecture if sheet else "-",
+        _architecture(rows),
         # One multiprocessor has no waves: a tile's efficiency is all that is lost of the measured peak.
         multiprocessors=sheet.multiprocessors if sheet else 1,
         peak_flops=flops,

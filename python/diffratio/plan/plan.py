@@ -40,13 +40,13 @@ def plan(
     compiled = source.compiled_dense if isinstance(source, Measured) else lambda sizes: None
     source = Predicted(source) if isinstance(source, Device) else source
     sizes = Sizes.of(shape, batch, shape.tokens, source.itemsize)
-    dense = tuple(source.cost(step) for step in dense_steps(sizes, cache_text_kv))
+    dense = tuple(source.cost(step) for step in dense_steps(sizes, cache_text_kv, source.is_one_kernel))
     dense_seconds = sum(cost.seconds for cost in dense)
 
     @cache
     def routed(count: int) -> tuple[Cost, ...]:
-        steps = routed_steps(Sizes.of(shape, batch, count, source.itemsize), cache_text_kv)
-        return tuple(source.cost(step) for step in steps)
+        sizes = Sizes.of(shape, batch, count, source.itemsize)
+        return tuple(source.cost(step) for step in routed_steps(sizes, cache_text_kv, source.is_one_kernel))
 
     def layer(number: int, counts: tuple[int, ...] | None) -> LayerPlan:
         blocks = [dense] if counts is None else [routed(count) for count in counts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ..flops import TransformerShape
@@ -45,7 +45,8 @@ class Step:
 
     name: in the block. operator: the benchmark subject that times it. flops: true FLOPs of its products.
     moved: bytes, each input read once, each output written once. products: (rows, columns, inner) of its
-    matrix products; attention has none. launches: kernels.
+    matrix products; attention has none. launches: kernels. epilogue: of moved, what a product that ends in
+    the residual stream reads and writes beside its operands and its result.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Step:
     moved: int
     products: tuple[tuple[int, int, int], ...] = ()
     launches: int = 1
+    epilogue: int = 0
 
     @property
     def computes(self) -> bool:
@@ -80,6 +82,9 @@ OPERATORS = (
     "scatter_rescale",
     "linear text",
     "copy rows",
+    "linear fc1",
+    "linear_gate_residual",
+    "linear_scatter",
 )
 
 
@@ -96,12 +101,19 @@ def step(operator: str, sizes: Sizes, name: str | None = None) -> Step:
         "linear out": ((kept, s.width, s.width),),
         "linear text": ((s.batch * s.text, 2 * s.width, s.context),),
         "mlp": ((kept, s.hidden, s.width), (kept, s.width, s.hidden)),
+        "linear fc1": ((kept, s.hidden, s.width),),
+        "linear_gate_residual": ((kept, s.width, s.width),),
+        "linear_scatter": ((kept, s.width, s.hidden),),
     }
     if operator in shapes:
         products = shapes[operator]
         flops = sum(2 * m * n * k for m, n, k in products)
         moved = sum(m * k + k * n + m * n for m, n, k in products) * s.itemsize
-        return Step(name or operator, operator, s, flops, moved, products, len(products))
+        # hidden, and where the rows are put back the copies of those that are not kept, by a second kernel
+        joined = {"linear_gate_residual": (kept * row, 0), "linear_scatter": ((2 * rows - kept) * row, 1)}
+        epilogue, copies = joined.get(operator, (0, 0))
+        launches = len(products) + copies
+        return Step(name or operator, operator, s, flops, moved + epilogue, products, launches, epilogue)
     rest = {
         "route": (2 * rows * s.width, rows * (row + 4) + 8 * kept, 2),
         "gather_adaln": (0, 3 * kept * row, 1),
@@ -118,38 +130,62 @@ def step(operator: str, sizes: Sizes, name: str | None = None) -> Step:
     return Step(name or operator, operator, s, flops, moved, launches=launches)
 
 
-def routed_steps(sizes: Sizes, cache_text_kv: bool = True) -> list[Step]:
+def _never(joined: Step) -> bool:
+    return False
+
+
+def routed_steps(
+    sizes: Sizes, cache_text_kv: bool = True, is_one_kernel: Callable[[Step], bool] = _never
+) -> list[Step]:
     """What `mod_block` does, in order; a block that keeps nothing copies its rows.
 
-    Each row step is a kernel of its own: where the table of tiles gives it to the product before it, the
-    block is faster than planned.
+    is_one_kernel: of a product that ends in the residual stream with its row step, whether they are one step.
     """
     if sizes.kept == 0:
         return [step("copy rows", sizes)]
     first = [step("route", sizes), step("gather_adaln", sizes)]
-    return [*first, *_middle(sizes, cache_text_kv), step("scatter_rescale", sizes)]
+    joined = step("linear_scatter", sizes, "fc2 + scatter_rescale")
+    last = step("scatter_rescale", sizes)
+    return [*first, *_middle(sizes, cache_text_kv, is_one_kernel), *_mlp(joined, last, is_one_kernel)]
 
 
-def dense_steps(sizes: Sizes, cache_text_kv: bool = True) -> list[Step]:
+def dense_steps(
+    sizes: Sizes, cache_text_kv: bool = True, is_one_kernel: Callable[[Step], bool] = _never
+) -> list[Step]:
     """The same kernels on all tokens, without router, gather and scatter; `sizes.kept` is not read."""
     sizes = replace(sizes, kept=sizes.tokens)
+    # Where all rows are kept nothing is copied, and what is left of the scatter moves what the gate moves.
+    joined = replace(step("linear_scatter", sizes, "fc2 + gate_residual"), launches=1)
     last = step("gate_residual", sizes, "mlp gate_residual")
-    return [step("adaln", sizes, "self adaln"), *_middle(sizes, cache_text_kv), last]
+    first = step("adaln", sizes, "self adaln")
+    return [first, *_middle(sizes, cache_text_kv, is_one_kernel), *_mlp(joined, last, is_one_kernel)]
 
 
-def _middle(sizes: Sizes, cache_text_kv: bool) -> Iterator[Step]:
-    """From the self-attention's rows to the MLP's branch."""
+def _middle(sizes: Sizes, cache_text_kv: bool, is_one_kernel: Callable[[Step], bool]) -> Iterator[Step]:
+    """From the self-attention's rows to the MLP's."""
     yield step("linear qkv", sizes, "qkv")
     yield step("attention", sizes)
-    yield step("linear out", sizes, "out")
-    yield step("gate_residual", sizes)
+    yield from _out(sizes, "out", "gate_residual", is_one_kernel)
     if sizes.text:
         if not cache_text_kv:
             yield step("linear text", sizes, "text kv")
         yield step("linear out", sizes, "cross q")
         yield step("cross_attention", sizes)
-        yield step("linear out", sizes, "cross out")
         # A sum of two rows moves what gate_residual moves.
-        yield step("gate_residual", sizes, "cross residual")
+        yield from _out(sizes, "cross out", "cross residual", is_one_kernel)
     yield step("adaln", sizes)
-    yield step("mlp", sizes)
+
+
+def _out(sizes: Sizes, product: str, row_step: str, is_one_kernel: Callable[[Step], bool]) -> list[Step]:
+    """An output projection and the row step after it, by their names in the block."""
+    joined = step("linear_gate_residual", sizes, f"{product} + {row_step}")
+    if is_one_kernel(joined):
+        return [joined]
+    return [step("linear out", sizes, product), step("gate_residual", sizes, row_step)]
+
+
+def _mlp(joined: Step, last: Step, is_one_kernel: Callable[[Step], bool]) -> list[Step]:
+    """joined: the second product with the row step `last`."""
+    if is_one_kernel(joined):
+        return [step("linear fc1", joined.sizes, "fc1"), joined]
+    return [step("mlp", joined.sizes), last]

@@ -42,12 +42,12 @@ def operator_rows(batch, tokens, ratios=KEPT):
     return [operator_row(subject, batch, tokens, kept) for subject in OPERATORS for kept in ratios]
 
 
-def block_rows(batch, tokens, ratios=KEPT, name="mod_block triton", factor=1.0):
+def block_rows(batch, tokens, ratios=KEPT, name="mod_block triton", factor=1.0, **steps):
     rows = []
     for kept in ratios:
         row = {**FACTS, **SHAPE, "level": "block", "subject": "PixArt block", "batch": batch,
                "tokens": tokens, "kept": kept, "name": name, "mode": "graph", "cache": "cold"}  # fmt: skip
-        seconds = sum(seconds_of(one) for one in routed_steps(row_sizes(row, 2)))
+        seconds = sum(seconds_of(one) for one in routed_steps(row_sizes(row, 2), **steps))
         rows.append(row | {"seconds": factor * seconds, "spread": 0.04})
     return rows
 

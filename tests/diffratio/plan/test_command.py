@@ -38,7 +38,8 @@ def test_tables_fit_and_say_what_is_predicted():
     assert result.exit_code == 0, result.output
     assert max(map(len, result.output.splitlines())) <= 100
     for words in ("predicted for NVIDIA H200 from its datasheet", "B=16 N=1024 D=1152, 512 kept", "0-27",
-                  "batch 16", "E = 0.", "pays: ", "scatter_rescale", "bytes"):  # fmt: skip
+                  "batch 16", "E = 0.", "pays: ", "scatter_rescale", "bytes",
+                  "out + gate_residual"):  # fmt: skip
         assert words in result.output
     assert "~" not in result.output and "prediction error" not in result.output
 

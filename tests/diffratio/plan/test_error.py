@@ -16,6 +16,15 @@ def test_a_block_that_is_the_sum_of_its_steps_has_no_error(synthetic):
     )
 
 
+def test_a_block_with_joined_products_is_the_sum_of_joined_steps(synthetic):
+    subjects = ("linear fc1", "linear_gate_residual", "linear_scatter")
+    joined = [synthetic.operator_row(one, 2, 1024, kept) for one in subjects for kept in (1.0, 0.3)]
+    rows = synthetic.operator_rows(2, 1024) + joined
+    blocks = synthetic.block_rows(2, 1024, is_one_kernel=lambda step: True)
+    assert prediction_error(rows + blocks).summary()["worst"] == pytest.approx(0, abs=1e-9)
+    assert prediction_error(synthetic.operator_rows(2, 1024) + blocks).summary()["worst"] > 0.01
+
+
 def test_a_slower_block_shows_in_the_seconds_and_not_in_the_ratios(synthetic):
     rows = synthetic.operator_rows(2, 1024) + synthetic.block_rows(2, 1024, factor=1.25)
     found = prediction_error(rows).summary()

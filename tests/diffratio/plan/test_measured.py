@@ -6,6 +6,7 @@ from diffratio.flops import TransformerShape
 from diffratio.plan import Measured, plan, shipped
 from diffratio.plan import measured as module
 from diffratio.plan.steps import Sizes, routed_steps, step
+from diffratio_kernels.kernels.triton import config
 
 SHAPE = TransformerShape(3, 128, 4, 1024, 16)
 
@@ -63,6 +64,58 @@ def test_an_operator_without_rows_is_predicted_from_the_peaks(synthetic):
     assert table.cost(one).seconds == pytest.approx(one.flops / 5e14 / 0.95, rel=0.05)
     with pytest.raises(ValueError, match="rows: neither 'mlp' nor the peaks were measured on Test GPU"):
         Measured(rows).cost(one)
+
+
+JOINED = ("linear fc1", "linear_gate_residual", "linear_scatter")
+
+
+def joined_rows(synthetic, subjects=JOINED, **more):
+    return [
+        synthetic.operator_row(subject, 2, 1024, kept, **more) for subject in subjects for kept in (1, 0.5)
+    ]
+
+
+def names(rows):
+    costs = plan(SHAPE, 2, 600, Measured(rows)).routed_costs
+    return [cost.step.name for cost in costs if cost.step.epilogue]
+
+
+def test_measured_products_that_end_in_the_residual_stream_are_used(synthetic):
+    rows, joined = synthetic.operator_rows(2, 1024), joined_rows(synthetic, name="torch + cuda")
+    faster = [row | {"name": "triton", "seconds": row["seconds"] / 2} for row in joined]
+    assert names(rows) == []
+    assert names(rows + joined) == [
+        "out + gate_residual",
+        "cross out + cross residual",
+        "fc2 + scatter_rescale",
+    ]
+    source = Measured(rows + joined + faster)
+    for one in routed_steps(sizes(), is_one_kernel=source.is_one_kernel):
+        cost, seconds = source.cost(one), synthetic.seconds_of(one)
+        assert cost.origin == "measured", one.name
+        assert cost.seconds == pytest.approx(seconds / 2 if one.operator in JOINED else seconds), one.name
+
+
+def test_without_fc1_alone_the_mlp_stays_one_step(synthetic):
+    rows = synthetic.operator_rows(2, 1024) + joined_rows(synthetic, JOINED[1:])
+    assert names(rows) == ["out + gate_residual", "cross out + cross residual"]
+
+
+@pytest.mark.parametrize("change", [{"capability": None}, {"dtype": "float32"}])
+def test_on_a_cpu_and_in_fp32_products_and_row_steps_stay_apart(synthetic, change):
+    rows = synthetic.operator_rows(2, 1024) + joined_rows(synthetic) + synthetic.peak_rows()
+    assert names([row | change for row in rows]) == []
+    assert names([row | change for row in synthetic.peak_rows()]) == []
+
+
+def test_peaks_alone_follow_the_table_of_tiles(synthetic):
+    rows = synthetic.peak_rows()
+    for capability, architecture in (("8.6", 80), ("9.0", 90), ("10.0", 90), ("12.0", 80), (None, None)):
+        peaks = Measured([row | {"capability": capability} for row in rows]).peaks
+        assert peaks.architecture == architecture
+    assert names(rows)[:2] == ["out + gate_residual", "cross out + cross residual"]
+    fused = Measured(rows).is_one_kernel(step("linear_scatter", sizes()))
+    assert fused == (config.nearest("linear_scatter", 90, 128, 1200, 512).of_library < 1)
 
 
 def test_peaks_alone_are_enough(synthetic):

@@ -15,20 +15,53 @@ def total(steps):
     return sum(one.flops for one in steps)
 
 
+def every(joined):
+    return True
+
+
+def never(joined):
+    return False
+
+
+@pytest.mark.parametrize("joined", [never, every])
 @pytest.mark.parametrize("shape", [PIXART, DIT], ids=["pixart", "dit"])
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("kept", [1, 77, 256])
-def test_flops_of_a_routed_block(shape, cached, kept):
+def test_flops_of_a_routed_block(shape, cached, kept, joined):
     sizes = Sizes.of(shape, 3, kept, 2)
     counted = block_flops(shape.tokens, kept, shape.width, shape.text_tokens, cache_text_kv=cached)
-    assert total(routed_steps(sizes, cached)) == 3 * counted
+    assert total(routed_steps(sizes, cached, joined)) == 3 * counted
 
 
+@pytest.mark.parametrize("joined", [never, every])
 @pytest.mark.parametrize("shape", [PIXART, DIT], ids=["pixart", "dit"])
 @pytest.mark.parametrize("cached", [True, False])
-def test_flops_of_a_dense_block(shape, cached):
+def test_flops_of_a_dense_block(shape, cached, joined):
     counted = block_flops(shape.tokens, None, shape.width, shape.text_tokens, cache_text_kv=cached)
-    assert total(dense_steps(Sizes.of(shape, 2, 5, 2), cached)) == 2 * counted
+    assert total(dense_steps(Sizes.of(shape, 2, 5, 2), cached, joined)) == 2 * counted
+
+
+@pytest.mark.parametrize("steps", [routed_steps, dense_steps])
+def test_products_that_end_in_the_residual_stream_save_the_branch_and_its_kernel(steps):
+    sizes = Sizes.of(PIXART, 2, 300, 2)
+    rows = 2 * (300 if steps is routed_steps else 1024)
+    apart, joined = steps(sizes), steps(sizes, is_one_kernel=every)
+    branch, saved = rows * 1152 * 2, sum(one.moved for one in apart) - sum(one.moved for one in joined)
+    assert saved == 3 * 2 * branch
+    fewer = 2 if steps is routed_steps else 3  # rows that are not kept need a kernel that copies them
+    assert sum(one.launches for one in apart) - sum(one.launches for one in joined) == fewer
+    last = "fc2 + scatter_rescale" if steps is routed_steps else "fc2 + gate_residual"
+    names = ["out + gate_residual", "cross out + cross residual", last]
+    assert [one.name for one in joined if one.epilogue] == names
+    assert len(apart) - len(joined) == 2 and "fc1" in [one.name for one in joined]
+
+
+def test_each_product_is_asked_for_by_its_own_rows():
+    asked = []
+    routed_steps(Sizes.of(PIXART, 2, 300, 2), is_one_kernel=lambda joined: asked.append(joined))
+    shapes = [(one.operator, one.products) for one in asked]
+    out = ("linear_gate_residual", ((600, 1152, 1152),))
+    assert shapes == [out, out, ("linear_scatter", ((600, 1152, 4608),))]
 
 
 def test_flops_with_text_of_another_width_and_a_narrow_mlp():
