@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from diffratio_kernels.kernels.triton import config
 
 from .device import Device
-from .steps import Step
+from .steps import ROW_STEPS, Step
+from .steps import step as step_of
 from .waves import product_seconds
 
 
@@ -40,26 +41,29 @@ class Predicted:
         return f"predicted for {self.device.name} from its {self.device.source}"
 
     def cost(self, step: Step) -> Cost:
-        """Products by tiles and waves and what their epilogue moves besides, attention at the device's rate,
-        the others by their bytes."""
+        """Products by tiles and waves, attention at the device's rate, the others by their bytes; a product
+        with a row step in it as the table of tiles has it beside the two apart."""
         device = self.device
-        moving = device.memory_seconds(step.moved)
         if step.products:
             seconds = sum(product_seconds(*product, device) for product in step.products)
-            seconds += device.memory_seconds(step.epilogue)
-            seconds += (step.launches - len(step.products)) * device.launch_seconds
         else:
+            moving = device.memory_seconds(step.moved)
             seconds = max(self._attending(step), moving) + step.launches * device.launch_seconds
+        if step.operator in ROW_STEPS:
+            apart = seconds + self.cost(step_of(ROW_STEPS[step.operator], step.sizes)).seconds
+            seconds = self._entry(step).of_library * apart
         return Cost(step, seconds, bound(step, device), "predicted")
 
     def is_one_kernel(self, joined: Step) -> bool:
         """Whether `mod_block` runs a product and the row step after it as this step: on a GPU in a dtype of
         two bytes, where the table of tiles says that it is faster."""
-        [(rows, columns, inner)] = joined.products
-        architecture = self.device.architecture
-        if architecture is None or self.itemsize != 2:
+        if self.device.architecture is None or self.itemsize != 2:
             return False
-        return config.nearest(joined.operator, architecture, columns, rows, inner).of_library < 1
+        return self._entry(joined).of_library < 1
+
+    def _entry(self, joined: Step) -> config.ProductTile:
+        [(rows, columns, inner)] = joined.products
+        return config.nearest(joined.operator, self.device.architecture, columns, rows, inner)
 
     def _attending(self, step: Step) -> float:
         if not step.computes:

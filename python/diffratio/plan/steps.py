@@ -45,8 +45,7 @@ class Step:
 
     name: in the block. operator: the benchmark subject that times it. flops: true FLOPs of its products.
     moved: bytes, each input read once, each output written once. products: (rows, columns, inner) of its
-    matrix products; attention has none. launches: kernels. epilogue: of moved, what a product that ends in
-    the residual stream reads and writes beside its operands and its result.
+    matrix products; attention has none. launches: kernels.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Step:
     moved: int
     products: tuple[tuple[int, int, int], ...] = ()
     launches: int = 1
-    epilogue: int = 0
 
     @property
     def computes(self) -> bool:
@@ -69,6 +67,8 @@ class Step:
         return self.flops if self.computes else self.moved
 
 
+ROW_STEPS = {"linear_gate_residual": "gate_residual", "linear_scatter": "scatter_rescale"}
+"""Product that ends in the residual stream -> the row step in it."""
 OPERATORS = (
     "route",
     "gather_adaln",
@@ -113,7 +113,7 @@ def step(operator: str, sizes: Sizes, name: str | None = None) -> Step:
         joined = {"linear_gate_residual": (kept * row, 0), "linear_scatter": ((2 * rows - kept) * row, 1)}
         epilogue, copies = joined.get(operator, (0, 0))
         launches = len(products) + copies
-        return Step(name or operator, operator, s, flops, moved + epilogue, products, launches, epilogue)
+        return Step(name or operator, operator, s, flops, moved + epilogue, products, launches)
     rest = {
         "route": (2 * rows * s.width, rows * (row + 4) + 8 * kept, 2),
         "gather_adaln": (0, 3 * kept * row, 1),

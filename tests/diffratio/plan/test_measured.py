@@ -5,7 +5,7 @@ import pytest
 from diffratio.flops import TransformerShape
 from diffratio.plan import Measured, plan, shipped
 from diffratio.plan import measured as module
-from diffratio.plan.steps import Sizes, routed_steps, step
+from diffratio.plan.steps import ROW_STEPS, Sizes, routed_steps, step
 from diffratio_kernels.kernels.triton import config
 
 SHAPE = TransformerShape(3, 128, 4, 1024, 16)
@@ -77,7 +77,7 @@ def joined_rows(synthetic, subjects=JOINED, **more):
 
 def names(rows):
     costs = plan(SHAPE, 2, 600, Measured(rows)).routed_costs
-    return [cost.step.name for cost in costs if cost.step.epilogue]
+    return [cost.step.name for cost in costs if cost.step.operator in ROW_STEPS]
 
 
 def test_measured_products_that_end_in_the_residual_stream_are_used(synthetic):

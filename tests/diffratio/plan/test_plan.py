@@ -9,7 +9,7 @@ from diffratio.flops import TransformerShape, block_flops, kept_tokens
 from diffratio.plan import DEVICES, plan
 from diffratio.plan.cost import Predicted
 from diffratio.plan.plan import break_even
-from diffratio.plan.steps import Sizes, step
+from diffratio.plan.steps import ROW_STEPS, Sizes, step
 from diffratio.plan.waves import product_seconds
 from diffratio_kernels.kernels.triton import config
 
@@ -74,7 +74,7 @@ def table(monkeypatch):
 def test_products_end_in_the_residual_stream_where_the_table_of_the_device_says_so(kernel, names, table):
     def joined(device):
         costs = plan(PIXART, 2, 512, device).routed_costs
-        return [cost.step.name for cost in costs if cost.step.epilogue]
+        return [cost.step.name for cost in costs if cost.step.operator in ROW_STEPS]
 
     table(kernel, (1.0, 0.99))
     assert joined(H200) == names and joined(A100) == []
@@ -83,15 +83,12 @@ def test_products_end_in_the_residual_stream_where_the_table_of_the_device_says_
     assert joined(replace(A100, itemsize=4)) == joined(replace(A100, architecture=None)) == []
 
 
-def test_a_joined_product_costs_its_epilogue_and_no_row_kernel():
+def test_a_joined_product_costs_what_the_table_says_of_product_and_row_kernel(table):
+    table("linear_scatter", (1.0, 0.9))
     sizes = Sizes.of(PIXART, 16, 512, 2)
-    for name, inner, rows_moved, launches in (
-        ("linear_gate_residual", 1152, 8192, 0),
-        ("linear_scatter", 4608, 8192 + 2 * 8192, 1),
-    ):
-        product = product_seconds(8192, 1152, inner, H200)
-        beside = H200.memory_seconds(rows_moved * 1152 * 2) + launches * H200.launch_seconds
-        assert Predicted(H200).cost(step(name, sizes)).seconds == pytest.approx(product + beside)
+    costs = Predicted(H200)
+    apart = product_seconds(8192, 1152, 4608, H200) + costs.cost(step("scatter_rescale", sizes)).seconds
+    assert costs.cost(step("linear_scatter", sizes)).seconds == pytest.approx(0.9 * apart)
 
 
 def test_an_architecture_without_a_table_of_tiles_is_refused():
