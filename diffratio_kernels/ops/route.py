@@ -20,11 +20,18 @@ def _copied_offsets(keep: tuple[int, ...], device: torch.device) -> Tensor:
     return reference.packed_offsets(list(keep), device)
 
 
+_read_by_graphs: set[Tensor] = set()
+"""Offsets that CUDA graphs clone in every replay: they outlive the cache."""
+
+
 def packed_offsets(keep: list[int], device: torch.device) -> Tensor:
     """Offsets of the kept counts. Unequal ones are copied to the device once: a CUDA graph cannot do that."""
     if len(set(keep)) <= 1:
         return reference.packed_offsets(keep, device)
-    return _copied_offsets(tuple(keep), device).clone()
+    offsets = _copied_offsets(tuple(keep), device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _read_by_graphs.add(offsets)
+    return offsets.clone()
 
 
 def route_with_places(kernels, x, router_weight, keep, router_bias, index, keep_small):

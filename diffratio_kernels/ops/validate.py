@@ -76,6 +76,8 @@ class Check:
     def keep(self, keep: list[int], name: str = "keep") -> list[int]:
         """Kept counts for all B samples from one int or B ints, each in 0..N."""
         batch, tokens = self.size("B"), self.size("N")
+        if batch * tokens >= 2**31:  # places and offsets of rows are int32
+            self.fail(f"x must have fewer than 2^31 rows (B times N), got {batch} times {tokens}")
         if len(keep) not in (1, batch):
             self.fail(f"{name} must hold one int or {batch} (one per sample), got {len(keep)}")
         for b, k in enumerate(keep):

@@ -1,6 +1,8 @@
 """A selection given as `index` must be the one that `keep` speaks of, and what surrounds that argument."""
 
 import importlib
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +48,30 @@ def test_a_block_looks_for_the_places_of_its_rows_only_for_an_index_from_outside
     assert not asked
     assert torch.equal(dk.mod_block(**given, implementation="triton", index=index), expected)
     assert len(asked) == 1
+
+
+def test_rows_that_int32_cannot_count_are_refused():
+    x = torch.zeros(1, 1, 8).expand(2**15, 2**16, 8)
+    with pytest.raises(ValueError, match=r"route: x must have fewer than 2\^31 rows .* 32768 times 65536"):
+        dk.route(x, torch.zeros(8), 1)
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_offsets_that_a_graph_reads_outlive_the_cache(capturing, monkeypatch):
+    module, made = importlib.import_module("diffratio_kernels.ops.route"), []
+
+    def on_the_cpu(keep, device):
+        offsets = reference.packed_offsets(keep, torch.device("cpu"))
+        made.append(weakref.ref(offsets))
+        return offsets
+
+    monkeypatch.setattr(module, "_read_by_graphs", set())
+    monkeypatch.setattr(module, "reference", SimpleNamespace(packed_offsets=on_the_cpu))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    module._copied_offsets.cache_clear()
+    module.packed_offsets([3, 5], torch.device("cuda"))
+    module._copied_offsets.cache_clear()
+    assert (made[0]() is not None) == capturing
 
 
 def test_a_bypassed_block_gives_a_contiguous_copy():

@@ -54,8 +54,8 @@ def halves(tile):
 
 @triton.jit
 def sample_of(index, tokens):
-    """The sample of each row of x [B N, D], in 64 bits. A division of 64 bits costs several of 32, and no x
-    that fits into a GPU has 2^31 rows."""
+    """The sample of each row of x [B N, D], in 64 bits. A division of 64 bits costs several of 32, and x has
+    fewer than 2^31 rows."""
     return (index.to(tl.int32) // tokens).to(tl.int64)
 
 
