@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -26,14 +27,15 @@ _MODULE = {
 }
 
 
+@cache
+def _imported(name: str) -> Callable:
+    return getattr(importlib.import_module(f".{_MODULE.get(name, name)}", __name__), name)
+
+
+@cache
 def launcher(name: str) -> Callable:
     """The launcher `name`, imported at its first call: from the module of its name, or as listed above."""
-
-    def call(*args, **kwargs):
-        module = importlib.import_module(f".{_MODULE.get(name, name)}", __name__)
-        return getattr(module, name)(*args, **kwargs)
-
-    return call
+    return lambda *args, **kwargs: _imported(name)(*args, **kwargs)
 
 
 class _Launchers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import log
 from pathlib import Path
 
@@ -59,11 +59,14 @@ assumed_architecture = 80
 """Compute capability taken for tensors that are not on a GPU (interpreter, ahead-of-time compilation)."""
 
 
+_capability = cache(torch.cuda.get_device_capability)
+
+
 def architecture(device: torch.device) -> int:
     """Which table a device takes."""
     if device.type != "cuda":
         return assumed_architecture
-    return architecture_of(torch.cuda.get_device_capability(device)[0])
+    return architecture_of(_capability(device)[0])
 
 
 def architecture_of(major: int) -> int:
@@ -94,7 +97,7 @@ def beats_library(kernel: str, rows: Tensor, columns: int) -> bool:
     return nearest(kernel, architecture(rows.device), columns, *rows.shape).of_library < 1
 
 
-@cache
+@lru_cache(maxsize=4096)
 def nearest(kernel: str, architecture: int, columns: int, rows: int, inner: int) -> ProductTile:
     """The entry of the table for the shape most like this one."""
     entries = [e for e in PRODUCT_TILES if (e.kernel, e.architecture) == (kernel, architecture)]

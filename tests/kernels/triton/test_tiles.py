@@ -53,6 +53,10 @@ def test_the_nearest_weight_counts_first_then_the_nearest_number_of_rows(rows, c
     assert config.nearest("product", 90, columns, rows, inner).tile == (tile,)
 
 
+def test_counts_of_rows_that_differ_from_call_to_call_fill_no_memory():
+    assert config.nearest.cache_parameters()["maxsize"] is not None
+
+
 def test_products_in_fp32_take_small_tiles():
     rows = torch.empty(33, 40)
     assert config.product_tiles("linear_gelu", rows, 72)["BLOCK_M"] == config.PRODUCT_FP32[0]
