@@ -35,6 +35,8 @@ OF_LIBRARY = 0.9
 """Share of the library's speed that Triton's loop reaches on the same tile, assumed."""
 EPILOGUE = {"linear_gate_residual": 1, "linear_scatter": 1, "linear_gelu": 0, "linear_gelu_backward": 2}
 """Numbers that an epilogue reads or writes for each number of the product, beside the result itself."""
+LAUNCHES_BEFORE = {"linear_scatter": 1}
+"""Kernels before the product: a copy of the rows that are not kept, whose bytes cost the library the same."""
 ROW_KERNEL = {"linear_gate_residual": 3, "linear_scatter": 3, "linear_gelu": 0, "linear_gelu_backward": 5}
 """Numbers that the kernels after the library's product read and write for each of its numbers."""
 
@@ -64,14 +66,15 @@ def seconds(subject: Subject, architecture: int, tile: tuple[int, ...], device: 
     rows, columns, inner = subject.rows, subject.columns, subject.inner
     share = next(t.efficiency for t in TILES if (t.rows, t.columns) == tile[:2])
     shape = Tile(tile[0], tile[1], OF_LIBRARY * share)
-    computing = tile_seconds(rows, columns, inner, device, shape).seconds
+    before = LAUNCHES_BEFORE.get(subject.kernel, 0) * device.launch_seconds
+    computing = before + tile_seconds(rows, columns, inner, device, shape).seconds
     found = costs(subject.kernel, columns, inner, architecture, tile)
     blocks = found["occupancy"] * 2048 / found["threads"]
     moved = device.itemsize * rows * columns * (1 + EPILOGUE[subject.kernel])
     operands = device.itemsize * inner * (rows + columns)
     if blocks < 2:
         return computing + device.memory_seconds(moved)
-    return max(computing, device.memory_seconds(moved + operands) + device.launch_seconds)
+    return max(computing, before + device.memory_seconds(moved + operands) + device.launch_seconds)
 
 
 def library_seconds(subject: Subject, device: Device) -> float:

@@ -80,11 +80,12 @@ def draw(subject: Subject, dtype: torch.dtype, device: str) -> Tensors:
     tensors = {"rows": normal(rows, inner), "weight": weight, "bias": normal(columns)}
     if subject.kernel == "linear_gelu":
         return tensors
-    samples = ceil(2 * rows / SAMPLE)
+    samples, index = ceil(2 * rows / SAMPLE), 2 * torch.arange(rows, device=device)
+    place = torch.full((samples * SAMPLE,), -1, dtype=torch.int32, device=device)
+    place[index] = torch.arange(rows, dtype=torch.int32, device=device)
     return tensors | {
-        "hidden": normal(rows, columns), "gate": normal(samples, columns),
-        "index": 2 * torch.arange(rows, device=device), "x": normal(samples, SAMPLE, columns),
-        "logits": normal(samples, SAMPLE).float(),
+        "hidden": normal(rows, columns), "gate": normal(samples, columns), "index": index, "place": place,
+        "x": normal(samples, SAMPLE, columns), "logits": normal(samples, SAMPLE).float(),
     }  # fmt: skip
 
 
@@ -120,13 +121,11 @@ WAYS = {
         lambda t: triton.gate_residual(t["hidden"], F.linear(*_product(t)), t["gate"], t["index"], SAMPLE),
         lambda t: reference.gate_residual(t["hidden"], F.linear(*_product(t)), t["gate"], t["index"], SAMPLE),
     ),
-    # In place: copies of the rows that are not kept cost both the same.
+    # As in a block, whose selection knows the places: ours copies the other rows in a launch of its own.
     "linear_scatter": Ways(
-        lambda t: triton.linear_scatter(
-            t["x"], t["index"], t["hidden"], *_product(t), *_put(t), in_place=True
-        ),
+        lambda t: triton.linear_scatter(t["x"], t["index"], t["hidden"], *_product(t), *_put(t), t["place"]),
         lambda t: triton.scatter_rescale(
-            t["x"], t["index"], t["hidden"], F.linear(*_product(t)), *_put(t), in_place=True
+            t["x"], t["index"], t["hidden"], F.linear(*_product(t)), *_put(t), t["place"]
         ),
         lambda t: reference.scatter_rescale(
             t["x"], t["index"], t["hidden"], F.linear(*_product(t)), *_put(t)

@@ -142,6 +142,18 @@ def test_an_epilogue_costs_less_where_a_second_block_hides_it(tuning, candidates
     )
 
 
+def test_a_copy_of_the_bypassed_rows_is_a_launch_of_its_own(tuning, candidates, monkeypatch):
+    device, tile = DEVICES["h200"], candidates.PRODUCTS[90][0]
+    [subject] = [s for s in tuning.subjects() if (s.kernel, s.rows) == ("linear_scatter", 8192)]
+    for occupancy in (0.125, 0.25):
+        monkeypatch.setattr(candidates, "costs", lambda *_, o=occupancy: USUAL | {"occupancy": o})
+        whole = candidates.seconds(subject, 90, tile, device)
+        with monkeypatch.context() as inside:
+            inside.setattr(candidates, "LAUNCHES_BEFORE", {})
+            alone = candidates.seconds(subject, 90, tile, device)
+        assert whole - alone == pytest.approx(device.launch_seconds)
+
+
 def test_the_table_that_ships_is_written_by_the_tuner(tuning, file):
     table = tuning.Table(file)
     table.save()
