@@ -19,7 +19,7 @@ from .mlp import pick_mlp
 
 
 def _start_of(buffer: Tensor, rows: int, width: int) -> Tensor:
-    return buffer.view(-1)[: rows * width].view(rows, width)
+    return buffer.as_strided((rows, width), (width, 1))
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:

@@ -39,7 +39,7 @@ class Check:
         if value.dim() != len(letters):
             self.fail(f"{name} must be [{', '.join(letters)}], got shape {tuple(value.shape)}")
         for letter, size in zip(letters, value.shape, strict=True):
-            expected, source = self._expected(letter, size, name)
+            expected, source = self.sizes.get(letter) or self._expected(letter, size, name)
             if size != expected:
                 self.fail(
                     f"{name} must be [{', '.join(letters)}] with {letter}={expected} (from {source}), "
