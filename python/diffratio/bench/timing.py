@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,12 +120,26 @@ def _pass(calls: list[Callable[[], object]], shared: tuple | None) -> Callable[[
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         one_pass()
+        with _without_waits():
+            one_pass()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # The graphs run one after the other and their results are not read: they may share their memory.
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
+    # The graphs run one after the other and their results are not read: they may share their memory. The
+    # outer context is left also where the end of a failed capture raises.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool, stream=stream):
         one_pass()
     return graph.replay
+
+
+@contextmanager
+def _without_waits() -> Iterator[None]:
+    """RuntimeError for what waits for the device: in a capture it would leave torch's generator unusable."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def _seconds(one_pass: Callable[[], None], device: str) -> float:
