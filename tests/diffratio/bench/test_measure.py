@@ -1,7 +1,10 @@
 """From a subject to rows: candidates take turns, no fault is timed, what does not run has a reason."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from diffratio.bench import measure as measuring
 from diffratio.bench.measure import measure
@@ -54,6 +57,15 @@ def test_short_calls_are_repeated(monkeypatch):
     monkeypatch.setattr(measuring, "PASS_SECONDS", 0)
     measure(subject(Candidate("short", calls.append)), "cpu", 3, progress=False)
     assert short > 16 * 16 and len(calls) - short < 8 * 16 + 4
+
+
+def test_no_compiled_peer_runs_eagerly_because_others_were_compiled_before():
+    compiled = CompileCounter()
+    run = torch.compile(lambda x: x + 1, backend=compiled, dynamic=False)
+    for size in range(2, 12):
+        one = replace(subject(Candidate("compiled", run)), make=lambda seed, size=size: torch.ones(size))
+        measure(one, "cpu", 1, progress=False)
+    assert compiled.frame_count == 10
 
 
 def test_what_is_outside_the_budget_is_not_timed(monkeypatch):
