@@ -48,8 +48,9 @@ class Rows:
 
 
 def ratio(row: dict | None, other: dict | None, name: str = "of_baseline") -> float | None:
-    """Of two rows of one subject: by the medians of ratios to the common baseline."""
-    return None if row is None or other is None else row[name] / other[name]
+    """Of two rows of one subject: by the medians of ratios to the common baseline, None without one."""
+    both = row is not None and other is not None and name in row and name in other
+    return row[name] / other[name] if both else None
 
 
 def targets(rows: list[dict], roof: Roof | None, batch: int = 16, tokens: int = 1024) -> Iterator[Target]:
@@ -70,7 +71,7 @@ def targets(rows: list[dict], roof: Roof | None, batch: int = 16, tokens: int = 
 def _against_peers(found: Rows) -> Iterator[Target]:
     compiled, dense, half = found.find("block", "dense, compiled"), found.ours(1.0), found.ours(0.5)
     best = [row for name in BEST_ATTENTION if (row := found.find("block", name)) is not None]
-    fastest = min((row for row in (compiled, *best) if row), key=lambda row: row["of_baseline"], default=None)
+    fastest = min((row for row in (compiled, *best) if row), key=lambda row: row["seconds"], default=None)
     eager = found.find("block", "authors' eager", 0.5)
     for what, must, row, own in (
         ("torch.compile dense / our dense", 1.25, compiled, dense),

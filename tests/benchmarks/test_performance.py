@@ -88,6 +88,21 @@ def test_promises_are_held_against_graphs_with_a_cold_cache():
     assert "| at most 0.025 | 0.03 | **no** |" in text and "| not measured |" in text
 
 
+def test_a_baseline_that_no_graph_holds_leaves_no_ratio(tmp_path):
+    """The document and the pictures are made of what is there: here the eager rows."""
+    captured = [{n: v for n, v in row.items() if n != "of_baseline"} for row in rows()[1:]]
+    eager = [row | {"mode": "eager"} for row in rows() if row["mode"] == "graph"]
+    found = {t.what: t for t in targets.targets(captured + eager, None)}
+    assert found["latency at keep 0.5 / ours at keep 1"].holds is None
+    assert found["the same with the best attention / our dense"].holds is None
+    path = tmp_path / "a.jsonl"
+    append(path, FACTS, captured)
+    with pytest.raises(ValueError, match="no level to draw"):
+        draw_results(path, tmp_path)
+    append(path, FACTS, captured + eager)
+    assert [picture.name for picture in draw_results(path, tmp_path)] == ["nvidia-h200-8-bfloat16-block.png"]
+
+
 def test_a_roof_is_of_one_machine_and_the_larger_of_two_times(tmp_path):
     found = write.read(results(tmp_path))
     roof = roof_of(found, "NVIDIA H200", "bfloat16", 8)

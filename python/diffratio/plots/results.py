@@ -28,7 +28,7 @@ def draw_results(path: Path, out: Path) -> list[Path]:
         own = _captured([row for row in rows if tuple(row[name] for name in MACHINE) == machine])
         stem = f"{file_of(out, device).stem}-{threads}-{dtype}"
         for level in LEVELS:
-            if any(row["level"] == level for row in own):
+            if any(row["level"] == level and "of_baseline" in row for row in own):
                 written.append(save(latency_figure(own, level), out / f"{stem}-{level}.png"))
         roof = roof_of(own, device, dtype, threads)
         operators = sorted(select(own, level="operator"), key=_shape)
@@ -45,6 +45,6 @@ def _shape(row: dict) -> tuple[int, int]:
 
 
 def _captured(rows: list[dict]) -> list[dict]:
-    """Rows of CUDA graphs; of the levels that have none, eager ones."""
-    graphs = {row["level"] for row in rows if row["mode"] == "graph"}
+    """Rows of CUDA graphs; of the levels whose baseline has none, eager ones too."""
+    graphs = {row["level"] for row in rows if row["mode"] == "graph" and "of_baseline" in row}
     return [row for row in rows if row["mode"] == "graph" or row["level"] not in graphs]
