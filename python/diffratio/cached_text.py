@@ -29,6 +29,7 @@ def cache_text(model_or_pipe):
     if plan.text is not None:
         yield
         return
+    restore_caption(model)  # a copy made inside of another context
     plan.text = ModelText(model)
     for state in plan.layers:
         state.text_cache = TextCache()

@@ -259,6 +259,9 @@ def test_a_copy_made_inside_has_no_cache(tiny, pixart, products):
         assert len(counted) == 2 * PER_TEXT
         edit(pixart.caption_projection.linear_1.weight)
     assert torch.allclose(edited[0], tiny.run(pixart, inputs), atol=1e-5)
+    with cache_text(twin):
+        cached = [tiny.run(twin, inputs) for _ in range(2)]
+    assert len(counted) == 3 * PER_TEXT and same(cached, edited)
     assert "forward" not in vars(remove_diffratio(twin).caption_projection)
 
 
