@@ -198,7 +198,9 @@ def scatter_rescale(
         raise ValueError("x must be contiguous to be written in place")
     x = x.contiguous()
     out = x if in_place else torch.empty_like(x)
-    if place is None and not in_place:
+    if in_place:
+        place = None
+    elif place is None:
         place = row_places(index, x.shape[0] * x.shape[1])
     _ops.scatter_rescale(
         x,

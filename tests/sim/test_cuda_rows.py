@@ -197,9 +197,10 @@ def test_in_place_is_the_same_with_x_as_the_output(cuda, layout, rescale, dtype)
     a = draw((3, 20, [7, 20, 0], 72), dtype)
     rest = (a["index"], a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
     expected = cuda.scatter_rescale(a["x"], *rest)
-    x = laid_out(a["x"].clone(), layout)
-    out = cuda.scatter_rescale(x, *rest, in_place=True)
-    assert out.data_ptr() == x.data_ptr() and torch.equal(bits(out), bits(expected))
+    for place in (None, cuda.row_places(a["index"], 3 * 20)):
+        x = laid_out(a["x"].clone(), layout)
+        out = cuda.scatter_rescale(x, *rest, place, in_place=True)
+        assert out.data_ptr() == x.data_ptr() and torch.equal(bits(out), bits(expected))
     with pytest.raises(ValueError, match="contiguous"):
         cuda.scatter_rescale(a["x"].transpose(0, 1), *rest, in_place=True)
 

@@ -75,7 +75,9 @@ def scatter_rescale(
     """
     x, gate = x.contiguous(), unit_rows(gate)
     out = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if place is None and not in_place:
+    if in_place:
+        place = None
+    elif place is None:
         place = row_places(index, x.shape[0] * x.shape[1])
     launch(
         _scatter_rescale_fwd, (index.shape[0] if in_place else place.shape[0],),

@@ -79,6 +79,18 @@ def test_a_score_that_scales_nothing_may_be_nan(kind, dtype, device):
         assert same_bits(result, expected[key]), key
 
 
+@pytest.mark.parametrize("kind", ["scatter_rescale", "linear_scatter"])
+def test_places_change_nothing_in_place(kind, dtype, device):
+    _, arguments = typical_call(f"{kind}, mlp", dtype, device)
+    arguments.pop("grad_out", None)
+    expected = launcher(kind)(**arguments)
+    x = arguments["x"]
+    place = launcher("row_places")(arguments["index"], x.shape[0] * x.shape[1])
+    for given in (None, place):
+        out = launcher(kind)(**arguments | {"x": x.clone(), "place": given}, in_place=True)
+        assert same_bits(out, expected)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the mean of such a row
 def test_kept_rows_are_gathered_bit_equal(dtype, device):
     _, arguments = typical_call("gather_adaln", dtype, device)
