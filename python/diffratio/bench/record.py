@@ -10,6 +10,8 @@ from pathlib import Path
 KEY = ("device", "threads", "level", "subject", "dtype", "batch", "tokens", "width", "heads", "text", "keep",
        "layers", "steps")  # fmt: skip
 """What tells a subject from others: of one that was measured twice, the later line counts."""
+NEEDED = {"device", "threads", "level", "subject", "dtype", "name"}
+"""What every row has."""
 
 
 def file_of(folder: Path, device: str) -> Path:
@@ -42,7 +44,7 @@ def _rows(line: str, where: str) -> list[dict]:
         run = json.loads(line)
         facts = {name: value for name, value in run.items() if name != "rows"}
         rows = [facts | row for row in run["rows"]]
-        if rows and all({"level", "subject", "name"} <= row.keys() for row in rows):
+        if rows and all(row.keys() >= NEEDED for row in rows):
             return rows
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
         pass

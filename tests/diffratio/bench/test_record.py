@@ -36,7 +36,17 @@ def test_the_newest_of_a_subject_replaces_all_its_rows(tmp_path):
     assert [(row["threads"], row["seconds"]) for row in read(path)] == [(8, 3.0), (4, 2.0)]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"rows": []}', '{"rows": [{"name": "a"}]}', '{"rows": 3}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"rows": []}',
+        '{"rows": [{"name": "a"}]}',
+        '{"rows": 3}',
+        json.dumps({"device": "a", "rows": [ROW]}),
+    ],
+)
 def test_what_is_no_result_is_named(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(FACTS | {"rows": [ROW]}) + "\n" + line + "\n")
