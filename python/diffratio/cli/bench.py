@@ -76,7 +76,7 @@ def bench(
     )
     if width % heads or width // heads % 8:
         raise typer.BadParameter(f"width={width} must be heads={heads} times a multiple of 8")
-    facts = machine()
+    facts = machine() | {"compile_mode": options.compile_mode}
     console = Console() if Console().is_terminal else Console(width=140)
     for size in batch or [options.batch]:
         found = []
