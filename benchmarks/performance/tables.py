@@ -68,7 +68,7 @@ def _subject_table(rows: list[dict], gpu: bool) -> list[str]:
             *cells, f"{row['mode']}, {row['cache']}", *([f"{row['seconds'] * 1e3:.4g}"] if gpu else []),
             _number(of_baseline), f"{row['spread']:.2f}", _number(flops),
             _number(flops / of_baseline if flops and of_baseline else None, 2),
-            f"{row['peak_bytes'] / 2**20:.1f}",
+            f"{row['peak_bytes'] / 2**20:.1f}" if "peak_bytes" in row else "",
         ])  # fmt: skip
     return markdown(columns, lines, text=3)
 

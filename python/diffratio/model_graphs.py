@@ -38,7 +38,8 @@ class CudaRecorder:
                     run()
             outside.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            # The outer context is left also where the end of a failed capture raises.
+            with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=self._pool, stream=stream):
                 outputs = run()
         return graph.replay, outputs
 

@@ -14,7 +14,17 @@ from diffratio_kernels.testing.memory import peak_bytes
 from .subject import Candidate, Subject
 from .timing import Times, passes_of, rotating_times, rotations, seconds_of
 
-REFUSALS = (RuntimeError, ValueError, ImportError)
+
+def triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises of its own, where it is installed: too much shared memory, code it cannot take."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return (TritonError,)
+
+
+REFUSALS = (RuntimeError, ValueError, ImportError, *triton_errors())
 PASS_SECONDS = 2e-3
 """What one pass over the cases should take at least: short calls are repeated, up to 16 times."""
 SECONDS = 20.0
@@ -33,15 +43,24 @@ def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = Tr
 
     Raises AssertionError if a candidate is outside the error budget: then nothing is timed.
     """
+    try:
+        return _measure(subject, device, rounds, progress)
+    except torch.OutOfMemoryError as error:
+        return [_refusal(subject, candidate, error) for candidate in subject.candidates]
+
+
+def _measure(subject: Subject, device: str, rounds: int, progress: bool) -> list[dict]:
     torch.compiler.reset()  # a function compiled for eight shapes runs eagerly at a ninth
     first = subject.make(0)
     able, rows = _gate(subject, first)
     count = rotations(subject.case_bytes, device)
     cases = [first, *map(subject.make, range(1, count))]
     cases *= _repeats(partial(able[0].run, first), count)
-    peaks = {candidate: peak_bytes(partial(candidate.run, first), device) for candidate in able}
+    peaks = {
+        c: {"peak_bytes": peak_bytes(partial(c.run, first), device)} if c.allocates else {} for c in able
+    }
     for mode in ("eager",) if device == "cpu" else ("graph", "eager"):
-        for cache in ("cold",) if device == "cpu" or count == 2 else ("cold", "warm"):
+        for cache in ("cold",) if device == "cpu" or count <= 3 else ("cold", "warm"):
             graphs = mode == "graph"
             lists = {c: _calls(c, cases, cache) for c in able if c.capturable or not graphs}
             passes, refused = passes_of(lists, graphs, REFUSALS)
@@ -49,7 +68,7 @@ def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = Tr
             times = rotating_times(passes, len(cases), rounds, device, progress, SECONDS)
             state = {"mode": mode, "cache": cache}
             for c, own in times.items():
-                figures = _figures(own, times.get(able[0])) | c.seen | {"peak_bytes": peaks[c]}
+                figures = _figures(own, times.get(able[0])) | c.seen | peaks[c]
                 rows.append(about(subject, c) | state | figures)
     return rows
 

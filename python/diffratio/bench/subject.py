@@ -17,8 +17,9 @@ class Candidate:
     -> None, AssertionError where the result is outside the error budget; None for other people's code, which
     is timed as it is. kept: part of the tokens that go through. flops, moved: of one call; moved are the
     bytes that it must move, each input read once and each output written once. capturable: whether CUDA
-    graphs can hold it, False for what waits for the device. about: what its rows say besides; seen: the
-    same, filled by its last run.
+    graphs can hold it, False for what waits for the device. allocates: whether a call takes its memory from
+    the allocator, False where a graph of its own holds it. about: what its rows say besides; seen: the same,
+    filled by its last run.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Candidate:
     flops: int = 0
     moved: int | None = None
     capturable: bool = True
+    allocates: bool = True
     about: dict[str, float] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)
 

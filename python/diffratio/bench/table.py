@@ -50,7 +50,8 @@ def _cells(row: dict, baseline: int) -> dict[str, str]:
         cells["candidate"] += f", {row['skipped']:.0%} skipped"
     cells["mode"] = f"{row['mode']}, {row['cache']}"
     cells["ms"] = f"{seconds * 1e3:.4g}"
-    cells["peak MiB"] = f"{row['peak_bytes'] / 2**20:.1f}"
+    if "peak_bytes" in row:
+        cells["peak MiB"] = f"{row['peak_bytes'] / 2**20:.1f}"
     if flops:
         cells["TFLOP/s"] = f"{flops / seconds / 1e12:.1f}"
     if moved:

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from .style import INK, MUTED, RUNS, new_figure, plain
 
 LEVELS = ("block", "model", "sampling")
-SHAPE = ("batch", "tokens")
+SHAPE = {
+    "batch": "B", "tokens": "N", "width": "D", "heads": "H", "text": "M", "layers": "L", "steps": "steps"
+}  # fmt: skip
 PANELS = (("of_baseline", "latency / dense"), ("memory", "peak memory / dense"))
 
 
@@ -21,24 +23,31 @@ def latency_figure(rows: Sequence[dict], level: str) -> Figure:
     Raises ValueError where nothing was measured.
     """
     rows = [row for row in rows if row["level"] == level and "of_baseline" in row and row["flops"]]
-    shapes = sorted({tuple(row[name] for name in SHAPE) for row in rows})
+    shapes = sorted({_shape(row) for row in rows})
     if not shapes:
         raise ValueError(f"results: no row of level {level!r}")
     title = f"{rows[0]['subject']}, {rows[0]['dtype']}, {rows[0]['device']}"
     figure = new_figure(10, 3.4 * len(shapes) + 0.5, title)
     for shape, line in zip(shapes, figure.subplots(len(shapes), 2, squeeze=False), strict=True):
-        own = [row for row in rows if tuple(row[name] for name in SHAPE) == shape]
+        own = [row for row in rows if _shape(row) == shape]
         for axes, (figure_of_merit, label) in zip(line, PANELS, strict=True):
             _draw(axes, own, figure_of_merit)
-            axes.set_title(f"B={shape[0]} N={shape[1]}", fontsize=10, color=MUTED, loc="left")
+            sizes = zip(SHAPE.values(), shape, strict=True)
+            title = " ".join(f"{letter}={size}" for letter, size in sizes if size)
+            axes.set_title(title, fontsize=10, color=MUTED, loc="left")
             plain(axes, "compression (%)", label)
             axes.set_ylim(bottom=0)
         line[0].legend(fontsize=8, frameon=False)
     return figure
 
 
+def _shape(row: dict) -> tuple[int, ...]:
+    return tuple(row.get(name, 0) for name in SHAPE)
+
+
 def _draw(axes, rows: list[dict], merit: str) -> None:
     baseline, colours = rows[0], cycle(RUNS)
+    rows = [row for row in rows if ("peak_bytes" if merit == "memory" else merit) in row]
     for name in dict.fromkeys(row["name"] for row in rows[1:]):
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["kept"])
         values = [_value(row, baseline, merit) for row in own]

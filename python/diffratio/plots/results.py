@@ -32,16 +32,16 @@ def draw_results(path: Path, out: Path) -> list[Path]:
                 written.append(save(latency_figure(own, level), out / f"{stem}-{level}.png"))
         roof = roof_of(own, device, dtype, threads)
         operators = sorted(select(own, level="operator"), key=_shape)
-        for (batch, tokens), group in groupby(operators, key=_shape) if roof is not None else ():
-            name = f"{stem}-roofline-{batch}x{tokens}.png"
+        for shape, group in groupby(operators, key=_shape) if roof is not None else ():
+            name = f"{stem}-roofline-{'x'.join(map(str, shape))}.png"
             written.append(save(roofline_figure(list(group), roof), out / name))
     if not written:
         raise ValueError(f"results: {path} has no level to draw ({', '.join(LEVELS)}, or peak and operator)")
     return written
 
 
-def _shape(row: dict) -> tuple[int, int]:
-    return row["batch"], row["tokens"]
+def _shape(row: dict) -> tuple[int, ...]:
+    return row["batch"], row["tokens"], row["width"], row["text"]
 
 
 def _captured(rows: list[dict]) -> list[dict]:

@@ -78,6 +78,21 @@ def test_what_is_outside_the_budget_is_not_timed(monkeypatch):
         measure(subject(able, bad), "cpu", 2, progress=False)
 
 
+def test_a_case_that_does_not_fit_is_refused_for_all():
+    def full(seed):
+        raise torch.OutOfMemoryError("no room\nfor it")
+
+    one = replace(subject(Candidate("able", lambda x: x + 1)), make=full)
+    [row] = measure(one, "cpu", 2, progress=False)
+    assert row["name"] == "able" and row["refused"] == "no room"
+
+
+def test_memory_that_a_graph_holds_is_not_shown():
+    able, held = Candidate("able", lambda x: x + 1), Candidate("held", lambda x: x + 1, allocates=False)
+    first, second = measure(subject(able, held), "cpu", 2, progress=False)
+    assert first["peak_bytes"] > 0 and "peak_bytes" not in second
+
+
 def test_ratios_are_taken_round_by_round():
     """A machine that slows down in the middle changes times, not ratios."""
     slow = [1.0, 1.0, 3.0, 3.0, 3.0]

@@ -121,6 +121,7 @@ def flops(options: Options, kept: float | None, cached_text: bool = False) -> in
 
 def subjects(options: Options) -> Iterator[Subject]:
     """One forward at one timestep."""
+    side(options)  # complains before anything is made
     models = Models(options)
 
     def candidates() -> Iterator[Candidate]:

@@ -13,7 +13,7 @@ from ... import cache_text
 from ..options import Options
 from ..peers.caching import first_block_cache
 from ..subject import Candidate, Subject
-from .model import Models, check_routed, compiled_blocks, flops, inputs, routed
+from .model import Models, check_routed, compiled_blocks, flops, inputs, routed, side
 
 GUIDANCE = 4.5
 THRESHOLD = 0.1
@@ -24,6 +24,7 @@ Weights are random: how many steps it skips says nothing of a trained model, so 
 def subjects(options: Options) -> Iterator[Subject]:
     """batch: images; the model runs on twice as many samples. No loop is captured as a whole: schedulers and
     step caches read values on the host."""
+    side(options)  # complains before anything is made
     doubled = replace(options, batch=2 * options.batch)
     yield Subject(
         level="sampling",
@@ -52,7 +53,7 @@ def _candidates(options: Options) -> Iterator[Candidate]:
         yield _cached(options, "diffratio, cached steps", kept, loop, model)
         if options.device == "cuda":
             run = partial(_plain, loop, partial(models.captured, kept))
-            yield _candidate(options, "diffratio, CUDA graphs", kept, run, cached_text=False)
+            yield _candidate(options, "diffratio, CUDA graphs", kept, run, cached_text=False, allocates=False)
 
 
 def _candidate(
