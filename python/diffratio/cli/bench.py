@@ -80,9 +80,11 @@ def bench(
     console = Console() if Console().is_terminal else Console(width=140)
     for size in batch or [options.batch]:
         found = []
-        for subject in tqdm(
-            list(subjects(level, replace(options, batch=size))), disable=as_json, leave=False
-        ):
+        try:
+            chosen = list(subjects(level, replace(options, batch=size)))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        for subject in tqdm(chosen, desc=level, disable=as_json, leave=False):
             before = clocks()
             rows = measure(subject, device, rounds, progress=not as_json)
             run = facts | {"clocks": {"before": before, "after": clocks()}} if before else facts
