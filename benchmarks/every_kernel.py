@@ -63,9 +63,9 @@ def products() -> None:
         )
         index, logits = torch.randperm(198)[:130].to(DEVICE), torch.randn(2, 99).to(DEVICE)
         args = inner, next_weight, None, gate
-        joined = triton.linear_gate_residual(hidden, *args, index, 99)
+        joined = (triton.linear_gate_residual(residual, *args, index, 99) for residual in (hidden, x))
         put = triton.linear_scatter(x, index, hidden, *args, logits, "residual", 1.0)
-        check(f"linear_gate_residual and linear_scatter {dtype}", (joined, put))
+        check(f"linear_gate_residual and linear_scatter {dtype}", (*joined, put))
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor(c!)? place, int stream) -> ()");
   m.def("row_places(Tensor index, Tensor(a!) place, int stream) -> ()");
   m.def(
-      "gather_adaln(Tensor x, Tensor index, int tokens, Tensor shift, Tensor scale, float eps, Tensor(a!)? rows, "
-      "Tensor(b!) normed, int stream) -> ()");
+      "gather_adaln(Tensor x, Tensor index, int tokens, bool gather, Tensor shift, Tensor scale, float eps, "
+      "Tensor(a!)? rows, Tensor(b!) normed, int stream) -> ()");
   m.def(
       "gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int tokens, bool gather, Tensor scale, "
       "Tensor? grad_rows, Tensor grad_normed, float eps, Tensor(a!) grad_x, Tensor(b!) stats, Tensor(c!) partial, "

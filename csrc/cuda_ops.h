@@ -97,7 +97,7 @@ template <class Tensor> void row_places(Tensor index, Tensor place, int64_t stre
 
 // With rows: x is [B*N, D] and its rows at index are copied there. Without: x is packed.
 template <class Tensor>
-void gather_adaln(Tensor x, Tensor index, int64_t tokens, Tensor shift, Tensor scale, double eps,
+void gather_adaln(Tensor x, Tensor index, int64_t tokens, bool gather, Tensor shift, Tensor scale, double eps,
                   std::optional<Tensor> rows, Tensor normed, int64_t stream) {
   const DeviceGuard guard(x.get_device_index());
   gather_adaln({.x = x.data_ptr(),
@@ -105,6 +105,7 @@ void gather_adaln(Tensor x, Tensor index, int64_t tokens, Tensor shift, Tensor s
                 .count = index.numel(),
                 .tokens = tokens,
                 .width = normed.size(1),
+                .gather = gather,
                 .shift = modulation(shift),
                 .scale = modulation(scale),
                 .eps = static_cast<float>(eps),

@@ -98,7 +98,9 @@ def _rows(width: int, dtype: torch.dtype) -> Calls:
     shift, scale, gate = _empty(B, 6, width, dtype=dtype).unbind(1)[:3]
     yield "", partial(launcher("router_logits"), x, weight, None)
     yield "", partial(launcher("router_logits_backward"), logits, x, weight)
-    yield " gather", partial(launcher("gather_adaln"), x, index, shift, scale, 1e-6)
+    gather = partial(launcher("gather_adaln"), x, index, shift, scale, 1e-6)
+    yield " gather", gather
+    yield " gather, normed only", partial(gather, keep_rows=False)
     yield "", partial(launcher("adaln"), rows, index, N, shift, scale, 1e-6)
     backward = partial(launcher("adaln_backward"), rows, index, N, scale, 1e-6)
     yield " gather", partial(backward, rows, rows, B * N)
@@ -120,7 +122,7 @@ def _tiles(width: int, hidden: int, dtype: torch.dtype) -> Calls:
         arguments = {
             "linear_gelu": (rows, up, long, False),
             "linear_gelu_backward": (rows, down, inner),
-            "linear_gate_residual": (rows, rows, square, short, gate, index, N),
+            "linear_gate_residual": (x, rows, square, short, gate, index, N),
             "linear_scatter": (x, index, rows, inner, down, short, gate, logits, "mlp", 1.0, None, True),
         }[kernel]
         backward = " backward" if kernel.endswith("backward") else ""
@@ -130,13 +132,13 @@ def _tiles(width: int, hidden: int, dtype: torch.dtype) -> Calls:
 def _products(width: int, hidden: int, dtype: torch.dtype) -> Calls:
     x, rows, index = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype), _index()
     gate, bias = _empty(B, 6, width, dtype=dtype)[:, 2], _empty(width, dtype=dtype)
-    out = partial(launcher("linear_gate_residual"), rows, rows, _empty(width, width, dtype=dtype), bias)
-    yield "", partial(out, gate, index, N)
+    out, weights = launcher("linear_gate_residual"), (_empty(width, width, dtype=dtype), bias)
+    yield "", partial(out, x, rows, *weights, gate, index, N)
     inner, weight = _empty(T, hidden, dtype=dtype), _empty(width, hidden, dtype=dtype)
     put = partial(launcher("linear_scatter"), x, index, rows, inner, weight, bias, gate)
     every_mode = width == FULL_WIDTH and dtype == torch.bfloat16
     if every_mode:
-        yield " no gate", partial(out, None, None, N)
+        yield " no gate", partial(out, rows, rows, *weights, None, None, N)
     for mode in ("mlp", "residual", "output", "none") if every_mode else ("mlp",):
         yield f" {mode}", partial(put, _empty(B, N, dtype=torch.float32), mode, 1.0)
 

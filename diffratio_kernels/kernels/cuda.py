@@ -103,14 +103,17 @@ def row_places(index: Tensor, rows: int) -> Tensor:
     return place
 
 
-def gather_adaln(x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Kept rows of x [B, N, D] and the same after adaLN: two tensors [T, D]."""
-    rows = torch.empty(index.shape[0], x.shape[2], dtype=x.dtype, device=x.device)
-    normed = torch.empty_like(rows)
+def gather_adaln(
+    x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool = True
+) -> tuple[Tensor | None, Tensor]:
+    """Kept rows of x [B, N, D], or None where they are not wanted, and the same after adaLN, each [T, D]."""
+    normed = torch.empty(index.shape[0], x.shape[2], dtype=x.dtype, device=x.device)
+    rows = torch.empty_like(normed) if keep_rows else None
     _ops.gather_adaln(
         x.contiguous(),
         index.contiguous(),
         x.shape[1],
+        True,
         _modulation(shift),
         _modulation(scale),
         eps,
@@ -128,6 +131,7 @@ def adaln(rows: Tensor, index: Tensor, tokens: int, shift: Tensor, scale: Tensor
         rows.contiguous(),
         index.contiguous(),
         tokens,
+        False,
         _modulation(shift),
         _modulation(scale),
         eps,

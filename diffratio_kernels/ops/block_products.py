@@ -53,9 +53,13 @@ class Products:
     scatter_rescale: Callable
 
     def linear_gate_residual(self, hidden, rows, weight, bias, gate, index, tokens, keep, buffer) -> Tensor:
-        """hidden + gate * (rows weight^T + bias), without a gate hidden + rows weight^T + bias."""
-        if self.is_one_kernel("linear_gate_residual", rows, weight):
-            return triton.linear_gate_residual(hidden, rows, weight, bias, gate, index, tokens, in_place=True)
+        """hidden + gate * (rows weight^T + bias), without a gate hidden + rows weight^T + bias.
+
+        Where it is one kernel, `hidden` may be x [B, N, D], with the rows of hidden at the index.
+        """
+        if self.is_one_kernel("linear_gate_residual", hidden, rows.shape[0], weight):
+            operands = hidden, rows, weight, bias, gate, index, tokens
+            return triton.linear_gate_residual(*operands, in_place=hidden.dim() == 2)
         branch = linear(rows, weight, bias, buffer)
         if gate is not None:
             return self.gate_residual(hidden, branch, gate, index, tokens, keep)
@@ -70,7 +74,7 @@ class Products:
             kernel = DIFFERENTIABLE["mlp"][pick_mlp(self.mlp_implementation, rows, fc1_bias, gradient=True)]
             return partial(self._put, kernel(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias))
         inner = self._inner(rows, fc1_weight, fc1_bias, buffer)
-        if self.is_one_kernel("linear_scatter", inner, fc2_weight):
+        if self.is_one_kernel("linear_scatter", inner, inner.shape[0], fc2_weight):
             return partial(self._put_product, inner, fc2_weight, fc2_bias)
         return partial(self._put, linear(inner, fc2_weight, fc2_bias, rows))
 
@@ -78,14 +82,16 @@ class Products:
     def mlp_implementation(self) -> str:
         return "torch" if self.implementation == "reference" else self.implementation
 
-    def is_one_kernel(self, kernel: str, rows: Tensor, weight: Tensor) -> bool:
-        """Whether the product of rows [T, K] with weight [F, K] takes the kernel with an epilogue."""
+    def is_one_kernel(self, kernel: str, like: Tensor, rows: int, weight: Tensor) -> bool:
+        """Whether the product of so many rows [T, K], of the dtype and device of `like`, with weight [F, K]
+        takes the kernel with an epilogue."""
         if not self.in_place or self.implementation != "auto":
             return self.in_place and self.implementation == "triton"
-        half = rows.dtype in (torch.float16, torch.bfloat16)  # in fp32 Triton's products have no matrix units
-        if not half or rows.device.type != "cuda" or why_not("triton", "cuda", rows.dtype):
+        half = like.dtype in (torch.float16, torch.bfloat16)  # in fp32 Triton's products have no matrix units
+        if not half or like.device.type != "cuda" or why_not("triton", "cuda", like.dtype):
             return False
-        return config.beats_library(kernel, rows, weight.shape[0])
+        columns, inner = weight.shape
+        return config.beats_library(kernel, like.device, columns, rows, inner)
 
     def _inner(self, rows, weight, bias, buffer) -> Tensor:
         chosen = pick_mlp(self.mlp_implementation, rows, bias, gradient=False)

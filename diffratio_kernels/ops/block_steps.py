@@ -51,7 +51,7 @@ def steps_of(
     products = Products(own, in_place, gate_residual, _scatter_rescale(tables, rows))
     return Steps(
         route=_route(tables, rows),
-        gather_adaln=tables["gather_adaln"][rows],
+        gather_adaln=partial(_gather_adaln, tables["gather_adaln"][rows], products),
         adaln=tables["adaln"][rows],
         self_attention=_attention(tables, "attention", among),
         cross_attention=_attention(tables, "attention", own),
@@ -83,6 +83,15 @@ def _scatter_rescale(tables: dict, rows: str) -> Callable:
 
 def _attention(tables: dict, op: str, implementation: str) -> Callable:
     return lambda query, *args: tables[op][pick(implementation, query, op)](query, *args)
+
+
+def _gather_adaln(kernel, products, x, index, shift, scale, eps, out_weight=None) -> tuple[Tensor, Tensor]:
+    """hidden and normed [T, D]. out_weight: that of the `linear_gate_residual` that alone reads hidden; where
+    it can read the rows of x at the index, hidden is x itself."""
+    arguments, rows = (x, index, shift, scale, eps), index.shape[0]
+    if out_weight is None or not products.is_one_kernel("linear_gate_residual", x, rows, out_weight):
+        return kernel(*arguments)
+    return x, kernel(*arguments, keep_rows=False)[1]
 
 
 def _gate_residual_triton(in_place, hidden, branch, gate, index, tokens, keep) -> Tensor:

@@ -53,7 +53,7 @@ def _block(
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     index, offsets, logits, place = steps.route(x, router_weight, keep, router_bias, index, None)
 
-    hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps)
+    hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps, out_weight)
     # Without a gradient all products share a buffer: on the CPU fresh pages cost percents of the block.
     widest = max(qkv_weight.shape[0], fc1_weight.shape[0])
     shared = normed.new_empty(normed.shape[0] * widest) if steps.in_place else None

@@ -159,6 +159,7 @@ def gather_adaln(x, index, shift, scale, eps, grad_rows, grad_normed):
     return {
         "rows": rows,
         "normed": normed,
+        "normed only": launcher("gather_adaln")(x, index, shift, scale, eps, keep_rows=False)[1],
         "d x": grads[0].view(x.shape),
         **dict(zip(("d shift", "d scale"), grads[1:], strict=True)),
     }
@@ -169,7 +170,9 @@ def reference_gather_adaln(x, index, shift, scale, eps, grad_rows, grad_normed):
         rows, normed = reference.gather_adaln(x, index, shift, scale, eps)
         return {"rows": rows, "normed": normed}
 
-    return differentiate(function, {"x": x, "shift": shift, "scale": scale}, [grad_rows, grad_normed])
+    leaves = {"x": x, "shift": shift, "scale": scale}
+    results = differentiate(function, leaves, [grad_rows, grad_normed])
+    return results | {"normed only": results["normed"]}
 
 
 def draw_adaln(draw: Draw) -> dict:

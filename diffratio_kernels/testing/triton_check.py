@@ -12,7 +12,7 @@ from .triton_calls import ALL, random_call
 
 EXACT = ("rows", "index")
 """Results that are copies or choices."""
-SUMS = ("logits", "pre", "inner", "joined", "joined in place", "put", "put in place")
+SUMS = ("logits", "pre", "inner", "joined", "joined in place", "joined from x", "put", "put in place")
 """Outputs that sum many terms and can be right in the peer by luck, as gradients can."""
 ENOUGH, MOST_DRAWS = 48, 8
 """Errors of few numbers are a matter of luck: a case is drawn again until its results hold ENOUGH that are

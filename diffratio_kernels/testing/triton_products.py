@@ -22,22 +22,28 @@ def draw_linear_gate_residual(draw: Draw) -> dict:
         "gated": draw.choice(True, True, False),
         "index": index,
         "tokens": tokens,
+        "x": draw.tensor(batch, tokens, width),
     }
 
 
-def linear_gate_residual(hidden, rows, weight, bias, gate, gated, index, tokens):
-    rest = rows, weight, bias, gate if gated else None, index if gated else None, tokens
+def linear_gate_residual(hidden, rows, weight, bias, gate, gated, index, tokens, x):
+    product = rows, weight, bias, gate if gated else None
+    rest = *product, index if gated else None, tokens
     copy = hidden.clone(memory_format=torch.contiguous_format)
     return {
         "joined": launcher("linear_gate_residual")(hidden, *rest),
         "joined in place": launcher("linear_gate_residual")(copy, *rest, in_place=True),
+        "joined from x": launcher("linear_gate_residual")(x, *product, index, tokens),
     }
 
 
-def reference_linear_gate_residual(hidden, rows, weight, bias, gate, gated, index, tokens):
+def reference_linear_gate_residual(hidden, rows, weight, bias, gate, gated, index, tokens, x):
     branch = F.linear(rows, weight, bias)
-    joined = reference.gate_residual(hidden, branch, gate, index, tokens) if gated else hidden + branch
-    return {"joined": joined, "joined in place": joined}
+    joined, from_x = (
+        reference.gate_residual(rows, branch, gate, index, tokens) if gated else rows + branch
+        for rows in (hidden, x.flatten(0, 1)[index])
+    )  # fmt: skip
+    return {"joined": joined, "joined in place": joined, "joined from x": from_x}
 
 
 def draw_linear_scatter(draw: Draw) -> dict:

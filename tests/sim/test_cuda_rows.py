@@ -64,6 +64,8 @@ def run_all(cuda, a, rescale="mlp", eps=1e-6):
     """Every row kernel once, forward and backward: name -> tensor."""
     x, index, tokens = a["x"], a["index"], a["x"].shape[1]
     rows, normed = cuda.gather_adaln(x, index, a["shift"], a["scale"], eps)
+    no_rows, normed_only = cuda.gather_adaln(x, index, a["shift"], a["scale"], eps, keep_rows=False)
+    assert no_rows is None
     packed = cuda.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
     finish = (x, index, a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
     backward = cuda.adaln_backward(
@@ -78,6 +80,7 @@ def run_all(cuda, a, rescale="mlp", eps=1e-6):
         "router_logits": cuda.router_logits(x, a["weight"], a["bias"]),
         "rows": rows,
         "normed": normed,
+        "normed only": normed_only,
         "packed": packed,
         "out": cuda.scatter_rescale(*finish),
         "d x": backward[0].view(x.shape),
@@ -109,6 +112,7 @@ def reference_all(a, rescale="mlp", eps=1e-6):
         "router_logits": routed,
         "rows": rows,
         "normed": normed,
+        "normed only": normed,
         "packed": packed,
         "out": out,
         **dict(zip(("d x", "d shift", "d scale"), backward, strict=True)),

@@ -61,12 +61,13 @@ struct PlacesArgs {
 };
 
 struct AdalnArgs {
-  const void* x;         // [B*N, D] with rows, else [T, D]
+  const void* x;         // [B*N, D] with gather, else [T, D]
   const int64_t* index;  // [T]
   int64_t count, tokens, width;
+  bool gather;  // packed row t is row index[t] of x
   Modulation shift, scale;
   float eps;
-  void* rows;    // [T, D] copy of the rows index[t] of x; null where x is packed already
+  void* rows;    // [T, D] copy of the packed rows, or null
   void* normed;  // [T, D]
 };
 

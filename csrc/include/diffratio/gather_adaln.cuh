@@ -6,7 +6,7 @@
 
 namespace diffratio::cuda {
 
-// normed[t] = LN(row) * (1 + scale[b]) + shift[b], row = x[index[t]] (copied to rows[t]) or x[t].
+// normed[t] = LN(row) * (1 + scale[b]) + shift[b], row = x[index[t]] or x[t], copied to rows[t] or not.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kMaxRowThreads, 4) gather_adaln_kernel(AdalnArgs a) {
   constexpr int n = kPerVector<T>;
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 4) gather_adaln_kernel(AdalnAr
   const int width = static_cast<int>(a.width);
   const int64_t source = a.index[t], sample = source / a.tokens;
 
-  const Row<T, kAligned> row(static_cast<const T*>(a.x) + (a.rows ? source : t) * a.width, width);
+  const Row<T, kAligned> row(static_cast<const T*>(a.x) + (a.gather ? source : t) * a.width, width);
   T* copy = a.rows ? static_cast<T*>(a.rows) + t * a.width : nullptr;
   T* normed = static_cast<T*>(a.normed) + t * a.width;
   const float* shift = a.shift.values + sample * a.shift.stride;

@@ -14,31 +14,33 @@ from .product import gated, grouped_tile, halves, product, product_options, samp
 @triton.jit
 def _finish(
     total, row, f, rows, bias_ptr, hidden_ptr, gate_ptr, index_ptr, out_ptr, tokens, stride_gate,
-    F: tl.constexpr,
+    GATHER: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     inside = (row < rows) & (f < F)
-    of_sample = 0
-    if gate_ptr is not None:
-        of_sample = sample_of(tl.load(index_ptr + row, mask=row < rows, other=0), tokens) * stride_gate
+    source, of_sample = row, 0
+    if index_ptr is not None:
+        index = tl.load(index_ptr + row, mask=row < rows, other=0).to(tl.int32)
+        of_sample = sample_of(index, tokens) * stride_gate
+        source = index.to(tl.int64) if GATHER else row
     total = gated(total, bias_ptr, gate_ptr, of_sample, f, inside, F)
-    at = row * F + f
-    total += tl.load(hidden_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
+    total += tl.load(hidden_ptr + source * F + f, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * F + f, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _linear_gate_residual(
     rows_ptr, weight_ptr, bias_ptr, hidden_ptr, gate_ptr, index_ptr, out_ptr, rows, tokens, stride_gate,
-    K: tl.constexpr, F: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_F: tl.constexpr,
+    GATHER: tl.constexpr, K: tl.constexpr, F: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_F: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     row, column = grouped_tile(rows, F, BLOCK_M, BLOCK_N, GROUP)
     total = product(rows_ptr, weight_ptr, row, column, rows, K, F, STRIDE_K, STRIDE_F, BLOCK_N, BLOCK_K)
     left, right = halves(total)
     f = column + tl.arange(0, BLOCK_N // 2)[None, :]
-    _finish(left, row, f, rows, bias_ptr, hidden_ptr, gate_ptr, index_ptr, out_ptr, tokens, stride_gate, F)
+    of_rows = rows, bias_ptr, hidden_ptr, gate_ptr, index_ptr, out_ptr, tokens, stride_gate
+    _finish(left, row, f, *of_rows, GATHER, F)
     f += BLOCK_N // 2
-    _finish(right, row, f, rows, bias_ptr, hidden_ptr, gate_ptr, index_ptr, out_ptr, tokens, stride_gate, F)
+    _finish(right, row, f, *of_rows, GATHER, F)
 
 
 def linear_gate_residual(
@@ -53,19 +55,22 @@ def linear_gate_residual(
 ) -> Tensor:
     """hidden + gate * (rows weight^T + bias) [T, F], rounded once.
 
-    hidden [T, F], rows [T, K], weight [F, K], bias [F]; gate [B, F] of any float dtype: row t is of sample
-    index[t] // tokens. Without a gate every factor is 1 and the index is not read. in_place writes the result
-    to `hidden`, which must be contiguous.
+    hidden [T, F], or x [B, N, F] whose row index[t] is hidden's row t; rows [T, K], weight [F, K], bias [F];
+    gate [B, F] of any float dtype: row t is of sample index[t] // tokens. Without a gate every factor is 1.
+    in_place writes the result to `hidden`, which must be packed and contiguous.
     """
-    hidden = hidden.contiguous()
-    out = hidden if in_place else torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
-    if gate is not None:
-        gate, index = unit_rows(gate), index.contiguous()
+    gather = hidden.dim() == 3
+    if gather and in_place:
+        raise ValueError("hidden must be packed rows to be written in place, not x")
+    hidden, packed = hidden.contiguous(), (rows.shape[0], weight.shape[0])
+    out = hidden if in_place else torch.empty(packed, dtype=hidden.dtype, device=hidden.device)
+    needs_index = gather or gate is not None
+    gate = None if gate is None else unit_rows(gate)
     grid, options = product_options("linear_gate_residual", rows, weight.t())
     launch(
         _linear_gate_residual, grid,
         rows.contiguous(), weight, None if bias is None else bias.contiguous(), hidden, gate,
-        None if gate is None else index, out, rows.shape[0], tokens, 0 if gate is None else gate.stride(0),
-        **options,
+        index.contiguous() if needs_index else None, out, rows.shape[0], tokens,
+        0 if gate is None else gate.stride(0), GATHER=gather, **options,
     )  # fmt: skip
     return out

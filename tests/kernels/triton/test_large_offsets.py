@@ -205,6 +205,15 @@ def test_a_product_joins_the_residual_stream(device):
     assert same_bits(out[-1, -8:], expected[-1, -8:])
 
 
+def test_residual_rows_of_a_product_are_found_in_x(end, device):
+    rows, small, index = end
+    x = large(1, ROWS, WIDTH, device=device, last=rows)
+    product = half(4, 8, device=device), half(WIDTH, 8, device=device), None, half(1, WIDTH, device=device)
+    out = launcher("linear_gate_residual")(x, *product, index, ROWS)
+    expected = launcher("linear_gate_residual")(rows[None], *product, small, FEW)
+    assert same_bits(out, expected)
+
+
 @pytest.mark.parametrize("rescale", ["mlp", "residual"])
 def test_a_product_is_put_back(rescale, end, device):
     rows, small, index = end

@@ -59,6 +59,22 @@ def test_a_product_leaves_rows_that_are_not_kept_alone(rescale, dtype, device):
         assert same_bits(rows[~untouched], before[key].flatten(0, 1)[~untouched]), key
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_product_that_takes_its_residual_rows_from_x_reads_no_others(gated, dtype, device):
+    """And has the bits of one that is given those rows."""
+    _, a = typical_call("linear_gate_residual", dtype, device)
+    x, index, tokens = a["x"], a["index"], a["tokens"]
+    hidden = x.flatten(0, 1)[index]
+    untouched = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
+    untouched.flatten()[index] = False
+    x[untouched] = NAN
+    rest = a["rows"], a["weight"], a["bias"], a["gate"] if gated else None, index, tokens
+    before, join = x.clone(), launcher("linear_gate_residual")
+    assert same_bits(join(x, *rest), join(hidden, *rest)) and same_bits(x, before)
+    with pytest.raises(ValueError, match="packed"):
+        join(x, *rest, in_place=True)
+
+
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
 def test_scores_of_tokens_that_are_not_kept_change_nothing(value, call):
     operator, arguments, untouched = call

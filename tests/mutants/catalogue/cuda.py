@@ -149,8 +149,15 @@ CUDA = [
         "32-bit-row-offset",
         "int32 offset",
         GATHER,
-        {"(a.rows ? source : t) * a.width": "static_cast<int>(a.rows ? source : t) * width"},
+        {"(a.gather ? source : t) * a.width": "static_cast<int>(a.gather ? source : t) * width"},
         "tests/sim/test_cuda_large.py",
+    ),
+    Mutant(
+        "rows-gathered-only-where-they-are-copied",
+        "wrong row",
+        GATHER,
+        {"a.gather ? source : t": "a.rows ? source : t"},
+        BUDGET,
     ),
     Mutant(
         "gather-alignment-unchecked",

@@ -150,8 +150,22 @@ TRITON_PRODUCTS = [
         "product-sample-of-the-packed-row",
         "wrong sample's gate",
         JOINED,
-        {"sample_of(tl.load(index_ptr + row, mask=row < rows, other=0), tokens)": "sample_of(row, tokens)"},
+        {"sample_of(index, tokens)": "sample_of(row, tokens)"},
         PRODUCTS,
+    ),
+    Mutant(
+        "product-residual-of-the-packed-row",
+        "wrong row",
+        JOINED,
+        {"source = index.to(tl.int64) if GATHER else row": "source = row"},
+        PRODUCTS,
+    ),
+    Mutant(
+        "product-residual-32-bit-row",
+        "64-bit cast dropped",
+        JOINED,
+        {"source = index.to(tl.int64) if GATHER else row": "source = index if GATHER else row"},
+        triton("large_offsets", "found"),
     ),
     Mutant(
         "product-put-without-the-row-mask",

@@ -25,6 +25,13 @@ TRITON_ROWS = [
         FUZZ,
     ),
     Mutant(
+        "gather-without-a-copy-reads-packed-rows",
+        "wrong row",
+        GATHER,
+        {"index if GATHER else t": "t if rows_ptr is None else index"},
+        FUZZ,
+    ),
+    Mutant(
         "gather-32-bit-index",
         "int32 offset",
         GATHER,
