@@ -5,6 +5,7 @@ import torch
 
 from diffratio_kernels import mod_block
 from diffratio_kernels.ops import dispatch
+from diffratio_kernels.ops.block_products import Products
 from diffratio_kernels.testing.inputs import ModBlockCase
 from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
 from diffratio_kernels.testing.poison import poisoned_memory
@@ -33,6 +34,20 @@ def test_block_is_within_the_error_budget(seed, cuda_on_cpu):
 def test_block_of_two_bins_is_within_the_error_budget(seed, cuda_on_cpu):
     with poisoned_memory():
         check_two_bin_block(seed, DTYPES[seed % 3], "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_products_of_triton_between_cuda_row_steps(dtype, cuda_on_cpu, monkeypatch):
+    """As on a GPU whose table prefers them: the out projection finds its residual rows in x."""
+    arguments = ModBlockCase(seed=3, dtype=dtype, tokens=20, keep=(9, 4), text=3).arguments()
+    expected = mod_block(**arguments, implementation="cuda")
+    asked = []
+    monkeypatch.setattr(Products, "is_one_kernel", lambda self, kernel, *_: asked.append(kernel) or True)
+    with poisoned_memory():
+        out = mod_block(**arguments, implementation="cuda")
+    limit = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out, expected, rtol=limit, atol=limit)
+    assert asked == [*["linear_gate_residual"] * 3, "linear_scatter"]  # the gather asks too
 
 
 def test_it_is_the_simulator_that_runs(cuda_on_cpu, simulator):
