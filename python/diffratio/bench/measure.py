@@ -27,7 +27,7 @@ def triton_errors() -> tuple[type[Exception], ...]:
 REFUSALS = (RuntimeError, ValueError, ImportError, *triton_errors())
 PASS_SECONDS = 2e-3
 """What one pass over the cases should take at least: short calls are repeated, up to 16 times."""
-SECONDS = 20.0
+SECONDS = {"cuda": 20.0, "cpu": 240.0}
 """Of timed rounds for one mode and state of the cache; slow subjects get fewer rounds, 3 at least."""
 
 
@@ -65,7 +65,7 @@ def _measure(subject: Subject, device: str, rounds: int, progress: bool) -> list
             lists = {c: _calls(c, cases, cache) for c in able if c.capturable or not graphs}
             passes, refused = passes_of(lists, graphs, REFUSALS)
             rows += [_refusal(subject, c, error) | {"mode": mode} for c, error in refused.items()]
-            times = rotating_times(passes, len(cases), rounds, device, progress, SECONDS)
+            times = rotating_times(passes, len(cases), rounds, device, progress, SECONDS[device])
             state = {"mode": mode, "cache": cache}
             for c, own in times.items():
                 figures = _figures(own, times.get(able[0])) | c.seen | peaks[c]
