@@ -25,7 +25,8 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor(d!) grad_modulation, int stream) -> ()");
   m.def(
       "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor hidden, Tensor branch, "
-      "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, int stream) -> ()");
+      "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, Tensor? next_weight, "
+      "Tensor? next_bias, Tensor(b!)? next_logits, int stream) -> ()");
   m.def(
       "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor hidden, "
       "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "

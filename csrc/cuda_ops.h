@@ -152,18 +152,23 @@ ScatterArgs scatter_args(const Tensor& x, int64_t tokens, const Tensor& hidden, 
           .out = nullptr};
 }
 
-// With place: every row of out, a new tensor. With index: those rows only, so that out may be x.
+// With place: every row of out, a new tensor. With index: those rows only, so that out may be x. next_logits
+// [B, N], with place only.
 template <class Tensor>
 void scatter_rescale(Tensor x, std::optional<Tensor> place, std::optional<Tensor> index, int64_t tokens,
                      Tensor hidden, Tensor branch, Tensor gate, Tensor logits, std::string rescale,
-                     double score_scale, Tensor out, int64_t stream) {
+                     double score_scale, Tensor out, std::optional<Tensor> next_weight,
+                     std::optional<Tensor> next_bias, std::optional<Tensor> next_logits, int64_t stream) {
   const DeviceGuard guard(x.get_device_index());
   ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
   args.place = static_cast<int32_t*>(data(place));
   args.index = static_cast<int64_t*>(data(index));
   args.rows = place ? place->numel() : index.value().numel();
   args.out = out.data_ptr();
-  scatter_rescale(args, element(x), stream_of(stream));
+  const NextLogits next{.weight = static_cast<float*>(data(next_weight)),
+                        .bias = static_cast<float*>(data(next_bias)),
+                        .logits = static_cast<float*>(data(next_logits))};
+  scatter_rescale(args, next, element(x), stream_of(stream));
 }
 
 template <class Tensor>

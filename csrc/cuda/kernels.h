@@ -14,7 +14,7 @@ void topk_select(const TopkArgs&, Stream);
 void row_places(const PlacesArgs&, Stream);
 void gather_adaln(const AdalnArgs&, Element, Stream);
 void gather_adaln_backward(const AdalnBackwardArgs&, Element, Stream);
-void scatter_rescale(const ScatterArgs&, Element, Stream);
+void scatter_rescale(const ScatterArgs&, const NextLogits&, Element, Stream);
 void scatter_rescale_backward(const ScatterBackwardArgs&, Element, Stream);
 void two_bin_gelu(const TwoBinGeluArgs&, Element, Stream);
 void two_bin_gelu_backward(const TwoBinGeluBackwardArgs&, Element, Stream);

@@ -152,6 +152,8 @@ def _scatter(width: int, dtype: torch.dtype) -> Calls:
         yield f" {mode}", partial(launcher("scatter_rescale"), *arguments, mode, 1.0)
         yield f" {mode} in place", partial(launcher("scatter_rescale"), *arguments, mode, 1.0, in_place=True)
         yield f" {mode}", partial(launcher("scatter_rescale_backward"), x, *arguments, mode, 1.0)
+        router = _empty(width, dtype=torch.float32), None
+        yield f" {mode} next", partial(launcher("scatter_rescale_next"), *arguments, mode, 1.0, *router)
 
 
 def _mlp(width: int, hidden: int, dtype: torch.dtype) -> Calls:

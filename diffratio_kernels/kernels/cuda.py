@@ -206,21 +206,43 @@ def scatter_rescale(
         place = None
     elif place is None:
         place = row_places(index, x.shape[0] * x.shape[1])
-    _ops.scatter_rescale(
-        x,
-        place,
-        index.contiguous() if in_place else None,
-        x.shape[1],
-        hidden.contiguous(),
-        branch.contiguous(),
-        _modulation(gate),
-        _float(logits),
-        rescale,
-        score_scale,
-        out,
-        _stream(x),
-    )
+    rows = index.contiguous() if in_place else None
+    _put_back(x, place, rows, hidden, branch, gate, logits, rescale, score_scale, out, None, None, None)
     return out
+
+
+def _put_back(x, place, index, hidden, branch, gate, logits, rescale, score_scale, out, *next_logits):
+    _ops.scatter_rescale(
+        x, place, index, x.shape[1], hidden.contiguous(), branch.contiguous(), _modulation(gate),
+        _float(logits), rescale, score_scale, out, *next_logits, _stream(x),
+    )  # fmt: skip
+
+
+def scatter_rescale_next(
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: str,
+    score_scale: float,
+    next_weight: Tensor,
+    next_bias: Tensor | None,
+    place: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`scatter_rescale`, and the `router_logits` [B, N] of what it returns with another layer's router.
+
+    They have the same bits where a warp holds a row: D up to 1280 in half, 640 in fp32.
+    """
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    next_logits = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    place = row_places(index, next_logits.numel()) if place is None else place
+    router = _float(next_weight), None if next_bias is None else next_bias.float()
+    finish = hidden, branch, gate, logits, rescale, score_scale
+    _put_back(x, place, None, *finish, out, *router, next_logits)
+    return out, next_logits
 
 
 def scatter_rescale_backward(

@@ -6,7 +6,7 @@ from .attention import attention
 from .dispatch import IMPLEMENTATIONS, capabilities, choose
 from .gate_residual import gate_residual
 from .mlp import mlp
-from .mod_block import mod_block
+from .mod_block import mod_block, mod_block_next
 from .route import route
 from .scatter_rescale import scatter_rescale, scatter_rescale_
 from .two_bin_attention import two_bin_attention
@@ -26,6 +26,7 @@ __all__ = [
     "gather_adaln",
     "mlp",
     "mod_block",
+    "mod_block_next",
     "nearest_bin",
     "route",
     "scatter_rescale",

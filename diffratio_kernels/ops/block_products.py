@@ -45,12 +45,14 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> 
 @dataclass(frozen=True)
 class Products:
     """implementation: "triton" (always one kernel), "reference" (never) or "auto" (as the table says).
-    in_place: buffers are reused (no gradient, no autocast)."""
+    in_place: buffers are reused (no gradient, no autocast). whole_rows: what puts rows back needs whole ones,
+    which no tile of a product holds."""
 
     implementation: str
     in_place: bool
     gate_residual: Callable
     scatter_rescale: Callable
+    whole_rows: bool = False
 
     def linear_gate_residual(self, hidden, rows, weight, bias, gate, index, tokens, keep, buffer) -> Tensor:
         """hidden + gate * (rows weight^T + bias), without a gate hidden + rows weight^T + bias.
@@ -74,7 +76,7 @@ class Products:
             kernel = DIFFERENTIABLE["mlp"][pick_mlp(self.mlp_implementation, rows, fc1_bias, gradient=True)]
             return partial(self._put, kernel(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias))
         inner = self._inner(rows, fc1_weight, fc1_bias, buffer)
-        if self.is_one_kernel("linear_scatter", inner, inner.shape[0], fc2_weight):
+        if not self.whole_rows and self.is_one_kernel("linear_scatter", inner, inner.shape[0], fc2_weight):
             return partial(self._put_product, inner, fc2_weight, fc2_bias)
         return partial(self._put, linear(inner, fc2_weight, fc2_bias, rows))
 

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .. import reference
 from ..kernels.sdpa import runs
 from ..kernels.triton import launchers as triton
 from .attention import pick
@@ -24,6 +25,7 @@ class Steps:
     fp32_modulation: the row steps read it in fp32, and one cast of [B, 6, D] saves one of each vector."""
 
     route: Callable
+    router_logits: Callable
     gather_adaln: Callable
     adaln: Callable
     self_attention: Callable
@@ -39,18 +41,31 @@ class Steps:
 
 
 def steps_of(
-    implementation: str, self_attention: str, x: Tensor, in_place: bool, op: str = "mod_block"
+    implementation: str,
+    self_attention: str,
+    x: Tensor,
+    in_place: bool,
+    op: str = "mod_block",
+    next_router: tuple[Tensor, Tensor | None] | None = None,
 ) -> Steps:
-    """Row steps by `implementation`; attention, gate and MLP by it too where it has them, else by "auto"."""
+    """Row steps by `implementation`; attention, gate and MLP by it too where it has them, else by "auto".
+
+    next_router: weight and bias; what puts the rows back then returns the logits of that router too.
+    """
     rows = choose(op, implementation, x.device, x.dtype)
     own = implementation if implementation in ("triton", "reference") else "auto"
     gate = choose("gate_residual", own, x.device, x.dtype)
     among = own if self_attention == "auto" else self_attention
     tables = KERNELS if in_place else DIFFERENTIABLE
     gate_residual = partial(_gate_residual_triton if gate == "triton" else _gate_residual_torch, in_place)
-    products = Products(own, in_place, gate_residual, _scatter_rescale(tables, rows))
+    router_logits = ROW_KERNELS.get(rows, reference).router_logits
+    put_back = _scatter_rescale(tables, rows)
+    if next_router is not None:
+        put_back = _scatter_rescale_next(tables, rows, next_router, put_back, router_logits)
+    products = Products(own, in_place, gate_residual, put_back, whole_rows=next_router is not None)
     return Steps(
         route=_route(tables, rows),
+        router_logits=router_logits,
         gather_adaln=partial(_gather_adaln, tables["gather_adaln"][rows], products),
         adaln=tables["adaln"][rows],
         self_attention=_attention(tables, "attention", among),
@@ -67,10 +82,20 @@ def steps_of(
 
 
 def _route(tables: dict, rows: str) -> Callable:
-    """index, offsets, logits, and where no gradient is wanted the places of the rows, or None."""
-    if tables is KERNELS and rows in ROW_KERNELS:
-        return partial(route_with_places, ROW_KERNELS[rows])
-    return lambda *args: (*tables["route"][rows](*args), None)
+    """index, offsets, logits, and where no gradient is wanted the places of the rows, or None.
+
+    Its keyword `logits` are those made before, through which no gradient is wanted.
+    """
+    if rows not in ROW_KERNELS:
+        return lambda *args, logits=None: (*reference.route(*args, logits), None)
+    kernel = partial(route_with_places, ROW_KERNELS[rows])
+    if tables is KERNELS:
+        return kernel
+
+    def route(*args, logits=None):
+        return (*tables["route"][rows](*args), None) if logits is None else kernel(*args, logits)
+
+    return route
 
 
 def _scatter_rescale(tables: dict, rows: str) -> Callable:
@@ -79,6 +104,19 @@ def _scatter_rescale(tables: dict, rows: str) -> Callable:
     if tables is KERNELS and rows in ROW_KERNELS:
         return lambda *args: step(*args[:-1], place=args[-1])
     return lambda *args: step(*args[:-1])
+
+
+def _scatter_rescale_next(tables, rows, next_router, scatter_rescale, router_logits) -> Callable:
+    """The same with the next router's logits: of one kernel where there is one, else by a step of its own."""
+    if tables is KERNELS and rows in ("cuda", "triton"):
+        step = ROW_KERNELS[rows].scatter_rescale_next
+        return lambda *args: step(*args[:-1], *next_router, place=args[-1])
+
+    def steps(*args):
+        out = scatter_rescale(*args)
+        return out, router_logits(out, *next_router)
+
+    return steps
 
 
 def _attention(tables: dict, op: str, implementation: str) -> Callable:

@@ -1,4 +1,5 @@
-"""`mod_block`: one routed DiT block from x to x, the steps of this package around torch's own products."""
+"""`mod_block`: one routed DiT block from x to x, the steps of this package around torch's own products; and
+`mod_block_next`, which makes the next block's router logits where it writes the rows."""
 
 from __future__ import annotations
 
@@ -43,15 +44,20 @@ def _block(
     eps,
     mlp_eps,
     index,
-) -> Tensor:
+    logits,
+    next_router,
+) -> Tensor | tuple[Tensor, Tensor]:
     batch, tokens, _ = x.shape
     if sum(keep) == 0:
-        return x.clone(memory_format=torch.contiguous_format)
+        out = x.clone(memory_format=torch.contiguous_format)
+        return out if next_router is None else (out, steps.router_logits(out, *next_router))
     longest = max(keep)
     if steps.fp32_modulation:
         modulation = modulation.float()
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
-    index, offsets, logits, place = steps.route(x, router_weight, keep, router_bias, index, None)
+    index, offsets, logits, place = steps.route(
+        x, router_weight, keep, router_bias, index, None, logits=logits
+    )
 
     hidden, normed = steps.gather_adaln(x, index, shift1, scale1, eps, out_weight)
     # Without a gradient all products share a buffer: on the CPU fresh pages cost percents of the block.
@@ -90,7 +96,8 @@ def check_block(
     op, x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
     router_bias=None, context_kv=None, context_lengths=None, rescale="mlp", score_scale=1.0,
-    eps=1e-6, mlp_eps=None, index=None, attention="auto", autocast=False, keep_name="keep", **cross,
+    eps=1e-6, mlp_eps=None, index=None, logits=None, next_router_weight=None, next_router_bias=None,
+    attention="auto", autocast=False, keep_name="keep", **cross,
 ):  # fmt: skip
     """The arguments of one routed block; returns the kept counts of all samples."""
     check = Check(op)
@@ -134,7 +141,19 @@ def check_block(
         check.positive("mlp_eps", mlp_eps)
     if index is not None:
         check.index(index, x.shape[0] * x.shape[1], keep, keep_name)
+    check.optional("logits", logits, "B N", dtypes=(_dtype_of_logits(x),))
+    check.optional("next_router_weight", next_router_weight, "D")
+    check.optional("next_router_bias", next_router_bias, "1")
     return keep
+
+
+def _dtype_of_logits(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _refuse_gradients(op: str, arguments) -> None:
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in arguments):
+        raise NotImplementedError(f"{op}: no gradients with logits of another block; use mod_block alone")
 
 
 def _check_lengths(check: Check, lengths: Tensor | None, room: int):
@@ -145,35 +164,36 @@ def _check_lengths(check: Check, lengths: Tensor | None, room: int):
         check.fail(f"context_lengths={lengths.tolist()} must be in 0..{room} (tokens of context_kv)")
 
 
-def _run(in_place: bool, autocast: bool = False):
+def _run(in_place: bool, autocast: bool = False, op: str = "mod_block"):
     def run(
         x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
         router_bias=None, context_kv=None, context_lengths=None, cross_q_weight=None, cross_q_bias=None,
         cross_out_weight=None, cross_out_bias=None, rescale="mlp", score_scale=1.0, eps=1e-6, mlp_eps=None,
-        index=None, implementation="auto", attention="auto",
+        index=None, logits=None, next_router_weight=None, next_router_bias=None, implementation="auto",
+        attention="auto",
     ):  # fmt: skip
         weights = (qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
         options = dict(
             router_bias=router_bias, context_kv=context_kv, context_lengths=context_lengths,
             cross_q_weight=cross_q_weight, cross_q_bias=cross_q_bias, cross_out_weight=cross_out_weight,
             cross_out_bias=cross_out_bias, rescale=rescale, score_scale=score_scale, eps=eps,
-            mlp_eps=mlp_eps, index=index,
+            mlp_eps=mlp_eps, index=index, logits=logits,
         )  # fmt: skip
         keep = check_block(
-            "mod_block",
-            x,
-            router_weight,
-            keep,
-            modulation,
-            *weights,
-            num_heads,
-            attention=attention,
-            autocast=autocast,
+            op, x, router_weight, keep, modulation, *weights, num_heads, attention=attention,
+            autocast=autocast, next_router_weight=next_router_weight, next_router_bias=next_router_bias,
             **options,
+        )  # fmt: skip
+        next_router = None if next_router_weight is None else (next_router_weight, next_router_bias)
+        if not in_place and (logits is not None or next_router is not None):
+            _refuse_gradients(
+                op, (x, router_weight, modulation, *weights, *options.values(), *(next_router or ()))
+            )
+        steps = steps_of(implementation, attention, x, in_place, next_router=next_router)
+        return _block(
+            steps, x, router_weight, keep, modulation, *weights, num_heads, **options, next_router=next_router
         )
-        steps = steps_of(implementation, attention, x, in_place)
-        return _block(steps, x, router_weight, keep, modulation, *weights, num_heads, **options)
 
     return run
 
@@ -183,19 +203,35 @@ def _fake(x, router_weight, keep, modulation, *args, implementation="auto", **kw
     return x.new_empty(x.shape)
 
 
-define(
-    "mod_block(Tensor x, Tensor router_weight, SymInt[] keep, Tensor modulation, Tensor qkv_weight, "
+def _fake_next(x, *args, implementation="auto", **kwargs):
+    check_block("mod_block_next", x, *args, **kwargs)
+    return x.new_empty(x.shape), x.new_empty(x.shape[:2], dtype=_dtype_of_logits(x))
+
+
+_ARGUMENTS = (
+    "Tensor x, Tensor router_weight, SymInt[] keep, Tensor modulation, Tensor qkv_weight, "
     "Tensor? qkv_bias, Tensor out_weight, Tensor? out_bias, Tensor fc1_weight, Tensor? fc1_bias, "
     "Tensor fc2_weight, Tensor? fc2_bias, int num_heads, *, Tensor? router_bias=None, "
     "Tensor? context_kv=None, Tensor? context_lengths=None, Tensor? cross_q_weight=None, "
     "Tensor? cross_q_bias=None, Tensor? cross_out_weight=None, Tensor? cross_out_bias=None, "
     'str rescale="mlp", float score_scale=1.0, float eps=1e-6, float? mlp_eps=None, Tensor? index=None, '
-    'str implementation="auto", str attention="auto") -> Tensor',
+    'Tensor? logits=None, str implementation="auto", str attention="auto"'
+)
+define(
+    f"mod_block({_ARGUMENTS}) -> Tensor",
     kernel=_run(in_place=True),
     fake=_fake,
     differentiable=_run(in_place=False),
     # The steps run with autocast on: the products are cast, the residual stream keeps the dtype of x.
     autocast=_run(in_place=False, autocast=True),
+)
+define(
+    f"mod_block_next({_ARGUMENTS}, Tensor next_router_weight, Tensor? next_router_bias=None) "
+    "-> (Tensor, Tensor)",
+    kernel=_run(in_place=True, op="mod_block_next"),
+    fake=_fake_next,
+    differentiable=_run(in_place=False, op="mod_block_next"),
+    autocast=_run(in_place=False, autocast=True, op="mod_block_next"),
 )
 
 
@@ -208,7 +244,8 @@ def mod_block(x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **
     Keywords: router_bias [1]; context_kv [B, M, 2, D], the projected text keys and values, with
     cross_q_weight, cross_out_weight [D, D] (biases optional) and context_lengths [B] int32, how many text
     tokens count; rescale and score_scale as in `scatter_rescale`; eps, mlp_eps of the two layer norms;
-    index [T] int64, a selection made before; implementation "auto", "native" (CPU), "cuda", "triton" or
+    index [T] int64, a selection made before; logits [B, N], at least fp32, what the router gives for x, made
+    before (`mod_block_next`; inference only); implementation "auto", "native" (CPU), "cuda", "triton" or
     "reference": which kernels do the row steps; attention: "auto" or an implementation of `attention` for the
     attention among kept tokens.
 
@@ -218,3 +255,17 @@ def mod_block(x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **
     """
     keep = [keep] if isinstance(keep, Integral) else keep
     return torch.ops.diffratio.mod_block(x, router_weight, keep, *args, **kwargs)
+
+
+def mod_block_next(
+    x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **kwargs
+) -> tuple[Tensor, Tensor]:
+    """`mod_block`, and what the router of the next block gives for its output: the `logits` of that block.
+
+    next_router_weight [D] and next_router_bias [1] or None are keywords; the others are those of `mod_block`.
+    Returns out [B, N, D] and next_logits [B, N] in at least fp32, of the rows as stored. The CUDA and Triton
+    kernels make them where they write the rows; the others in a step of its own. NotImplementedError where a
+    gradient is wanted.
+    """
+    keep = [keep] if isinstance(keep, Integral) else keep
+    return torch.ops.diffratio.mod_block_next(x, router_weight, keep, *args, **kwargs)

@@ -34,9 +34,14 @@ def packed_offsets(keep: list[int], device: torch.device) -> Tensor:
     return offsets.clone()
 
 
-def route_with_places(kernels, x, router_weight, keep, router_bias, index, keep_small):
-    """What `route` returns and, where the index is made here, which packed row each row of x became [B*N]."""
-    logits = kernels.router_logits(x, router_weight, router_bias)
+def route_with_places(kernels, x, router_weight, keep, router_bias, index, keep_small, logits=None):
+    """What `route` returns and, where the index is made here, which packed row each row of x became [B*N].
+
+    logits: made before, else they are made here.
+    """
+    if logits is None:
+        logits = kernels.router_logits(x, router_weight, router_bias)
+    logits = logits.contiguous()
     if index is not None:
         return index, packed_offsets(keep, x.device), logits, None
     written = len(set(keep)) == 1 and x.shape[1] > 0 and kernels is not native  # by the kernel itself

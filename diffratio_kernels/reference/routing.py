@@ -66,14 +66,16 @@ def route(
     router_bias: Tensor | None = None,
     index: Tensor | None = None,
     keep_small: list[int] | None = None,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score every token and keep `keep[b]` of sample b, those of a small bin first where there is one.
 
-    A given `index` is taken as the selection.
+    A given `index` is taken as the selection, given `logits` as the scores.
 
     Returns index [T] int64, offsets [B+1] int32, logits [B, N] (differentiable in x and the router).
     """
-    logits = router_logits(x, router_weight, router_bias)
+    if logits is None:
+        logits = router_logits(x, router_weight, router_bias)
     if index is None:
         return *select_tokens(logits.detach(), keep, keep_small), logits
     return index, packed_offsets(keep, x.device), logits

@@ -23,6 +23,7 @@ CASE = ModBlockCase(
     router_bias=True,
 )
 """What the calls are made of, unless told otherwise."""
+WITHOUT_GRADIENT = ("scatter_rescale_", "mod_block_next")
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,18 @@ def operator_calls(
         "scatter_rescale": {"x": x, **put},
         "scatter_rescale_": {"x": x, **put},
         "mod_block": block,
+        "mod_block_next": block | {
+            "logits": logits, "next_router_weight": block["router_weight"].flip(0), "next_router_bias": None,
+        },
     }  # fmt: skip
     two_bins = two_bin_arguments(two_bins_of(case))
     arguments |= {op: values for op, values in two_bins.items() if op != "route"}
     calls = {}
     for op, values in arguments.items():
-        if implementation not in ("auto", *ops.IMPLEMENTATIONS[op.removesuffix("_")]):
+        known = ops.IMPLEMENTATIONS[op.removesuffix("_").removesuffix("_next")]
+        if implementation not in ("auto", *known):
             continue
         function = _scatter_rescale_ if op == "scatter_rescale_" else getattr(ops, op)
         own = {n: t.clone() if isinstance(t, Tensor) else t for n, t in on_device(values, device).items()}
-        calls[op] = Call(function, own | {"implementation": implementation}, op != "scatter_rescale_")
+        calls[op] = Call(function, own | {"implementation": implementation}, op not in WITHOUT_GRADIENT)
     return calls

@@ -45,7 +45,7 @@ def _gate_residual(implementation, hidden, branch, gate, index, tokens, grad_out
 
 
 def _scatter_rescale(
-    implementation, x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out
+    implementation, x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out, **_
 ):  # fmt: skip
     finish = {"rescale": rescale, "score_scale": score_scale, "implementation": implementation}
 

@@ -274,28 +274,38 @@ def draw_scatter_rescale(draw: Draw) -> dict:
         "rescale": draw.choice("mlp", "residual", "output", "none"),
         "score_scale": draw.choice(1.0, 2.0),
         "grad_out": draw.tensor(batch, tokens, width),
+        "next_weight": draw.tensor(width, std=width**-0.5),
+        "next_bias": draw.choice(None, draw.tensor(1)),
     }
 
 
-def scatter_rescale(x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out):
+def scatter_rescale(
+    x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out, next_weight, next_bias
+):
     finish = index, hidden, branch, gate, logits, rescale, score_scale
     copy = x.clone(memory_format=torch.contiguous_format)
     grads = launcher("scatter_rescale_backward")(grad_out, x, *finish)
+    out, next_logits = launcher("scatter_rescale_next")(x, *finish, next_weight, next_bias)
     return {
+        "out before the next router": out,
+        "next logits": next_logits,
         "out": launcher("scatter_rescale")(x, *finish),
         "out in place": launcher("scatter_rescale")(copy, *finish, in_place=True),
         **dict(zip(("d x", "d hidden", "d branch", "d gate", "d logits"), grads, strict=True)),
     }
 
 
-def reference_scatter_rescale(x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out):
+def reference_scatter_rescale(
+    x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out, next_weight, next_bias
+):
     def function(x, hidden, branch, gate, logits):
         out = reference.scatter_rescale(x, index, hidden, branch, gate, logits, rescale, score_scale)
         return {"out": out}
 
     leaves = {"x": x, "hidden": hidden, "branch": branch, "gate": gate, "logits": logits}
     results = differentiate(function, leaves, [grad_out])
-    return results | {"out in place": results["out"]}
+    results |= dict.fromkeys(("out in place", "out before the next router"), results["out"])
+    return results | {"next logits": reference.router_logits(results["out"], next_weight, next_bias)}
 
 
 def draw_attention(draw: Draw) -> dict:

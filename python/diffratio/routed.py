@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffratio_kernels import kept_tokens, mod_block
+from diffratio_kernels import kept_tokens, mod_block, mod_block_next
 
+from . import next_logits
 from .integrations import BlockInputs
 from .integrations.spec import hooked
 from .integrations.text_cache import usable
@@ -116,13 +117,31 @@ def _fused(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
         weight, bias = concatenated(linears)
         if not sharing(linears, state.packed):
             state.packed = None
-    return mod_block(
-        inputs.x,
-        router.router_weight,
-        keep,
-        inputs.modulation,
-        router_bias=router.router_bias,
-        index=index,
+    arguments = inputs.x, router.router_weight, keep, inputs.modulation
+    options = options | {"router_bias": router.router_bias, "index": index}
+    options |= state.spec.fused_arguments(block, inputs, weight, bias)
+    if state.plan.record is not None or not next_logits.handed_over(inputs.x):
+        return mod_block(*arguments, **options)
+    logits = state.plan.next_logits.take(inputs.x, router)
+    following = _next_router(state, inputs.x)
+    if following is None:
+        return mod_block(*arguments, **options, logits=logits)
+    out, made = mod_block_next(
+        *arguments,
         **options,
-        **state.spec.fused_arguments(block, inputs, weight, bias),
+        logits=logits,
+        next_router_weight=following.router_weight,
+        next_router_bias=following.router_bias,
     )
+    state.plan.next_logits.put(out, following, made)
+    return out
+
+
+def _next_router(state: LayerState, x: Tensor) -> nn.Module | None:
+    """The router of the next layer, if this layer on x is to make its logits and it can be given them."""
+    following = state.plan.layers[state.layer + 1 : state.layer + 2]
+    if not following or not any(following[0].tenths) or not next_logits.makes_next_logits(x):
+        return None
+    router = following[0].block.diffratio
+    weight = router.router_weight
+    return router if weight.shape == x.shape[2:] and weight.device == x.device else None

@@ -16,6 +16,7 @@ from diffratio_kernels.modules import RatioTable
 from .config import DiffRatioConfig
 from .integrations.model_text import ModelText
 from .integrations.text_cache import TextCache
+from .next_logits import NextLogits
 
 TIMESTEP_UNITS = {"training": 1000, "noise": 1}
 """The end of a model's timesteps: training timesteps 0..999, or noise levels in [0, 1] (flow families)."""
@@ -120,6 +121,7 @@ class Plan:
     """Of the current call, one for all samples or one per sample."""
     text: ModelText | None = None
     """Inside of `cache_text`."""
+    next_logits: NextLogits = field(default_factory=NextLogits)
     record: list | None = None
     """Where `record_routing` collects, None outside of it."""
     timesteps: list[float] | None = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from diffratio import DiffRatioConfig, apply_diffratio, cache_text, cuda_graphs
+from diffratio import DiffRatioConfig, apply_diffratio, cache_text, cuda_graphs, next_logits
 from diffratio.patch import routed_blocks
 
 pytestmark = pytest.mark.gpu
@@ -129,3 +129,18 @@ def test_cached_text_reads_a_mask_once_and_means_the_same_by_it():
         with waiting_is_an_error():
             assert torch.equal(run(model, inputs), first)
     assert (first - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_layers_are_given_the_logits_that_the_layer_before_made(monkeypatch):
+    model, inputs = pixart(torch.float32), next(calls(torch.float32, masked=False))
+    taken, plain = [], next_logits.NextLogits.take
+
+    def take(self, *args):
+        taken.append(plain(self, *args))
+        return taken[-1]
+
+    monkeypatch.setattr(next_logits.NextLogits, "take", take)
+    handed = run(model, inputs)
+    assert [logits is None for logits in taken] == [True, False, False]
+    monkeypatch.setattr(next_logits, "makes_next_logits", lambda x: False)
+    torch.testing.assert_close(handed, run(model, inputs), rtol=1e-4, atol=1e-4)

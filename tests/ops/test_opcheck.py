@@ -121,6 +121,19 @@ def test_mod_block(name, wants_gradient, implementation):
     check("mod_block", CASES[name].arguments() | {"implementation": implementation}, wants_gradient)
 
 
+@pytest.mark.parametrize(
+    ("name", "implementation"), [("uniform", "native"), ("no text", "reference"), ("per sample", "triton")]
+)
+def test_mod_block_next(name, implementation):
+    a = CASES[name].arguments()
+    logits = torch.ops.diffratio.route(a["x"], a["router_weight"], CASES[name].full_keep)[2]
+    following = {"next_router_weight": a["router_weight"].flip(0), "next_router_bias": torch.ones(1)}
+    arguments = a | following | {"logits": logits, "implementation": implementation}
+    utilities = traced_once(implementation)
+    check("mod_block_next", arguments, False, utilities)
+    check("mod_block", arguments, False, utilities)
+
+
 def traced_once(implementation):
     """AOT autograd sees the same steps whatever computes them, and takes seconds."""
     return UTILITIES if implementation in ("native", "sdpa") else UTILITIES[:3]

@@ -76,7 +76,10 @@ def run_all(cuda, a, rescale="mlp", eps=1e-6):
     )
     routed_backward = cuda.router_logits_backward(a["logits"], x, a["weight"])
     scattered = cuda.scatter_rescale_backward(x.flip(-1), *finish)
+    next_out, next_logits = cuda.scatter_rescale_next(*finish, a["weight"], a["bias"])
     return {
+        "next out": next_out,
+        "next logits": next_logits,
         "router_logits": cuda.router_logits(x, a["weight"], a["bias"]),
         "rows": rows,
         "normed": normed,
@@ -115,6 +118,8 @@ def reference_all(a, rescale="mlp", eps=1e-6):
         "normed only": normed,
         "packed": packed,
         "out": out,
+        "next out": out,
+        "next logits": reference.router_logits(out, a["weight"], a["bias"]),
         **dict(zip(("d x", "d shift", "d scale"), backward, strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
         **dict(zip(("d x routed", "d weight"), routed_backward, strict=True)),
@@ -207,6 +212,24 @@ def test_in_place_is_the_same_with_x_as_the_output(cuda, layout, rescale, dtype)
         assert out.data_ptr() == x.data_ptr() and torch.equal(bits(out), bits(expected))
     with pytest.raises(ValueError, match="contiguous"):
         cuda.scatter_rescale(a["x"].transpose(0, 1), *rest, in_place=True)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES[2:9], (2, 19, [11, 19], 640)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_next_logits_have_the_bits_of_the_router_on_the_rows_as_stored(cuda, bias, dtype, shape):
+    a = draw(shape, dtype)
+    a["x"][0, 0, 0] = a["hidden"][:1, :1] = float("nan")
+    router = a["weight"], a["bias"] if bias else None
+    finish = (a["x"], a["index"], a["hidden"], a["branch"], a["gate"], a["logits"], "mlp", 2.0)
+    out, logits = cuda.scatter_rescale_next(*finish, *router)
+    assert torch.equal(bits(out), bits(cuda.scatter_rescale(*finish)))
+    assert torch.equal(bits(logits), bits(cuda.router_logits(out, *router)))
+    place = cuda.row_places(a["index"], logits.numel())
+    assert_same_bits(
+        dict(zip("ol", cuda.scatter_rescale_next(*finish, *router, place=place), strict=True)),
+        {"o": out, "l": logits},
+    )
 
 
 @pytest.mark.parametrize("rescale", RESCALE)

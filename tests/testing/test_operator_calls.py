@@ -7,11 +7,19 @@ import torch
 
 from diffratio_kernels import ops
 from diffratio_kernels.testing import budget, operator_check
-from diffratio_kernels.testing.calls import CASE, operator_calls
+from diffratio_kernels.testing.calls import CASE, WITHOUT_GRADIENT, operator_calls
 from diffratio_kernels.testing.operator_check import OPERATOR_CHECKS, check_operator
 from diffratio_kernels.testing.triton_calls import kernel_device
 
-ROWS = {"route", "gather_adaln", "adaln", "scatter_rescale", "scatter_rescale_", "mod_block"}
+ROWS = {
+    "route",
+    "gather_adaln",
+    "adaln",
+    "scatter_rescale",
+    "scatter_rescale_",
+    "mod_block",
+    "mod_block_next",
+}
 ROWS |= {"two_bin_gelu", "two_bin_blend", "two_bin_block"}
 EVERY = ROWS | {"gate_residual", "attention", "mlp", "two_bin_attention"}
 
@@ -32,7 +40,7 @@ def test_there_is_a_call_of_every_operator_that_has_the_implementation():
 def test_a_call_runs_forward_and_backward_and_sees_new_values(op, keep):
     case = replace(CASE, keep=keep)
     call, other = (operator_calls("auto", torch.float32, "cpu", seed, case)[op] for seed in (1, 2))
-    assert set(call.runs()) == ({"forward"} if op == "scatter_rescale_" else {"forward", "training"})
+    assert set(call.runs()) == ({"forward"} if op in WITHOUT_GRADIENT else {"forward", "training"})
     before = call.forward()
     call.overwrite(other)
     for name, run in call.runs().items():
@@ -43,7 +51,7 @@ def test_a_call_runs_forward_and_backward_and_sees_new_values(op, keep):
     assert not all(torch.equal(a, b) for a, b in zip(before, call.forward(), strict=True))
 
 
-@pytest.mark.parametrize("op", sorted(EVERY - {"scatter_rescale_"}))
+@pytest.mark.parametrize("op", sorted(EVERY - {*WITHOUT_GRADIENT}))
 def test_training_gives_a_gradient_to_every_floating_argument(op):
     call = operator_calls("auto", torch.float32, "cpu")[op]
     floats = [t for t in call.arguments.values() if isinstance(t, torch.Tensor) and t.is_floating_point()]

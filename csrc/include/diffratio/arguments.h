@@ -99,6 +99,13 @@ struct ScatterArgs {
   void* out;  // [B*N, D]; may be x itself with index
 };
 
+// Logits of the router of another layer, of every row of an output.
+struct NextLogits {
+  const float* weight;  // [D]
+  const float* bias;    // [1] or null
+  float* logits;        // [B*N]; null: none are wanted
+};
+
 struct ScatterBackwardArgs {
   ScatterArgs forward;                       // with place; `out` unused
   const void* grad_out;                      // [B*N, D]

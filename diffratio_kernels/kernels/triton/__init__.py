@@ -23,6 +23,7 @@ _MODULE = {
     "adaln_backward": "gather_adaln_backward",
     "gate_residual_backward": "gate_residual",
     "linear_gelu_backward": "linear_gelu",
+    "scatter_rescale_next": "scatter_rescale",
     "two_bin_gelu_backward": "two_bin_gelu",
 }
 

@@ -8,6 +8,7 @@ REDUCE, ROW, INDEX = INCLUDE + "reduce.cuh", INCLUDE + "row.cuh", INCLUDE + "ind
 KEY, RADIX, TOPK = INCLUDE + "order_key.cuh", INCLUDE + "radix_select.cuh", INCLUDE + "topk_select.cuh"
 LOGITS, SUMS = INCLUDE + "router_logits.cuh", INCLUDE + "column_sums.cuh"
 GATHER, SCATTER = INCLUDE + "gather_adaln.cuh", INCLUDE + "scatter_rescale.cuh"
+NEXT = f"{SIM_ROWS} -k next_logits"
 PLACES = "tests/sim/test_cuda_select.py -k offsets_and_places"
 SCATTER_BACKWARD = INCLUDE + "scatter_rescale_backward.cuh"
 
@@ -222,8 +223,22 @@ CUDA = [
         "unkept-rows-unwritten",
         "rows not selected not copied",
         SCATTER,
-        {"{ store<n, kAligned>(out, column, width, x.at(v, column)); }": "{ x.at(v, column); }"},
+        {"{ put(column, x.at(v, column)); }": "{ x.at(v, column); }"},
         BUDGET,
+    ),
+    Mutant(
+        "next-logit-of-one-lane",
+        "wrong sum",
+        SCATTER,
+        {"      row_sums(logit);\n": ""},
+        NEXT,
+    ),
+    Mutant(
+        "next-logits-of-kept-rows-only",
+        "unwritten output rows",
+        SCATTER,
+        {"    put_logit();\n    return;": "    return;"},
+        NEXT,
     ),
     Mutant(
         "logit-gradient-unwritten",

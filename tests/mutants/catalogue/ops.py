@@ -6,6 +6,8 @@ from .selections import BLOCKS, BUDGET, LAYOUTS
 OPS = "diffratio_kernels/ops/"
 DISPATCH, BLOCK = OPS + "dispatch.py", OPS + "mod_block.py"
 CUDA = "diffratio_kernels/kernels/cuda.py"
+NEXT_LOGITS = "python/diffratio/next_logits.py"
+NEXT_LOGITS_TESTS = "tests/diffratio/test_next_logits.py"
 GRADCHECK = "tests/ops/test_gradcheck.py -k 'adaln or route'"
 
 OPERATORS = [
@@ -86,6 +88,34 @@ OPERATORS = [
         OPS + "scatter_rescale.py",
         {" and x.is_contiguous()": ""},
         "tests/ops/test_in_place.py",
+    ),
+    Mutant(
+        "tiles-asked-for-whole-rows",
+        "wrong kernel chosen",
+        OPS + "block_products.py",
+        {"not self.whole_rows and ": ""},
+        "tests/ops/test_next_logits.py -k 'whole_rows or twice'",
+    ),
+    Mutant(
+        "given-logits-forgotten",
+        "argument ignored",
+        OPS + "route.py",
+        {"    if logits is None:\n": "    if True:\n"},
+        "tests/ops/test_next_logits.py -k 'given_logits and native'",
+    ),
+    Mutant(
+        "logits-of-a-changed-tensor",
+        "stale value used",
+        NEXT_LOGITS,
+        {"version == x._version and ": ""},
+        NEXT_LOGITS_TESTS,
+    ),
+    Mutant(
+        "logits-of-a-changed-router",
+        "stale value used",
+        NEXT_LOGITS,
+        {" and _same(state, _state(router))": ""},
+        NEXT_LOGITS_TESTS,
     ),
     Mutant(
         "strides-of-modulation-assumed",

@@ -133,7 +133,14 @@ TRITON_ROWS = [
         "scatter-unkept-rows-unwritten",
         "unwritten output rows",
         SCATTER,
-        {"tl.store(out_ptr + d, tl.load(x_ptr + d, mask=d < D), mask=d < D)": "pass"},
+        {"tl.store(out_ptr + d, bypassed, mask=d < D)": "pass"},
+        FUZZ,
+    ),
+    Mutant(
+        "next-logit-of-a-row-that-is-not-stored",
+        "rounding forgotten",
+        SCATTER,
+        {"finished = (base + factor * delta).to(out_ptr.dtype.element_ty)": "finished = base + delta"},
         FUZZ,
     ),
     Mutant(
