@@ -8,7 +8,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 LEVELS = (
     "peak",
-    "operator --batch 1 --batch 2 --rounds 15",
+    "operator --batch 2 --rounds 15",
     "block --batch 1 --batch 2 --rounds 15 --compile-mode default",
     "training --batch 1 --rounds 15",
     "model --batch 2 --tokens 256 --kept 1.0 --kept 0.7 --kept 0.5",
