@@ -20,7 +20,7 @@ from ..subject import Candidate, Subject
 from ..work import case_of, operator_work
 from . import products
 
-NOT_ALONE = ("mod_block", "two_bin_block", "two_bin_attention")
+NOT_ALONE = ("mod_block", "mod_block_next", "two_bin_block", "two_bin_attention")
 """Levels of their own; two-bin attention is in the training level's block."""
 ATTENTIONS = ("sdpa", "triton", "cudnn", "varlen", "flash_attn")
 
