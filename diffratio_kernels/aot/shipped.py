@@ -86,6 +86,8 @@ def _offsets() -> Tensor:
 
 def _routing() -> Calls:
     yield "", partial(launcher("row_places"), _index(), B * N)
+    logits = _empty(B, N, dtype=torch.float32)
+    yield f"N={N} unequal counts", partial(launcher("topk_places"), logits, [K, K - 1], _offsets())
     for tokens in (1024, 4096, 32768):
         select = partial(launcher("topk_places"), _empty(B, tokens, dtype=torch.float32), [K] * B, None)
         yield f"N={tokens}", select
