@@ -139,6 +139,9 @@ def routed_steps(
 ) -> list[Step]:
     """What `mod_block` does, in order; a block that keeps nothing copies its rows.
 
+    Counted though a GPU saves them: a router's own read where the block before made its logits, and the rows
+    that the gather does not write for an out-projection that finds them in x.
+
     is_one_kernel: of a product that ends in the residual stream with its row step, whether they are one step.
     """
     if sizes.kept == 0:

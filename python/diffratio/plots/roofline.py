@@ -33,7 +33,8 @@ def roofline_figure(rows: Sequence[dict], roof: Roof) -> Figure:
         ours = [_fastest(own, kept) for kept in dict.fromkeys(row["kept"] for row in own)]
         axes.scatter(*_places(plain_rows, roof), s=26, facecolor="none", edgecolor=colour, zorder=3)
         axes.scatter(*_places(ours, roof), s=26, color=colour, label=subject, zorder=3)
-    intensity = np.geomspace(0.1, 10 * roof.balance, 100)
+    most = max(row["flops"] / row["bytes"] for row in rows)
+    intensity = np.geomspace(0.1, max(most, 10 * roof.balance), 200)
     axes.plot(intensity, np.minimum(1, intensity / roof.balance), color=INK, linewidth=1.2, label="roof")
     axes.set_xscale("log")
     axes.set_yscale("log")
