@@ -1,4 +1,4 @@
-"""`make bench`: every level at sizes that a processor measures in half an hour, appended to
+"""`make bench`: every level at sizes that a processor measures within the hour, appended to
 benchmarks/results/."""
 
 import subprocess

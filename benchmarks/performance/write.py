@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tables import kernel_table, markdown, roofline_table, subject_tables, target_table
+from render import kernel_table, markdown, roofline_table, subject_tables, target_table
 from targets import targets
 
 from diffratio.bench.record import file_of, read, select

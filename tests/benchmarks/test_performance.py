@@ -11,7 +11,7 @@ from diffratio.bench.roofline import Roof, roof_of
 from diffratio.plots.results import draw_results
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "performance"))
-import tables
+import render
 import targets
 import write
 
@@ -85,7 +85,7 @@ def test_promises_are_held_against_graphs_with_a_cold_cache():
         100 / 6e-4 / 1e6
     )
     assert found["latency at keep 0.3 / ours at keep 1"].holds is None
-    text = "\n".join(tables.target_table(found.values()))
+    text = "\n".join(render.target_table(found.values()))
     assert "| at most 0.025 | 0.03 | **no** |" in text and "| not measured |" in text
 
 
@@ -112,7 +112,7 @@ def test_a_roof_is_of_one_machine_and_the_larger_of_two_times(tmp_path):
     adaln, product = (row for row in found if row["level"] == "operator")
     assert roof.part(adaln) == pytest.approx(0.5) and roof.bound(adaln) == "bytes"
     assert roof.bound(product) == "FLOPs"
-    lines = tables.roofline_table([adaln, product], roof, 1e-6)
+    lines = render.roofline_table([adaln, product], roof, 1e-6)
     assert lines[2] == "| adaln | triton | 16 x 1024 | 0.5 | bytes | 0.50 | 0.05 |  | 0.45 |"
     assert "| FLOPs | 0.54 | 0.02 | 0.02 | 0.42 |" in lines[3]
 
@@ -148,5 +148,5 @@ def test_kernels_show_the_worst_of_their_configurations():
     record = json.loads(write.KERNELS.read_text())["rows"]
     one = next(row for row in record if row["matrix"])
     worse = one | {"registers": one["registers"] + 1, "spills": 4}
-    [line] = tables.kernel_table([one, worse])[2:]
+    [line] = render.kernel_table([one, worse])[2:]
     assert f"| 2 | {one['registers'] + 1} | 1 |" in line and next(iter(one["matrix"])) in line
