@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property, partial
@@ -29,7 +30,8 @@ Prepare = Callable[[nn.Module], nn.Module]
 
 
 class Models:
-    """One model with random weights, made when first asked for, and its twins on the same weights."""
+    """One model with random weights, made when first asked for, and its twins on the same weights; but for q,
+    k and v of the self-attention, which every routed model joins in a matrix of its own."""
 
     def __init__(self, options: Options):
         self.options, self.twins, self.open = options, {}, ExitStack()
@@ -37,7 +39,8 @@ class Models:
     def twin(self, name: object, prepare: Prepare) -> nn.Module:
         """A copy of the model as `prepare` leaves it."""
         if name not in self.twins:
-            shared = {id(t): t for t in (*self._dense.parameters(), *self._dense.buffers())}
+            tensors = (*self._dense.named_parameters(), *self._dense.named_buffers())
+            shared = {id(t): t for name, t in tensors if not re.search(r"attn1\.to_[qkv]\.", name)}
             self.twins[name] = prepare(copy.deepcopy(self._dense, shared))
         return self.twins[name]
 
