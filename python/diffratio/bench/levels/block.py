@@ -50,7 +50,7 @@ def _flops(options: Options, keep: int | None, **counted) -> int:
 
 def _dense_candidates(options: Options) -> Iterator[Candidate]:
     flops = _flops(options, None)
-    yield Candidate(dense_name(), _peer(_dense), flops=flops)
+    yield Candidate(dense_name(), BlockCase.dense, flops=flops)
     if options.compile_mode is not None:
         yield Candidate("dense, compiled", _compiled(_dense, options), flops=flops)
         for name, backend in BACKENDS.items() if options.device == "cuda" else ():
@@ -61,10 +61,12 @@ def _dense_candidates(options: Options) -> Iterator[Candidate]:
 def _routed_candidates(options: Options) -> Iterator[Candidate]:
     for ratio in options.kept:
         keep = kept_tokens(round(10 * ratio), options.tokens)
-        routed, authors = partial(Candidate, kept=ratio), partial(_authors, keep)
-        yield routed("authors' eager", _peer(authors), flops=_flops(options, keep))
+        routed = partial(Candidate, kept=ratio)
+        authors = partial(BlockCase.authors, keep=keep)
+        yield routed("authors' eager", authors, flops=_flops(options, keep))
         if options.compile_mode is not None and ratio == COMPILED:
-            yield routed("authors', compiled", _compiled(authors, options), flops=_flops(options, keep))
+            compiled = _compiled(partial(_authors, keep), options)
+            yield routed("authors', compiled", compiled, flops=_flops(options, keep))
         if keep < options.tokens:
             merged = _flops(options, keep, method="tome-block")
             yield routed("ToMe", _peer(partial(_tome, keep)), flops=merged)
