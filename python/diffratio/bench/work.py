@@ -24,13 +24,15 @@ def case_of(options: Options, keep: int) -> ModBlockCase:
 
 
 def operator_work(op: str, case: ModBlockCase) -> tuple[int, int]:
-    """FLOPs and bytes of an operator of `testing.calls`, or of attention to the text ("cross_attention")."""
+    """FLOPs and bytes of an operator of `testing.calls`, of attention to the text ("cross_attention"), and of
+    the two of `levels.handed_logits`."""
     rows, width, size = case.batch * case.tokens, case.heads * case.head_dim, case.dtype.itemsize
     kept, pairs = sum(case.full_keep), sum(k * k for k in case.full_keep)
     row, weights = width * size, 2 * width * case.hidden
     text, small = case.text or 0, sum(two_bins_of(case).full_keep_small)
     return {
         "route": (2 * rows * width, rows * (row + 4) + 8 * kept),
+        "select": (0, 4 * rows + 8 * kept),
         "gather_adaln": (8 * kept * width, 3 * kept * row),
         "adaln": (8 * kept * width, 2 * kept * row),
         "gate_residual": (2 * kept * width, 3 * kept * row),
@@ -38,6 +40,7 @@ def operator_work(op: str, case: ModBlockCase) -> tuple[int, int]:
         "cross_attention": (4 * kept * text * width, 2 * (kept + case.batch * text) * row),
         "mlp": (2 * kept * weights, 2 * kept * row + weights * size),
         "scatter_rescale": (3 * kept * width, (2 * rows + kept) * row),
+        "scatter_rescale_next": ((3 * kept + 2 * rows) * width, (2 * rows + kept) * row + 4 * rows),
         "scatter_rescale_": (3 * kept * width, 3 * kept * row),
         "two_bin_gelu": (8 * (kept + small) * case.hidden, (2 * kept + small) * case.hidden * size),
         "two_bin_blend": ((8 * kept + small) * width, (2 * (rows + kept) + small) * row),

@@ -40,6 +40,11 @@ class Predicted:
         """Where the seconds are from."""
         return f"predicted for {self.device.name} from its {self.device.source}"
 
+    @property
+    def makes_next_logits(self) -> bool:
+        """Whether a layer makes the router logits of the next one where it puts its rows back: on a GPU."""
+        return self.device.architecture is not None
+
     def cost(self, step: Step) -> Cost:
         """Products by tiles and waves, attention at the device's rate, the others by their bytes; a product
         with a row step in it as the table of tiles has it beside the two apart."""

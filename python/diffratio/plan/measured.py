@@ -90,6 +90,13 @@ class Measured:
         measured = {joined.operator} | alone <= self._points.keys()
         return measured and self.itemsize == 2 and _architecture(self.rows) is not None
 
+    @property
+    def makes_next_logits(self) -> bool:
+        """Whether a layer makes the router logits of the next one where it puts its rows back: on a GPU where
+        both steps were measured, or no operator was."""
+        both = {"select", "scatter_rescale_next"}
+        return _architecture(self.rows) is not None and (not self._points or both <= self._points.keys())
+
     def compiled_dense(self, sizes: Sizes) -> float | None:
         """Seconds of the fastest compiled dense block of these sizes, if one was measured."""
         found = [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import chain
+from math import lcm
 from statistics import fmean
 
 from ..flops import TransformerShape
@@ -44,35 +47,75 @@ def plan(
     dense_seconds = sum(cost.seconds for cost in dense)
 
     @cache
-    def routed(count: int) -> tuple[Cost, ...]:
-        sizes = Sizes.of(shape, batch, count, source.itemsize)
-        return tuple(source.cost(step) for step in routed_steps(sizes, cache_text_kv, source.is_one_kernel))
+    def routed(block: RoutedBlock) -> tuple[Cost, ...]:
+        sizes = Sizes.of(shape, batch, block.kept, source.itemsize)
+        steps = routed_steps(sizes, cache_text_kv, source.is_one_kernel, block.scored, block.scores_next)
+        return tuple(source.cost(step) for step in steps)
 
-    def layer(number: int, counts: tuple[int, ...] | None) -> LayerPlan:
-        blocks = [dense] if counts is None else [routed(count) for count in counts]
-        flops, seconds = (fmean(sum(values) for values in pair) for pair in (
-            [[cost.step.flops for cost in block] for block in blocks],
-            [[cost.seconds for cost in block] for block in blocks],
-        ))  # fmt: skip
-        return LayerPlan(number, counts, flops, seconds, seconds / dense_seconds)
+    def alike(count: int) -> float:
+        blocks = routed_blocks([(count,)] * shape.layers, source.makes_next_logits)
+        return sum(cost.seconds for block in chain(*blocks) for cost in routed(block))
 
-    everything = [count for counts in table if counts for count in counts] or [shape.tokens]
-    shown = max(everything, key=everything.count)
+    layers = []
+    of_layers = routed_blocks(table, source.makes_next_logits)
+    for number, (counts, blocks) in enumerate(zip(table, of_layers, strict=True)):
+        costs = [routed(block) for block in blocks] or [dense]
+        flops = fmean(sum(cost.step.flops for cost in block) for block in costs)
+        seconds = fmean(sum(cost.seconds for cost in block) for block in costs)
+        layers.append(LayerPlan(number, counts, flops, seconds, seconds / dense_seconds))
+    everything = list(chain(*of_layers)) or [RoutedBlock(shape.tokens)]
+    kept = [block.kept for block in everything]
+    most = max(kept, key=kept.count)
+    shown = max((block for block in everything if block.kept == most), key=everything.count)
     return Plan(
         source.title,
         shape,
         batch,
-        tuple(layer(number, counts) for number, counts in enumerate(table)),
-        shown,
+        tuple(layers),
+        shown.kept,
         routed(shown),
         dense,
-        break_even(lambda count: sum(cost.seconds for cost in routed(count)), shape.tokens, dense_seconds),
+        break_even(alike, shape.tokens, shape.layers * dense_seconds),
         compiled(sizes),
     )
 
 
+@dataclass(frozen=True)
+class RoutedBlock:
+    """A layer in a region. scored, scores_next: whether the layer before has made its router logits, and it
+    makes those of the next layer."""
+
+    kept: int
+    scored: bool = False
+    scores_next: bool = False
+
+
+def routed_blocks(
+    table: Sequence[tuple[int, ...] | None], makes_next_logits: bool
+) -> list[list[RoutedBlock]]:
+    """One list for each layer of `table`, empty where it is not routed: a block for each of so many equally
+    long times that every layer's regions are made of them.
+
+    makes_next_logits: whether a layer that keeps rows scores them for a next one that keeps some too.
+    """
+    times = lcm(*(len(counts) for counts in table if counts))
+
+    def kept(layer: int, time: int) -> int:
+        counts = table[layer] if 0 <= layer < len(table) else None
+        return counts[time * len(counts) // times] if counts else 0
+
+    def block(layer: int, time: int) -> RoutedBlock:
+        own = kept(layer, time)
+        hands = makes_next_logits and own > 0
+        return RoutedBlock(own, hands and kept(layer - 1, time) > 0, hands and kept(layer + 1, time) > 0)
+
+    return [
+        [block(layer, time) for time in range(times)] if counts else [] for layer, counts in enumerate(table)
+    ]
+
+
 def break_even(seconds: Callable[[int], float], tokens: int, limit: float) -> int:
-    """The largest kept count up to which a routed block takes no longer than `limit`: N, or 0 for none.
+    """The largest kept count up to which `seconds` of it are at most `limit`: N, or 0 for none.
 
     Measured times need not rise with the count: the first of 16 counts that takes longer ends the search, and
     bisection finds the place before it.

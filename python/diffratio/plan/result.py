@@ -26,7 +26,7 @@ class Plan:
     """One forward of all blocks, which is what a step of sampling costs beside the embeddings.
 
     routed_costs: the steps of a block that keeps `shown_kept` tokens, the most frequent count. break_even:
-    the largest kept count at which a routed block is no slower than a dense one; 0 where there is none.
+    the largest count up to which layers that all keep it are no slower than dense ones; 0 where none is.
     compiled_seconds: of the compiled dense block of the same sizes, where it was measured.
     """
 

@@ -71,6 +71,7 @@ ROW_STEPS = {"linear_gate_residual": "gate_residual", "linear_scatter": "scatter
 """Product that ends in the residual stream -> the row step in it."""
 OPERATORS = (
     "route",
+    "select",
     "gather_adaln",
     "linear qkv",
     "attention",
@@ -80,6 +81,7 @@ OPERATORS = (
     "adaln",
     "mlp",
     "scatter_rescale",
+    "scatter_rescale_next",
     "linear text",
     "copy rows",
     "linear fc1",
@@ -116,12 +118,14 @@ def step(operator: str, sizes: Sizes, name: str | None = None) -> Step:
         return Step(name or operator, operator, s, flops, moved + epilogue, products, launches)
     rest = {
         "route": (2 * rows * s.width, rows * (row + 4) + 8 * kept, 2),
+        "select": (0, rows * 4 + 8 * kept, 1),
         "gather_adaln": (0, 3 * kept * row, 1),
         "attention": (4 * s.batch * s.kept**2 * s.width, 4 * kept * row, 1),
         "gate_residual": (0, 3 * kept * row, 1),
         "cross_attention": (4 * kept * s.text * s.width, (2 * kept + 2 * s.batch * s.text) * row, 1),
         "adaln": (0, 2 * kept * row, 1),
         "scatter_rescale": (0, (2 * rows + kept) * row, 1),
+        "scatter_rescale_next": (2 * rows * s.width, (2 * rows + kept) * row + rows * 4, 1),
         "copy rows": (0, 2 * rows * row, 1),
     }
     if operator not in rest:
@@ -135,21 +139,29 @@ def _never(joined: Step) -> bool:
 
 
 def routed_steps(
-    sizes: Sizes, cache_text_kv: bool = True, is_one_kernel: Callable[[Step], bool] = _never
+    sizes: Sizes,
+    cache_text_kv: bool = True,
+    is_one_kernel: Callable[[Step], bool] = _never,
+    scored: bool = False,
+    scores_next: bool = False,
 ) -> list[Step]:
     """What `mod_block` does, in order; a block that keeps nothing copies its rows.
 
-    Counted though a GPU saves them: a router's own read where the block before made its logits, and the rows
-    that the gather does not write for an out-projection that finds them in x.
-
     is_one_kernel: of a product that ends in the residual stream with its row step, whether they are one step.
+    scored: the block before made the router logits, so that only the selection is left of `route`.
+    scores_next: this block makes those of the next one, where it puts the rows back.
     """
     if sizes.kept == 0:
         return [step("copy rows", sizes)]
-    first = [step("route", sizes), step("gather_adaln", sizes)]
+    gather = step("gather_adaln", sizes)
+    middle = list(_middle(sizes, cache_text_kv, is_one_kernel))
+    if middle[2].operator == "linear_gate_residual":  # it finds the rows in x: they are not written
+        gather = replace(gather, moved=gather.moved * 2 // 3)
+    first = [step("select" if scored else "route", sizes), gather]
+    if scores_next:
+        return [*first, *middle, step("mlp", sizes), step("scatter_rescale_next", sizes)]
     joined = step("linear_scatter", sizes, "fc2 + scatter_rescale")
-    last = step("scatter_rescale", sizes)
-    return [*first, *_middle(sizes, cache_text_kv, is_one_kernel), *_mlp(joined, last, is_one_kernel)]
+    return [*first, *middle, *_mlp(joined, step("scatter_rescale", sizes), is_one_kernel)]
 
 
 def dense_steps(

@@ -9,13 +9,14 @@ from diffratio.bench import case as bench_case
 from diffratio.bench import measure as measuring
 from diffratio.bench.case import BlockCase, dense_block, dense_name
 from diffratio.bench.levels import block as block_level
+from diffratio.bench.levels import handed_logits
 from diffratio.bench.levels import model as model_level
 from diffratio.bench.levels import operator as operator_level
 from diffratio.bench.levels import products as products_level
 from diffratio.bench.levels import training as training_level
 from diffratio.bench.levels.block import check_block
 from diffratio.bench.measure import measure
-from diffratio.bench.options import Options
+from diffratio.bench.options import IMPLEMENTATIONS, Options
 from diffratio.bench.peers.caching import first_block_cache
 from diffratio.bench.peers.rows import PEERS
 from diffratio.bench.peers.tome import Matching, tome_block
@@ -127,7 +128,9 @@ def test_operators_beside_plain_pytorch():
     assert timed["route", "torch eager"]["of_baseline"] == 1.0 < 10 * timed["route", "native"]["of_baseline"]
     assert timed["linear qkv", "torch"]["flops"] == 2 * 16 * 32 * 96
     assert ("cross_attention", "sdpa") in timed and ("scatter_rescale_", "native") in timed
-    assert all(row["bytes"] > 0 < row["flops"] and row["keep"] == 8 for row in timed.values())
+    assert ("select", "native") in timed and ("scatter_rescale_next", "native") not in timed
+    assert all(row["bytes"] > 0 and row["keep"] == 8 for row in timed.values())
+    assert {row["subject"] for row in timed.values() if not row["flops"]} == {"select"}
     refused = {row["name"]: row["refused"] for row in rows if "refused" in row}
     assert "not available" in refused["cudnn"]
 
@@ -143,6 +146,40 @@ def test_products_that_end_in_the_residual_stream(monkeypatch):
         assert refused["name"] == "triton" and refused["refused"].startswith(reason)
         assert timed["of_baseline"] == 1.0 and timed["kept"] == 0.5
         assert (timed["flops"], timed["bytes"]) == joined_work(name, case_of(TINY, 8))
+
+
+HANDED = ("select", "scatter_rescale_next")
+
+
+@pytest.fixture
+def in_triton(monkeypatch):
+    """As on a GPU, by the kernels in the interpreter."""
+    monkeypatch.setitem(IMPLEMENTATIONS, "cpu", ("triton",))
+    return {s.name: s for s in subjects("operator", replace(TINY, kept=(0.5,))) if s.name in HANDED}
+
+
+def test_logits_handed_to_the_next_layer(in_triton):
+    found = {name: measure(subject, "cpu", 2, False) for name, subject in in_triton.items()}
+    names = {name: [row["name"] for row in rows] for name, rows in found.items()}
+    assert names["select"] == ["torch eager", "triton"]
+    assert names["scatter_rescale_next"] == ["triton, two steps", "triton"]
+    for name, rows in found.items():
+        assert {(row["flops"], row["bytes"]) for row in rows} == {operator_work(name, case_of(TINY, 8))}
+
+
+@pytest.mark.parametrize("name", HANDED)
+def test_wrong_handed_logits_are_not_timed(name, in_triton, monkeypatch):
+    kernel = {"select": "topk_places", "scatter_rescale_next": "scatter_rescale_next"}[name]
+    right = getattr(handed_logits.ROW_KERNELS["triton"], kernel)
+
+    def wrong(*args, **kwargs):
+        first, *others = right(*args, **kwargs)
+        return first.flip(0), *others
+
+    monkeypatch.setattr(handed_logits.ROW_KERNELS["triton"], kernel, wrong, raising=False)
+    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match=f"{name} triton"):
+        measure(in_triton[name], "cpu", progress=False)
 
 
 @pytest.mark.parametrize("name", JOINED)

@@ -19,7 +19,8 @@ def test_a_block_that_is_the_sum_of_its_steps_has_no_error(synthetic):
 def test_a_block_with_joined_products_is_the_sum_of_joined_steps(synthetic):
     subjects = ("linear fc1", "linear_gate_residual", "linear_scatter")
     joined = [synthetic.operator_row(one, 2, 1024, kept) for one in subjects for kept in (1.0, 0.3)]
-    rows = synthetic.operator_rows(2, 1024) + joined
+    # down to 0.2, because the gather of such a block writes less
+    rows = synthetic.operator_rows(2, 1024, (1.0, 0.8, 0.7, 0.5, 0.3, 0.2)) + joined
     blocks = synthetic.block_rows(2, 1024, is_one_kernel=lambda step: True)
     assert prediction_error(rows + blocks).summary()["worst"] == pytest.approx(0, abs=1e-9)
     assert prediction_error(synthetic.operator_rows(2, 1024) + blocks).summary()["worst"] > 0.01

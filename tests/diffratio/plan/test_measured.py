@@ -1,5 +1,7 @@
 """Times between measurements, outside of them, and where there are none."""
 
+from dataclasses import replace
+
 import pytest
 
 from diffratio.flops import TransformerShape
@@ -94,6 +96,19 @@ def test_measured_products_that_end_in_the_residual_stream_are_used(synthetic):
         cost, seconds = source.cost(one), synthetic.seconds_of(one)
         assert cost.origin == "measured", one.name
         assert cost.seconds == pytest.approx(seconds / 2 if one.operator in JOINED else seconds), one.name
+
+
+def test_measured_steps_that_hand_logits_over_are_used(synthetic):
+    rows = synthetic.operator_rows(2, 1024)
+    handed = joined_rows(synthetic, ("select", "scatter_rescale_next"))
+
+    def operators(rows):
+        found = plan(replace(SHAPE, layers=5), 2, 600, Measured(rows))
+        return [cost.step.operator for cost in found.routed_costs]
+
+    assert {"select", "scatter_rescale_next"} < set(operators(rows + handed))
+    for missing in (rows, rows + handed[:2], [row | {"capability": None} for row in rows + handed]):
+        assert {"route", "scatter_rescale"} < set(operators(missing))
 
 
 def test_without_fc1_alone_the_mlp_stays_one_step(synthetic):

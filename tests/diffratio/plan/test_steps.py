@@ -47,13 +47,25 @@ def test_products_that_end_in_the_residual_stream_save_the_branch_and_its_kernel
     rows = 2 * (300 if steps is routed_steps else 1024)
     apart, joined = steps(sizes), steps(sizes, is_one_kernel=every)
     branch, saved = rows * 1152 * 2, sum(one.moved for one in apart) - sum(one.moved for one in joined)
-    assert saved == 3 * 2 * branch
+    unwritten = 1 if steps is routed_steps else 0  # the out-projection finds the gathered rows in x
+    assert saved == (3 * 2 + unwritten) * branch
     fewer = 2 if steps is routed_steps else 3  # rows that are not kept need a kernel that copies them
     assert sum(one.launches for one in apart) - sum(one.launches for one in joined) == fewer
     last = "fc2 + scatter_rescale" if steps is routed_steps else "fc2 + gate_residual"
     names = ["out + gate_residual", "cross out + cross residual", last]
     assert [one.name for one in joined if one.operator in ROW_STEPS] == names
     assert len(apart) - len(joined) == 2 and "fc1" in [one.name for one in joined]
+
+
+def test_logits_that_are_handed_over_are_read_with_the_rows():
+    sizes = Sizes.of(PIXART, 2, 300, 2)
+    alone = routed_steps(sizes)
+    handed = routed_steps(sizes, is_one_kernel=every, scored=True, scores_next=True)
+    assert total(alone) == total(handed)
+    assert (alone[0].launches, handed[0].launches, handed[0].flops) == (2, 1, 0)
+    assert alone[0].moved - handed[0].moved == 2 * 1024 * 1152 * 2
+    assert [one.operator for one in handed[-2:]] == ["mlp", "scatter_rescale_next"]
+    assert handed[-1].moved - alone[-1].moved == 2 * 1024 * 4
 
 
 def test_each_product_is_asked_for_by_its_own_rows():

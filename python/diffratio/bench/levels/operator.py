@@ -18,7 +18,7 @@ from ..options import Options
 from ..peers.rows import PEERS
 from ..subject import Candidate, Subject
 from ..work import case_of, operator_work
-from . import products
+from . import handed_logits, products
 
 NOT_ALONE = ("mod_block", "mod_block_next", "two_bin_block", "two_bin_attention")
 """Levels of their own; two-bin attention is in the training level's block."""
@@ -43,7 +43,8 @@ def _operators(options: Options, kept: float) -> Iterator[Subject]:
         candidate = partial(Candidate, kept=kept, flops=flops, moved=moved)
         candidates = tuple(_candidates(candidate, op, options, keep))
         yield Subject("operator", op, options.dtype, shape, partial(_copy, call), moved, candidates)
-    yield from products.subjects(options, kept, case, calls["scatter_rescale"])
+    for others in (handed_logits, products):
+        yield from others.subjects(options, kept, case, calls["scatter_rescale"])
 
 
 def _candidates(candidate, op: str, options: Options, keep: int) -> Iterator[Candidate]:
