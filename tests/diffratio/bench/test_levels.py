@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from diffratio.bench import case as bench_case
 from diffratio.bench import measure as measuring
@@ -17,7 +18,7 @@ from diffratio.bench.levels import training as training_level
 from diffratio.bench.levels.block import check_block
 from diffratio.bench.measure import measure
 from diffratio.bench.options import IMPLEMENTATIONS, Options
-from diffratio.bench.peers.caching import first_block_cache
+from diffratio.bench.peers.caching import first_block_cache, median_change
 from diffratio.bench.peers.rows import PEERS
 from diffratio.bench.peers.tome import Matching, tome_block
 from diffratio.bench.plain import PlainBlock
@@ -278,6 +279,7 @@ def test_a_model_and_its_sampling_share_weights_and_run_in_every_way():
     names = ["diffusers dense", "dense, cached steps", "diffratio", "diffratio, cached steps"]
     assert [row["name"] for row in rows] == names and {row["batch"] for row in rows} == {2}
     assert all(("skipped" in row) == ("cached" in row["name"]) for row in rows)
+    assert 0 < rows[1]["skipped"] < 1
     models = model_level.Models(TINY)
     twin = models.twin("half", lambda model: model_level.routed(0.5, model))
     assert twin.proj_out.weight is models.dense().proj_out.weight and twin is not models.dense()
@@ -287,6 +289,22 @@ def test_a_model_and_its_sampling_share_weights_and_run_in_every_way():
         assert still_packed([attn.to_q, attn.to_k, attn.to_v], block._diffratio.packed)
     with pytest.raises(ValueError, match="tokens=15 must be a square"):
         rows_of("model", replace(TINY, tokens=15))
+
+
+def test_the_median_change_of_the_first_block():
+    class Adds(nn.Module):
+        def forward(self, x, step):
+            return x + step
+
+    model = nn.Module()
+    model.transformer_blocks = nn.ModuleList([Adds()])
+    [block] = model.transformer_blocks
+
+    def run():
+        for step in (1, 2, 3, 6, 3):  # changes of 1, 1/2, 1 and 1/2
+            block(torch.full((2, 3), 7.0), step)
+
+    assert median_change(model, run) == 0.75 and not block._forward_hooks
 
 
 def test_cached_steps_skip_blocks_and_leave_no_trace():

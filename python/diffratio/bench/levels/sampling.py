@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from ... import cache_text
 from ..options import Options
-from ..peers.caching import first_block_cache
+from ..peers.caching import first_block_cache, median_change
 from ..subject import Candidate, Subject
 from .model import Models, check_routed, compiled_blocks, flops, inputs, routed, side
 
 GUIDANCE = 4.5
-THRESHOLD = 0.1
-"""First-Block-Cache skips the other blocks where the first one's change differs by less from the step before.
-Weights are random: how many steps it skips says nothing of a trained model, so it stands beside the time."""
 
 
 def subjects(options: Options) -> Iterator[Subject]:
@@ -39,18 +36,19 @@ def subjects(options: Options) -> Iterator[Subject]:
 
 def _candidates(options: Options) -> Iterator[Candidate]:
     models, loop = Models(options), Loop(options.steps)
+    threshold = Threshold(loop, models.dense)
     twins = {"diffusers dense": (None, models.dense)}
     if options.compile_mode is not None:
         prepare = partial(compiled_blocks, options.compile_mode)
         twins["dense, compiled"] = None, partial(models.twin, "compiled", prepare)
     for name, (kept, model) in twins.items():
         yield _candidate(options, name, kept, partial(_plain, loop, model))
-    yield _cached(options, "dense, cached steps", None, loop, models.dense)
+    yield _cached(options, "dense, cached steps", None, loop, models.dense, threshold)
     for kept in options.kept:
         model = partial(models.twin, kept, partial(routed, kept))
         verify = partial(check_routed, model)
         yield _candidate(options, "diffratio", kept, partial(_cached_text, loop, model), verify=verify)
-        yield _cached(options, "diffratio, cached steps", kept, loop, model)
+        yield _cached(options, "diffratio, cached steps", kept, loop, model, threshold)
         if options.device == "cuda":
             run = partial(_plain, loop, partial(models.captured, kept))
             yield _candidate(options, "diffratio, CUDA graphs", kept, run, cached_text=False, allocates=False)
@@ -65,12 +63,14 @@ def _candidate(
     return Candidate(name, run, kept=1.0 if kept is None else kept, flops=work, capturable=False, **more)
 
 
-def _cached(options: Options, name: str, kept: float | None, loop: Loop, model) -> Candidate:
+def _cached(
+    options: Options, name: str, kept: float | None, loop: Loop, model, threshold: Threshold
+) -> Candidate:
     """FLOPs are those of all steps; `skipped` is the part of steps that ran the first block only."""
     seen = {}
 
     def run(case: dict[str, Tensor]) -> Tensor:
-        with first_block_cache(model(), THRESHOLD) as computed:
+        with first_block_cache(model(), threshold(case)) as computed:
             out = (_plain if kept is None else _cached_text)(loop, model, case)
         seen["skipped"] = 1 - computed.steps / options.steps
         return out
@@ -85,6 +85,19 @@ def _plain(loop: Loop, model: Callable[[], nn.Module], case: dict[str, Tensor]) 
 def _cached_text(loop: Loop, model: Callable[[], nn.Module], case: dict[str, Tensor]) -> Tensor:
     with cache_text(model()):
         return loop(model(), case)
+
+
+class Threshold:
+    """Of First-Block-Cache, for all models: the dense one's median change. Weights are random: the part of
+    skipped steps says nothing of a trained model, and stands beside the time."""
+
+    def __init__(self, loop: Loop, dense: Callable[[], nn.Module]):
+        self.loop, self.dense, self.found = loop, dense, None
+
+    def __call__(self, case: dict[str, Tensor]) -> float:
+        if self.found is None:
+            self.found = median_change(self.dense(), partial(_plain, self.loop, self.dense, case))
+        return self.found
 
 
 class Loop:
