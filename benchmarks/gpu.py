@@ -146,8 +146,11 @@ def write_results(pieces: list[Piece], state: State, out: Path) -> None:
     (out / "gpu-checks.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def run_all(chosen: list[Piece], state: State, out: Path, minutes: float) -> None:
-    """Run the pieces in order, one line each; none runs on after `minutes`, or starts expected to do so."""
+def run_all(chosen: list[Piece], state: State, out: Path, minutes: float) -> bool:
+    """Run the pieces in order, one line each; none runs on after `minutes`, or starts expected to do so.
+
+    Whether the others could be started: every essential piece has passed.
+    """
     end = time.monotonic() + 60 * minutes
     for i, piece in enumerate(chosen, start=1):
         minutes_left = (end - time.monotonic()) / 60
@@ -161,7 +164,8 @@ def run_all(chosen: list[Piece], state: State, out: Path, minutes: float) -> Non
         if status != "passed":
             print("".join(f"    {line}\n" for line in log(piece).read_text().splitlines()[-25:]), end="")
             if piece.essential:
-                break
+                return False
+    return True
 
 
 def main() -> int:
@@ -182,10 +186,13 @@ def main() -> int:
             parser.error(f"no such piece: {', '.join(sorted(unknown))}")
         wanted = arguments.piece or [piece.name for piece in pieces if state.of(piece) != "passed"]
         chosen = [piece for piece in pieces if piece.name in wanted]
-        run_all(chosen, state, arguments.out, arguments.minutes)
-        write_results(pieces, state, arguments.out)
-    for piece in pieces:
-        print(f"{piece.name:22} {state.of(piece):14} {piece.what}")
+        started = run_all(chosen, state, arguments.out, arguments.minutes)
+        if any(state.of(piece) == "passed" for piece in pieces):
+            write_results(pieces, state, arguments.out)
+    if arguments.list or started:
+        width = max(len(piece.name) for piece in pieces)
+        for piece in pieces:
+            print(f"{piece.name:{width}} {state.of(piece):14} {piece.what}")
     if arguments.list:
         return 0
     found = {state.of(piece) for piece in pieces}

@@ -120,8 +120,11 @@ def test_without_what_it_makes_a_piece_is_not_done(project):
 
 
 def test_nothing_is_started_after_an_essential_failure(project):
-    done = project(piece("build", FAIL, essential=True), piece("one"))
-    assert (done.returncode, started(done)) == (1, ["build"])
+    for command, code in ((FAIL, 1), (MISSING, 3)):
+        done = project(piece("build", command, essential=True), piece("one"))
+        assert (done.returncode, started(done)) == (code, ["build"])
+        assert done.stdout.endswith("    the end of the log\n")  # and not by what other pieces came to
+        assert not (project.folder / "results").exists()
 
 
 def test_a_piece_can_be_run_alone_also_when_it_is_done(project):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -57,13 +58,11 @@ def test_the_tool_runs_every_kernel_and_its_verdict_counts(tmp_path):
     assert refused.returncode == 77
 
 
-def test_a_build_without_a_gpu_is_a_failure(tmp_path):
-    """Without compiling anything: setup.py is a stand-in."""
+def test_without_a_gpu_nothing_is_built(tmp_path):
+    """setup.py is a stand-in."""
     (tmp_path / "benchmarks").mkdir()
     shutil.copy(ROOT / "benchmarks" / "build.py", tmp_path / "benchmarks" / "build.py")
-    (tmp_path / "setup.py").write_text(
-        "import os, sys; print(sys.argv[1:], os.environ['DIFFRATIO_BUILD_CUDA'], flush=True)\n"
-    )
+    (tmp_path / "setup.py").write_text("print('built', flush=True)\n")
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])}
     done = subprocess.run(
         [sys.executable, str(tmp_path / "benchmarks" / "build.py")],
@@ -72,8 +71,8 @@ def test_a_build_without_a_gpu_is_a_failure(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.startswith("['build_ext', '--inplace'] 1\n")
-    assert done.returncode == 1 and "AssertionError" in done.stderr
+    assert done.returncode == 77 and not done.stderr
+    assert done.stdout == f"no CUDA device: torch {torch.__version__} finds none\n"
     assert not (tmp_path / "out").exists()
 
 

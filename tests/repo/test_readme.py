@@ -6,6 +6,7 @@ from pathlib import Path
 from diffratio.bench.record import read, select
 
 ROOT = Path(__file__).parents[2]
+SHOWN = ("diffusers dense", "mod_block native", "authors' eager")
 README = (ROOT / "README.md").read_text()
 
 
@@ -41,6 +42,11 @@ def test_the_table_shows_the_committed_measurement():
             f"{authors['peak_bytes'] / dense['peak_bytes']:.2f}",
         ]
         assert "| " + " | ".join(cells) + " |" in README
+    [said] = re.findall(r"medians of (\d+) rounds, the middle 60 % of which lie (\d+) to (\d+) %", README)
+    shown = [row for (name, kept), row in rows.items() if name in SHOWN and kept in (1.0, 0.8, 0.5, 0.3)]
+    spreads = [round(100 * row["spread"]) for row in shown]
+    assert {row["rounds"] for row in shown} == {int(said[0])}
+    assert (min(spreads), max(spreads)) == (int(said[1]), int(said[2]))
 
 
 def test_routing_is_the_committed_part_of_a_block():

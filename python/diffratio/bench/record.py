@@ -19,6 +19,12 @@ def file_of(folder: Path, device: str) -> Path:
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.jsonl"
 
 
+def machine_name(row: dict) -> str:
+    """The device of a row, a processor with its threads."""
+    threads = row["threads"]
+    return row["device"] + ("" if row.get("capability") else f", {threads} thread{'s' * (threads != 1)}")
+
+
 def append(path: Path, facts: dict, rows: list[dict]) -> None:
     """Add one subject: facts of the run, and its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,12 +22,13 @@ LETTERS = {
 
 def table(rows: list[dict], gpu: bool) -> Table:
     """Rows of one level at one shape. "FLOPs / latency" is E, the part of the pruned FLOPs that became saved
-    time; the baseline is each subject's first candidate. A CPU shows ratios only."""
+    time; the baseline is each subject's first candidate. A CPU shows ratios only, and its peaks."""
     first = rows[0]
     shape = [f"{letter}={first[name]}" for letter, name in LETTERS.items() if name in first]
     subjects = [list(group) for _, group in groupby(rows, key=lambda row: (row["subject"], row.get("keep")))]
     title = [first["level"], *([first["subject"]] if len(subjects) == 1 else []), *shape, first["dtype"]]
-    hidden = {*(() if gpu else GPU_ONLY), *(("subject",) if len(subjects) == 1 else ())}
+    absolute = gpu or first["level"] == "peak"
+    hidden = {*(() if absolute else GPU_ONLY), *(("subject",) if len(subjects) == 1 else ())}
     columns = [name for name in TEXT + FIGURES if name not in hidden]
     out = Table(title=" ".join(title))
     for name in columns:

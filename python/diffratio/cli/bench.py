@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..bench.registry import LEVELS
 from .eval import Device, device_of
-from .output import check_folder
+from .output import check_folder, make_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_MODES = ("none", "default", "max-autotune-no-cudagraphs")
@@ -29,7 +29,8 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples; repeatable. Default: 2.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Image tokens N.")] = 1024,
     kept: Annotated[
-        list[float] | None, typer.Option(help="Parts of the tokens that are kept, in tenths; repeatable.")
+        list[float] | None,
+        typer.Option(help="Parts of the tokens that are kept, in tenths; repeatable. Default: by the level."),
     ] = None,
     width: Annotated[int, typer.Option(min=8, help="Width D.")] = 1152,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 16,
@@ -77,26 +78,40 @@ def bench(
     if width % heads or width // heads % 8:
         raise typer.BadParameter(f"width={width} must be heads={heads} times a multiple of 8")
     facts = machine() | {"compile_mode": options.compile_mode}
+    file = None if out is None else file_of(out, facts["device"])
     console = Console() if Console().is_terminal else Console(width=140)
-    for size in batch or [options.batch]:
-        found = []
+    measured = 0
+    for size in dict.fromkeys(batch or [options.batch]):
+        found, stopped = [], False
         try:
             chosen = list(subjects(level, replace(options, batch=size)))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-        for subject in tqdm(chosen, desc=level, disable=as_json, leave=False):
-            before = clocks()
-            rows = measure(subject, device, rounds, progress=not as_json)
-            run = facts | {"clocks": {"before": before, "after": clocks()}} if before else facts
-            if out is not None:
-                append(file_of(out, facts["device"]), run, rows)
-            if as_json:
-                typer.echo(json.dumps({**run, "rows": rows}))
-            found += rows
-            if gpu:
-                torch.cuda.empty_cache()
+        if out is not None:
+            make_folder(out)
+        try:
+            for subject in tqdm(chosen, desc=level, disable=as_json, leave=False):
+                before = clocks()
+                rows = measure(subject, device, rounds, progress=not as_json)
+                run = facts | {"clocks": {"before": before, "after": clocks()}} if before else facts
+                if file is not None:
+                    append(file, run, rows)
+                if as_json:
+                    typer.echo(json.dumps({**run, "rows": rows}))
+                found += rows
+                measured += 1
+                if gpu:
+                    torch.cuda.empty_cache()
+        except KeyboardInterrupt:
+            stopped = True
         if found and not as_json:
             console.print(table(found, gpu))
+        if stopped:
+            break
+    kept_in = "not stored (--out)" if file is None else f"appended to {file}"
+    typer.echo(f"{'stopped: ' * stopped}{measured} subjects measured, {kept_in}", err=True)
+    if stopped:
+        raise typer.Exit(130)
 
 
 def _dtype(name: str, gpu: bool) -> torch.dtype:
@@ -119,4 +134,4 @@ def _kept(parts: list[float]) -> tuple[float, ...]:
     for part in parts:
         if not 0 < part <= 1 or abs(10 * part - round(10 * part)) > 1e-9:
             raise typer.BadParameter(f"kept={part} must be a number of tenths from 0.1 to 1.0")
-    return tuple(round(part, 1) for part in parts)
+    return tuple(dict.fromkeys(round(part, 1) for part in parts))

@@ -11,6 +11,14 @@ def check_folder(out: Path) -> None:
     _check(out, out)
 
 
+def make_folder(out: Path) -> None:
+    """Make the folder, or raise a BadParameter that names `out`: what is only there once it is tried."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"out={str(out)!r}: {error.strerror}") from None
+
+
 def check_file(out: Path) -> None:
     """The same for a file and the folder that it is to lie in."""
     if out.is_dir():

@@ -83,13 +83,17 @@ def _counts(shape: TransformerShape, kept: float | None, adapter: Path | None) -
     if kept is not None and adapter is not None:
         raise ValueError("--kept: give either --kept or --adapter")
     if adapter is None:
-        tenths = round(10 * (0.7 if kept is None else kept))
-        if kept is not None and abs(10 * kept - tenths) > 1e-9:
+        kept = 0.7 if kept is None else kept
+        tenths = round(10 * kept)
+        if abs(10 * kept - tenths) > 1e-9 or not 0 <= tenths <= 10:
             raise ValueError(f"--kept: {kept} is not one of 0, 0.1, ... 1")
         return kept_tokens(tenths, shape.tokens)
     from ..adapter_file import CONFIG_NAME, read_config
 
-    written, config = read_config(adapter / CONFIG_NAME)
+    try:
+        written, config = read_config(adapter / CONFIG_NAME)
+    except ValueError as error:
+        raise ValueError(f"--adapter: {error}") from error
     names = written["routed_layers"]
     table: list = [None] * shape.layers
     for name, row in zip(names, config.kept_tenths(len(names)), strict=True):
@@ -114,6 +118,9 @@ def _source(device: str | None, results: Path | None) -> tuple[planner.Device | 
     from ..bench.record import read
 
     if not results.is_file():
-        raise ValueError(f"--results: no file {results}")
-    rows = read(results)
-    return planner.Measured(rows), rows
+        raise ValueError(f"--results: {results} is not a file")
+    try:
+        rows = read(results)
+        return planner.Measured(rows), rows
+    except ValueError as error:
+        raise ValueError(f"--results: {results}: {error}") from error

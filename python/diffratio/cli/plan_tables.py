@@ -80,6 +80,14 @@ def lines(found: Plan, errors: list[PredictionError]) -> list[str]:
     """Totals, prediction errors and the verdict."""
     shown = (found.flop_ratio, found.latency_ratio, found.realised)
     out = ["FLOPs of dense {:.3f}, time of dense {:.3f}, E = {:.3f}".format(*shown)]
+    scaled = found.not_measured
+    if found.origins != {"predicted"} and scaled > 0.1:
+        s = found.shape
+        out.append(
+            f"{scaled:.0%} of the time is of steps that were not measured near these sizes: `diffratio bench "
+            f"operator --batch {found.batch} --tokens {s.tokens} --width {s.width} --heads {s.heads} "
+            f"--text {s.text_tokens}` does it"
+        )
     if found.compiled_seconds is not None:
         compiled = found.seconds / found.compiled_seconds / len(found.layers)
         out.append(f"time of the compiled dense blocks {compiled:.3f}")

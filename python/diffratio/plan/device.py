@@ -58,7 +58,7 @@ def _device(
         peak_flops=0.8 * flops * 1e12,
         bandwidth=0.9 * bandwidth * 1e9,
         attention_flops=attention * 1e12,
-        source=f"datasheet: {flops:g} TFLOP/s, {bandwidth:g} GB/s; 80 % and 90 % of it assumed",
+        source=f"datasheet: {flops:g} TFLOP/s and {bandwidth:g} GB/s, assumed to be reached to 80 and 90 %",
     )
 
 

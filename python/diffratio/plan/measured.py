@@ -11,6 +11,7 @@ from pathlib import Path
 from diffratio_kernels.kernels.triton import config
 from diffratio_kernels.ops import IMPLEMENTATIONS
 
+from ..bench.record import machine_name
 from .cost import Cost, Predicted, bound
 from .device import DEVICES, LAUNCH_SECONDS, Device
 from .rows import ITEMSIZE, main_setting, preferred, row_sizes, setting
@@ -42,7 +43,7 @@ class Measured:
         timed = [row for row in rows if row.get("seconds")]
         chosen = main_setting(timed)
         self.rows = preferred([row for row in timed if setting(row) == chosen])
-        self.name, self.dtype, self.threads = chosen
+        self.name, self.dtype, _ = chosen
         self.itemsize = ITEMSIZE[self.dtype]
         self._points = _points(self.rows, implementation, self.itemsize)
         self.peaks = _peaks(self.rows, self.name, self.itemsize)
@@ -53,8 +54,8 @@ class Measured:
     def title(self) -> str:
         """Where the seconds are from."""
         newest = max(self.rows, key=lambda row: str(row.get("date")))
-        threads = "" if newest.get("capability") else f", {self.threads} thread{'s' * (self.threads != 1)}"
-        return f"measured on {self.name}{threads}, {self.dtype}, {newest.get('date')}, {newest.get('commit')}"
+        when = f"{newest.get('date')}, {newest.get('commit')}"
+        return f"measured on {machine_name(newest)}, {self.dtype}, {when}"
 
     def cost(self, step: Step) -> Cost:
         """Between the two nearest measurements; outside of them at the rate of the nearest, "scaled"; from
@@ -67,7 +68,8 @@ class Measured:
         if groups is None:
             if self.peaks is None:
                 raise ValueError(
-                    f"rows: neither {step.operator!r} nor the peaks were measured on {self.name}"
+                    f"rows: neither {step.operator!r} nor the peaks (`diffratio bench peak`) were measured "
+                    f"on {self.name}"
                 )
             return Predicted(self.peaks).cost(step)
         own = {key: points for key, points in groups.items() if key[2:] == _key(step.sizes)[2:]}

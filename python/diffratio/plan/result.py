@@ -81,6 +81,12 @@ class Plan:
         return {cost.origin for cost in self.routed_costs + self.dense_costs}
 
     @property
+    def not_measured(self) -> float:
+        """Part of the time of both blocks that is of steps without measurements around their sizes."""
+        costs = self.routed_costs + self.dense_costs
+        return sum(c.seconds for c in costs if c.origin != "measured") / sum(c.seconds for c in costs)
+
+    @property
     def verdict(self) -> str:
         """Whether it pays, in a line."""
         saved = 1 - self.latency_ratio

@@ -7,6 +7,7 @@ from itertools import cycle
 
 from matplotlib.figure import Figure
 
+from ..bench.record import machine_name
 from .style import INK, MUTED, RUNS, new_figure, plain
 
 LEVELS = ("block", "model", "sampling")
@@ -26,7 +27,7 @@ def latency_figure(rows: Sequence[dict], level: str) -> Figure:
     shapes = sorted({_shape(row) for row in rows})
     if not shapes:
         raise ValueError(f"results: no row of level {level!r}")
-    title = f"{rows[0]['subject']}, {rows[0]['dtype']}, {rows[0]['device']}"
+    title = f"{rows[0]['subject']}, {rows[0]['dtype']}, {machine_name(rows[0])}"
     figure = new_figure(10, 3.4 * len(shapes) + 0.5, title)
     for shape, line in zip(shapes, figure.subplots(len(shapes), 2, squeeze=False), strict=True):
         own = [row for row in rows if _shape(row) == shape]
@@ -36,6 +37,7 @@ def latency_figure(rows: Sequence[dict], level: str) -> Figure:
             title = " ".join(f"{letter}={size}" for letter, size in sizes if size)
             axes.set_title(title, fontsize=10, color=MUTED, loc="left")
             plain(axes, "compression (%)", label)
+            axes.set_xlim(-4, 104 - 100 * min(row["kept"] for row in own))
             axes.set_ylim(bottom=0)
         line[0].legend(fontsize=8, frameon=False)
     return figure
@@ -62,7 +64,7 @@ def _draw(axes, rows: list[dict], merit: str) -> None:
     if merit == "of_baseline" and ours:
         places = [100 * (1 - row["kept"]) for row in ours]
         ideal = [row["flops"] / baseline["flops"] for row in ours]
-        axes.plot(places, ideal, color=INK, linewidth=1, linestyle=":", label="FLOPs")
+        axes.plot(places, ideal, color=INK, linewidth=1, linestyle=":", marker="_", label="FLOPs")
     axes.axhline(1, color=MUTED, linewidth=0.8)
 
 

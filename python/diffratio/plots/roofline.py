@@ -8,22 +8,22 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..bench.record import select
+from ..bench.record import machine_name, select
 from ..bench.roofline import Roof
 from .style import INK, new_figure, plain
 
 
 def roofline_figure(rows: Sequence[dict], roof: Roof) -> Figure:
     """Rows of level "operator" of one machine, dtype, mode and shape: the fastest candidate of each operator
-    at each kept part, plain PyTorch's beside it.
+    at each kept part, plain PyTorch's beside it. What has no FLOPs, as a selection, has no place in it.
 
     Raises ValueError where nothing was measured.
     """
-    rows = select(rows, level="operator")
+    rows = [row for row in select(rows, level="operator") if row["flops"]]
     if not rows:
         raise ValueError("results: no row of level 'operator'")
     first = rows[0]
-    title = f"operators, B={first['batch']} N={first['tokens']}, {first['dtype']}, {first['device']}"
+    title = f"operators, B={first['batch']} N={first['tokens']}, {first['dtype']}, {machine_name(first)}"
     figure = new_figure(9, 6, title)
     axes = figure.subplots()
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
@@ -39,7 +39,7 @@ def roofline_figure(rows: Sequence[dict], roof: Roof) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     plain(axes, "FLOPs per byte that must move", "part of the largest product's FLOP/s")
-    axes.legend(fontsize=8, frameon=False, ncols=2, title="filled: the fastest; rings: plain PyTorch")
+    axes.legend(fontsize=8, frameon=False, ncols=2, title="filled: ours, the fastest; rings: plain PyTorch")
     return figure
 
 

@@ -49,3 +49,40 @@ def test_rows_are_appended_and_shown(tmp_path):
     assert " ms " not in result.output or torch.cuda.is_available()
     [path] = tmp_path.iterdir()
     assert {row["batch"] for row in read(path)} == {1, 2}
+    assert f"2 subjects measured, appended to {path}" in result.output
+
+
+def test_a_stopped_run_keeps_what_was_measured_and_says_so(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(subject, *args, **kwargs):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(subject.name)
+        facts = {"level": "peak", "subject": subject.name, "dtype": "float32", "name": "torch", "kept": 1.0}
+        return [
+            facts | {"mode": "eager", "cache": "cold", "seconds": 2.0, "flops": 3 * 10**12, "bytes": 10**9}
+        ]
+
+    monkeypatch.setattr("diffratio.bench.measure.measure", measure)
+    result = CliRunner().invoke(app, ["peak", "--out", str(tmp_path)])
+    [path] = tmp_path.iterdir()
+    assert result.exit_code == 130 and f"stopped: 2 subjects measured, appended to {path}" in result.output
+    assert [row["subject"] for row in read(path)] == measured
+    assert "TFLOP/s" in result.output and " 1.5 " in result.output  # the peaks of a processor are no ratios
+
+
+def test_a_folder_that_cannot_be_made_costs_no_measurement(monkeypatch):
+    monkeypatch.setattr("diffratio.bench.measure.measure", lambda *args, **kwargs: pytest.fail("measured"))
+    monkeypatch.setattr("diffratio.cli.output.os.access", lambda *args: True)  # as root sees /proc
+    result = CliRunner().invoke(app, ["peak", "--out", "/proc/results"])
+    assert result.exit_code == 2 and "out='/proc/results': No such file" in result.output
+
+
+def test_a_kept_part_given_twice_is_measured_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "diffratio.bench.registry.subjects", lambda level, options: asked.append(options) or []
+    )
+    CliRunner().invoke(app, ["block", "--kept", "0.5", "--kept", "0.5", "--batch", "1", "--batch", "1"])
+    assert [options.kept for options in asked] == [(0.5,)]

@@ -119,15 +119,30 @@ def test_a_table_of_the_package_is_preferred_to_a_prediction(results, monkeypatc
     ("arguments", "message"),
     [
         (("--kept", 0.75), "--kept: 0.75 is not one of 0, 0.1, ... 1"),
-        (("--kept", 1.1), "tenths: 11 is not"),
+        (("--kept", 1.1), "--kept: 1.1 is not one of 0, 0.1, ... 1"),
         (("--kept", 0.7, "--adapter", "."), "--kept: give either --kept or --adapter"),
         (("--device", "tpu"), "--device: 'tpu' is not one of a100, h100, h200"),
         (("--device", "h200", "--results", "x"), "--device: --results says which device"),
-        (("--results", "x"), "--results: no file x"),
+        (("--results", "x"), "--results: x is not a file"),
         (("--preset", "unet"), "--preset: 'unet' is not one of"),
-        (("--adapter", "nowhere"), "no diffratio_config.json"),
+        (("--adapter", "nowhere"), "--adapter: directory: no diffratio_config.json"),
     ],
 )
 def test_bad_options_are_named(arguments, message):
     code, text = flat(*arguments)
     assert code == 2 and message in text
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"no rows\n"])
+def test_a_file_that_holds_no_results_is_named(content, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    code, text = flat("--results", path)
+    assert code == 2 and f"--results: {path}: " in text
+
+
+def test_steps_that_were_measured_at_other_sizes_only_are_said(results):
+    said = "steps that were not measured near these sizes: `diffratio bench operator --batch 2 --tokens 1024"
+    assert said not in command(*results, "--kept", 0.6).output
+    code, text = flat(*results[:2], "--kept", 0.6)  # of PixArt's width
+    assert code == 0 and f"100% of the time is of {said} --width 1152 --heads 16 --text 120` does it" in text
