@@ -168,18 +168,24 @@ def test_logits_handed_to_the_next_layer(in_triton):
         assert {(row["flops"], row["bytes"]) for row in rows} == {operator_work(name, case_of(TINY, 8))}
 
 
-@pytest.mark.parametrize("name", HANDED)
-def test_wrong_handed_logits_are_not_timed(name, in_triton, monkeypatch):
-    kernel = {"select": "topk_places", "scatter_rescale_next": "scatter_rescale_next"}[name]
+@pytest.mark.parametrize(
+    ("name", "kernel", "wrong_result", "said"),
+    [
+        ("select", "topk_places", 0, "select triton: not the rows"),
+        ("scatter_rescale_next", "scatter_rescale_next", 0, "scatter_rescale_next triton: error"),
+        ("scatter_rescale_next", "scatter_rescale_next", 1, "scatter_rescale_next triton, logits: error"),
+    ],
+)
+def test_wrong_handed_logits_are_not_timed(name, kernel, wrong_result, said, in_triton, monkeypatch):
     right = getattr(handed_logits.ROW_KERNELS["triton"], kernel)
 
     def wrong(*args, **kwargs):
-        first, *others = right(*args, **kwargs)
-        return first.flip(0), *others
+        results = right(*args, **kwargs)
+        return *results[:wrong_result], results[wrong_result].flip(0), *results[wrong_result + 1 :]
 
     monkeypatch.setattr(handed_logits.ROW_KERNELS["triton"], kernel, wrong, raising=False)
     monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
-    with pytest.raises(AssertionError, match=f"{name} triton"):
+    with pytest.raises(AssertionError, match=said):
         measure(in_triton[name], "cpu", progress=False)
 
 

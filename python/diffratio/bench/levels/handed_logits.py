@@ -3,9 +3,8 @@ and a scatter that makes them, beside the steps that they replace."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ from diffratio_kernels.testing.inputs import ModBlockCase, cast
 from ..options import Options
 from ..subject import Candidate, Subject
 from ..work import operator_work
-
-Case = dict[str, Any]
+from .products import Case, put_back
 
 
 def subjects(options: Options, kept: float, case: ModBlockCase, put: Call) -> Iterator[Subject]:
@@ -45,14 +43,11 @@ def subjects(options: Options, kept: float, case: ModBlockCase, put: Call) -> It
 
 
 def _case(put: Call, block: ModBlockCase, seed: int) -> Case:
-    """Inputs of both, with the places that a block's selection writes."""
-    given = {name: t.clone() for name, t in put.arguments.items() if isinstance(t, Tensor)}
-    x = given["x"]
-    place = torch.full((x.shape[0] * x.shape[1],), -1, dtype=torch.int32, device=x.device)
-    place[given["index"]] = torch.arange(len(given["index"]), dtype=torch.int32, device=x.device)
+    """Inputs of both."""
     torch.manual_seed(seed)
+    x = put.arguments["x"]
     router = torch.randn(x.shape[2], device=x.device, dtype=x.dtype) * x.shape[2] ** -0.5
-    return given | {"place": place, "keep": list(block.full_keep), "router": router}
+    return put_back(put) | {"keep": list(block.full_keep), "router": router}
 
 
 def _topk(case: Case) -> Tensor:
@@ -78,10 +73,8 @@ def _scatter(name: str, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def _two_steps(name: str, case: Case) -> tuple[Tensor, Tensor]:
-    """By the reference too, which takes no places."""
-    places = {"place": case["place"]} if name in ROW_KERNELS else {}
-    out = KERNELS["scatter_rescale"][name](*_finish(case), **places)
-    return out, ROW_KERNELS.get(name, reference).router_logits(out, case["router"], None)
+    out = KERNELS["scatter_rescale"][name](*_finish(case), place=case["place"])
+    return out, ROW_KERNELS[name].router_logits(out, case["router"], None)
 
 
 def _finish(case: Case) -> tuple:
@@ -89,9 +82,12 @@ def _finish(case: Case) -> tuple:
     return (*(case[name] for name in names), "mlp", 1.0)
 
 
-def _check_scatter(run, name: str, case: Case) -> None:
-    """Assert that rows and logits are within the budget of eager PyTorch."""
+def _check_scatter(run: Callable, name: str, case: Case) -> None:
+    """Assert that the rows, and the logits of the rows as stored, are within the budget of eager PyTorch."""
     choose("scatter_rescale", name, case["x"].device, case["x"].dtype)
-    peer, gold = (_two_steps("reference", c) for c in (case, cast(case, torch.float64)))
-    for result, *others in zip(run(name, case), peer, gold, strict=True):
-        check_budget(f"scatter_rescale_next {name}", result, *others)
+    rows, logits = run(name, case)
+    eager = KERNELS["scatter_rescale"]["reference"]
+    peer, gold = (eager(*_finish(c)) for c in (case, cast(case, torch.float64)))
+    check_budget(f"scatter_rescale_next {name}", rows, peer, gold)
+    peer, gold = (reference.router_logits(r, case["router"].to(r.dtype)) for r in (rows, rows.double()))
+    check_budget(f"scatter_rescale_next {name}, logits", logits, peer, gold)

@@ -62,11 +62,17 @@ def _product(rows: int, columns: int, inner: int, options: Options, seed: int) -
 
 
 def _joined(put: Call, block: ModBlockCase, product: Callable[[int], Case], seed: int) -> Case:
-    """The product, what `scatter_rescale` puts back, and the places that a block's selection writes."""
-    rest = {name: t.clone() for name, t in put.arguments.items() if isinstance(t, Tensor)}
-    place = torch.full((block.batch * block.tokens,), -1, dtype=torch.int32, device=rest["x"].device)
-    place[rest["index"]] = torch.arange(len(rest["index"]), dtype=torch.int32, device=place.device)
-    return rest | product(seed) | {"place": place, "keep": block.full_keep, "tokens": block.tokens}
+    """The product, and what `scatter_rescale` puts back."""
+    return put_back(put) | product(seed) | {"keep": block.full_keep, "tokens": block.tokens}
+
+
+def put_back(put: Call) -> Case:
+    """The tensors of a call of `scatter_rescale`, and the places that a block's selection writes."""
+    case = {name: t.clone() for name, t in put.arguments.items() if isinstance(t, Tensor)}
+    (batch, tokens, _), index = case["x"].shape, case["index"]
+    place = torch.full((batch * tokens,), -1, dtype=torch.int32, device=index.device)
+    place[index] = torch.arange(len(index), dtype=torch.int32, device=index.device)
+    return case | {"place": place}
 
 
 def _linear(case: Case) -> Tensor:
