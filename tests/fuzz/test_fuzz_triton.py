@@ -7,7 +7,8 @@ import pytest
 from diffratio_kernels.testing.triton_calls import kernel_device
 from diffratio_kernels.testing.triton_check import check_kernels
 
-FIRST = 640
+FIRST = 320
+"""Those before are in the normal suite."""
 SEEDS = int(os.environ.get("DIFFRATIO_FUZZ_SEEDS", "1200"))
 STEP = 20
 

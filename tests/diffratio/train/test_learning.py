@@ -6,7 +6,7 @@ from diffratio.patch import plan_of
 from diffratio.train import TrainArguments, load_run, train
 
 
-@pytest.mark.parametrize(("method", "target"), [("l", 0.2), ("lt", 0.3)])
+@pytest.mark.parametrize(("method", "target"), [pytest.param("l", 0.2, marks=pytest.mark.fuzz), ("lt", 0.3)])
 def test_150_steps_on_the_digits_reach_the_target(method, target, runs, tmp_path):
     arguments = TrainArguments(
         output_dir=str(tmp_path),

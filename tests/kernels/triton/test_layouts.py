@@ -17,6 +17,10 @@ WITH_MODULATION = (
     "linear_gate_residual", "linear_scatter, mlp", "two_bin_blend, residual",
 )  # fmt: skip
 
+LIKE_OTHERS = ("scatter_rescale, output", "scatter_rescale, none")
+"""They read a part of what "scatter_rescale, mlp" reads, in the same places: in `make fuzz`."""
+KINDS = [pytest.param(kind, marks=[pytest.mark.fuzz] * (kind in LIKE_OTHERS)) for kind in VARIANTS]
+
 
 def place(t, layout):
     """ "joined": a part of one tensor, as q, k, v and the six modulations are."""
@@ -49,7 +53,7 @@ def assert_same(actual, expected):
             assert (result - expected[key]).abs().max() <= limit, key
 
 
-@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_layout_of_inputs_and_gradients_does_not_matter(kind, device):
     operator, arguments = typical_call(kind, torch.float32, device)
     plain = floats(arguments, lambda t: t.clone(memory_format=torch.contiguous_format))
@@ -65,7 +69,7 @@ def test_layout_of_inputs_and_gradients_does_not_matter(kind, device):
         assert_same(operator.kernels(**strided), expected)
 
 
-@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_tensor_has_strides_of_its_own(kind, device):
     """One tensor after the other in a layout that none of its neighbours has."""
     operator, arguments = typical_call(kind, torch.float32, device)

@@ -9,7 +9,7 @@ from diffratio_kernels.testing import budget, triton_cases
 from diffratio_kernels.testing.triton_calls import random_call
 from diffratio_kernels.testing.triton_check import check_kernels, same_bits
 
-SEEDS = 640
+SEEDS = 320
 STEP = 20
 
 
