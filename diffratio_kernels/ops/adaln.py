@@ -170,8 +170,18 @@ def gather_adaln(
 ) -> tuple[Tensor, Tensor]:
     """The kept rows of x, and LN(rows) * (1 + scale) + shift with each row's own sample's modulation.
 
-    x [B, N, D]; index [T] int64, each row at most once; shift, scale [B, D] in any float dtype.
-    Returns rows and normed, both [T, D] in the dtype of x; statistics in fp32 (fp64 for fp64).
+    Args:
+        x: tokens [B, N, D]; statistics are computed in fp32 (fp64 for fp64).
+        index: int64 [T], rows of the flattened [B*N], each at most once.
+        shift, scale: [B, D], any float dtype.
+        eps: of the layer norm.
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        rows and normed, both [T, D] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, implementation=implementation)
 
@@ -186,5 +196,20 @@ def adaln(
     *,
     implementation: str = "auto",
 ) -> Tensor:
-    """LN(rows) * (1 + scale) + shift for packed rows [T, D]; row t belongs to sample index[t] // tokens."""
+    """LN(rows) * (1 + scale) + shift for rows that are packed already.
+
+    Args:
+        rows: [T, D].
+        index: int64 [T]; row t belongs to sample index[t] // tokens.
+        tokens: N of a sample.
+        shift, scale: [B, D], any float dtype.
+        eps: of the layer norm.
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T, D] in the dtype of rows.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
+    """
     return torch.ops.diffratio.adaln(rows, index, tokens, shift, scale, eps, implementation=implementation)

@@ -172,10 +172,20 @@ def attention(
 ) -> Tensor:
     """softmax(q k^T * scale) v within each sample of a packed batch.
 
-    query [T, H, d]; key, value [S, H, d], same dtype; d a multiple of 8. query_offsets, key_offsets [B+1]
-    int32: sample b owns rows offsets[b]:offsets[b+1]; max_query, max_key: longest sample, known to the host.
-    key_lengths [B] int32: only the first ones of a sample's keys count (padded text); 0 gives zeros.
-    scale defaults to 1/sqrt(d). Returns [T, H, d].
+    Args:
+        query: [T, H, d], d a multiple of 8.
+        key, value: [S, H, d] in the dtype of query.
+        query_offsets, key_offsets: int32 [B+1]; sample b owns rows offsets[b]:offsets[b+1].
+        max_query, max_key: rows of the longest sample, known to the host.
+        key_lengths: int32 [B], only the first ones of a sample's keys count (padded text); 0 gives zeros.
+        scale: of the products; None is 1/sqrt(d).
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T, H, d] in the dtype of query.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.attention(
         query,

@@ -85,9 +85,21 @@ define_backward(
 def gate_residual(
     hidden: Tensor, branch: Tensor, gate: Tensor, index: Tensor, tokens: int, *, implementation: str = "auto"
 ) -> Tensor:
-    """hidden + gate * branch for packed rows [T, D]; gate [B, D]; row t belongs to sample index[t] // tokens.
+    """hidden + gate * branch for packed rows: the end of a branch.
 
-    branch has the dtype of hidden, gate any float dtype; the sum is fp32 with one rounding. Returns [T, D].
+    Args:
+        hidden: the residual stream [T, D].
+        branch: [T, D] in the dtype of hidden.
+        gate: [B, D], any float dtype; the sum is fp32 with one rounding.
+        index: int64 [T]; row t belongs to sample index[t] // tokens.
+        tokens: N of a sample.
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T, D] in the dtype of hidden.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.gate_residual(
         hidden, branch, gate, index, tokens, implementation=implementation

@@ -137,8 +137,18 @@ def mlp(
 ) -> Tensor:
     """fc2(gelu(fc1(rows))) with the tanh GELU.
 
-    rows [T, D]; fc1_weight [F, D], fc2_weight [D, F] and their biases [F], [D] or None, all in one dtype.
-    implementation="cublaslt" (fp16 and bf16) needs fc1_bias and gives no gradient. Returns [T, D].
+    Args:
+        rows: [T, D].
+        fc1_weight, fc1_bias: [F, D] and [F] or None, in the dtype of rows.
+        fc2_weight, fc2_bias: [D, F] and [D] or None, in the dtype of rows.
+        implementation: "auto", "cublaslt" (fp16 and bf16; needs fc1_bias, gives no gradient), "triton" or
+            "torch".
+
+    Returns:
+        [T, D].
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.mlp(
         rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, implementation=implementation

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from .block_products import linear
 from .block_steps import Steps, steps_of
 from .dispatch import IMPLEMENTATIONS
 from .library import define
-from .validate import RESCALE, Check, readable
+from .validate import RESCALE, Check, counts, readable
 
 
 def _block(
@@ -235,37 +233,152 @@ define(
 )
 
 
-def mod_block(x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **kwargs) -> Tensor:
+def mod_block(
+    x: Tensor,
+    router_weight: Tensor,
+    keep: int | list[int],
+    modulation: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    num_heads: int,
+    *,
+    router_bias: Tensor | None = None,
+    context_kv: Tensor | None = None,
+    context_lengths: Tensor | None = None,
+    cross_q_weight: Tensor | None = None,
+    cross_q_bias: Tensor | None = None,
+    cross_out_weight: Tensor | None = None,
+    cross_out_bias: Tensor | None = None,
+    rescale: str = "mlp",
+    score_scale: float = 1.0,
+    eps: float = 1e-6,
+    mlp_eps: float | None = None,
+    index: Tensor | None = None,
+    logits: Tensor | None = None,
+    implementation: str = "auto",
+    attention: str = "auto",
+) -> Tensor:
     """One routed DiT block F(x, keep) (paper section 3.2): `torch.ops.diffratio.mod_block`.
 
-    x [B, N, D]; router_weight [D]; keep: kept tokens, one int or B ints; modulation [B, 6, D]: shift1,
-    scale1, gate1, shift2, scale2, gate2; qkv_weight [3D, D], out_weight [D, D], fc1_weight [F, D],
-    fc2_weight [D, F] and their biases or None; num_heads with D / num_heads a multiple of 8.
-    Keywords: router_bias [1]; context_kv [B, M, 2, D], the projected text keys and values, with
-    cross_q_weight, cross_out_weight [D, D] (biases optional) and context_lengths [B] int32, how many text
-    tokens count; rescale and score_scale as in `scatter_rescale`; eps, mlp_eps of the two layer norms;
-    index [T] int64, a selection made before; logits [B, N], at least fp32, what the router gives for x, made
-    before (`mod_block_next`; inference only); implementation "auto", "native" (CPU), "cuda", "triton" or
-    "reference": which kernels do the row steps; attention: "auto" or an implementation of `attention` for the
-    attention among kept tokens.
+    The router scores every token; the `keep` best of each sample go through attention and MLP among
+    themselves, the others come back bit-equal.
 
-    Weights have the dtype of x (any under autocast); router and modulation may be of any float dtype.
-    Returns [B, N, D] in the dtype of x; rows not kept are bit-equal to x. Every bad argument is a
-    ValueError or TypeError that names it.
+    A router's start belongs to a scale. To begin as the pretrained block, draw tiny router weights (std 1e-3)
+    and set score_scale=2.0: sigmoid(0) is 1/2, so every factor is about 1. The default of 1.0 is for the
+    authors' routers, drawn as nn.Linear draws them: there the same 1/2 halves every MLP branch until
+    training has made up for it. Whatever a router was trained with is what it needs at inference.
+
+    Args:
+        x: tokens [B, N, D], fp32, bf16, fp16 or fp64.
+        router_weight: [D], any float dtype.
+        keep: kept tokens of each sample, one int or B ints in 0..N. `torch.ops` takes a list only.
+        modulation: [B, 6, D], any float dtype: shift1, scale1, gate1, shift2, scale2, gate2.
+        qkv_weight, qkv_bias: [3D, D] and [3D] or None. All weights have the dtype of x (any under autocast).
+        out_weight, out_bias: attention's output, [D, D] and [D] or None.
+        fc1_weight, fc1_bias: of the MLP, [F, D] and [F] or None; its GELU is the tanh one.
+        fc2_weight, fc2_bias: [D, F] and [D] or None.
+        num_heads: H; D / H must be a multiple of 8.
+        router_bias: [1], any float dtype.
+        context_kv: projected text keys and values [B, M, 2, D]; None for a block without cross-attention.
+        context_lengths: int32 [B], how many of the M text tokens count.
+        cross_q_weight, cross_q_bias: cross-attention's query, [D, D] and [D] or None.
+        cross_out_weight, cross_out_bias: its output, [D, D] and [D] or None.
+        rescale: what the factor score_scale * sigmoid(logit) multiplies: "mlp" (the MLP branch), "residual",
+            "output" or "none", as in `scatter_rescale`.
+        score_scale: 2.0 for routers that start as the identity, 1.0 for the authors'.
+        eps, mlp_eps: of the layer norms before attention and before the MLP; mlp_eps None is eps.
+        index: int64 [T], a selection made before: rows of the flattened [B*N], sample after sample.
+        logits: [B, N] in at least fp32, what the router gives for x, made before by `mod_block_next`;
+            inference only.
+        implementation: which kernels do the row steps: "auto", "native" (CPU), "cuda", "triton", "reference".
+        attention: "auto", or an implementation of `attention`, for the attention among kept tokens.
+
+    Returns:
+        [B, N, D] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
+        NotImplementedError: a gradient is wanted together with `logits`.
+
+    Example:
+        >>> router = torch.randn(D) * 1e-3
+        >>> y = mod_block(x, router, 180, modulation, qkv, None, out, None, fc1, None, fc2, None, H,
+        ...               score_scale=2.0)
     """
-    keep = [keep] if isinstance(keep, Integral) else keep
-    return torch.ops.diffratio.mod_block(x, router_weight, keep, *args, **kwargs)
+    return torch.ops.diffratio.mod_block(
+        x, router_weight, counts(keep), modulation, qkv_weight, qkv_bias, out_weight, out_bias,
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, router_bias=router_bias,
+        context_kv=context_kv, context_lengths=context_lengths, cross_q_weight=cross_q_weight,
+        cross_q_bias=cross_q_bias, cross_out_weight=cross_out_weight, cross_out_bias=cross_out_bias,
+        rescale=rescale, score_scale=score_scale, eps=eps, mlp_eps=mlp_eps, index=index, logits=logits,
+        implementation=implementation, attention=attention,
+    )  # fmt: skip
 
 
 def mod_block_next(
-    x: Tensor, router_weight: Tensor, keep: int | list[int], *args, **kwargs
+    x: Tensor,
+    router_weight: Tensor,
+    keep: int | list[int],
+    modulation: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    num_heads: int,
+    *,
+    router_bias: Tensor | None = None,
+    context_kv: Tensor | None = None,
+    context_lengths: Tensor | None = None,
+    cross_q_weight: Tensor | None = None,
+    cross_q_bias: Tensor | None = None,
+    cross_out_weight: Tensor | None = None,
+    cross_out_bias: Tensor | None = None,
+    rescale: str = "mlp",
+    score_scale: float = 1.0,
+    eps: float = 1e-6,
+    mlp_eps: float | None = None,
+    index: Tensor | None = None,
+    logits: Tensor | None = None,
+    implementation: str = "auto",
+    attention: str = "auto",
+    next_router_weight: Tensor,
+    next_router_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`mod_block`, and what the router of the next block gives for its output: the `logits` of that block.
 
-    next_router_weight [D] and next_router_bias [1] or None are keywords; the others are those of `mod_block`.
-    Returns out [B, N, D] and next_logits [B, N] in at least fp32, of the rows as stored. The CUDA and Triton
-    kernels make them where they write the rows; the others in a step of its own. NotImplementedError where a
-    gradient is wanted.
+    The CUDA and Triton kernels make the logits where they write the rows, the others in a step of its own.
+
+    Args:
+        x, router_weight, keep, modulation, num_heads: as in `mod_block`.
+        qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias: likewise.
+        router_bias, rescale, score_scale, eps, mlp_eps, index, logits, implementation, attention: likewise.
+        context_kv, context_lengths, cross_q_weight, cross_q_bias, cross_out_weight, cross_out_bias: likewise.
+        next_router_weight: [D], any float dtype.
+        next_router_bias: [1] or None.
+
+    Returns:
+        out [B, N, D] in the dtype of x, and next_logits [B, N] in at least fp32, of the rows as stored.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
+        NotImplementedError: a gradient is wanted.
     """
-    keep = [keep] if isinstance(keep, Integral) else keep
-    return torch.ops.diffratio.mod_block_next(x, router_weight, keep, *args, **kwargs)
+    return torch.ops.diffratio.mod_block_next(
+        x, router_weight, counts(keep), modulation, qkv_weight, qkv_bias, out_weight, out_bias,
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, router_bias=router_bias,
+        context_kv=context_kv, context_lengths=context_lengths, cross_q_weight=cross_q_weight,
+        cross_q_bias=cross_q_bias, cross_out_weight=cross_out_weight, cross_out_bias=cross_out_bias,
+        rescale=rescale, score_scale=score_scale, eps=eps, mlp_eps=mlp_eps, index=index, logits=logits,
+        implementation=implementation, attention=attention, next_router_weight=next_router_weight,
+        next_router_bias=next_router_bias,
+    )  # fmt: skip

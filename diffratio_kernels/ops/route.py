@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from .. import reference
 from ..kernels import native
 from .dispatch import DIFFERENTIABLE, KERNELS, ROW_KERNELS, choose
 from .library import define, define_backward
-from .validate import Check
+from .validate import Check, counts
 
 
 @lru_cache(maxsize=256)
@@ -154,21 +153,30 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score every token with the router and keep the `keep` best of each sample (paper section 3.2).
 
-    x [B, N, D]; router_weight [D] and router_bias [1] in any float dtype; keep: one int, or B ints.
-    Larger logit first, -0 equals +0, NaN below -inf, ties to the lowest token. `index` [T] int64 gives a
-    selection that was made before (gradient checkpointing, masks) and only the logits are computed.
-    `keep_small`, at most `keep`, asks for two bins: each sample's small set comes first.
+    Larger logit first, -0 equals +0, NaN below -inf, ties to the lowest token.
 
-    Returns index [T] int64 (kept rows of the flattened [B*N], ascending in each set), offsets [B+1] int32
-    (cumulative kept counts) and logits [B, N] (fp32; fp64 for fp64 x; differentiable).
+    Args:
+        x: tokens [B, N, D].
+        router_weight: [D], any float dtype.
+        keep: one int, or B ints in 0..N. `torch.ops` takes a list only.
+        router_bias: [1] or None, any float dtype.
+        index: int64 [T], a selection made before (checkpointing, masks): only the logits are computed.
+        keep_small: at most `keep`, asks for two bins: each sample's small set comes first in the index.
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        index [T] int64 (kept rows of the flattened [B*N], ascending in each set), offsets [B+1] int32
+        (cumulative kept counts) and logits [B, N] (fp32; fp64 for fp64 x; differentiable).
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
-    keep, keep_small = ([k] if isinstance(k, Integral) else k for k in (keep, keep_small))
     return torch.ops.diffratio.route(
         x,
         router_weight,
-        keep,
+        counts(keep),
         router_bias=router_bias,
         index=index,
-        keep_small=keep_small,
+        keep_small=None if keep_small is None else counts(keep_small),
         implementation=implementation,
     )

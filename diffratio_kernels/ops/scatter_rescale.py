@@ -142,9 +142,31 @@ define_backward(
 )
 
 
-def scatter_rescale_(x: Tensor, index: Tensor, hidden: Tensor, *args, **kwargs) -> None:
-    """`scatter_rescale` into x [B, N, D] itself: only the kept rows are read and written. No gradients."""
-    torch.ops.diffratio.scatter_rescale_(x, index, hidden, *args, **kwargs)
+def scatter_rescale_(
+    x: Tensor,
+    index: Tensor,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: str = "mlp",
+    score_scale: float = 1.0,
+    *,
+    implementation: str = "auto",
+) -> None:
+    """`scatter_rescale` into x itself: only the kept rows are read and written.
+
+    Args:
+        x: tokens [B, N, D], overwritten.
+        index, hidden, branch, gate, logits, rescale, score_scale, implementation: as in `scatter_rescale`.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
+        NotImplementedError: a gradient is wanted.
+    """
+    torch.ops.diffratio.scatter_rescale_(
+        x, index, hidden, branch, gate, logits, rescale, score_scale, implementation=implementation
+    )
 
 
 def scatter_rescale(
@@ -159,12 +181,27 @@ def scatter_rescale(
     *,
     implementation: str = "auto",
 ) -> Tensor:
-    """A copy of x [B, N, D] in which the kept rows are finished; rows not kept come back bit-equal.
+    """A copy of x in which the kept rows are finished; rows not kept come back bit-equal.
 
-    hidden, branch [T, D]: residual stream and MLP output of the kept rows; index [T] int64; gate [B, D];
-    logits [B, N]. With s = score_scale * sigmoid(logit) and y = hidden + gate * branch, a kept row becomes
+    With s = score_scale * sigmoid(logit) and y = hidden + gate * branch, a kept row becomes
     "mlp": hidden + s * gate * branch (the authors' code); "residual": x + s * (y - x) (Mixture-of-Depths
     eq. 1); "output": s * y (the paper's text); "none": y.
+
+    Args:
+        x: tokens [B, N, D].
+        index: int64 [T], the kept rows of the flattened [B*N].
+        hidden, branch: residual stream and MLP output of the kept rows, [T, D].
+        gate: [B, D], any float dtype.
+        logits: [B, N], of `route`.
+        rescale: "mlp", "residual", "output" or "none", as above.
+        score_scale: 2.0 for routers that start as the identity, 1.0 for the authors' (see `mod_block`).
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [B, N, D] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.scatter_rescale(
         x, index, hidden, branch, gate, logits, rescale, score_scale, implementation=implementation

@@ -216,10 +216,20 @@ def two_bin_attention(
 ) -> Tensor:
     """Self-attention of two nested sets of rows.
 
-    query, key, value [T, H, d], d a multiple of 8; large_offsets, small_offsets [B+1] int32: sample b's rows,
-    and how many of the first of them are its small set; longest_large, longest_small: the most of one sample;
-    small: S = small_offsets[B]. scale defaults to 1/sqrt(d). Returns [T + S, H, d]: attention among each
-    sample's large set, then among its small set.
+    Args:
+        query, key, value: [T, H, d], d a multiple of 8.
+        large_offsets, small_offsets: int32 [B+1]: sample b's rows, and how many of the first of them are its
+            small set.
+        longest_large, longest_small: the most rows of one sample, in each set.
+        small: S = small_offsets[B], the small rows of all samples.
+        scale: of the products; None is 1/sqrt(d).
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T + S, H, d]: attention among each sample's large set, then among its small set.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.two_bin_attention(
         query, key, value, large_offsets, small_offsets, longest_large, longest_small, small,

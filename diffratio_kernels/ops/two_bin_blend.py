@@ -138,16 +138,31 @@ def two_bin_blend(
     *,
     implementation: str = "auto",
 ) -> Tensor:
-    """A copy of x [B, N, D] with the kept rows of two bins blended and finished (paper section 3.3).
+    """A copy of x with the kept rows of two bins blended and finished (paper section 3.3).
 
-    index [T] int64: each sample's large set, its small set first; hidden [T + S, D]: the residual stream of
-    the T large rows of all samples, then of their S small rows again; branch [T, D]: fc2's output on the
-    blended rows, its bias times omega; gate [B, D]; logits [B, N]; weight_large [B]; large_offsets,
-    small_offsets [B+1] int32. With w the weight of the large bin, h = w large + (1 - w) small and omega = 1
-    on small rows, h = w large and omega = w on the others, u = gate * branch and s = score_scale *
-    sigmoid(logit), a kept row becomes
+    With w the weight of the large bin, h = w large + (1 - w) small and omega = 1 on small rows, h = w large
+    and omega = w on the others, u = gate * branch and s = score_scale * sigmoid(logit), a kept row becomes
     "mlp": (1 - omega) x + h + s u; "residual": x + s (h - omega x + u); "output": (1 - omega) x + s (h + u);
     "none": (1 - omega) x + h + u.
+
+    Args:
+        x: tokens [B, N, D].
+        index: int64 [T]: each sample's large set, its small set first.
+        hidden: the residual stream [T + S, D] of the T large rows of all samples, then of their S small rows.
+        branch: fc2's output on the blended rows, its bias times omega, [T, D].
+        gate: [B, D], any float dtype.
+        logits: [B, N], of `route`.
+        weight_large: [B], w of each sample.
+        large_offsets, small_offsets: int32 [B+1], cumulative counts of the two sets.
+        rescale: "mlp", "residual", "output" or "none", as above.
+        score_scale: 2.0 for routers that start as the identity, 1.0 for the authors' (see `mod_block`).
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [B, N, D] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.two_bin_blend(
         x, index, hidden, branch, gate, logits, weight_large, large_offsets, small_offsets,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from .block_steps import steps_of
 from .library import define
 from .mod_block import check_block
 from .two_bin_steps import Linears, two_bin_forward
-from .validate import Check, readable
+from .validate import Check, counts, readable
 
 _ONE_BIN = {"small": 1, "large": 0}
 """The bin that gets no backward -> what weight_large must be in every sample."""
@@ -113,18 +112,62 @@ def two_bin_block(
     keep_small: int | list[int],
     keep_large: int | list[int],
     weight_large: Tensor,
-    *args,
-    **kwargs,
+    modulation: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    num_heads: int,
+    *,
+    router_bias: Tensor | None = None,
+    context_kv: Tensor | None = None,
+    context_lengths: Tensor | None = None,
+    cross_q_weight: Tensor | None = None,
+    cross_q_bias: Tensor | None = None,
+    cross_out_weight: Tensor | None = None,
+    cross_out_bias: Tensor | None = None,
+    rescale: str = "mlp",
+    score_scale: float = 1.0,
+    eps: float = 1e-6,
+    mlp_eps: float | None = None,
+    index: Tensor | None = None,
+    forward_only: str = "auto",
+    implementation: str = "auto",
+    attention: str = "auto",
 ) -> Tensor:
     """weight_large F(x, keep_large) + (1 - weight_large) F(x, keep_small), packed (paper section 3.3).
 
-    keep_small, keep_large: kept tokens of the two bins, one int or B ints each, keep_small <= keep_large;
-    weight_large [B], any real numbers, differentiable. The other arguments are those of `mod_block`; `index`
-    [T] is a selection of both bins, each sample's small set first. forward_only: "small" or "large" where
-    that bin has weight 0 in every sample and gets no backward, "none" for neither; "auto" looks at the
-    weights where that needs no wait, on the CPU. Every gradient is the same. Returns [B, N, D].
+    F is `mod_block`, whose help says which score_scale belongs to which start of a router.
+
+    Args:
+        x, router_weight, modulation, num_heads: as in `mod_block`.
+        keep_small, keep_large: kept tokens of the two bins, one int or B ints each, keep_small <= keep_large.
+            `torch.ops` takes lists only.
+        weight_large: [B], any real numbers, differentiable.
+        qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias: as in
+            `mod_block`.
+        router_bias, rescale, score_scale, eps, mlp_eps, implementation, attention: likewise.
+        context_kv, context_lengths, cross_q_weight, cross_q_bias, cross_out_weight, cross_out_bias: likewise.
+        index: int64 [T], a selection of both bins made before, each sample's small set first.
+        forward_only: "small" or "large" where that bin has weight 0 in every sample and gets no backward,
+            "none" for neither; "auto" looks at the weights where that needs no wait, on the CPU. Every
+            gradient is the same.
+
+    Returns:
+        [B, N, D] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
-    keep_small, keep_large = ([k] if isinstance(k, Integral) else k for k in (keep_small, keep_large))
     return torch.ops.diffratio.two_bin_block(
-        x, router_weight, keep_small, keep_large, weight_large, *args, **kwargs
-    )
+        x, router_weight, counts(keep_small), counts(keep_large), weight_large, modulation,
+        qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+        num_heads, router_bias=router_bias, context_kv=context_kv, context_lengths=context_lengths,
+        cross_q_weight=cross_q_weight, cross_q_bias=cross_q_bias, cross_out_weight=cross_out_weight,
+        cross_out_bias=cross_out_bias, rescale=rescale, score_scale=score_scale, eps=eps, mlp_eps=mlp_eps,
+        index=index, forward_only=forward_only, implementation=implementation, attention=attention,
+    )  # fmt: skip

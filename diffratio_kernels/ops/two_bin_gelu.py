@@ -93,9 +93,19 @@ def two_bin_gelu(
 ) -> Tensor:
     """w gelu(large) + (1 - w) gelu(small), tanh GELU: fc2 is linear, and runs once on the blend.
 
-    pre [T + S, F]: the T large rows of all samples, then their S small rows again; weight_large [B];
-    large_offsets, small_offsets [B+1] int32: sample b's large rows, the first of which are its small set;
-    rows is T. Returns [T, F].
+    Args:
+        pre: [T + S, F], the T large rows of all samples, then their S small rows again.
+        weight_large: [B], w of each sample.
+        large_offsets, small_offsets: int32 [B+1]: sample b's large rows, the first of which are its small
+            set.
+        rows: T.
+        implementation: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T, F] in the dtype of pre.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or an implementation that cannot run here.
     """
     return torch.ops.diffratio.two_bin_gelu(
         pre, weight_large, large_offsets, small_offsets, rows, implementation=implementation

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 RESCALE = ("mlp", "residual", "output", "none")
+
+
+def counts(keep: int | list[int]) -> list[int]:
+    """Kept counts as a schema takes them: a list."""
+    return [keep] if isinstance(keep, Integral) else keep
 
 
 def readable(t: Tensor) -> bool:

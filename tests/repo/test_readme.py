@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+import torch.nn.functional as F
+
 from diffratio.bench.record import read, select
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +24,41 @@ def test_every_python_block_runs(tmp_path, monkeypatch):
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def block_with(text: str) -> str:
+    [found] = [block for block in code_blocks() if text in block]
+    return found
+
+
+def replaced(code: str, old: str, new: str) -> str:
+    assert code.count(old) == 1
+    return code.replace(old, new)
+
+
+def dense_block(x, modulation, qkv, out, fc1, fc2, heads):
+    """The block without a router, in plain PyTorch: its output, and what the MLP branch adds to it."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unsqueeze(2).unbind(1)
+    width = x.shape[-1:]
+    normed = F.layer_norm(x, width, eps=1e-6) * (1 + scale1) + shift1
+    query, key, value = (normed @ qkv.T).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    hidden = x + gate1 * (attended @ out.T)
+    normed = F.layer_norm(hidden, width, eps=1e-6) * (1 + scale2) + shift2
+    branch = gate2 * (F.gelu(normed @ fc1.T, approximate="tanh") @ fc2.T)
+    return hidden + branch, branch
+
+
+@pytest.mark.parametrize(("scale", "missing"), [("2.0", (0.0, 0.02)), ("1.0", (0.48, 0.52))])
+def test_the_operator_starts_as_the_dense_block_with_the_scale_it_is_shown_with(scale, missing):
+    """Where every token is kept, the part of the MLP branch that is missing; 1.0 is the control."""
+    torch.manual_seed(0)
+    code = replaced(block_with("diffratio_kernels.mod_block"), "x, router, 180,", "x, router, N,")
+    found = {}
+    exec(replaced(code, ", score_scale=2.0\n", f", score_scale={scale}\n"), found)
+    names = ("x", "modulation", "qkv", "out", "fc1", "fc2", "H")
+    dense, branch = dense_block(*(found[name] for name in names))
+    assert missing[0] <= ((found["y"] - dense).norm() / branch.norm()).item() <= missing[1]
 
 
 def committed_block() -> dict[tuple[str, float], dict]:
