@@ -69,7 +69,9 @@ def test_one_int_keeps_the_same_in_every_sample():
     block = ModBlockCase(seed=1, keep=(5, 5)).arguments()
     bins = TwoBinCase(seed=1, keep=(5, 5), keep_small=(3, 3)).arguments()
     assert torch.equal(dk.mod_block(**block | {"keep": 5}), dk.mod_block(**block))
-    assert torch.equal(dk.two_bin_block(**bins | {"keep_small": 3, "keep_large": 5}), dk.two_bin_block(**bins))
+    assert torch.equal(
+        dk.two_bin_block(**bins | {"keep_small": 3, "keep_large": 5}), dk.two_bin_block(**bins)
+    )
     for given in (5, [5]):
         index, _, _ = dk.route(block["x"], block["router_weight"], given, keep_small=3)
         assert len(index) == 5 * len(block["x"])

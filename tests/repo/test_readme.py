@@ -1,6 +1,7 @@
 """The README's first screen is true: its code runs, its figures are the committed ones."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,39 @@ def test_the_operator_starts_as_the_dense_block_with_the_scale_it_is_shown_with(
     names = ("x", "modulation", "qkv", "out", "fc1", "fc2", "H")
     dense, branch = dense_block(*(found[name] for name in names))
     assert missing[0] <= ((found["y"] - dense).norm() / branch.norm()).item() <= missing[1]
+
+
+@pytest.fixture
+def own_loop(tmp_path, monkeypatch):
+    """Runs the README's own training loop for more steps; returns the table that it learned."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(steps: int, ratio_rate: str = "controller.learning_rate") -> list[list[int]]:
+        code = replaced(block_with("parameter_groups"), "steps = 3 ", f"steps = {steps} ")
+        code = replaced(code, "_rate=controller.learning_rate", f"_rate={ratio_rate}")
+        torch.manual_seed(0)
+        found = {}
+        exec(compile(code, "README.md", "exec"), found)
+        return found["kept_tenths"]
+
+    return run
+
+
+def test_the_readmes_own_loop_learns_where_to_compress(own_loop):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        table = own_loop(40)
+    print("kept tenths [layers][regions], the cleanest region first:", *table, sep="\n")
+    assert sum(map(sum, table)) == 7 * 6 * 4, "30 % of the tokens are skipped"
+    clean, *others = (sum(column) / len(column) for column in zip(*table, strict=True))
+    assert clean > max(others) + 1, "most is kept where an image is nearly finished"
+    assert sum(table[-1]) > sum(table[2]) + 4, "the last layer keeps more than one in the middle"
+
+
+def test_the_readmes_loop_with_one_rate_for_all_learns_nothing_and_says_so(own_loop):
+    with pytest.warns(UserWarning, match="uniform MoD"):
+        table = own_loop(8, ratio_rate="3e-4")
+    assert {tenths for row in table for tenths in row} == {7}
 
 
 def committed_block() -> dict[tuple[str, float], dict]:

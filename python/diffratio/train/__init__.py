@@ -8,6 +8,7 @@ _HOMES = {
     "TrainArguments": "arguments",
     "Trainer": "trainer",
     "load_run": "result",
+    "parameter_groups": "optimizer",
     "train": "trainer",
 }
 __all__ = list(_HOMES)

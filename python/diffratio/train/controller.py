@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Integral, Real
 
 import torch
@@ -14,6 +15,11 @@ from ..ratios import diffratio_loss
 
 FAITHFUL_WEIGHT = 0.3
 _WATER_FILLING = 5  # passes; what ratios that meet a bound leave over goes to the others in the next one
+
+_PATIENCE = 10
+"""Steps without a change of the ratios before that is said: fp16's loss scaler skips the first few itself."""
+_APART = 0.1
+"""Part of the target that ratios lie apart halfway through training, if only by their gradients' noise."""
 
 
 def ratio_learning_rate(target_compression: float, steps: int) -> float:
@@ -37,6 +43,9 @@ class RatioController:
     What is left to learn is which ratios lie above the mean, and for that gradients need a common price.
     `before_step` adds the one at which as many ratios want to rise as to fall (Adam moves each by about its
     learning rate). It comes from the gradients, averaged over steps: no extra backward, no scale to choose.
+
+    The optimiser is made of `parameter_groups`, with `learning_rate` for the ratios. A warning says, once,
+    when that was forgotten: no optimiser moves the ratios, or they do not move apart, which is uniform MoD.
 
     Per optimiser step, on every process alike:
         loss = diffusion_loss + controller.loss(model); loss.backward()
@@ -84,6 +93,15 @@ class RatioController:
         self._gradient, self._present = torch.zeros_like(ratios), torch.zeros_like(ratios[0])
         self._price = ratios.new_zeros(())
         self._settled: Tensor | None = None
+        self._warned = False
+        self._left: Tensor | None = ratios.clone()
+        """The ratios as they were left, until an optimiser is seen to move them."""
+        self._unmoved = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """What the ratios need of Adam for this target and these steps."""
+        return ratio_learning_rate(self.target_compression, self.steps)
 
     @property
     def target(self) -> float:
@@ -111,6 +129,7 @@ class RatioController:
         ratios = self.table.ratios
         if self.penalty is not None or ratios.grad is None:
             return
+        self._follow()
         present = (ratios.grad != 0).any(0).to(ratios.dtype)  # a small batch does not reach every region
         self._gradient.lerp_(-ratios.grad, self.forget)
         self._present.lerp_(present, self.forget)
@@ -125,16 +144,67 @@ class RatioController:
     def after_step(self) -> None:
         """Project the table and move on to the next target: after `optimizer.step()`."""
         self.step += 1
+        self._follow()
+        self._check_moved()
         self._reached = self.target
         self.table.project_()
-        if self.penalty is not None:
-            return
+        if self.penalty is None:
+            self._constrain()
+        if self._left is not None:
+            self._left.copy_(self.table.ratios)
+        else:
+            self._check_apart()
+
+    def _constrain(self) -> None:
         if self._settled is None:
             self._project()
             if self.step < (1 - self.settle) * self.steps or not self.settle:
                 return
             self._settled = self.table.settled(self.target)
         self.table.ratios.copy_(self._settled)
+
+    def _follow(self) -> None:
+        """The model may have moved since, as accelerate's `prepare` moves it."""
+        device = self.table.ratios.device
+        self._gradient, self._present = self._gradient.to(device), self._present.to(device)
+        self._price = self._price.to(device)
+        self._left = None if self._left is None else self._left.to(device)
+
+    def _check_moved(self) -> None:
+        """By value: wrapped, fused and 8-bit optimisers all write differently."""
+        if self._left is None:
+            return
+        if not torch.equal(self._left, self.table.ratios):
+            self._left = None
+            return
+        self._unmoved += 1
+        if self._unmoved == _PATIENCE or self.step == self.steps:
+            self._warn(
+                f"no optimizer has changed the ratios in {self._unmoved} steps: it does not have them (make "
+                "it after learn_ratios), or they get no gradient"
+            )
+
+    def _check_apart(self) -> None:
+        """Early, where there is time to start anew, and by the bins at the end."""
+        (low, high), final = self.table.interval, 1 - self.target_compression
+        only_one = self.table.ratios.numel() == 1 or not low + 1e-6 < final < high - 1e-6
+        halfway, end = (self.step == step for step in (math.ceil(self.steps / 2), self.steps))
+        if only_one or not (halfway or end):
+            return
+        ratios = [ratio for row in self.table.host() for ratio in row]
+        spread = max(ratios) - min(ratios)
+        one_bin = len({tenths for row in self.table.nearest() for tenths in row}) == 1
+        if (halfway and spread < _APART * self.target_compression) or (end and one_bin):
+            self._warn(
+                f"after {self.step} of {self.steps} steps all ratios lie within {spread:.3f} of each other, "
+                "which is uniform MoD: their learning rate is too small"
+            )
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            remedy = f"parameter_groups(model, ratio_learning_rate={self.learning_rate:.3g}, ...)"
+            warnings.warn(f"RatioController: {text}. {remedy} gives them what they need.", stacklevel=5)
 
     def _project(self) -> None:
         ratios, (low, high) = self.table.ratios, self.table.interval
@@ -179,6 +249,7 @@ class RatioController:
             raise ValueError(f"state has settled ratios {tuple(settled.shape)}, not {tuple(like.shape)}")
         self._gradient, self._present, self._price, self._settled = gradient, present, price, settled
         self.step, self.start, self._reached = step, start, reached
+        self._left, self._unmoved = like.detach().clone(), 0
 
 
 def _balance(worth: Tensor, can_fall: Tensor, can_rise: Tensor) -> Tensor:
@@ -186,4 +257,4 @@ def _balance(worth: Tensor, can_fall: Tensor, can_rise: Tensor) -> Tensor:
     worth, order = worth.sort()
     falling = can_fall[order].cumsum(0)
     rising = can_rise.sum() - can_rise[order].cumsum(0)
-    return worth[(falling >= rising).to(torch.uint8).argmax()]
+    return worth.index_select(0, (falling >= rising).to(torch.uint8).argmax(0, keepdim=True)).squeeze(0)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -75,7 +76,9 @@ CASES = [
 @pytest.mark.parametrize(("layers", "regions", "target", "steps", "low", "high"), CASES)
 def test_the_mean_lands_on_the_target_and_needs_decide(layers, regions, target, steps, low, high):
     needs = mixed(layers, regions, low, high)
-    simulation = Simulation(layers, regions, target, steps, needs).run(steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulation = Simulation(layers, regions, target, steps, needs).run(steps)
     means = torch.tensor(simulation.means)
     assert abs(means[-1] - (1 - target)) < 1e-4
     assert means.min() > 1 - target - 1e-4
@@ -88,6 +91,80 @@ def test_the_mean_lands_on_the_target_and_needs_decide(layers, regions, target, 
     assert cost < 0.85 * (needs * target**2).sum(), "better than the same ratio everywhere"
 
 
+def said(simulation, steps) -> list[str]:
+    """What the controller warns of in that many steps."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        simulation.run(steps)
+    assert {warning.filename for warning in caught} <= {__file__}, (
+        "it points at the loop, not into the package"
+    )
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("regions", [1, 4])
+def test_ratios_at_the_rate_of_weights_end_uniform_and_that_is_said_once(regions):
+    simulation = Simulation(12, regions, 0.3, 100, mixed(12, regions), lr=1e-4)
+    assert said(simulation, 49) == []
+    [text] = said(simulation, 51)
+    assert "after 50 of 100 steps all ratios lie within 0.0" in text and "uniform MoD" in text
+    assert "parameter_groups(model, ratio_learning_rate=0.012, ...)" in text
+    assert {tenths for row in simulation.table.nearest() for tenths in row} == {7}
+
+
+def test_a_table_that_is_uniform_at_the_end_alone_is_named_there():
+    simulation = Simulation(12, 4, 0.3, 100, mixed(12, 4))
+    assert said(simulation, 99) == []
+    with torch.no_grad():
+        simulation.table.ratios.fill_(0.7)
+        simulation.controller._settled.fill_(0.7)
+    [text] = said(simulation, 1)
+    assert "after 100 of 100 steps all ratios lie within 0.000" in text
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight": 0.3}])
+@pytest.mark.parametrize(("steps", "when"), [(100, 10), (4, 4)])
+def test_ratios_that_no_optimizer_has_are_named_once(settings, steps, when):
+    simulation = Simulation(6, 4, 0.3, steps, mixed(6, 4), **settings)
+    simulation.adam.step = lambda: None
+    assert said(simulation, when - 1) == []
+    [text] = said(simulation, steps - when + 1)
+    assert f"no optimizer has changed the ratios in {when} steps" in text and "after learn_ratios" in text
+
+
+def test_steps_that_a_loss_scaler_skips_are_no_missing_optimizer():
+    simulation = Simulation(6, 4, 0.3, 100, mixed(6, 4))
+    step, skipped = simulation.adam.step, iter(range(9))
+    simulation.adam.step = lambda: step() if next(skipped, None) is None else None
+    assert said(simulation, 100) == []
+
+
+@pytest.mark.parametrize(("layers", "regions", "target"), [(1, 1, 0.3), (6, 4, 0.0), (6, 4, 0.7)])
+def test_a_table_that_can_only_be_uniform_is_no_fault(layers, regions, target):
+    assert said(Simulation(layers, regions, target, 20, mixed(layers, regions), lr=1e-3), 20) == []
+
+
+def test_a_resumed_controller_looks_for_an_optimizer_again():
+    first = Simulation(6, 4, 0.3, 100, mixed(6, 4)).run(60)
+    second = Simulation(6, 4, 0.3, 100, mixed(6, 4))
+    with torch.no_grad():
+        second.table.ratios.copy_(first.table.ratios)
+    second.controller.load_state_dict(first.controller.state_dict())
+    second.adam.step = lambda: None
+    [text] = said(second, 10)
+    assert "no optimizer has changed the ratios in 10 steps" in text
+
+
+def test_the_controller_follows_a_table_that_moves():
+    table = RatioTable(3, 2)
+    controller = RatioController(table, 0.3, 10)
+    table.to("meta")
+    table.ratios.grad = torch.empty_like(table.ratios)
+    controller.before_step()
+    assert table.ratios.grad.is_meta and math.isfinite(controller.learning_rate)
+
+
+@pytest.mark.filterwarnings("ignore:RatioController")
 @pytest.mark.parametrize("lr", [1e-4, 3e-2])
 def test_the_target_does_not_depend_on_the_learning_rate(lr):
     simulation = Simulation(6, 4, 0.3, 200, mixed(6, 4), lr=lr).run(200)
@@ -268,6 +345,7 @@ def test_ratios_nearest_to_their_larger_bin_take_it():
     assert table.settled(0.0).flatten().tolist() == pytest.approx([0.7, 0.7, 0.7, 0.9])
 
 
+@pytest.mark.filterwarnings("ignore:RatioController")  # there is no optimizer
 def test_a_table_that_starts_below_the_target_rises_to_it():
     table = RatioTable(4, start=0.5)
     controller = RatioController(table, 0.2, 10, ramp=1.0, settle=0.0)
