@@ -14,24 +14,36 @@ from torch import nn
 
 from diffratio_kernels import __version__
 
-from .adapter_file import CONFIG_NAME, FORMAT, RATIOS, WEIGHTS_NAME, check_ratios, read_config, read_weights
+from .adapter_file import (
+    CONFIG_NAME,
+    FORMAT,
+    RATIOS,
+    UNTRAINED,
+    WEIGHTS_NAME,
+    check_ratios,
+    read_config,
+    read_weights,
+)
 from .patch import (
-    apply_diffratio,
     check_same_routers,
     drop_ratios,
     plan_of,
     remove_diffratio,
+    route_blocks,
     routed_blocks,
     transformer_of,
+    warn_untrained,
 )
 from .ratios import frozen_config
+from .state import Plan
 
 
 def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
     """Write the routers and the config of a patched model; the model's own weights are not included.
 
-    While the model learns its ratios they are part of it: the config holds their nearest bins, the weights a
-    tensor `ratios` [L, R], clamped, and the JSON file the table's mode and bins.
+    Routers that nothing has trained are named in the JSON file. While the model learns its ratios they are
+    part of it: the config holds their nearest bins, the weights a tensor `ratios` [L, R], clamped, and the
+    JSON file the table's mode and bins.
     Both files are written beside their places, and renamed into them once both are complete.
     """
     model = transformer_of(model_or_pipe)
@@ -46,6 +58,9 @@ def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
         "routed_layers": [state.name for state in plan.layers],
         "config": plan.config.to_dict(),
     }
+    untrained = [state.name for state in plan.layers if state.untrained]
+    if untrained:
+        config[UNTRAINED] = untrained
     if plan.ratios is not None:
         table = plan.ratios
         table.refresh()
@@ -80,18 +95,27 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
         drop_ratios(model)
     else:
         # The overrides are for the adapter's layers, which must first be the model's.
-        apply_diffratio(model, replace(config, overrides={}))
+        route_blocks(model, replace(config, overrides={}))
         try:
             _check_layers(model, adapter)
             _check_weights(weights, _router_state(model), directory)
         except ValueError:
             remove_diffratio(model)
             raise
-    apply_diffratio(model, config)
+    route_blocks(model, config)
     with torch.no_grad():
         for name, tensor in _router_state(model).items():
             tensor.copy_(weights[name])
+    _mark_untrained(plan_of(model), adapter.get(UNTRAINED, []))
+    warn_untrained(plan_of(model))
     return model_or_pipe
+
+
+def _mark_untrained(plan: Plan, names: list[str]) -> None:
+    """An adapter of routers that were never trained loads as such."""
+    for state in plan.layers:
+        weight = state.block.diffratio.router_weight.detach()
+        state.drawn = weight.to("cpu", copy=True) if state.name in names else None
 
 
 def _router_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ CONFIG_NAME = "diffratio_config.json"
 WEIGHTS_NAME = "diffratio_weights.safetensors"
 FORMAT = 1
 RATIOS = "ratios"
+UNTRAINED = "untrained_routers"
 _LARGEST_CONFIG = 2**24  # bytes; 1000 layers of 1000 regions take 6 million
 _MOST_LAYERS = 1000
 
@@ -42,6 +43,9 @@ def read_config(path: Path) -> tuple[dict, DiffRatioConfig]:
         raise ValueError(f"directory: {path} has no list routed_layers")
     if len(layers) > _MOST_LAYERS:
         raise ValueError(f"directory: {path} routes {len(layers)} layers, more than {_MOST_LAYERS}")
+    untrained = adapter.get(UNTRAINED, [])
+    if not isinstance(untrained, list) or not all(name in layers for name in untrained):
+        raise ValueError(f"directory: {path} has {UNTRAINED} that are no list of routed_layers")
     if "config" not in adapter:
         raise ValueError(f"directory: {path} has no config")
     try:

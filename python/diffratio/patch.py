@@ -8,6 +8,7 @@ original's weights. Class names, parameter names and block lists of the model st
 from __future__ import annotations
 
 import inspect
+import warnings
 from contextlib import contextmanager
 from types import MethodType
 
@@ -62,11 +63,49 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
-    """Route every block that a spec knows, in place; returns what it was given.
+    """Route every block that a spec knows, in place.
 
-    On a model that is routed already the routers stay and the kept counts are replaced. A model in which
-    no block matches is an error, and nothing is changed.
+    The routers are new: until they are trained they choose tokens at random, and a trained model's images
+    fall apart. `diffratio train` trains them, or a loop of your own that starts at compression 0 with
+    `learn_ratios`; `load_diffratio` applies what was trained.
+
+    Args:
+        model_or_pipe: a diffusers model or a pipeline with a transformer. On one that is routed already the
+            routers stay and the kept counts are replaced.
+        config: how much is skipped where; None is `DiffRatioConfig()`, 30 % everywhere.
+
+    Returns:
+        What it was given.
+
+    Raises:
+        ValueError: no block matches, or one that cannot be routed; nothing is changed.
+        TypeError: `config` is no DiffRatioConfig.
+
+    Warns:
+        UserWarning: untrained routers will skip tokens.
+
+    Example:
+        >>> apply_diffratio(model, DiffRatioConfig(compression=0.0, num_regions=4))
+        >>> table = learn_ratios(model)
     """
+    route_blocks(model_or_pipe, config)
+    warn_untrained(plan_of(transformer_of(model_or_pipe)))
+    return model_or_pipe
+
+
+def warn_untrained(plan: Plan) -> None:
+    """For the caller of the caller: routers that nothing has trained are about to skip tokens."""
+    if any(min(plan.table[state.layer]) < 10 and state.untrained for state in plan.layers):
+        warnings.warn(
+            "the routers are untrained: they skip tokens at random, and a trained model's images fall apart. "
+            "Train them first (`diffratio train`, or DiffRatioConfig(compression=0.0) and learn_ratios), or "
+            "load trained ones with load_diffratio",
+            stacklevel=3,
+        )
+
+
+def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
+    """`apply_diffratio` without its warning, for whoever trains or loads the routers next."""
     config = DiffRatioConfig() if config is None else config
     if not isinstance(config, DiffRatioConfig):
         raise TypeError(f"config must be a DiffRatioConfig, got {type(config).__name__}")
@@ -87,6 +126,8 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
         )
         block._diffratio = LayerState(block, block.forward, layer, name, spec, plan, tenths=[10])
         plan.layers.append(block._diffratio)
+        if not anchor.is_meta:
+            block._diffratio.drawn = block.diffratio.router_weight.detach().to("cpu", copy=True)
         block.forward = MethodType(routed_forward, block._diffratio)
     plan.set_table(config, len(found))
     _pack(model)

@@ -97,6 +97,19 @@ class LayerState:
     """Keys and values of the text, inside of `cache_text`."""
     tokens: int | None = None
     """N of the last call."""
+    drawn: Tensor | None = None
+    """The router's weight as it was drawn, on the CPU; None for one that was loaded."""
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the router is as it was drawn, by value: whatever trains or loads it changes that.
+
+        False where the values cannot be seen: on the meta device, in shards.
+        """
+        weight = self.block.diffratio.router_weight.detach()
+        if self.drawn is None or weight.is_meta or type(weight) is not Tensor:
+            return False
+        return torch.equal(self.drawn.to(weight), weight)
 
     def record(self, x: Tensor, index: Tensor) -> None:
         """Record a selection where that is asked for."""

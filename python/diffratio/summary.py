@@ -20,7 +20,7 @@ class LayerSummary:
     """One routed block: kept ratio per timestep region, kept tokens at N, and how it runs at inference.
 
     While the model learns its ratios: `learned_ratio` per region, of which the kept ratio is the nearest bin,
-    and how a training pass runs.
+    and how a training pass runs. `untrained_router`: nothing has trained the router, what it skips is random.
     """
 
     layer: int
@@ -33,6 +33,7 @@ class LayerSummary:
     reason: str | None
     learned_ratio: tuple[float, ...] | None = None
     training: str | None = None
+    untrained_router: bool = False
 
 
 class Summary(list):
@@ -56,7 +57,10 @@ class Summary(list):
             why = "" if row.reason is None else f" ({row.reason})"
             way = f"{row.path}, {row.implementation}"
             trains = "" if row.training is None else f", trains in {row.training}"
-            lines.append(f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}{trains}")
+            router = ", untrained router" if row.untrained_router else ""
+            lines.append(
+                f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}{trains}{router}"
+            )
         if not self.enabled:
             lines.append("diffratio is disabled: the blocks run dense")
         return "\n".join(lines)
@@ -114,6 +118,7 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
                     path="mod_block" if modules is None else "modules",
                     implementation=_implementation(block, modules is None),
                     reason=reason,
+                    untrained_router=state.untrained,
                     **_learned(state),
                 )
             )

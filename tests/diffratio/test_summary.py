@@ -110,6 +110,7 @@ def test_a_summary_is_json(routed):
         "reason",
         "learned_ratio",
         "training",
+        "untrained_router",
     }
 
 

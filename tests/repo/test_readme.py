@@ -23,8 +23,19 @@ def test_every_python_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = code_blocks()
     assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_first_screen_says_that_routers_are_trained_first():
+    first = README.partition("**Promises**")[0]
+    road = [first.index(word) for word in ("trained first", "diffratio train", "load_diffratio")]
+    assert road == sorted(road)
+    found = {}
+    exec(code_blocks()[0].replace("remove_diffratio(model)", "rows = summary(model)"), found)
+    assert not any(row.untrained_router for row in found["rows"])
 
 
 def block_with(text: str) -> str:

@@ -128,6 +128,8 @@ def cost_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 def print_report(report: dict[str, Any]) -> None:
     """Two tables: quality and cost."""
     console = Console()
+    if report["untrained_routers"]:
+        console.print(f"untrained routers, which skip tokens at random: layers {report['untrained_routers']}")
     if report["quality"] is None:
         console.print(f"no quality: {report['why_no_quality']}")
     else:

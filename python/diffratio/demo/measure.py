@@ -7,10 +7,11 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
-from .. import DiffRatioConfig, apply_diffratio
+from .. import DiffRatioConfig
 from ..data.digits import TOKEN_CHANNELS, TOKENS_PER_CLASS
 from ..evaluation.cost import compare, model_cost
 from ..flops import TransformerShape, block_flops, kept_tokens
+from ..patch import route_blocks
 
 _TEXT_TOKENS = 120  # PixArt's caption length
 _LATENT = 64  # a 512 x 512 image in PixArt's latent space: 32 x 32 tokens
@@ -23,7 +24,7 @@ def full_size_model(compression: float, device: torch.device) -> PixArtTransform
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = PixArtTransformer2DModel(num_layers=1, sample_size=_LATENT, caption_channels=TOKEN_CHANNELS)
-        apply_diffratio(model.eval().to(device), DiffRatioConfig(compression=compression))
+        route_blocks(model.eval().to(device), DiffRatioConfig(compression=compression))
     return model
 
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from diffratio_kernels.testing.memory import peak_bytes
 
-from .. import apply_diffratio, disable_diffratio, enable_diffratio
+from .. import disable_diffratio, enable_diffratio
 from ..flops import TransformerShape, kept_tokens, transformer_flops
-from ..patch import plan_of
+from ..patch import plan_of, route_blocks
 
 
 @torch.inference_mode()
@@ -33,8 +33,8 @@ def compare(
     keep_all = replace(config, compression=0.0, overrides={})
     settings = {
         "dense": lambda: disable_diffratio(model),
-        "all_tokens": lambda: apply_diffratio(enable_diffratio(model), keep_all),
-        "sparse": lambda: apply_diffratio(enable_diffratio(model), config),
+        "all_tokens": lambda: route_blocks(enable_diffratio(model), keep_all),
+        "sparse": lambda: route_blocks(enable_diffratio(model), config),
     }
     seconds: dict[str, list[float]] = {name: [] for name in settings}
     try:

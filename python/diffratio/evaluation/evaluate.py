@@ -31,11 +31,11 @@ def evaluate(
         progress: show progress bars on standard error.
 
     Returns:
-        ``kept_tenths`` [L][R] (None for a dense model) and ``mean_kept``; ``quality`` of ``Judge``, and
-        ``real``, the same figures for held-out real images; ``router_auc`` [L][timestep] where the data has
-        object masks; ``cost`` of ``model_cost``. Quality is None, with ``why_no_quality``, where the model
-        does not make images of the data set, nothing tells the noise that it was trained with, or too few
-        images are held out.
+        ``kept_tenths`` [L][R] (None for a dense model), ``mean_kept`` and ``untrained_routers``, layers whose
+        router nothing has trained; ``quality`` of ``Judge``, and ``real``, the same figures for held-out real
+        images; ``router_auc`` [L][timestep] where the data has object masks; ``cost`` of ``model_cost``.
+        Quality is None, with ``why_no_quality``, where the model does not make images of the data set,
+        nothing tells the noise that it was trained with, or too few images are held out.
     """
     model = target.model
     fid = Fid(fid_weights, model.device) if fid_weights is not None else None
@@ -48,6 +48,7 @@ def evaluate(
         **vars(settings),
         "kept_tenths": target.kept_tenths,
         "mean_kept": target.mean_kept,
+        "untrained_routers": target.untrained_routers,
     }
     judge, why_not = None, "no data set is known for this model (see --dataset)"
     if target.dataset is not None:

@@ -51,6 +51,11 @@ class Target:
         cells = [tenths for row in self.kept_tenths or [[10]] for tenths in row]
         return sum(cells) / len(cells) / 10
 
+    @property
+    def untrained_routers(self) -> list[int]:
+        """Layers whose router nothing has trained."""
+        return [state.layer for state in plan_of(self.model).layers if state.untrained] if self.routed else []
+
     def why_not(self, judge: Judge) -> str | None:
         """Why ``judge`` cannot judge the model; None where it can."""
         return judge.why_not(self.model) or self.why_no_schedule

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..config import DiffRatioConfig
 from ..models import DIFFUSION_SCHEDULERS, PRETRAINED, noise_schedule
-from ..patch import apply_diffratio, transformer_of
+from ..patch import route_blocks, transformer_of
 from ..ratios import learn_ratios
 from .arguments import ArgumentError, TrainArguments
 from .objective import Objective
@@ -112,7 +112,7 @@ def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
         compression=compression, num_regions=arguments.regions, router_start=arguments.router_start
     )
     try:
-        apply_diffratio(model, config)
+        route_blocks(model, config)
     except ValueError as error:
         raise ArgumentError(f"pretrained_model_name_or_path: {error}") from None
     if arguments.learns_ratios:

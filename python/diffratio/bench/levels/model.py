@@ -16,10 +16,11 @@ from diffratio_kernels import kept_tokens, reference, route
 from diffratio_kernels.testing.budget import check_budget
 from diffratio_kernels.testing.inputs import cast
 
-from ... import DiffRatioConfig, apply_diffratio, cuda_graphs
+from ... import DiffRatioConfig, cuda_graphs
 from ...flops import TransformerShape, transformer_flops
 from ...integrations import spec_for
 from ...packing import concatenated
+from ...patch import route_blocks
 from ..options import Options
 from ..subject import Candidate, Subject
 
@@ -97,7 +98,7 @@ def inputs(options: Options, seed: int) -> dict[str, Tensor]:
 
 def routed(kept: float, model: nn.Module) -> nn.Module:
     """Our blocks at one kept ratio everywhere: uniform MoD."""
-    return apply_diffratio(model, DiffRatioConfig(compression=round(1 - kept, 1)))
+    return route_blocks(model, DiffRatioConfig(compression=round(1 - kept, 1)))
 
 
 def compiled_blocks(mode: str, model: nn.Module) -> nn.Module:
