@@ -21,7 +21,6 @@ from .integrations import spec_for
 from .integrations.model_text import restore_caption
 from .integrations.spec import hooked
 from .model_graphs import take_graphs
-from .packing import pack, still_packed, unpack, why_not_one_matrix
 from .routed import routed_forward
 from .state import LayerState, Plan
 
@@ -130,7 +129,6 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
             block._diffratio.drawn = block.diffratio.router_weight.detach().to("cpu", copy=True)
         block.forward = MethodType(routed_forward, block._diffratio)
     plan.set_table(config, len(found))
-    _pack(model)
     model._diffratio_plan = plan
     model.register_forward_pre_hook(_enter_call, prepend=True, with_kwargs=True)
     return model_or_pipe
@@ -209,9 +207,6 @@ def remove_diffratio(model_or_pipe):
                 f"block {block._diffratio.name} was hooked after apply_diffratio; remove that hook first"
             )
     for block in blocks:
-        state = block._diffratio
-        if state.packed is not None:  # a spec without raw weights names no q, k and v
-            unpack(state.spec.qkv(block), state.packed)
         del block.forward, block.diffratio, block._diffratio
     for key, hook in list(model._forward_pre_hooks.items()):
         if hook is _enter_call:
@@ -230,10 +225,8 @@ def drop_ratios(model: nn.Module) -> None:
 
 
 def enable_diffratio(model_or_pipe):
-    """Route again after `disable_diffratio`, and pack q, k and v again after a move. Returns its argument."""
-    model = transformer_of(model_or_pipe)
-    plan_of(model).enabled = True
-    _pack(model)
+    """Route again after `disable_diffratio`. Returns its argument."""
+    plan_of(transformer_of(model_or_pipe)).enabled = True
     return model_or_pipe
 
 
@@ -243,16 +236,6 @@ def disable_diffratio(model_or_pipe):
     plan.enabled = False
     plan.forget_text()
     return model_or_pipe
-
-
-def _pack(model: nn.Module) -> None:
-    for block in routed_blocks(model):
-        state = block._diffratio
-        if state.spec.why_not_fused(block) is not None:
-            continue
-        linears = state.spec.qkv(block)
-        if why_not_one_matrix(linears) is None and not still_packed(linears, state.packed):
-            state.packed = pack(linears)
 
 
 @contextmanager

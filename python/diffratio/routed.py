@@ -12,7 +12,7 @@ from . import next_logits
 from .integrations import BlockInputs
 from .integrations.spec import hooked
 from .integrations.text_cache import usable
-from .packing import concatenated, sharing, still_packed, why_not_one_matrix
+from .one_matrix import concatenated, why_not_one_matrix
 from .state import LayerState, in_backward
 from .through_modules import through_modules
 from .two_bin import two_bin_blocks
@@ -108,18 +108,9 @@ def _kept_counts(state: LayerState, x: Tensor) -> list[int]:
 
 def _fused(block, state, inputs: BlockInputs, keep, index, options) -> Tensor:
     router = block.diffratio
-    linears = state.spec.qkv(block)
-    if torch.compiler.is_compiling():
-        weight, bias = concatenated(linears)
-    elif still_packed(linears, state.packed):
-        weight, bias = state.packed
-    else:  # moved since apply_diffratio: the old matrix goes, and enable_diffratio packs the new one
-        weight, bias = concatenated(linears)
-        if not sharing(linears, state.packed):
-            state.packed = None
     arguments = inputs.x, router.router_weight, keep, inputs.modulation
     options = options | {"router_bias": router.router_bias, "index": index}
-    options |= state.spec.fused_arguments(block, inputs, weight, bias)
+    options |= state.spec.fused_arguments(block, inputs, *concatenated(state.spec.qkv(block)))
     if state.plan.record is not None or not next_logits.handed_over(inputs.x):
         return mod_block(*arguments, **options)
     logits = state.plan.next_logits.take(inputs.x, router)

@@ -90,8 +90,6 @@ class LayerState:
     plan: Plan
     tenths: list[int]
     """Kept tenths of the current call, one for all samples or one per sample."""
-    packed: tuple[Tensor, Tensor | None] | None = None
-    """qkv weight and bias that the block's own q, k and v parameters are views of."""
     saved: SavedRouting = field(default_factory=SavedRouting)
     text_cache: TextCache | None = None
     """Keys and values of the text, inside of `cache_text`."""

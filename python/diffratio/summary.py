@@ -9,7 +9,6 @@ import torch
 from diffratio_kernels import kept_tokens
 from diffratio_kernels.ops import choose
 
-from .packing import still_packed
 from .patch import plan_of, routed_blocks, transformer_of
 from .routed import why_modules
 from .two_bin import why_two_passes
@@ -103,11 +102,7 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
             state = block._diffratio
             n = state.tokens if tokens is None else tokens
             tenths = table[state.layer]
-            modules = reason = why_modules(block, state)
-            if reason is None and not still_packed(state.spec.qkv(block), state.packed):
-                reason = (
-                    "q, k and v were moved and are joined in every call; enable_diffratio packs them again"
-                )
+            reason = why_modules(block, state)
             rows.append(
                 LayerSummary(
                     layer=state.layer,
@@ -115,8 +110,8 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
                     kept_ratio=tuple(t / 10 for t in tenths),
                     kept_tokens=None if n is None else tuple(kept_tokens(t, n) for t in tenths),
                     tokens=n,
-                    path="mod_block" if modules is None else "modules",
-                    implementation=_implementation(block, modules is None),
+                    path="mod_block" if reason is None else "modules",
+                    implementation=_implementation(block, reason is None),
                     reason=reason,
                     untrained_router=state.untrained,
                     **_learned(state),

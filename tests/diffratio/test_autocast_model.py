@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from diffratio import DiffRatioConfig, apply_diffratio, enable_diffratio, summary
+from diffratio import DiffRatioConfig, apply_diffratio, summary
 
 GRAD = pytest.mark.parametrize("grad", [False, True], ids=["mod_block", "modules"])
 EVERYTHING = DiffRatioConfig(0.0, rescale="none")
@@ -104,11 +104,9 @@ def test_routers_stay_fp32_in_a_bfloat16_model_and_keep_their_scores(tiny, model
     assert {weight.grad.dtype for weight in weights} == {torch.float32}
 
 
-def test_a_model_cast_after_patching_runs_and_packs_again(tiny, model):
-    tiny.route(model, 0.5)
-    model.bfloat16()
-    inputs = tiny.inputs(model)
-    moved = tiny.run(model, inputs)
-    packed = tiny.run(enable_diffratio(model), inputs)
+def test_a_model_cast_after_patching_runs_in_one_operator_as_well(tiny, model):
+    before = copy.deepcopy(model).bfloat16()
+    tiny.route(model, 0.5).bfloat16()
     assert {row.path for row in summary(model)} == {"mod_block"}
-    assert rms(moved - packed) <= 0.02 * rms(packed)
+    inputs = tiny.inputs(model)
+    assert torch.equal(tiny.run(model, inputs), tiny.run(tiny.route(before, 0.5).bfloat16(), inputs))

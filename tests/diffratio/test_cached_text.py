@@ -150,7 +150,6 @@ def test_what_changed_is_never_stale(tiny, pixart, change):
 
 def test_an_optimizer_step_and_training_are_untouched(tiny, pixart, products):
     inputs, twin = tiny.inputs(pixart), copy.deepcopy(pixart)
-    enable_diffratio(twin)  # packs q, k and v of the copy
 
     def train(model):
         tiny.run(model, inputs)

@@ -10,7 +10,6 @@ from diffratio import (
     DiffRatioConfig,
     apply_diffratio,
     disable_diffratio,
-    enable_diffratio,
     remove_diffratio,
     summary,
 )
@@ -33,19 +32,14 @@ def scale(model, factor):
 def test_a_copy_gives_the_same_output(tiny, pair):
     model, twin = pair
     inputs = tiny.inputs(model)
-    assert torch.equal(tiny.run(twin, inputs, grad=True), tiny.run(model, inputs, grad=True))
-    assert (tiny.run(twin, inputs) - tiny.run(model, inputs)).abs().max() <= 2e-6
-    enable_diffratio(twin)  # packs q, k and v of the copy
     assert {row.path for row in summary(twin)} == {"mod_block"}
-    assert torch.equal(tiny.run(twin, inputs), tiny.run(model, inputs))
+    for grad in (False, True):
+        assert torch.equal(tiny.run(twin, inputs, grad), tiny.run(model, inputs, grad))
 
 
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("repack", [False, True])
-def test_each_runs_its_own_weights(tiny, pair, grad, repack):
+def test_each_runs_its_own_weights(tiny, pair, grad):
     inputs = tiny.inputs(pair[0])
-    if repack:
-        enable_diffratio(pair[1])
     for changed, other in (pair, pair[::-1]):
         before, others = tiny.run(changed, inputs, grad), tiny.run(other, inputs, grad)
         scale(changed, 1.5)

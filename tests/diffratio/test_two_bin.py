@@ -7,7 +7,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from diffratio import learn_ratios, record_routing, summary, two_bin
 from diffratio.integrations.text_mask import _readable
-from diffratio.packing import concatenated
+from diffratio.one_matrix import concatenated
 from diffratio.patch import routed_blocks
 from diffratio_kernels import kept_tokens, reference
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..adapter import CONFIG_NAME, load_diffratio
 from ..adapter_file import check_files
 from ..models import PRETRAINED, noise_schedule
-from ..patch import enable_diffratio, plan_of
+from ..patch import plan_of
 from .quality import Judge, SampleSettings
 from .schedule import FILE, read_schedule
 
@@ -116,8 +116,6 @@ def load_target(
     target.model = target.model.eval().requires_grad_(False).to(device)
     if target.model.dtype != dtype:
         target.model.to(dtype)
-    if target.routed:
-        enable_diffratio(target.model)  # packs q, k and v again after the move
     return target
 
 

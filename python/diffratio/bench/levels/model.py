@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property, partial
@@ -19,7 +18,7 @@ from diffratio_kernels.testing.inputs import cast
 from ... import DiffRatioConfig, cuda_graphs
 from ...flops import TransformerShape, transformer_flops
 from ...integrations import spec_for
-from ...packing import concatenated
+from ...one_matrix import concatenated
 from ...patch import route_blocks
 from ..options import Options
 from ..subject import Candidate, Subject
@@ -31,8 +30,7 @@ Prepare = Callable[[nn.Module], nn.Module]
 
 
 class Models:
-    """One model with random weights, made when first asked for, and its twins on the same weights; but for q,
-    k and v of the self-attention, which every routed model joins in a matrix of its own."""
+    """One model with random weights, made when first asked for, and its twins on the same weights."""
 
     def __init__(self, options: Options):
         self.options, self.twins, self.open = options, {}, ExitStack()
@@ -40,8 +38,7 @@ class Models:
     def twin(self, name: object, prepare: Prepare) -> nn.Module:
         """A copy of the model as `prepare` leaves it."""
         if name not in self.twins:
-            tensors = (*self._dense.named_parameters(), *self._dense.named_buffers())
-            shared = {id(t): t for name, t in tensors if not re.search(r"attn1\.to_[qkv]\.", name)}
+            shared = {id(t): t for t in (*self._dense.parameters(), *self._dense.buffers())}
             self.twins[name] = prepare(copy.deepcopy(self._dense, shared))
         return self.twins[name]
 
