@@ -211,6 +211,9 @@ def _graphed_forward(graphed: _Graphed, *args, **kwargs):
     return graphed.graphs(*args, **kwargs)
 
 
+_Graphed._graphed_forward = _graphed_forward  # a bound method is pickled by its name
+
+
 def put_graphs(model: nn.Module, graphs: ModelGraphs) -> None:
     """Let calls of the model go through its graphs."""
     model.forward = MethodType(_graphed_forward, _Graphed(model, graphs))

@@ -23,8 +23,9 @@ class NextLogits:
     def __init__(self):
         self._of = WeakIdKeyDictionary()
 
-    def __deepcopy__(self, memo) -> NextLogits:
-        return NextLogits()
+    def __reduce__(self):
+        """A copy, pickled or not, has other tensors to come."""
+        return NextLogits, ()
 
     def __len__(self) -> int:
         return len(self._of)

@@ -49,6 +49,9 @@ def routed_forward(state: LayerState, *args, **kwargs):
     return spec.output(block, through_modules(state, inputs, keep, index, logits, options))
 
 
+LayerState.routed_forward = routed_forward  # a bound method is pickled by its name
+
+
 def _widen(inputs: BlockInputs) -> None:
     """Under autocast, as in the dense block, x + gate * branch is as wide as the gate: fp32 in PixArt."""
     if torch.is_autocast_enabled(inputs.x.device.type):

@@ -1,11 +1,12 @@
 """What a patched model remembers: plain objects that refer to no module but their own block and table, so
-that deepcopy and PEFT's module copies stay small and independent."""
+that deepcopy, pickle and PEFT's module copies stay small and independent."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,9 @@ class SavedRouting:
         self._by_input = WeakIdKeyDictionary()
         """Storage -> place in it -> decision; gone when the memory is released."""
 
-    def __deepcopy__(self, memo) -> SavedRouting:
-        return SavedRouting()
+    def __reduce__(self):
+        """A copy, pickled or not, has other inputs to come."""
+        return SavedRouting, ()
 
     def put(self, x: Tensor, *decision) -> None:
         self._by_input.setdefault(x.untyped_storage(), {})[_place(x)] = decision
@@ -108,6 +110,13 @@ class LayerState:
         if self.drawn is None or weight.is_meta or type(weight) is not Tensor:
             return False
         return torch.equal(self.drawn.to(weight), weight)
+
+    def __getstate__(self):
+        """Without the dense forward: a bound method is kept by its name, which leads to the routed one."""
+        return self.__dict__ | {"dense_forward": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, dense_forward=MethodType(type(state["block"]).forward, state["block"]))
 
     def record(self, x: Tensor, index: Tensor) -> None:
         """Record a selection where that is asked for."""

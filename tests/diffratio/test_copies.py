@@ -1,6 +1,8 @@
-"""copy.deepcopy, as for an EMA: the copy runs its own weights, and neither touches the other."""
+"""copy.deepcopy, as for an EMA, and pickle: the copy runs its own weights, and neither touches the other."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -10,17 +12,36 @@ from diffratio import (
     DiffRatioConfig,
     apply_diffratio,
     disable_diffratio,
+    learn_ratios,
     remove_diffratio,
     summary,
 )
 from diffratio.patch import routed_blocks
 
 
-@pytest.fixture
-def pair(tiny, model):
-    """A routed model with regions and its copy."""
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.fixture(params=[copy.deepcopy, pickled])
+def pair(request, tiny, model):
+    """A routed model with regions, run once, and its copy."""
     tiny.route(model, num_regions=2, overrides={0: [0.2, 0.7]})
-    return model, copy.deepcopy(model)
+    tiny.run(model, tiny.inputs(model), grad=True)
+    return model, request.param(model)
+
+
+@pytest.mark.parametrize("state", [disable_diffratio, remove_diffratio, learn_ratios])
+def test_torch_saves_a_model_whole(tiny, model, state):
+    state(tiny.route(model))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    twin = torch.load(file, weights_only=False)
+    for grad in (False, True):
+        assert torch.equal(
+            tiny.run(twin, tiny.inputs(model), grad), tiny.run(model, tiny.inputs(model), grad)
+        )
 
 
 def scale(model, factor):
