@@ -75,12 +75,15 @@ class RatioTable(nn.Module):
         self.interval = (0.1, 1.0) if mode == "faithful" else (self.bins[-1] / 10, self.bins[0] / 10)
         if not isinstance(start, Real) or not self.interval[0] <= start <= self.interval[1]:
             raise ValueError(f"RatioTable: start={start!r} must be a number in {self.interval}")
+        self.start = start
         self.ratios = nn.Parameter(torch.full((layers, regions), start, dtype=torch.float32, device=device))
         self._seen: tuple[tuple, TableBins] | None = None
         self._gathered: tuple[tuple[int, ...], Tensor] | None = None
 
     def table_bins(self) -> TableBins:
         """The bins of every ratio as the parameter is now: no copy unless it has changed."""
+        if self.ratios.is_meta:
+            raise ValueError("RatioTable: ratios is on the meta device and has no values")
         key = (id(self.ratios), self.ratios.data_ptr(), self.ratios._version)
         if self._seen is None or self._seen[0] != key:
             self._seen = key, self._decide(self.ratios.detach().to("cpu", copy=True))
@@ -176,13 +179,20 @@ class RatioTable(nn.Module):
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        """Moves to another device move the table; casts leave it in fp32, where a step of 1e-4 counts."""
+        """Moves to another device move the table; casts leave it in fp32, where a step of 1e-4 counts.
+
+        From the meta device, where a ratio has no value (`to_empty`), it comes at its start.
+        """
+        without_values = self.ratios.is_meta
 
         def keep_dtype(tensor):
             done = fn(tensor)
             return done if done.dtype == tensor.dtype else tensor.to(done.device)
 
-        return super()._apply(keep_dtype, recurse)
+        super()._apply(keep_dtype, recurse)
+        if without_values and not self.ratios.is_meta:
+            nn.init.constant_(self.ratios, self.start)
+        return self
 
     def __getstate__(self):
         """A copy has a parameter of its own, whose version counter starts anew."""

@@ -36,6 +36,14 @@ class Router(nn.Module):
         if self.router_bias is not None:
             nn.init.zeros_(self.router_bias)
 
+    def _apply(self, fn, recurse=True):
+        """Draws what comes from the meta device (`to_empty`): it had no value there, and has none yet."""
+        without_values = self.router_weight.is_meta
+        super()._apply(fn, recurse)
+        if without_values and not self.router_weight.is_meta:
+            self.reset_parameters()
+        return self
+
     @property
     def score_scale(self) -> float:
         """What sigmoid(logit) is multiplied by."""

@@ -24,6 +24,7 @@ from .adapter_file import (
     read_config,
     read_weights,
 )
+from .offloaded import check_values, fetched
 from .patch import (
     check_same_routers,
     drop_ratios,
@@ -44,13 +45,32 @@ def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
     Routers that nothing has trained are named in the JSON file. While the model learns its ratios they are
     part of it: the config holds their nearest bins, the weights a tensor `ratios` [L, R], clamped, and the
     JSON file the table's mode and bins.
-    Both files are written beside their places, and renamed into them once both are complete.
+    Both files are written beside their places, and renamed into them once both are complete. Values are
+    fetched from where offloading keeps them.
+
+    Raises:
+        ValueError: the model is not patched, or is on the meta device, where nothing has a value.
     """
     model = transformer_of(model_or_pipe)
     plan = plan_of(model)
+    with fetched(model, _own_modules(model), "its routers are"):
+        weights, config = _contents(model, plan)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _router_state(model).items()}
+    with (
+        _replacing(directory / WEIGHTS_NAME) as weights_path,
+        _replacing(directory / CONFIG_NAME) as config_path,
+    ):
+        save_file(weights, weights_path, metadata={"diffratio": json.dumps(config)})
+        config_path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _contents(model: nn.Module, plan: Plan) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors and the JSON of an adapter."""
+    weights = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in _router_state(model).items()
+    }
     config = {
         "format": FORMAT,
         "diffratio_version": __version__,
@@ -67,12 +87,13 @@ def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
         weights[RATIOS] = torch.tensor(table.host())
         config["config"] = frozen_config(plan.config, table.nearest()).to_dict()
         config[RATIOS] = {"mode": table.mode, "bins": list(table.bins)}
-    with (
-        _replacing(directory / WEIGHTS_NAME) as weights_path,
-        _replacing(directory / CONFIG_NAME) as config_path,
-    ):
-        save_file(weights, weights_path, metadata={"diffratio": json.dumps(config)})
-        config_path.write_text(json.dumps(config, indent=2) + "\n")
+    return weights, config
+
+
+def _own_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that diffratio has put on a patched model."""
+    table = [] if plan_of(model).ratios is None else [plan_of(model).ratios]
+    return [block.diffratio for block in routed_blocks(model)] + table
 
 
 def load_diffratio(model_or_pipe, directory: str | os.PathLike):
@@ -81,6 +102,10 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
     Ratios that were still being learned give the model at their nearest bins, for inference; a table that
     the model has goes. Everything is checked first: a bad adapter leaves an unpatched model unpatched and a
     patched one as it is.
+
+    Raises:
+        ValueError: the files are missing, damaged or for another model; or the model's routers are offloaded
+            or on the meta device, where what is written is lost: load first, offload then.
     """
     model = transformer_of(model_or_pipe)
     directory = Path(directory)
@@ -89,6 +114,7 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
     check_ratios(weights.pop(RATIOS, None), adapter, config, directory)
 
     if "_diffratio_plan" in vars(model):
+        check_values(model, _own_modules(model), "its routers are")
         _check_layers(model, adapter)
         check_same_routers(plan_of(model), config)
         _check_weights(weights, _router_state(model), directory)
@@ -97,6 +123,7 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
         # The overrides are for the adapter's layers, which must first be the model's.
         route_blocks(model, replace(config, overrides={}))
         try:
+            check_values(model, _own_modules(model), "its routers are")
             _check_layers(model, adapter)
             _check_weights(weights, _router_state(model), directory)
         except ValueError:

@@ -21,6 +21,7 @@ from .integrations import spec_for
 from .integrations.model_text import restore_caption
 from .integrations.spec import hooked
 from .model_graphs import take_graphs
+from .offloaded import check_values, offloading_of
 from .routed import routed_forward
 from .state import LayerState, Plan
 
@@ -66,7 +67,8 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
 
     The routers are new: until they are trained they choose tokens at random, and a trained model's images
     fall apart. `diffratio train` trains them, or a loop of your own that starts at compression 0 with
-    `learn_ratios`; `load_diffratio` applies what was trained.
+    `learn_ratios`; `load_diffratio` applies what was trained. Offloading comes after this. Routers of a model
+    on the meta device are there too: `to_empty` draws them, `load_state_dict(..., assign=True)` loads them.
 
     Args:
         model_or_pipe: a diffusers model or a pipeline with a transformer. On one that is routed already the
@@ -140,7 +142,7 @@ def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, object]]:
         spec = spec_for(block)
         if spec is None:
             continue
-        reason = spec.why_not(block) or hooked(block)
+        reason = spec.why_not(block) or hooked(block) or offloading_of(block)
         if reason is None:
             found.append((name, block, spec))
         else:
@@ -189,6 +191,8 @@ def _enter_call(model: nn.Module, args, kwargs):
     plan = model._diffratio_plan
     plan.ratios = model._modules.get(TABLE_NAME)  # by name: PEFT's modules_to_save puts a wrapper there
     if plan.enabled:
+        if plan.ratios is not None:
+            check_values(model, [plan.ratios], "its ratios are learned and are")
         position = plan.timestep_position
         plan.enter(kwargs.get("timestep", args[position] if 0 <= position < len(args) else None))
         if plan.text is not None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from diffratio_kernels.modules import RatioTable
 from diffratio_kernels.ops import DEFAULT_BINS
 
-from .patch import TABLE_NAME, drop_ratios, plan_of, transformer_of
+from .offloaded import check_values
+from .patch import TABLE_NAME, drop_ratios, plan_of, routed_blocks, transformer_of
 
 
 def learn_ratios(
@@ -21,12 +22,17 @@ def learn_ratios(
 
     From now on a forward pass in training mode or with gradients runs every block at the two bins around
     its ratio, and any other pass at the nearest bin. `mode`, `bins` (kept tenths) and `start` are those of
-    `RatioTable`, its regions the config's `num_regions`. A model that has a table already is a ValueError.
+    `RatioTable`, its regions the config's `num_regions`.
+
+    Raises:
+        ValueError: the model is not patched, has a table already, or its routers are offloaded or on the meta
+            device.
     """
     model = transformer_of(model_or_pipe)
     plan = plan_of(model)
     if plan.ratios is not None:
         raise ValueError(f"model {type(model).__name__} learns its ratios already (freeze_ratios ends that)")
+    check_values(model, [block.diffratio for block in routed_blocks(model)], "its routers are")
     table = RatioTable(
         len(plan.layers),
         plan.config.num_regions,
@@ -69,6 +75,7 @@ def freeze_ratios(model_or_pipe) -> list[list[int]]:
     """
     model = transformer_of(model_or_pipe)
     table = table_of(model)
+    check_values(model, [table], "its ratios are learned and are")
     table.refresh()
     tenths = table.nearest()
     plan = plan_of(model)

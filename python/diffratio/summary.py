@@ -9,6 +9,7 @@ import torch
 from diffratio_kernels import kept_tokens
 from diffratio_kernels.ops import choose
 
+from .offloaded import check_values
 from .patch import plan_of, routed_blocks, transformer_of
 from .routed import why_modules
 from .two_bin import why_two_passes
@@ -95,6 +96,8 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
         raise ValueError(f"tokens={tokens!r} must be a positive integer")
     model = transformer_of(model_or_pipe)
     plan = plan_of(model)
+    if plan.ratios is not None:
+        check_values(model, [plan.ratios], "its ratios are learned and are")
     table = plan.table if plan.ratios is None else plan.ratios.nearest()
     rows = []
     with torch.no_grad():

@@ -112,7 +112,7 @@ def write_model(model: nn.Module, folder: Path) -> None:
     else:
         plain.save_config(folder)
         weights = {
-            name: tensor.contiguous().clone()
+            name: tensor.contiguous()
             for name, tensor in plain.state_dict().items()
             if "diffratio" not in name.split(".") and not name.startswith("diffratio_ratios.")
         }
