@@ -69,6 +69,7 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
     fall apart. `diffratio train` trains them, or a loop of your own that starts at compression 0 with
     `learn_ratios`; `load_diffratio` applies what was trained. Offloading comes after this. Routers of a model
     on the meta device are there too: `to_empty` draws them, `load_state_dict(..., assign=True)` loads them.
+    Optimizers and averages that know parameters by their order (diffusers' EMAModel) are made after this.
 
     Args:
         model_or_pipe: a diffusers model or a pipeline with a transformer. On one that is routed already the

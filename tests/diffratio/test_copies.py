@@ -139,3 +139,13 @@ def test_averages_of_diffusers_ema_reach_the_fused_path(tiny, model):
     average.restore(model.parameters())
     assert torch.equal(tiny.run(model, inputs), trained)
     assert not torch.allclose(first, trained)
+
+
+def test_diffusers_averages_of_other_parameters_are_an_error(tiny, model, tmp_path):
+    """EMAModel knows parameters by their order alone; its save_pretrained fills a model without routers."""
+    before = EMAModel(model.parameters())
+    tiny.route(model)
+    after = EMAModel(model.parameters(), model_cls=type(model), model_config=model.config)
+    for call in (lambda: before.step(model.parameters()), lambda: after.save_pretrained(tmp_path)):
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            call()
