@@ -1,5 +1,8 @@
 """Token-sparse diffusion transformers: importing this registers `torch.ops.diffratio.*`."""
 
+import warnings as _warnings
+
+from .kernels import native as _native
 from .ops import (
     adaln,
     attention,
@@ -39,3 +42,11 @@ __all__ = [
     "two_bin_block",
     "two_bin_gelu",
 ]
+
+if _native.unavailable is not None:
+    _warnings.warn(
+        "diffratio_kernels has no native library, on the CPU it computes by the slower reference: "
+        f"{_native.unavailable}; install it again with DIFFRATIO_BUILD_NATIVE=1 to see what its build lacks",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -11,6 +11,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS
 
 from diffratio_kernels.testing import budget
 
+# Child processes, too, may run without the native library, which is said at its import.
+QUIET = "ignore:diffratio_kernels has no native library:RuntimeWarning"
+os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET)))
+
 
 def pytest_collection_modifyitems(items):
     """CPU tensors reach the Triton kernels in the interpreter only; with a GPU, tests/gpu runs them there."""

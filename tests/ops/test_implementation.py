@@ -168,3 +168,5 @@ def test_a_package_without_its_library_imports_and_runs(library, tmp_path):
     assert done.returncode == 0, done.stderr
     reason = {"missing": "was not built", "broken": "did not load"}[library]
     assert "mod_block: implementation='native' is not available" in done.stdout and reason in done.stdout
+    [line] = [line for line in done.stderr.splitlines() if "RuntimeWarning" in line]
+    assert "no native library" in line and reason in line and "DIFFRATIO_BUILD_NATIVE=1" in line
