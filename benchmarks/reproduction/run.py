@@ -26,6 +26,7 @@ from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.router_maps import router_auc
 from diffratio.evaluation.target import Target, load_target
 from diffratio.flops import TransformerShape, transformer_flops
+from diffratio.progress import progress_bar
 from diffratio.train import TrainArguments, train
 
 
@@ -124,10 +125,10 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool,
-        tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", file=sys.stderr) as bar,
+        progress_bar(total=len(runs), initial=len(runs) - len(todo), unit="run") as bar,
     ):
         for done in as_completed([pool.submit(finish, run, facts) for run in todo]):
-            bar.set_postfix_str(done.result())
+            tqdm.write(done.result(), file=sys.stderr)
             bar.update()
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+
+from ..progress import progress_bar
 
 PREHEAT_SECONDS = 0.3
 """Of work before the first round, so that no candidate is timed at the clocks of an idle GPU."""
@@ -91,7 +92,7 @@ def rotating_times(
             one_pass()
         torch.cuda.synchronize()
     start = time.perf_counter()
-    for i in tqdm(range(rounds), desc="timing", unit="round", disable=not progress, leave=False):
+    for i in progress_bar(range(rounds), show=progress, desc="timing", unit="round", leave=False):
         if i >= LEAST_ROUNDS and time.perf_counter() - start > most_seconds:
             break
         for name, one_pass in passes.items():

@@ -10,9 +10,9 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from tqdm import tqdm
 
 from ..bench.registry import LEVELS
+from ..progress import progress_bar
 from .eval import Device, device_of
 from .output import check_folder, make_folder
 
@@ -90,7 +90,7 @@ def bench(
         if out is not None:
             make_folder(out)
         try:
-            for subject in tqdm(chosen, desc=level, disable=as_json, leave=False):
+            for subject in progress_bar(chosen, show=not as_json, desc=level, leave=False):
                 before = clocks()
                 rows = measure(subject, device, rounds, progress=not as_json)
                 run = facts | {"clocks": {"before": before, "after": clocks()}} if before else facts

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tqdm import tqdm
 
 from diffratio_kernels import aot
+
+from ..progress import progress_bar
 
 COLUMNS = "kernel configuration dtype sm registers spills shared occupancy matrix useful loads async stores"
 CAPTION = """matrix: instructions by shape; useful: matrix work issued over needed
@@ -35,6 +37,7 @@ def kernels(
         raise typer.BadParameter(
             f"arch={min(unknown)} must be one of {', '.join(map(str, aot.ARCHITECTURES))}"
         )
+    import_module("triton")  # where it is missing, that says which extra brings it
     why_not = aot.unavailable()
     if why_not:
         typer.echo(f"diffratio kernels: {why_not}", err=True)
@@ -80,7 +83,7 @@ def _print(found: dict) -> None:
 
 
 def _progress(rows: Iterable[dict], total: int) -> Iterable[dict]:
-    return tqdm(rows, "compiling", total)
+    return progress_bar(rows, desc="compiling", total=total)
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -4,15 +4,14 @@
 """
 
 import os
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data import BUILT_IN, CaptionedDataset, load_dataset
+from ..progress import progress_bar
 
 ASSETS = Path(__file__).parent / "assets"
 FEATURES = 64
@@ -68,10 +67,7 @@ def train_classifier(dataset: CaptionedDataset, steps: int = _STEPS, progress: b
         model = Classifier(dataset.channels, dataset.attribute_sizes)
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-        bar = tqdm(
-            range(steps), desc="training the classifier", unit="step", file=sys.stderr, disable=not progress
-        )
-        for _ in bar:
+        for _ in progress_bar(range(steps), show=progress, desc="training the classifier", unit="step"):
             batch = dataset.batch(torch.randint(len(dataset), (_BATCH,)))
             images = batch["pixel_values"]
             noise = _NOISE * torch.rand(len(images), 1, 1, 1) * torch.randn(images.shape)

@@ -1,20 +1,19 @@
 """What a model costs: FLOPs, milliseconds and peak memory, dense and sparse side by side."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from diffratio_kernels.testing.memory import peak_bytes
 
 from .. import disable_diffratio, enable_diffratio
 from ..flops import TransformerShape, kept_tokens, transformer_flops
 from ..patch import plan_of, route_blocks
+from ..progress import progress_bar
 
 
 @torch.inference_mode()
@@ -39,9 +38,7 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in settings}
     try:
         # One round more than counts: the first warms up.
-        for _ in tqdm(
-            range(repeats + 1), desc=description, unit="round", file=sys.stderr, disable=not progress
-        ):
+        for _ in progress_bar(range(repeats + 1), show=progress, desc=description, unit="round"):
             for name, prepare in settings.items():
                 prepare()
                 seconds[name].append(_time(call, model.device))

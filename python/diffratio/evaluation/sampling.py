@@ -1,13 +1,12 @@
 """Sampling: DPM-Solver++ through diffusers' scheduler, with classifier-free guidance."""
 
-import sys
-
 import torch
 from diffusers import DDPMScheduler, PixArtTransformer2DModel
 from torch import Tensor
 from tqdm import tqdm
 
 from ..models import sampling_scheduler
+from ..progress import progress_bar
 
 
 @torch.inference_mode()
@@ -36,9 +35,7 @@ def sample(
     noise = torch.randn(n, config.in_channels, config.sample_size, config.sample_size, generator=generator)
     chunk = n if chunk is None else chunk
     parts = -(-n // chunk)
-    bar = tqdm(
-        total=parts * steps, desc=description, unit="step", file=sys.stderr, disable=not progress, leave=False
-    )
+    bar = progress_bar(total=parts * steps, show=progress, desc=description, unit="step", leave=False)
     with bar:
         images = [
             _denoise(model, some_tokens, null_tokens, some_noise, steps, guidance, schedule, bar)

@@ -7,7 +7,6 @@ weights; the log next to them says which they were.
 
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,10 +20,10 @@ import typer
 from diffusers import DDPMScheduler, PixArtTransformer2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data import BUILT_IN, CaptionedDataset, load_dataset
 from ..evaluation.prediction import prediction_error
+from ..progress import progress_bar
 from .schedules import noise_schedule
 from .small_pixart import load_pixart, small_pixart
 
@@ -116,7 +115,7 @@ def fit(
     ema = EMAModel(parameters, decay=recipe.ema)
     model.train()
     losses: list[float] = []
-    for step in tqdm(range(1, recipe.steps + 1), desc="training", unit="step", file=sys.stderr):
+    for step in progress_bar(range(1, recipe.steps + 1), desc="training", unit="step"):
         clean, tokens = draw(recipe.batch, generator)
         # One timestep from each of `batch` equal intervals: the same distribution with less variance.
         spread = torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from ..progress import progress_bar
 from .arguments import ArgumentError, TrainArguments
 from .run_log import replace_text
 
@@ -131,9 +131,8 @@ def encode(
     encoders.check_settings(dataset, count, folder, write=accelerator.is_main_process)
     chunks = range(accelerator.process_index, -(-count // CHUNK), accelerator.num_processes)
     missing = [number for number in chunks if not _chunk(folder, number).exists()]
-    for number in tqdm(
-        missing, desc=f"encoding {folder.name}", unit="chunk", disable=not progress or not missing
-    ):
+    show = progress and bool(missing)
+    for number in progress_bar(missing, show=show, desc=f"encoding {folder.name}", unit="chunk"):
         rows = range(number * CHUNK, min(count, (number + 1) * CHUNK))
         try:
             batch = dataset.batch(rows)

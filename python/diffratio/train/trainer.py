@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,9 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from tqdm import tqdm
 
 from ..patch import transformer_of
+from ..progress import progress_bar
 from ..ratios import table_of
 from .arguments import ArgumentError, TrainArguments
 from .base import load_base, prepare_model
@@ -107,13 +106,12 @@ class Trainer:
         processes = self.accelerator.num_processes
         loader = training_loader(self.arguments, self.base, self.dataset, processes, self.step)
         loader = self.accelerator.prepare(loader)
-        bar = tqdm(
+        bar = progress_bar(
             total=self.arguments.max_train_steps,
+            show=self.progress and self.accelerator.is_local_main_process,
             initial=self.step,
             desc=f"training {self.arguments.method}",
             unit="step",
-            file=sys.stderr,
-            disable=not (self.progress and self.accelerator.is_local_main_process),
         )
         self.model.train()
         losses, start = [], time.perf_counter()

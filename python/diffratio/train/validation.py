@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from ..progress import progress_bar
 from .objective import Objective
 
 
@@ -29,9 +27,7 @@ def validate(
     training = model.training
     model.eval()
     losses, timesteps, rows = [], [], []
-    for batch in tqdm(
-        loader, desc="validating", unit="batch", file=sys.stderr, leave=False, disable=not progress
-    ):
+    for batch in progress_bar(loader, show=progress, desc="validating", unit="batch", leave=False):
         with accelerator.autocast():
             error = objective(model, batch)
         error, timestep, row = accelerator.gather((error, batch["timestep"], batch["row"]))

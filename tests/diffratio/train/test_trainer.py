@@ -1,6 +1,7 @@
 """What the options do to a run."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -114,7 +115,8 @@ def test_a_validation_loss_that_is_no_number_leaves_no_checkpoint(tiny, tmp_path
     assert one.checkpoints.steps() == []
 
 
-def test_validation_shows_a_bar_of_its_own(tiny, tmp_path, capsys):
+def test_validation_shows_a_bar_of_its_own(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     Trainer(tiny.arguments(tmp_path, method="dense", max_train_steps=1)).fit()
     shown = capsys.readouterr()
     assert "validating" in shown.err and "training dense" in shown.err and not shown.out
