@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Nothing but errors, and with these the whole log of a build that failed.
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
+TORCH := $(shell grep ^torch== constraints.txt)
 BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)
 # One thread per test process; the processes fill the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -22,7 +25,7 @@ test-triton-3.6: $(READY) build/triton-3.6
 	  tests/kernels/triton tests/testing/test_interpreter_controls.py
 
 build/triton-3.6: | $(READY)
-	$(BIN)/pip install -q --no-deps --target $@ triton==3.6.0 "numpy<2.4"
+	$(PIP) --no-deps --target $@ triton==3.6.0 "numpy<2.4"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -54,16 +57,20 @@ doctor: $(READY)
 # A CUDA build of torch that is already there is used; otherwise the pinned CPU set is installed.
 $(READY): $(BUILD_INPUTS)
 	@if $(PYTHON) -c "import sys, torch; sys.exit(torch.version.cuda is None)" 2>/dev/null; then \
-	  echo "using the installed CUDA build of torch" && \
-	  $(PYTHON) -m venv --system-site-packages $(VENV) && \
-	  $(BIN)/pip install -q setuptools wheel cmake ninja && \
-	  $(BIN)/pip install -q --no-build-isolation -e ".[dev]"; \
+	  echo "set-up: $(VENV) beside the installed CUDA build of torch"; \
+	  options=--system-site-packages; pinned=; torch=; \
 	else \
-	  $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/pip install -q -c constraints.txt torch setuptools wheel cmake ninja && \
-	  $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"; \
-	fi
-	@touch $@
+	  echo "set-up: $(VENV) with $(TORCH)"; \
+	  options=; pinned="-c constraints.txt"; torch=torch; \
+	fi; \
+	start=$$(date +%s); \
+	$(PYTHON) -m venv $$options $(VENV) && \
+	$(PIP) $$pinned $$torch setuptools wheel cmake ninja && \
+	echo "set-up: building the native library, installing the other packages" && \
+	$(PIP) $$pinned --no-build-isolation -e ".[dev]" && \
+	$(BIN)/python -c "import diffratio_kernels" && \
+	echo "set-up: $$(($$(date +%s) - start)) s" && \
+	touch $@
 
 clean:
 	rm -rf $(VENV) build out diffratio_kernels/_C.abi3.so *.egg-info
