@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from .extras import missing
+
 _HOMES = {
     "BlockInputs": "integrations",
     "BlockSpec": "integrations",
@@ -25,12 +27,15 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    """Import on first use: the command line must be able to say that diffusers is missing."""
+    """Import on first use: what needs torch alone works without diffusers, the rest says what to install."""
     if name == "__version__":
         return import_module("diffratio_kernels").__version__
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise missing(f"{__name__}.{name}", error, "diffusers") from error
     globals()[name] = value
     return value
 

@@ -68,7 +68,7 @@ def test_every_shipped_kernel_keeps_the_rules_and_its_golden_figures(golden):
     assert done.returncode in (0, 1), done.stderr
     found = json.loads(done.stdout)
     assert (found["broken"], done.returncode) == ([], 0)
-    assert "compiling: 100%" in done.stderr
+    assert done.stderr == ""  # no bar where no terminal is
     lost = regressions(golden, found)
     assert not lost, "\n".join([*lost, f"If it is meant: {REGENERATE}"])
 
@@ -171,4 +171,5 @@ def test_what_cannot_be_done_is_said(arguments, environment, words):
 
 def test_without_triton_the_command_says_so():
     done = run(prepare="import sys\nsys.modules['triton'] = None")
-    assert done.returncode == 2 and "triton is not installed" in done.stderr
+    assert done.returncode == 2
+    assert 'needs triton: in a checkout of diffratio-kernels, pip install ".[triton]"' in done.stderr

@@ -1,21 +1,28 @@
-"""`diffratio doctor`: what is installed, what can run, and why the rest cannot."""
+"""`diffratio doctor`: what is installed, what can run, and why the rest cannot. It needs torch alone."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
 
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 
 from diffratio_kernels import __version__, capabilities
 from diffratio_kernels.kernels import cuda, native
 
 PACKAGES = ("torch", "triton", "diffusers", "peft", "accelerate", "safetensors", "flash-attn", "numpy")
+HEADINGS = ("operator", "implementation", "device", "available", "auto for", "why not")
+
+
+def doctor(arguments: list[str]) -> None:
+    """List every implementation of every operator, what is available and why not."""
+    parser = argparse.ArgumentParser(prog="diffratio doctor", description=doctor.__doc__)
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    as_json = parser.parse_args(arguments).json
+    found = report()
+    print(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
 
 
 def report() -> dict:
@@ -39,36 +46,31 @@ def report() -> dict:
     }
 
 
+def lines(found: dict) -> list[str]:
+    """A report as text: without a GPU only what is for the CPU."""
+    gpus = ", ".join(found["gpus"]) or "no GPU"
+    lib = found["native"]
+    rows = f"{lib['instruction_set']} row kernels" if lib["available"] else lib["reason"]
+    compiled = "CUDA kernels" if lib["cuda_kernels"] else f"no CUDA kernels: {lib['cuda_reason']}"
+    table = [HEADINGS]
+    for row in found["implementations"]:
+        if row["device"] == "cuda" and not found["gpus"]:
+            continue
+        mark = "yes" if row["available"] else "no"
+        chosen = " ".join(row["auto"])
+        table.append((row["op"], row["implementation"], row["device"], mark, chosen, row["reason"] or ""))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        f"diffratio {found['diffratio']}, Python {found['python']}, {gpus}",
+        ", ".join(f"{name} {v or 'not installed'}" for name, v in found["packages"].items()),
+        f"native library: {rows}" + f"; {compiled}" * lib["available"],
+        *("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table),
+        *([] if found["gpus"] else ["no CUDA device: nothing runs there; --json lists what would"]),
+    ]
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List every implementation of every operator, what is available and why not."""
-    found = report()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    console = Console()
-    gpus = ", ".join(found["gpus"]) or "no GPU"
-    console.print(f"diffratio {found['diffratio']}, Python {found['python']}, {gpus}", highlight=False)
-    console.print(
-        ", ".join(f"{name} {v or 'not installed'}" for name, v in found["packages"].items()), highlight=False
-    )
-    lib = found["native"]
-    rows = f"{lib['instruction_set']} row kernels" if lib["available"] else lib["reason"]
-    compiled = "CUDA kernels" if lib["cuda_kernels"] else f"no CUDA kernels: {lib['cuda_reason']}"
-    console.print(f"native library: {rows}" + f"; {compiled}" * lib["available"], highlight=False)
-    table = Table("operator", "implementation", "device", "available", "auto for", "why not")
-    for row in found["implementations"]:
-        if row["device"] == "cuda" and not found["gpus"]:
-            continue
-        mark = "[green]yes[/]" if row["available"] else "[red]no[/]"
-        chosen = " ".join(row["auto"])
-        table.add_row(row["op"], row["implementation"], row["device"], mark, chosen, row["reason"] or "")
-    console.print(table)
-    if not found["gpus"]:
-        console.print("no CUDA device: nothing runs there; --json lists what would", highlight=False)

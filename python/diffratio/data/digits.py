@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from ..extras import missing
 from .captioned import CaptionedDataset, check_split
 from .randomness import uniforms
 
@@ -32,6 +31,11 @@ def load_split(split: str) -> tuple[Tensor, Tensor]:
     split is fixed: neither the diffusion models nor the classifier ever train on the held-out images.
     """
     check_split(split)
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ModuleNotFoundError as error:
+        raise missing("digits", error, "demo") from error
     digits = load_digits()
     train, held_out = train_test_split(
         range(len(digits.target)), test_size=_HELD_OUT, random_state=_SPLIT_SEED, stratify=digits.target

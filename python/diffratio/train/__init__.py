@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from ..extras import missing
+
 _HOMES = {
     "ArgumentError": "arguments",
     "RatioController": "controller",
@@ -18,6 +20,9 @@ def __getattr__(name: str):
     """Import on first use: the command line shows its help without diffusers, accelerate and peft."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise missing(f"{__name__}.{name}", error, "train") from error
     globals()[name] = value
     return value

@@ -1,7 +1,7 @@
 """`accelerate launch -m diffratio.train ...`: the same command in several processes."""
 
-import typer
+import sys
 
-from ..cli.train import train
+from ..cli import run
 
-typer.run(train)
+run("train", sys.argv[1:])

@@ -8,11 +8,14 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from .arguments import ArgumentError
+
+if TYPE_CHECKING:  # `plot` reads checkpoints where accelerate need not be
+    from accelerate import Accelerator
 
 MANIFEST = "checkpoint.json"
 
