@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..names import is_hub_id
 from .captioned import check_split
 from .images import IMAGE_COLUMN, CaptionedImages, Encoder, caption_of, held_out_rows
 
@@ -19,6 +20,10 @@ def from_datasets(
     """Return a data set with an image column and a text column; where it has no split of its own for
     ``held_out``, every tenth image of ``train`` is held out."""
     check_split(split)
+    path = Path(name_or_path)
+    if path.is_file() or not (path.is_dir() or is_hub_id(name_or_path)):
+        what = "a file, not a folder of images" if path.is_file() else "no folder"
+        raise ValueError(f"name_or_path={name_or_path!r} is {what}")
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -27,7 +32,7 @@ def from_datasets(
             "to look it up as a data set, install the datasets package: pip install datasets",
             name=error.name,
         ) from None
-    load = datasets.load_from_disk if Path(name_or_path).is_dir() else datasets.load_dataset
+    load = datasets.load_from_disk if path.is_dir() else datasets.load_dataset
     try:
         splits = load(name_or_path)
     except (OSError, ValueError) as error:

@@ -1,7 +1,9 @@
 """Images with captions from a folder, or from a data set of Hugging Face's `datasets` package."""
 
+import csv
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,11 @@ RESOLUTION = 512
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_COLUMN = "image"
 CAPTION_COLUMNS = ("text", "caption")
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv")
+CAPTIONS = (
+    "metadata.jsonl or metadata.csv (file_name, text), a .txt beside each image, or a folder for each class"
+)
+"""Where a folder of images may have its captions, in words."""
 _HELD_OUT_EVERY = 10  # where the data has no split of its own
 _SPLIT_NAMES = {"train": ("train",), "held_out": ("held_out", "validation", "valid", "test")}
 _TOKENS_PER_SIDE = 16
@@ -76,6 +82,9 @@ class CaptionedImages(CaptionedDataset):
             "attributes": attributes if self._attributes is None else self._attributes[items],
         }
 
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        return self._encode(list(captions))
+
     def captions(self, indices: Sequence[int] | Tensor) -> list[str]:
         return [self._captions[i] for i in self._items(indices).tolist()]
 
@@ -98,8 +107,10 @@ def from_folder(
     caption_column: str | None = None,
     text_encoder: Encoder | None = None,
 ) -> CaptionedImages:
-    """Read a folder as `imagefolder` does: captions from ``metadata.jsonl``, or from a ``.txt`` beside each
-    image, or, where there is neither, the name of the folder below it that the image lies in as its class.
+    """Read a folder as `imagefolder` does: captions from ``metadata.jsonl`` or ``metadata.csv`` (columns
+    ``file_name`` and ``text``), or from a ``.txt`` beside each image, or, where there is none of these, the
+    name of the folder below it that the image lies in as its class. Text is UTF-8, with a byte order mark or
+    without. Files and folders that begin with "." or "__" are not looked at.
 
     A folder for each split (``train``; ``validation``, ``held_out`` or ``test``) is used where there is one;
     otherwise every tenth image is held out.
@@ -113,10 +124,11 @@ def from_folder(
     if not paths:
         raise ValueError(f"folder {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     labels, classes = None, 0
-    if (root / METADATA).is_file():
-        paths, captions = _read_metadata(root, caption_column)
+    metadata = next((root / name for name in METADATA if (root / name).is_file()), None)
+    if metadata is not None:
+        paths, captions = _read_metadata(metadata, caption_column)
     elif any(path.with_suffix(".txt").is_file() for path in paths):
-        captions = [_read_caption(path.with_suffix(".txt")) for path in paths]
+        captions = [_read_text(path.with_suffix(".txt")).strip() for path in paths]
     else:
         captions = [_class_of(path, root) for path in paths]
         roots = [folder / name for names in _SPLIT_NAMES.values() for name in names] if has_splits else [root]
@@ -135,14 +147,18 @@ def from_folder(
 
 
 def _images(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Of hidden files macOS leaves one beside every image on a foreign disk, with the image's own suffix."""
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(
+        path
+        for path in paths
+        if not any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
+    )
 
 
 def _class_of(path: Path, root: Path) -> str:
     if path.parent == root:
-        raise ValueError(
-            f"folder {root} has no captions: {METADATA}, a .txt beside each image, or a folder for each class"
-        )
+        raise ValueError(f"folder {root} has no captions: {CAPTIONS}")
     return path.parent.name
 
 
@@ -161,29 +177,48 @@ def held_out_rows(count: int, split: str) -> list[int]:
     return [row for row in range(count) if (row % _HELD_OUT_EVERY == 0) == (split == "held_out")]
 
 
-def _read_caption(path: Path) -> str:
+def _read_text(path: Path) -> str:
+    """Windows puts a byte order mark before its text, which is no part of it."""
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"caption file {path} cannot be read: {error}") from None
+        raise ValueError(f"caption file {path} cannot be read as UTF-8: {error}") from None
 
 
-def _read_metadata(root: Path, caption_column: str | None) -> tuple[list[Path], list[str]]:
+def _read_metadata(file: Path, caption_column: str | None) -> tuple[list[Path], list[str]]:
     paths, captions = [], []
-    for number, line in enumerate((root / METADATA).read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"{root / METADATA}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
+    rows = _csv_rows(file) if file.suffix == ".csv" else _json_rows(file)
+    for number, row in rows:
+        where = f"{file}, line {number}"
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise ValueError(f"{where}: no file_name")
-        path = root / row["file_name"]
+        path = file.parent / row["file_name"]
         if not path.is_file():
             raise ValueError(f"{where}: no such file: {row['file_name']}")
         paths.append(path)
         captions.append(caption_of(row, caption_column, where))
     return paths, captions
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    # Not splitlines: a caption may hold U+2028 or U+0085, which end no line of JSON.
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    # A caption in quotes may hold line breaks, which end no row.
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""))
+    try:
+        for row in reader:
+            # A row of more cells than columns has the rest under None.
+            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: not CSV ({error})") from None
 
 
 def caption_of(row: dict[str, Any], caption_column: str | None, where: str) -> str:
