@@ -24,12 +24,11 @@ def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
 
 
 def quality(axes, dataset: str, runs: dict, names: dict[str, str]) -> None:
-    dense = [result["quality"]["velocity_error"] for result in runs[dataset, "dense", 0.0]]
+    dense = [result["quality"]["v_mse"] for result in runs[dataset, "dense", 0.0]]
     axes.axhline(statistics.mean(dense), color=MUTED, linewidth=1, linestyle="--", label="dense")
     for shift, method in enumerate(("mod", *LEARNED), start=-1):
         errors = [
-            [result["quality"]["velocity_error"] for result in runs[dataset, method, target]]
-            for target in TARGETS
+            [result["quality"]["v_mse"] for result in runs[dataset, method, target]] for target in TARGETS
         ]
         places = [100 * target + 0.4 * shift for target in TARGETS]
         axes.plot(

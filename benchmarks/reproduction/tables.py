@@ -47,7 +47,7 @@ def row(name: str, results: list[dict]) -> str:
         spread([mean_ratio(result) for result in results], 3),
         spread([result["mean_kept_in_bins"] for result in results], 3),
         spread([result["flops_of_dense"] for result in results], 3),
-        spread([one["velocity_error"] for one in quality], 4),
+        spread([one["v_mse"] for one in quality], 4),
         spread([one["frechet"] for one in quality], 2),
         spread([one["accuracy_mean"] for one in quality], 3),
         spread([one["accuracy_joint"] for one in quality], 3),
@@ -124,7 +124,7 @@ def claims_table(runs: dict) -> list[str]:
     ]
     for better, worse in (("l", "mod"), ("lt", "mod"), ("lt", "l")):
         counts = {}
-        for metric, sign in (("velocity_error", 1), ("frechet", 1), ("accuracy_joint", -1)):
+        for metric, sign in (("v_mse", 1), ("frechet", 1), ("accuracy_joint", -1)):
             pairs = [
                 (a["quality"][metric], b["quality"][metric])
                 for dataset in DATASETS
@@ -133,7 +133,7 @@ def claims_table(runs: dict) -> list[str]:
             ]
             counts[metric] = f"{sum(sign * a < sign * b for a, b in pairs)} of {len(pairs)}"
         lines.append(
-            f"| {NAMES[better]} better than {NAMES[worse]} | v-MSE {counts['velocity_error']}, "
+            f"| {NAMES[better]} better than {NAMES[worse]} | v-MSE {counts['v_mse']}, "
             f"Frechet {counts['frechet']}, all attributes {counts['accuracy_joint']} |"
         )
     return [*lines, ""]

@@ -14,7 +14,7 @@ import tables
 def result(run, error, ratios):
     kept = sum(map(sum, ratios)) / sum(map(len, ratios))
     quality = {
-        "velocity_error": error,
+        "v_mse": error,
         "frechet": error,
         "accuracy_joint": 1 - error,
         "accuracy_mean": 1 - error,

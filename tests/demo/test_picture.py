@@ -19,8 +19,8 @@ def report(layers: int) -> dict:
     cost = {"gflop": 1.0, "milliseconds": 2.0, "peak_megabytes": 3.0}
     return {
         "real_accuracy": 0.99,
-        "dense": {"accuracy": 0.98, "held_out_loss": 0.2},
-        "sparse": {"accuracy": 0.97, "held_out_loss": 0.3},
+        "dense": {"accuracy": 0.98, "v_mse": 0.2},
+        "sparse": {"accuracy": 0.97, "v_mse": 0.3},
         "kept": {"mean_ratio": 0.7, "mean_of_bins": 0.725, "tenths": [[5, 10, 6], [7, 9, 8]][:layers]},
         "costs": [{"what": "it", "dense": cost, "all_tokens": cost, "sparse": cost}],
     }

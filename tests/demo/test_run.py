@@ -67,7 +67,7 @@ def test_the_demo_writes_a_picture_and_its_report(report):
     written = json.loads((picture.parent / "demo.json").read_text())
     assert written == report
     assert written["samples"] == 10 and written["steps"] == 4
-    assert written["sparse"].keys() == {"accuracy", "held_out_loss"}
+    assert written["sparse"].keys() == {"accuracy", "v_mse"}
 
 
 def test_the_report_holds_what_was_learned(report):

@@ -11,7 +11,7 @@ from diffratio.demo import train
 from diffratio.demo.model import ASSETS, build_model, load_model
 from diffratio.evaluation.target import load_target
 from diffratio.models import noise_schedule
-from diffratio.models.pretrain import Recipe, fit, velocity_loss
+from diffratio.models.pretrain import Recipe, fit, v_mse
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -29,7 +29,7 @@ def test_the_command_trains_logs_and_repeats_itself(tmp_path: Path):
         assert header["recipe"]["seed"] == 7 and header["recipe"]["steps"] == 2
         assert header["versions"]["torch"] == torch.__version__
         assert start["step"] == 0 and last["step"] == 2 and end["finished"]
-        assert '"held_out_loss"' in result.stdout
+        assert '"v_mse"' in result.stdout
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
@@ -48,7 +48,7 @@ def test_the_loss_is_the_error_of_the_velocity():
     images = load_split("train")[0][:4]
     noise, timesteps = torch.randn(images.shape), torch.tensor([0, 300, 600, 999])
     tokens = make_class_tokens(0)[:4]
-    loss = velocity_loss(build_model(0), noise_schedule(), images, tokens, timesteps, noise)
+    loss = v_mse(build_model(0), noise_schedule(), images, tokens, timesteps, noise)
     target = noise_schedule().get_velocity(images, noise, timesteps)
     torch.testing.assert_close(loss, target.square().mean())  # the untrained model predicts zero
 
@@ -58,7 +58,7 @@ def test_the_shipped_log_tells_how_the_dense_model_was_made():
     model, tokens = load_model(ASSETS / "dense")
     assert header["parameters"] == sum(p.numel() for p in model.parameters())
     assert lines[-1]["step"] == header["recipe"]["steps"] and end["finished"]
-    assert abs(train.validate(model, tokens) - lines[-1]["held_out_loss"]) < 1e-3
+    assert abs(train.validate(model, tokens) - lines[-1]["v_mse"]) < 1e-3
 
 
 def test_the_shipped_log_tells_how_the_sparse_model_was_made():
@@ -71,7 +71,7 @@ def test_the_shipped_log_tells_how_the_sparse_model_was_made():
     last = [line for line in lines if "ratios" in line][-1]
     assert last["step"] == lines[-1]["step"] == header["arguments"]["max_train_steps"]
     torch.testing.assert_close(torch.tensor(last["ratios"]), ratios, atol=1e-4, rtol=0)
-    assert abs(train.validate(model, make_class_tokens(0)) - end["held_out_loss"]) < 1e-3
+    assert abs(train.validate(model, make_class_tokens(0)) - end["v_mse"]) < 1e-3
 
 
 def test_a_thinned_log_keeps_validations_means_and_the_last_step():
@@ -92,7 +92,7 @@ def test_the_sparse_model_comes_from_a_run_of_the_trainer(tmp_path: Path):
     assert steps["mean_ratio"] == pytest.approx(steps["target"])
     assert start["validation_loss"] != validation["validation_loss"] and end["finished"]
     model = load_target(tmp_path / "first").model
-    assert abs(train.validate(model, make_class_tokens(0)) - end["held_out_loss"]) < 1e-3
+    assert abs(train.validate(model, make_class_tokens(0)) - end["v_mse"]) < 1e-3
     # A run that has ended has nothing left to train.
     arguments[-1] = str(tmp_path / "second")
     assert CliRunner().invoke(train.app, arguments).exit_code == 0

@@ -204,7 +204,7 @@ def test_a_family_with_noise_levels_finds_its_regions_by_its_spec(tiny, monkeypa
 
 @torch.no_grad()
 def digits_loss(model, class_tokens):
-    """The velocity loss on 64 held-out digits, in training mode: at two bins where ratios are learned."""
+    """The v-MSE on 64 held-out digits, in training mode: at two bins where ratios are learned."""
     images, labels = (part[:64] for part in load_split("held_out"))
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     timesteps, schedule = torch.linspace(0, 999, 64).long(), noise_schedule()

@@ -44,9 +44,11 @@ def run(name: str, arguments: list[str]) -> None:
     try:
         import typer
 
+        from .stop import stoppable
+
         command = getattr(import_module(f".{name}", __name__), name)
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(command)
+        app.command()(stoppable(command))
         app(arguments, prog_name=f"diffratio {name}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("diffratio", "diffratio_kernels"):

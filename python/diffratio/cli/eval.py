@@ -13,6 +13,14 @@ from rich.table import Table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+COLUMNS = {
+    "base": "the model that the run started from",
+    "dense": "the trained weights with routing off",
+    "sparse": "the same weights, routed as learned",
+    "trained": "what the run made of it",
+}
+"""Models that quality is told of, beside each other."""
+
 Source = Annotated[
     str, typer.Argument(help="A run, its final or checkpoint-N, a model, an adapter, digits or shapes.")
 ]
@@ -45,7 +53,7 @@ def eval(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Judge a model: Frechet distance, attribute accuracy, prediction error; latency, FLOPs, peak memory."""
+    """Judge a model: Frechet distance, attribute accuracy, v-MSE; latency, FLOPs, peak memory."""
     if dtype not in DTYPES:
         raise typer.BadParameter(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     from ..evaluation.evaluate import evaluate
@@ -88,21 +96,31 @@ def device_of(option: str) -> str:
     return ("cuda" if there else "cpu") if option == "auto" else option
 
 
-def quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of (what, this model, real images)."""
-    quality, real = report["quality"], report["real"]
-    rows = []
+def quality_columns(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of each column of the table, by its name."""
+    own = "sparse" if "dense" in report else "trained" if "base" in report else "model"
+    columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
+    return {name: one for name, one in columns.items() if one is not None} | {"real images": report["real"]}
+
+
+def quality_rows(columns: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of (what, its figure in every column, empty where it has none)."""
+    told = [_figures(one) for one in columns]
+    return [(what, *(one.get(what, "") for one in told)) for what in told[0]]
+
+
+def _figures(quality: dict[str, Any]) -> dict[str, str]:
+    """What one column says in each row."""
+    rows = {}
     if "frechet" in quality:
-        rows.append(("Frechet distance", f"{quality['frechet']:.2f}", f"{real['frechet']:.2f}"))
-        pairs = [(name, quality["accuracy"][name], real["accuracy"][name]) for name in quality["accuracy"]]
-        pairs += [(name, quality[f"accuracy_{name}"], real[f"accuracy_{name}"]) for name in ("mean", "joint")]
-        rows += [(f"accuracy, {name}", f"{ours:.1%}", f"{theirs:.1%}") for name, ours, theirs in pairs]
-    kind = next(kind for kind in ("velocity", "noise", "image") if f"{kind}_error" in quality)
-    rows.append((f"{kind} error", f"{quality[f'{kind}_error']:.4f}", ""))
-    for quartile, error in enumerate(quality[f"{kind}_error_by_quartile"]):
-        rows.append((f"  timesteps {250 * quartile} to {250 * quartile + 249}", f"{error:.4f}", ""))
-    rows += [(name, f"{quality[name]:.3f}", "") for name in ("fid", "clip_score") if name in quality]
-    return rows
+        rows["Frechet distance"] = f"{quality['frechet']:.2f}"
+        parts = quality["accuracy"] | {name: quality[f"accuracy_{name}"] for name in ("mean", "joint")}
+        rows |= {f"accuracy, {name}": f"{part:.1%}" for name, part in parts.items()}
+    for key in [key for key in quality if key.endswith("_mse")]:
+        rows[f"{key.removesuffix('_mse')}-MSE"] = f"{quality[key]:.4f}"
+        for quartile, error in enumerate(quality[f"{key}_by_quartile"]):
+            rows[f"  timesteps {250 * quartile} to {250 * quartile + 249}"] = f"{error:.4f}"
+    return rows | {name: f"{quality[name]:.3f}" for name in ("fid", "clip_score") if name in quality}
 
 
 def auc_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -134,7 +152,14 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(f"no quality: {report['why_no_quality']}")
     else:
         settings = f"{report['samples']} samples, {report['steps']} steps, guidance {report['guidance']}"
-        _print(console, f"{report['name']}: {settings}", ("", "model", "real images"), quality_rows(report))
+        columns = quality_columns(report)
+        title = f"{report['name']}: {settings}"
+        _print(console, title, ("", *columns), quality_rows(list(columns.values())))
+        for name, what in COLUMNS.items():
+            if name in columns:
+                console.print(f"{name}: {what}")
+        if "why_no_base" in report:
+            console.print(f"no base: {report['why_no_base']}")
     if "router_auc" in report:
         header = ("layer", *(f"t = {timestep}" for timestep in report["router_auc_timesteps"]))
         title = "router scores against object masks, AUC (0.5: no relation)"

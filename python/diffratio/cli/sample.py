@@ -15,7 +15,15 @@ from .output import check_file
 def sample(
     path: Source,
     out: Annotated[Path, typer.Option(help="The picture, a PNG file.")] = Path("out/samples.png"),
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the picture.")] = 6,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="What to draw, a row each; repeatable. Default: held-out captions."
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the picture. Default: 6, or one for each prompt.")
+    ] = None,
     columns: Annotated[int, typer.Option(min=1, help="Columns of the picture.")] = 10,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -26,22 +34,26 @@ def sample(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the captions as JSON.")] = False,
 ) -> None:
-    """Sample images of held-out captions and write them as one picture."""
+    """Sample images of held-out captions, or of prompts, and write them as one picture."""
     from ..evaluation.quality import SampleSettings
     from ..plots.grid import draw_grid
 
     check_file(out)
+    if prompt and rows is not None:
+        raise typer.BadParameter("rows: not with prompt, each of which has a row")
+    captions = [text for text in prompt or () for _ in range(columns)]
+    count = len(captions) or (rows or 6) * columns
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
-    settings = SampleSettings(max(2, rows * columns), seed, steps, guidance)
+    settings = SampleSettings(max(2, count), seed, steps, guidance)
     try:
         judge = target.judge(settings, progress=not as_json)
+        reason = target.why_not(judge)
+        if reason is not None:
+            raise ValueError(reason)
+        images = judge.samples(target.model, schedule=target.schedule, captions=captions or None)[:count]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    reason = target.why_not(judge)
-    if reason is not None:
-        raise typer.BadParameter(reason)
-    images = judge.samples(target.model, schedule=target.schedule)[: rows * columns]
-    captions = judge.held_out.captions(judge.wanted)[: len(images)]
+    captions = captions or judge.held_out.captions(judge.wanted)[:count]
     draw_grid(out, images, captions, columns, title=target.name)
     if as_json:
         typer.echo(json.dumps({"picture": str(out), "captions": captions}, indent=2))

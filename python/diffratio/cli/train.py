@@ -13,24 +13,25 @@ import typer
 
 from ..data.images import BrokenImage
 from ..train.arguments import ArgumentError, TrainArguments
+from .after_train import how_to_go_on, report
+from .stop import Stopped
 
 
 def train(as_json: bool, **values) -> None:
     """Fine-tune a diffusion transformer to a compression target."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        from ..train import train
-
         try:
+            from ..train import train
+
             run = train(TrainArguments(**values), progress=not as_json)
         except (ArgumentError, BrokenImage) as error:
             sys.exit(f"diffratio train: {error}")
+        except KeyboardInterrupt:
+            raise Stopped(how_to_go_on(values["output_dir"])) from None
     if not run:
         return
-    if as_json:
-        typer.echo(json.dumps(run, indent=2))
-    else:
-        typer.echo(f"{values['output_dir']}: validation loss {run['validation_loss']:.5f}")
+    typer.echo(json.dumps(run, indent=2) if as_json else "\n".join(report(run)))
 
 
 def _show_warning(message, *_) -> None:

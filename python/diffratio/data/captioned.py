@@ -39,6 +39,14 @@ class CaptionedDataset(Dataset):
         """Return the captions in words."""
         raise NotImplementedError
 
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Return the text of captions that no image has to have, float32 ``[n, text_tokens, text_width]``.
+
+        Raises:
+            ValueError: the data set has no text for one of them; the message tells what it has.
+        """
+        raise NotImplementedError
+
     def masks(self, indices: Sequence[int] | Tensor) -> Tensor | None:
         """Return which part of each pixel the object covers, float32 ``[n, H, W]``; None where unknown."""
         return None

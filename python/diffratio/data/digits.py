@@ -1,5 +1,6 @@
 """1797 handwritten digits of 8x8 pixels from scikit-learn, and the stand-in for text."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -118,6 +119,16 @@ class Digits(CaptionedDataset):
     def captions(self, indices: Sequence[int] | Tensor) -> list[str]:
         return [str(label) for label in self._labels[self._items(indices) % len(self._labels)].tolist()]
 
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        return self.embed(torch.tensor([[_digit(caption)] for caption in captions]))
+
     def embed(self, attributes: Tensor) -> Tensor:
         """Return the text of int64 ``attributes`` ``[n, 1]``: float32 ``[n, 4, 32]``."""
         return self._class_tokens[attributes[:, 0]]
+
+
+def _digit(caption: str) -> int:
+    found = re.findall(r"\d+", caption)
+    if len(found) != 1 or len(found[0]) != 1:
+        raise ValueError(f"prompt={caption!r} must name one digit from 0 to 9")
+    return int(found[0])

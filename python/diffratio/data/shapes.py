@@ -1,6 +1,7 @@
 """Captioned shapes, drawn when asked for: one object on a background, so that some tokens matter more."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -85,12 +86,26 @@ class Shapes(CaptionedDataset):
         numbers = self._numbers(indices)
         return _coverage(_attributes(numbers), numbers, self.size)
 
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        return self.embed(torch.tensor([_named(caption) for caption in captions]))
+
     def embed(self, attributes: Tensor) -> Tensor:
         """Return the text of int64 ``attributes`` ``[n, 5]``: float32 ``[n, 5, 64]``."""
         return torch.stack([table[attributes[:, a]] for a, table in enumerate(self._tokens)], dim=1)
 
     def _numbers(self, indices: Sequence[int] | Tensor) -> Tensor:
         return uniforms(self._seed, self._items(indices), _NUMBERS).float()
+
+
+def _named(caption: str) -> list[int]:
+    """Which value of each attribute a caption names."""
+    words, found = " ".join(re.findall(r"\w+", caption.lower())), []
+    for name, values in ATTRIBUTES.items():
+        said = [place for place, value in enumerate(values) if re.search(rf"\b{value}\b", words)]
+        if len(said) != 1:
+            raise ValueError(f"prompt={caption!r} must name one {name}: {', '.join(values)}")
+        found += said
+    return found
 
 
 def _attributes(numbers: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = [("", "dense", "sparse", "ratio")]
     accuracies = [f"{100 * result['accuracy']:.1f} %" for result in pair]
     rows.append((f"digits recognised (real: {100 * report['real_accuracy']:.1f} %)", *accuracies, ""))
-    losses = [result["held_out_loss"] for result in pair]
-    rows.append(("loss on held-out real digits", *(f"{x:.4f}" for x in losses), _percent(*losses)))
+    losses = [result["v_mse"] for result in pair]
+    rows.append(("v-MSE on held-out real digits", *(f"{x:.4f}" for x in losses), _percent(*losses)))
     kept = report["kept"]
     learned = f"tokens kept (learned ratios: {100 * kept['mean_ratio']:.1f} %)"
     rows.append((learned, "100.0 %", *[_percent(1, kept["mean_of_bins"])] * 2))

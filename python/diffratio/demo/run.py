@@ -127,4 +127,4 @@ def kept_maps(log: Sequence[Any], samples: int) -> tuple[Tensor, list[int]]:
 
 
 def _quality(model: Any, class_tokens: Tensor, images: Tensor, labels: Tensor) -> dict[str, float]:
-    return {"accuracy": accuracy(images, labels), "held_out_loss": validate(model, class_tokens)}
+    return {"accuracy": accuracy(images, labels), "v_mse": validate(model, class_tokens)}

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.digits import NULL_CLASS, augment, load_split, make_class_tokens
 from ..evaluation.target import load_target
 from ..models import noise_schedule
-from ..models.pretrain import LOG_FILE, Draw, Log, Recipe, train, velocity_loss
+from ..models.pretrain import LOG_FILE, Draw, Log, Recipe, train, v_mse
 from ..train.run_log import LOG, RATIOS, RUN, read_lines
 from .model import ASSETS, build_model, save_model
 
@@ -42,13 +42,13 @@ app = typer.Typer(help="Train the demo's digit models.", add_completion=False)
 
 @torch.no_grad()
 def validate(model: PixArtTransformer2DModel, class_tokens: Tensor) -> float:
-    """Return the velocity loss on the held-out digits, at noise and timesteps that never change."""
+    """Return the v-MSE on the held-out digits, at noise and timesteps that never change."""
     images, labels = load_split("held_out")
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.linspace(0, 999, len(images)).long()[torch.randperm(len(images), generator=generator)]
     images, labels, noise, timesteps = (x.to(class_tokens.device) for x in (images, labels, noise, timesteps))
-    return velocity_loss(model, noise_schedule(), images, class_tokens[labels], timesteps, noise).item()
+    return v_mse(model, noise_schedule(), images, class_tokens[labels], timesteps, noise).item()
 
 
 def draw_digits(class_tokens: Tensor, drop_text: float) -> Draw:
@@ -118,7 +118,7 @@ def ship(run: Path, out: Path) -> None:
     log(**{name: info[name] for name in ("arguments", "parameters", "versions")})
     for entry in thinned(read_lines(run / LOG), read_lines(run / RATIOS)):
         log(**entry)
-    log(finished=True, seconds=round(info["seconds"], 1), held_out_loss=round(loss, 5))
+    log(finished=True, seconds=round(info["seconds"], 1), v_mse=round(loss, 5))
 
 
 def thinned(log: list[dict], ratios: list[dict], every: int = 20) -> Iterator[dict]:

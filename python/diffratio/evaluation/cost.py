@@ -69,25 +69,32 @@ def _wait(device: torch.device) -> None:
 
 
 def model_cost(
-    model: nn.Module, *, batch: int, text_tokens: int, repeats: int = 9, progress: bool = True
+    model: nn.Module,
+    *,
+    batch: int,
+    text_tokens: int,
+    side: int | None = None,
+    repeats: int = 9,
+    progress: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Return ``compare`` for one forward of a patched PixArt or DiT on random input, and its ``gflop``.
 
     A forward is the mean over the timestep regions: time and FLOPs are what a sampling run with evenly spread
-    timesteps pays on average, peak memory is that of the most expensive region.
+    timesteps pays on average, peak memory is that of the most expensive region. ``side`` is that of the
+    images or latents; None is the one that the model was made for.
     """
     plan = plan_of(model)
     regions = plan.config.num_regions
-    inputs = [
-        _random_inputs(model, batch, text_tokens, int((r + 0.5) * 1000 / regions)) for r in range(regions)
-    ]
+    side = model.config.sample_size if side is None else side
+    timesteps = [int((r + 0.5) * 1000 / regions) for r in range(regions)]
+    inputs = [_random_inputs(model, batch, side, text_tokens, timestep) for timestep in timesteps]
 
     def call() -> None:
         for one in inputs:
             model(**one)
 
     results = compare(model, call, repeats=repeats, description="measuring latency", progress=progress)
-    shape = TransformerShape.from_model(model, text_tokens=text_tokens)
+    shape = TransformerShape.from_model(model, side, side, text_tokens)
     kept = [[kept_tokens(tenths, shape.tokens) for tenths in row] for row in plan.table]
     for name, table in (("dense", None), ("all_tokens", shape.tokens), ("sparse", kept)):
         results[name]["milliseconds"] /= regions
@@ -95,19 +102,19 @@ def model_cost(
     return results
 
 
-def _random_inputs(model: nn.Module, batch: int, text_tokens: int, timestep: int) -> dict[str, Tensor]:
+def _random_inputs(
+    model: nn.Module, batch: int, side: int, text_tokens: int, timestep: int
+) -> dict[str, Tensor]:
     """The arguments of one forward: noise [B, C, h, w], timesteps [B], and text [B, M, E] or classes [B]."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(
-        batch, config.in_channels, config.sample_size, config.sample_size, generator=generator
-    )
+    noise = torch.randn(batch, config.in_channels, side, side, generator=generator)
     inputs = {"hidden_states": noise, "timestep": torch.full((batch,), timestep)}
     if text_tokens:
         text = torch.randn(batch, text_tokens, config.caption_channels, generator=generator)
         inputs["encoder_hidden_states"] = text
         if model.use_additional_conditions:
-            pixels = torch.full((batch, 2), 8.0 * config.sample_size)
+            pixels = torch.full((batch, 2), 8.0 * side)
             inputs["added_cond_kwargs"] = {"resolution": pixels, "aspect_ratio": torch.ones(batch, 1)}
     else:
         inputs["class_labels"] = torch.zeros(batch, dtype=torch.int64)

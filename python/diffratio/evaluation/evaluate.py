@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from .. import DiffRatioConfig, apply_diffratio, remove_diffratio
+from torch import nn
+
+from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio
 from ..flops.shapes import PAPER_TEXT_TOKENS
+from ..patch import route_blocks
 from .cost import model_cost
 from .published import ClipScore, Fid
 from .quality import Judge, SampleSettings
@@ -32,10 +35,12 @@ def evaluate(
 
     Returns:
         ``kept_tenths`` [L][R] (None for a dense model), ``mean_kept`` and ``untrained_routers``, layers whose
-        router nothing has trained; ``quality`` of ``Judge``, and ``real``, the same figures for held-out real
+        router nothing has trained; ``quality`` of ``Judge``, and the same figures for ``dense``, the same
+        weights without routing, for ``base``, the model that a run started from, and for ``real`` held-out
         images; ``router_auc`` [L][timestep] where the data has object masks; ``cost`` of ``model_cost``.
-        Quality is None, with ``why_no_quality``, where the model does not make images of the data set,
-        nothing tells the noise that it was trained with, or too few images are held out.
+        Quality is None, with ``why_no_quality``, where the model does not make images of the data set, nothing
+        tells the noise that it was trained with, or too few images are held out; ``base`` is left out, with
+        ``why_no_base``, where it cannot be loaded any more.
     """
     model = target.model
     fid = Fid(fid_weights, model.device) if fid_weights is not None else None
@@ -54,7 +59,7 @@ def evaluate(
     if target.dataset is not None:
         judge = target.judge(settings, progress)
         why_not = target.why_not(judge)
-    text_tokens = 0
+    text_tokens, side = 0, judge.held_out.size if why_not is None else None
     if model.config.get("caption_channels"):
         text_tokens = judge.held_out.text_tokens if why_not is None else PAPER_TEXT_TOKENS
     if why_not is None:
@@ -63,28 +68,43 @@ def evaluate(
         report |= _quality(target, judge, fid, clip_score)
     else:
         report |= {"quality": None, "why_no_quality": why_not}
-    return report | {"batch": batch, "cost": _cost(target, batch, text_tokens, progress)}
+    return report | {"batch": batch, "cost": _cost(target, batch, side, text_tokens, progress)}
 
 
 def _quality(target: Target, judge: Judge, fid: Fid | None, clip_score: ClipScore | None) -> dict[str, Any]:
-    images, quality = judge(target.model, schedule=target.schedule)
-    if fid is not None:
-        quality["fid"] = fid(judge.reference, images)
-    if clip_score is not None:
-        quality["clip_score"] = clip_score(images, judge.held_out.captions(judge.wanted))
-    found = {"quality": quality, "real": judge.real}
-    auc = router_auc(target.model, judge.held_out, schedule=target.schedule) if target.routed else None
-    if auc is not None:
-        found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
+    def figures(model: nn.Module, description: str) -> dict[str, Any]:
+        images, quality = judge(model, description, target.schedule)
+        if fid is not None:
+            quality["fid"] = fid(judge.reference, images)
+        if clip_score is not None:
+            quality["clip_score"] = clip_score(images, judge.held_out.captions(judge.wanted))
+        return quality
+
+    found = {"quality": figures(target.model, "sampling"), "real": judge.real}
+    if target.routed:
+        auc = router_auc(target.model, judge.held_out, schedule=target.schedule)
+        if auc is not None:
+            found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
+        disable_diffratio(target.model)
+        try:
+            found["dense"] = figures(target.model, "sampling dense")
+        finally:
+            enable_diffratio(target.model)
+    if target.base is not None:
+        try:
+            base = target.base()
+        except (ValueError, OSError) as error:
+            return found | {"why_no_base": str(error)}
+        found["base"] = figures(base, "sampling the base")
     return found
 
 
-def _cost(target: Target, batch: int, text_tokens: int, progress: bool) -> dict[str, Any]:
+def _cost(target: Target, batch: int, side: int | None, text_tokens: int, progress: bool) -> dict[str, Any]:
     model = target.model
-    options = {"batch": batch, "text_tokens": text_tokens, "progress": progress}
+    options = {"batch": batch, "text_tokens": text_tokens, "side": side, "progress": progress}
     if target.routed:
         return model_cost(model, **options)
-    apply_diffratio(model, DiffRatioConfig(compression=0.0))
+    route_blocks(model, DiffRatioConfig(compression=0.0))
     try:
         return model_cost(model, **options)
     finally:

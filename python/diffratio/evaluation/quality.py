@@ -9,11 +9,11 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ..data import load_dataset
+from ..models import PREDICTED
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
 from .prediction import QUARTILES, prediction_error
 from .sampling import sample
-from .schedule import PREDICTED
 
 _REFERENCE = 2048  # real images that samples are compared with
 _CHUNK = 128
@@ -54,6 +54,7 @@ class Judge:
         progress: bool = True,
     ) -> None:
         self.name, self.settings, self.progress = name_or_path, settings, progress
+        self.resolution = resolution
         columns = {"caption_column": caption_column, "image_column": image_column}
         self.held_out, self._train = (
             load_dataset(name_or_path, split=split, resolution=resolution, **columns)
@@ -84,13 +85,13 @@ class Judge:
         return self._classifier.judge(self.reference)[0]
 
     def why_not(self, model: nn.Module) -> str | None:
-        """Why ``model`` cannot be judged here (other images, other text); None where it can."""
+        """Why ``model`` cannot be judged here (other images, other text); None where it can. A ``resolution``
+        that was asked for need not be the one that the model was made for."""
         config, data = model.config, self.held_out
-        pairs = (
-            ("channels", config.in_channels, data.channels),
-            ("pixels a side", config.sample_size, data.size),
-            ("text channels", config.get("caption_channels"), data.text_width),
-        )
+        pairs = [("channels", config.in_channels, data.channels)]
+        if self.resolution is None:
+            pairs.append(("pixels a side", config.sample_size, data.size))
+        pairs.append(("text channels", config.get("caption_channels"), data.text_width))
         wrong = [f"{has} {what} instead of {wants}" for what, has, wants in pairs if has != wants]
         return f"the model does not fit {data.name!r}: it has {', '.join(wrong)}" if wrong else None
 
@@ -104,18 +105,25 @@ class Judge:
         return f"the held-out part of {self.name!r} has {images}, at least {QUARTILES} are needed"
 
     def samples(
-        self, model: nn.Module, description: str = "sampling", schedule: DDPMScheduler | None = None
+        self,
+        model: nn.Module,
+        description: str = "sampling",
+        schedule: DDPMScheduler | None = None,
+        captions: list[str] | None = None,
     ) -> Tensor:
-        """Return images ``[n, C, H, W]`` that ``model`` makes of the captions of the held-out images.
+        """Return images ``[n, C, H, W]`` that ``model`` makes of ``captions``, None: of those of the held-out
+        images. ``schedule`` is what it was trained with; None is that of the package's models.
 
-        ``schedule`` is what it was trained with; None is that of the package's models.
+        Raises:
+            ValueError: the data set has no text for one of the captions.
         """
         settings = self.settings
         return sample(
             model,
-            self._batch["tokens"],
+            self._batch["tokens"] if captions is None else self.held_out.encode(captions),
             self.held_out.null_tokens,
             seed=settings.seed,
+            side=self.held_out.size,
             steps=settings.steps,
             guidance=settings.guidance,
             chunk=_CHUNK,
@@ -128,10 +136,10 @@ class Judge:
         self, model: nn.Module, description: str = "sampling", schedule: DDPMScheduler | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the samples of ``model`` and its figures: ``frechet``, ``accuracy`` by attribute,
-        ``accuracy_mean``, ``accuracy_joint``, ``velocity_error``, ``velocity_error_by_quartile``.
+        ``accuracy_mean``, ``accuracy_joint``, ``v_mse``, ``v_mse_by_quartile``.
 
         The first four are left out where the data set has no attributes to train a classifier on. A model
-        that predicts the noise or the image has ``noise_error`` or ``image_error`` instead of the last two.
+        that predicts the noise or the image has ``noise_mse`` or ``image_mse`` instead of the last two.
         ``schedule`` is what it was trained with; None is that of the package's models.
         """
         reason = self.why_not(model)
@@ -141,8 +149,8 @@ class Judge:
             raise ValueError(f"dataset: {self.why_no_quality}")
         images = self.samples(model, description, schedule)
         error = prediction_error(model, self.held_out, schedule=schedule)
-        kind = "velocity" if schedule is None else PREDICTED[schedule.config.prediction_type]
-        errors = {f"{kind}_error": error.overall, f"{kind}_error_by_quartile": error.by_quartile}
+        kind = "v" if schedule is None else PREDICTED[schedule.config.prediction_type]
+        errors = {f"{kind}_mse": error.overall, f"{kind}_mse_by_quartile": error.by_quartile}
         return images, self._verdict(images) | errors
 
     def _verdict(self, images: Tensor) -> dict[str, Any]:

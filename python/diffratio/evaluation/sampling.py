@@ -16,6 +16,7 @@ def sample(
     null_tokens: Tensor,
     *,
     seed: int,
+    side: int | None = None,
     steps: int = 20,
     guidance: float = 2.0,
     chunk: int | None = None,
@@ -26,13 +27,14 @@ def sample(
     """Return images float32 ``[n, C, H, W]`` in [-1, 1] on the CPU, of the text ``tokens`` ``[n, M, E]``.
 
     Each step is one forward of 2n samples: the first n with ``null_tokens`` ``[M, E]``, the last n with their
-    text. The noise depends on ``seed`` and ``n`` alone, so two models given the same seed start from the same
-    noise. ``chunk`` images are made at a time; None makes all at once. The text may lie on any device.
-    ``schedule`` is what the model was trained with; None is that of the package's models.
+    text. The noise depends on ``seed``, ``n`` and ``side`` alone, so two models given the same seed start
+    from the same noise. ``side`` is that of the images; None is the one that the model was made for.
+    ``chunk`` images are made at a time; None makes all at once. The text may lie on any device. ``schedule``
+    is what the model was trained with; None is that of the package's models.
     """
-    n, config = len(tokens), model.config
+    n, side = len(tokens), model.config.sample_size if side is None else side
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n, config.in_channels, config.sample_size, config.sample_size, generator=generator)
+    noise = torch.randn(n, model.config.in_channels, side, side, generator=generator)
     chunk = n if chunk is None else chunk
     parts = -(-n // chunk)
     bar = progress_bar(total=parts * steps, show=progress, desc=description, unit="step", leave=False)

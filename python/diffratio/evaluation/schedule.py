@@ -5,12 +5,9 @@ from pathlib import Path
 
 from diffusers import DDPMScheduler
 
-from ..models import DIFFUSION_SCHEDULERS, sampling_scheduler
+from ..models import DIFFUSION_SCHEDULERS, PREDICTED, sampling_scheduler
 
 TIMESTEPS = 1000
-PREDICTED = {"v_prediction": "velocity", "epsilon": "noise", "sample": "image"}
-"""What a model predicts, by the ``prediction_type`` of its scheduler."""
-
 FILE = Path("scheduler", "scheduler_config.json")
 
 

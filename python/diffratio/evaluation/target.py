@@ -1,6 +1,7 @@
 """What is evaluated, sampled or drawn: a run, one of its checkpoints, an adapter, or a plain model."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from torch import nn
 
 from ..adapter import CONFIG_NAME, load_diffratio
 from ..adapter_file import check_files
+from ..data import BUILT_IN
+from ..data.images import CaptionedImages
 from ..models import PRETRAINED, noise_schedule
-from ..patch import plan_of
+from ..names import located
+from ..patch import enable_diffratio, plan_of
 from .quality import Judge, SampleSettings
 from .schedule import FILE, read_schedule
 
@@ -24,7 +28,8 @@ DATA_OPTIONS = ("resolution", "caption_column", "image_column")
 @dataclass
 class Target:
     """A model ready for inference, and what it was trained on: a data set (None where nothing tells) and a
-    noise schedule (None where ``why_no_schedule`` tells why)."""
+    noise schedule (None where ``why_no_schedule`` tells why). ``base`` loads the model that a run began with.
+    """
 
     model: nn.Module
     name: str
@@ -34,6 +39,7 @@ class Target:
     image_column: str | None = None
     schedule: DDPMScheduler | None = None
     why_no_schedule: str | None = None
+    base: Callable[[], nn.Module] | None = None
 
     @property
     def routed(self) -> bool:
@@ -98,25 +104,39 @@ def load_target(
     if run is not None:
         if base is not None:
             raise ValueError(f"base={str(base)!r}: {str(path)!r} is of a run, which knows its own base")
-        from ..train.result import load_run
+        from ..train.result import load_run, load_start
 
         model, info = load_run(run, step)
         name = run.name if step is None else f"{run.name}, step {step}"
-        target = Target(model, name, dataset or info["dataset"])
+        target = Target(model, name, _located(dataset) or info["dataset"])
         if target.dataset == info["dataset"]:
             for option in DATA_OPTIONS:
                 setattr(target, option, info["arguments"].get(option))
-        began = info["arguments"]["pretrained_model_name_or_path"]
+        if target.dataset == info["dataset"] or target.dataset not in BUILT_IN:
+            target.resolution = info.get("resolution", target.resolution)
+        target.base = lambda: load_start(info).eval().requires_grad_(False).to(device, dtype)
+        began = info["base_model"]
         written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
         _find_schedule(target, [written, Path(began)], began in PRETRAINED)
     elif checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN_FILE} is missing)")
     else:
-        target = _load_folder(str(path), base, dataset)
+        target = _load_folder(str(path), base, _located(dataset))
+    if target.resolution is None and target.dataset not in (None, *BUILT_IN):
+        target.resolution = _side(target.model.config)
     target.model = target.model.eval().requires_grad_(False).to(device)
     if target.model.dtype != dtype:
         target.model.to(dtype)
     return target
+
+
+def _located(dataset: str | None) -> str | None:
+    return dataset if dataset is None or dataset in BUILT_IN else located(dataset)
+
+
+def _side(config) -> int | None:
+    """Side in pixels of the images that a model was made for; None where it works on latents."""
+    return config.sample_size if config.in_channels == CaptionedImages.channels else None
 
 
 def _run_of(path: Path, checkpoint: int | None) -> tuple[Path | None, int | None]:

@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def velocity_loss(
+def v_mse(
     model: PixArtTransformer2DModel,
     schedule: DDPMScheduler,
     images: Tensor,
@@ -84,7 +84,7 @@ def velocity_loss(
     timesteps: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Return the mean squared error of the predicted velocity, a scalar.
+    """Return the v-MSE, the mean squared error of the predicted velocity: a scalar.
 
     ``images`` and ``noise`` are ``[n, C, H, W]``, ``tokens`` ``[n, M, E]``, ``timesteps`` int64 ``[n]``.
     """
@@ -121,7 +121,7 @@ def fit(
         spread = torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)
         timesteps = (spread * horizon / recipe.batch).long()
         noise = torch.randn(clean.shape, generator=generator)
-        loss = velocity_loss(model, schedule, clean, tokens, timesteps, noise)
+        loss = v_mse(model, schedule, clean, tokens, timesteps, noise)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -136,7 +136,7 @@ def fit(
                 ema.store(parameters)
                 ema.copy_to(parameters)
                 model.eval()
-                entry["held_out_loss"] = round(validate(), 5)
+                entry["v_mse"] = round(validate(), 5)
                 ema.restore(parameters)
                 model.train()
             log(**entry)
@@ -156,7 +156,7 @@ def train(
     parameters = sum(p.numel() for p in model.parameters())
     log(model=name, parameters=parameters, recipe=asdict(recipe), versions=versions())
     model.eval()
-    log(step=0, held_out_loss=round(validate(), 5))
+    log(step=0, v_mse=round(validate(), 5))
     start = time.perf_counter()
     fit(model, draw, validate, recipe, log)
     seconds = time.perf_counter() - start

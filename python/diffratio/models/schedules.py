@@ -6,6 +6,10 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 DIFFUSION_SCHEDULERS = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 """Classes whose configs describe a diffusion with betas, as `DDPMScheduler` reads it: not flow matching."""
 
+PREDICTED = {"v_prediction": "v", "epsilon": "noise", "sample": "image"}
+"""What a model predicts, by the ``prediction_type`` of its scheduler: its error is the v-MSE, noise-MSE or
+image-MSE, the mean squared error of that on held-out images; in JSON ``v_mse`` and so on."""
+
 # What a schedule consists of, in the configs of all of diffusers' schedulers.
 _NAMES = (
     "num_train_timesteps",

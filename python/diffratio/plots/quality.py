@@ -6,13 +6,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..models import PREDICTED
 from .style import MUTED, RUNS, new_figure, plain
 
 # Entry of `Judge`'s figures, name on the axis, factor.
 PANELS = (
     ("frechet", "Fréchet distance", 1),
     ("accuracy_joint", "all attributes right (%)", 100),
-    *((f"{kind}_error", f"{kind} error", 1) for kind in ("velocity", "noise", "image")),
+    *((f"{kind}_mse", f"{kind}-MSE", 1) for kind in PREDICTED.values()),
 )
 
 

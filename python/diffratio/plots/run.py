@@ -106,6 +106,7 @@ def _maps(run: Run, device: str, progress: bool) -> Figure:
             held_out.batch(items)["tokens"],
             held_out.null_tokens,
             seed=0,
+            side=held_out.size,
             schedule=target.schedule,
             description="sampling with routing recorded",
             progress=progress,

@@ -35,10 +35,15 @@ class TrainArguments:
     variant: str | None = _argument(None, "Variant of the weights, such as fp16.")
     dataset_name: str | None = _argument(
         None,
-        "digits, shapes, a folder of images with captions, or a name that `datasets` knows.",
+        "digits, shapes, a folder of images, or a name that `datasets` knows. Default: that of the model's "
+        "name. Captions of a folder: metadata.jsonl or metadata.csv (file_name, text), a .txt beside each "
+        "image, or a folder for each class. Every tenth image is held out, where there are no folders train "
+        "and validation.",
     )
     image_column: str | None = _argument(None, "The column of `datasets` with the images. Default: image.")
-    caption_column: str | None = _argument(None, "The column with the captions. Default: text or caption.")
+    caption_column: str | None = _argument(
+        None, "The column with the captions, of metadata or `datasets`. Default: text or caption."
+    )
     max_sequence_length: int = _argument(120, "Text tokens: 120 for PixArt-alpha, 300 for -Sigma.", least=1)
     output_dir: str = _argument("diffratio-model", "The run: logs, checkpoints and the result.")
     seed: int = _argument(0, "Decides every random number of the run.", least=0)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..config import DiffRatioConfig
 from ..models import DIFFUSION_SCHEDULERS, PRETRAINED, noise_schedule
+from ..names import is_hub_id, on_disk
 from ..patch import route_blocks, transformer_of
 from ..ratios import learn_ratios
 from .arguments import ArgumentError, TrainArguments
@@ -45,7 +46,9 @@ def load_base(arguments: TrainArguments) -> Base:
 
 def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
     try:
-        config = DDPMScheduler.load_config(name, subfolder="scheduler", revision=revision)
+        config = DDPMScheduler.load_config(
+            name, subfolder="scheduler", revision=revision, local_files_only=on_disk(name)
+        )
     except OSError:
         warnings.warn(
             f"{name} has no scheduler: training predicts the noise on a linear schedule of 1000 steps",
@@ -61,16 +64,24 @@ def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
 
 
 def _load_transformer(name: str | Path, revision: str | None, variant: str | None) -> nn.Module:
+    name = str(name)
+    if not on_disk(name) and not is_hub_id(name):
+        raise ArgumentError(f"pretrained_model_name_or_path={name!r} is no folder")
     failures = []
     for subfolder in ("transformer", None):
         try:
             return AutoModel.from_pretrained(
-                str(name), subfolder=subfolder, revision=revision, variant=variant, use_safetensors=True
+                name,
+                subfolder=subfolder,
+                revision=revision,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=on_disk(name),
             )
         except (OSError, ValueError) as error:
             failures.append(str(error).splitlines()[0])
     raise ArgumentError(
-        f"pretrained_model_name_or_path={str(name)!r} holds no transformer: {failures[0]}; "
+        f"pretrained_model_name_or_path={name!r} holds no transformer: {failures[0]}; "
         f"outside of transformer/: {failures[1]}"
     )
 

@@ -45,21 +45,34 @@ class Checkpoints:
         return f"{wrong[0]} has another size than when it was written" if wrong else None
 
     def find(self, wanted: str) -> int | None:
-        """The step to resume from: `latest` takes the newest that is whole, None where there is none."""
+        """The step to resume from: of `latest` the newest that is whole, None where there is none.
+
+        Raises:
+            ArgumentError: a named checkpoint is not one of this run, or is broken.
+        """
         if wanted != "latest":
-            match = re.fullmatch(r"(?:.*/)?checkpoint-(\d+)/?", wanted)
-            if match is None or int(match[1]) not in self.steps():
-                raise ArgumentError(f"resume_from_checkpoint={wanted!r} is no checkpoint of {self.root}")
-            reason = self.why_broken(int(match[1]))
-            if reason is not None:
-                raise ArgumentError(f"resume_from_checkpoint={wanted!r} is broken: {reason}")
-            return int(match[1])
+            return self._named(wanted)
         for step in reversed(self.steps()):
             reason = self.why_broken(step)
             if reason is None:
                 return step
             warnings.warn(f"{self.path(step)} is broken and skipped: {reason}", stacklevel=2)
         return None
+
+    def _named(self, wanted: str) -> int:
+        """A checkpoint by its name or its path."""
+        name, steps = Path(wanted).name, self.steps()
+        step = next((one for one in steps if self.path(one).name == name), None)
+        elsewhere = wanted.rstrip("/") != name and Path(wanted).resolve() != (self.root / name).resolve()
+        if step is None or elsewhere:
+            there = ", ".join(self.path(one).name for one in steps) or "none"
+            raise ArgumentError(
+                f"resume_from_checkpoint={wanted!r} is no checkpoint of {self.root}, which has {there}"
+            )
+        reason = self.why_broken(step)
+        if reason is not None:
+            raise ArgumentError(f"resume_from_checkpoint={wanted!r} is broken: {reason}")
+        return step
 
     def save(self, accelerator: Accelerator, step: int, write: Callable[[Path], None]) -> None:
         """Call `write(folder)` on every process, then give the folder its name."""

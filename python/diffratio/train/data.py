@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from ..data import BUILT_IN, load_dataset
 from ..data.images import CaptionedImages
+from ..models import PRETRAINED
+from ..names import located
 from .arguments import ArgumentError, TrainArguments
 from .base import Base
 from .encoded import EncodedDataset, Encoders, encode
@@ -22,19 +24,32 @@ PIXELS_PER_LATENT = 8
 """Of the VAE of PixArt and DiT."""
 
 
+def data_name(arguments: TrainArguments) -> str:
+    return arguments.dataset_name or arguments.pretrained_model_name_or_path
+
+
+def places(arguments: TrainArguments, config) -> dict:
+    """What `run.json` tells for those who come later, from any working directory: the data and the model that
+    the run starts from, folders by their absolute paths, and the side of the images."""
+    data, model = data_name(arguments), arguments.pretrained_model_name_or_path
+    return {
+        "dataset": data if data in BUILT_IN else located(data),
+        "resolution": resolution_of(arguments, config),
+        "base_model": model if model in PRETRAINED else located(model),
+    }
+
+
 def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator, progress: bool):
     """The training and the held-out data: pixels where the model takes those, else latents."""
-    name = arguments.dataset_name or arguments.pretrained_model_name_or_path
-    names = ("resolution", "caption_column", "image_column")
-    options = {name: getattr(arguments, name) for name in names}
-    if name not in BUILT_IN and arguments.resolution is None:
-        options["resolution"] = _side(base.model.config)
+    name = data_name(arguments)
+    config = base.model.config
+    options = {name: getattr(arguments, name) for name in ("caption_column", "image_column")}
+    options["resolution"] = resolution_of(arguments, config)
     try:
         splits = [load_dataset(name, split=split, **options) for split in ("train", "held_out")]
     except (ValueError, OSError, ModuleNotFoundError) as error:
         named = re.split(r"[ :=]", str(error))[0] in options
         raise ArgumentError(str(error) if named else f"dataset_name={name!r}: {error}") from None
-    config = base.model.config
     by_class = base.objective.by_class
     if by_class and not splits[0].attribute_sizes:
         raise ArgumentError(f"dataset_name={name!r} has no classes, which the model needs")
@@ -48,6 +63,12 @@ def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator,
                 f"the model takes {config.caption_channels}"
             )
         return splits
+    if arguments.pretrained_model_name_or_path in PRETRAINED:
+        raise ArgumentError(
+            f"dataset_name={name!r} has images of {_channels(splits[0].channels)}, the built-in model "
+            f"{arguments.pretrained_model_name_or_path!r} draws {_channels(config.in_channels)}"
+            + ("; shapes draws 3" if splits[0].channels == CaptionedImages.channels else "")
+        )
     encoders = Encoders(arguments, not by_class, accelerator.device)
     progress = progress and accelerator.is_local_main_process
     counts = len(splits[0]), min(VALIDATION_IMAGES, len(splits[1]))
@@ -59,8 +80,15 @@ def load_splits(arguments: TrainArguments, base: Base, accelerator: Accelerator,
     ]
 
 
-def _side(config) -> int:
-    """Side in pixels of the images that a model was made for."""
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
+
+
+def resolution_of(arguments: TrainArguments, config) -> int | None:
+    """Side of the images in pixels: as asked for, else that which the model was made for. None: that of a
+    built-in data set."""
+    if arguments.resolution is not None or data_name(arguments) in BUILT_IN:
+        return arguments.resolution
     return config.sample_size * (1 if config.in_channels == CaptionedImages.channels else PIXELS_PER_LATENT)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..names import on_disk
 from ..progress import progress_bar
 from .arguments import ArgumentError, TrainArguments
 from .run_log import replace_text
@@ -74,7 +75,15 @@ class Encoders:
     def _load(self, kind, subfolder: str):
         name = self.arguments.pretrained_model_name_or_path
         try:
-            return kind.from_pretrained(name, subfolder=subfolder, revision=self.arguments.revision)
+            # diffusers would take the folder's own config for that of a subfolder that is not there.
+            if on_disk(name) and not Path(name, subfolder).is_dir():
+                raise OSError("no such folder")
+            return kind.from_pretrained(
+                name,
+                subfolder=subfolder,
+                revision=self.arguments.revision,
+                local_files_only=on_disk(name),
+            )
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ArgumentError(

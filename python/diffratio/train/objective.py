@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
+from ..models import PREDICTED
 from ..patch import transformer_of
 from .arguments import ArgumentError
 from .samples import CLEAN
@@ -26,7 +27,7 @@ class Objective:
         plain = transformer_of(model)
         self.by_class = "class_labels" in inspect.signature(type(plain).forward).parameters
         self.sized = bool(getattr(plain, "use_additional_conditions", False))
-        if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
+        if scheduler.config.prediction_type not in PREDICTED:
             raise ArgumentError(
                 "pretrained_model_name_or_path: its scheduler has prediction_type "
                 f"{scheduler.config.prediction_type!r}, which is not epsilon, v_prediction or sample"
@@ -41,6 +42,12 @@ class Objective:
         predicted = predicted[:, : clean.shape[1]].float()
         error = (predicted - self._target(clean, noise, timestep).float()).square().flatten(1).mean(1)
         return error if self.snr_gamma is None else error * self._snr_weight(timestep)
+
+    @property
+    def name(self) -> str:
+        """Of the loss, as in evaluation: v-MSE, noise-MSE or image-MSE."""
+        name = f"{PREDICTED[self.scheduler.config.prediction_type]}-MSE"
+        return name if self.snr_gamma is None else f"{name}, min-SNR weighted"
 
     def _condition(self, batch: dict[str, Tensor]) -> dict:
         if self.by_class:

@@ -32,22 +32,28 @@ class Output:
     def __init__(self, arguments: TrainArguments, accelerator: Accelerator, checkpoints: Checkpoints):
         self.arguments, self.accelerator, self.checkpoints = arguments, accelerator, checkpoints
         self.root = checkpoints.root
+        self.resumes_from = self._find_checkpoint()
         self._check_writable()
         if not (self.root / RUN).exists():
             self._check_nothing_in_the_way()
-        self.resumes_from: int | None = None
-        if arguments.resume_from_checkpoint is not None:
-            self.resumes_from = checkpoints.find(arguments.resume_from_checkpoint)
-            if self.resumes_from is not None:
-                self._check_same_run()
-            else:
-                warnings.warn(f"{self.root} holds no checkpoint: the run starts anew", stacklevel=2)
-        elif (self.root / RUN).exists():
+        if self.resumes_from is not None:
+            self._check_same_run()
+        elif arguments.resume_from_checkpoint is None and (self.root / RUN).exists():
             raise ArgumentError(
                 f"output_dir={str(self.root)!r} holds a run: give another folder, "
                 "or go on with --resume_from_checkpoint latest"
             )
         accelerator.wait_for_everyone()
+
+    def _find_checkpoint(self) -> int | None:
+        """The step to go on from; that there is none is told, before a folder is made."""
+        wanted = self.arguments.resume_from_checkpoint
+        step = None if wanted is None else self.checkpoints.find(wanted)
+        if wanted is not None and step is None and self.accelerator.is_main_process:
+            why = "holds no checkpoint" if self.root.is_dir() else "is not there yet"
+            warnings.warn(f"{self.root} {why}: the run starts from the beginning", stacklevel=3)
+        self.accelerator.wait_for_everyone()
+        return step
 
     def _check_writable(self) -> None:
         try:

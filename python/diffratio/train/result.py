@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from diffusers import AutoModel
@@ -36,7 +37,7 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
     directory = Path(directory)
     try:
         info = json.loads((directory / RUN).read_text())
-        arguments = TrainArguments(**info["arguments"])
+        TrainArguments(**info["arguments"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"directory: {str(directory)!r} holds no run ({error})") from None
     folder = directory / "final"
@@ -49,9 +50,14 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
     if (folder / WEIGHTS).is_file():
         model = AutoModel.from_pretrained(str(folder), use_safetensors=True)
     else:
-        base = load_base(arguments).model
-        model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+        model = PeftModel.from_pretrained(load_start(info), str(folder)).merge_and_unload()
     if (folder / CONFIG_NAME).is_file():
         load_diffratio(model, folder)
     model.requires_grad_(False).eval()
     return model, info | {"checkpoint": checkpoint}
+
+
+def load_start(info: dict) -> nn.Module:
+    """The model that a run started from; `info` is the content of its `run.json`."""
+    arguments = TrainArguments(**info["arguments"])
+    return load_base(replace(arguments, pretrained_model_name_or_path=info["base_model"])).model

@@ -54,7 +54,6 @@ def describe(arguments: TrainArguments, **facts) -> dict:
     """The first content of `run.json`."""
     return {
         "arguments": asdict(arguments),
-        "base_model": arguments.pretrained_model_name_or_path,
         "seed": arguments.seed,
         **facts,
         "versions": {"diffratio": __version__, "python": platform.python_version()}

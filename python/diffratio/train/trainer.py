@@ -22,7 +22,8 @@ from .arguments import ArgumentError, TrainArguments
 from .base import load_base, prepare_model
 from .checkpoints import Checkpoints, replace_folder
 from .controller import RatioController
-from .data import load_splits, training_loader, validation_loader
+from .data import load_splits, places, training_loader, validation_loader
+from .encoded import EncodedDataset
 from .optimizer import make_optimizer, make_schedule, trained
 from .output import Output
 from .sharding import prepare_sharding, reduce_ratio_gradient
@@ -89,12 +90,15 @@ class Trainer:
         else:  # killed after its last checkpoint, or finished before
             self.last_validation = self._held_out_loss()
         replace_folder(self.accelerator, self.root / "final", lambda folder: save_adapter(self, folder))
-        return self.output.close(step=self.step, **self.last_validation)
+        ratios = {} if self.controller is None else {"ratios": self.controller.table.host()}
+        return self.output.close(step=self.step, **self.last_validation, **ratios)
 
     def _facts(self) -> dict:
         everything = transformer_of(self.model).parameters()
         return {
-            "dataset": self.arguments.dataset_name or self.arguments.pretrained_model_name_or_path,
+            **places(self.arguments, self.base.model.config),
+            "loss": self.objective.name,
+            "latents": isinstance(self.dataset, EncodedDataset),
             "processes": self.accelerator.num_processes,
             "parameters": {
                 "total": sum(p.numel() for p in everything),
@@ -114,6 +118,10 @@ class Trainer:
             unit="step",
         )
         self.model.train()
+        with bar:
+            self._run_steps(loader, bar)
+
+    def _run_steps(self, loader, bar: tqdm) -> None:
         losses, start = [], time.perf_counter()
         for batch in loader:
             losses.append(self._forward_backward(batch))
@@ -126,7 +134,6 @@ class Trainer:
             losses.clear()
             self._validate_and_save()
             start = time.perf_counter()
-        bar.close()
 
     def _forward_backward(self, batch: dict[str, Tensor]) -> Tensor:
         """One micro-batch; the optimiser steps when it is the last of its step. Returns both losses, [2]."""

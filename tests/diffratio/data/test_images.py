@@ -53,6 +53,76 @@ def test_the_caption_column_and_the_encoder_can_be_chosen(folder: Path):
     assert images[0]["tokens"].tolist() == [[3.0, 3.0]] * 3
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\u00a0"])
+def test_a_caption_of_the_web_is_one_line_of_metadata(mark: str, tmp_path: Path):
+    rows = [{"file_name": f"{i}.png", "text": f"a{mark}cat {i}"} for i in range(3)]
+    for row in rows:
+        save(tmp_path / row["file_name"], 10)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert load_dataset(tmp_path, resolution=16).captions([0, 1]) == [f"a{mark}cat 1", f"a{mark}cat 2"]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n", "\n  \n"])
+def test_a_file_of_windows_is_read_as_any_other(end: str, tmp_path: Path):
+    for i in range(3):
+        save(tmp_path / f"{i}.png", 10)
+    rows = [json.dumps({"file_name": f"{i}.png", "text": f"Käse {i}"}) for i in range(3)]
+    (tmp_path / "metadata.jsonl").write_bytes(("\r\n".join(rows) + end).encode("utf-8-sig"))
+    assert load_dataset(tmp_path, resolution=16).captions([0, 1]) == ["Käse 1", "Käse 2"]
+    (tmp_path / "metadata.jsonl").unlink()
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_bytes(f"Käse {i}{end}".encode("utf-8-sig"))
+    assert load_dataset(tmp_path, resolution=16).captions([0, 1]) == ["Käse 1", "Käse 2"]
+    (tmp_path / "1.txt").write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(ValueError, match="caption file .*1.txt cannot be read as UTF-8"):
+        load_dataset(tmp_path, resolution=16)
+
+
+def test_metadata_may_be_a_table(tmp_path: Path):
+    for i in range(3):
+        save(tmp_path / f"{i}.png", 10)
+    table = 'file_name,text,other\n0.png,plain,\n1.png,"two\nlines, and ""more""",x\n\n2.png,last,x,y\n'
+    (tmp_path / "metadata.csv").write_bytes(table.encode("utf-8-sig"))
+    images = load_dataset(tmp_path, resolution=16)
+    assert images.captions([0, 1]) == ['two\nlines, and "more"', "last"]
+    assert load_dataset(tmp_path, resolution=16, caption_column="other").captions([0]) == ["x"]
+    for line, words in (("3.png,none", "line 7: no such file: 3.png"), ("0.png", "text of .* is not text")):
+        (tmp_path / "metadata.csv").write_text(table + line)
+        with pytest.raises(ValueError, match=words):
+            load_dataset(tmp_path, resolution=16)
+    (tmp_path / "metadata.csv").write_text(table + "0.png," + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"metadata.csv, line \d: not CSV \(field larger"):
+        load_dataset(tmp_path, resolution=16)
+
+
+def test_what_a_system_hides_beside_images_is_not_looked_at(folder: Path):
+    for name in ("._00.png", ".thumbnails/00.png", "__MACOSX/._00.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no image")
+    (folder / "metadata.jsonl").unlink()
+    for i in range(20):
+        (folder / f"{i:02}.txt").write_text(f"number {i}")
+    assert len(load_dataset(folder, resolution=16)) == 18
+
+
+def test_any_caption_has_text(folder: Path):
+    images = load_dataset(folder, resolution=16)
+    assert torch.equal(images.encode(["number 3"]), WordEmbeddings()(["number 3"]))
+    held_out = load_dataset("digits", split="held_out")
+    assert torch.equal(held_out.encode(held_out.captions(range(9))), held_out.batch(range(9))["tokens"])
+    shapes = load_dataset("shapes", split="held_out")
+    assert torch.equal(shapes.encode(shapes.captions(range(50))), shapes.batch(range(50))["tokens"])
+    for data, prompt, words in (
+        (held_out, "1 or 2", "must name one digit from 0 to 9"),
+        (held_out, "12", "must name one digit"),
+        (shapes, "a large red circle on stripes", "must name one position: upper left"),
+        (shapes, "a large red green circle", "must name one colour: red, green"),
+    ):
+        with pytest.raises(ValueError, match=f"^prompt='{prompt}' {words}"):
+            data.encode([prompt])
+
+
 def test_text_files_and_split_folders(tmp_path: Path):
     for split, grey in (("train", 100), ("validation", 200)):
         save(tmp_path / split / "a.png", grey)
@@ -86,7 +156,7 @@ def test_a_class_has_one_label_in_all_splits(tmp_path: Path):
 def test_images_without_captions_and_broken_images_are_named(tmp_path: Path):
     for name in ("a", "b", "c"):
         save(tmp_path / f"{name}.png", 10)
-    with pytest.raises(ValueError, match=f"folder {tmp_path} has no captions: metadata.jsonl, a .txt"):
+    with pytest.raises(ValueError, match=f"folder {tmp_path} has no captions: metadata.jsonl or"):
         load_dataset(tmp_path, resolution=16)
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.txt").write_text(name)

@@ -17,7 +17,7 @@ from diffratio.cli.eval import eval as eval_command
 from diffratio.cli.plot import plot
 from diffratio.cli.sample import sample
 from diffratio.data import load_dataset
-from diffratio.models import small_pixart
+from diffratio.models import noise_schedule, small_pixart
 from diffratio.train.state import write_model
 
 FAST = ["--steps", "2", "--device", "cpu"]
@@ -40,7 +40,7 @@ def test_eval_gives_quality_and_cost_of_a_run(synthetic_runs):
     report = json.loads(result.stdout)
     assert report["kept_tenths"] == [[8, 6], [7, 3]] and report["mean_kept"] == pytest.approx(0.6)
     assert (report["dataset"], report["samples"], report["steps"], report["batch"]) == ("digits", 4, 2, 2)
-    assert report["quality"].keys() >= {"frechet", "accuracy_joint", "velocity_error_by_quartile"}
+    assert report["quality"].keys() >= {"frechet", "accuracy_joint", "v_mse_by_quartile"}
     assert report["real"]["accuracy_joint"] == 1 and "router_auc" not in report
     cost = report["cost"]
     assert cost["sparse"]["gflop"] < cost["dense"]["gflop"]
@@ -53,6 +53,23 @@ def test_eval_prints_tables(synthetic_runs):
     for words in ("dense: 2 samples, 2 steps", "Frechet distance", "accuracy, digit", "timesteps 750 to 999",
                   "100.0% of the tokens kept", "peak memory", "GFLOP"):  # fmt: skip
         assert words in result.output
+
+
+def test_eval_compares_with_the_base_as_long_as_it_is_there(synthetic_runs, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("diffratio.evaluation.evaluate.model_cost", lambda *_, **__: {})
+    arguments = ("--samples", 4, "--json", *FAST)
+    report = json.loads(call(eval_command, synthetic_runs / "lt", *arguments).stdout)
+    plain = json.loads(call(eval_command, "digits", *arguments).stdout)
+    assert report["base"] == plain["quality"] and not {"base", "dense"} & plain.keys()
+    assert report["dense"]["v_mse"] != report["quality"]["v_mse"]
+    dense = json.loads(call(eval_command, synthetic_runs / "dense", *arguments).stdout)
+    assert dense["base"] == plain["quality"] and "dense" not in dense
+    run = shutil.copytree(synthetic_runs / "lt", tmp_path / "lt")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"base_model": "/no/such/folder"}))
+    noise_schedule().save_pretrained(run / "final" / "scheduler")
+    report = json.loads(call(eval_command, run, *arguments).stdout)
+    assert "base" not in report and "'/no/such/folder' is no folder" in report["why_no_base"]
 
 
 def test_eval_says_why_there_is_no_quality(synthetic_runs):

@@ -49,7 +49,7 @@ def test_a_run_tells_its_schedule(synthetic_runs, tmp_path: Path):
     assert load_target(run, checkpoint=2).schedule.config.prediction_type == "v_prediction"
     result = call(eval_command, run, "--batch", 1, *FEW)
     assert result.exit_code == 0, result.output
-    assert "noise error" in result.output and "velocity" not in result.output
+    assert "noise-MSE" in result.output and "v-MSE" not in result.output
 
 
 def test_a_pipeline_tells_its_schedule(pipeline: Path):
@@ -72,7 +72,7 @@ def test_a_model_without_a_schedule_is_not_judged(pipeline: Path, tmp_path: Path
 def test_figures_of_a_run_without_a_schedule_are_refused(synthetic_runs, tmp_path: Path):
     run = shutil.copytree(synthetic_runs / "mod", tmp_path / "mod")
     info = json.loads((run / "run.json").read_text())
-    info["arguments"]["pretrained_model_name_or_path"] = "someone/their-model"
+    info["base_model"] = "someone/their-model"
     (run / "run.json").write_text(json.dumps(info))
     for figure in ("maps", "quality"):
         result = call(plot, run, "--figure", figure, "--out", tmp_path / "out", *FEW)

@@ -5,7 +5,7 @@ from diffratio.plots.quality import quality_curves
 
 
 def entry(step, kept, value, **more):
-    return {"step": step, "mean_kept": kept, "frechet": value, "velocity_error": value / 10, **more}
+    return {"step": step, "mean_kept": kept, "frechet": value, "v_mse": value / 10, **more}
 
 
 RUNS = {
@@ -17,7 +17,7 @@ RUNS = {
 def test_there_is_a_line_for_each_run_in_each_panel():
     figure = quality_curves(RUNS, "quality")
     # Accuracy is left out: one model lacks it.
-    assert [axes.get_ylabel() for axes in figure.axes] == ["Fréchet distance", "velocity error"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Fréchet distance", "v-MSE"]
     for axes, factor in zip(figure.axes, (1, 0.1), strict=True):
         lt, mod = axes.lines
         np.testing.assert_allclose(lt.get_xdata(), [90, 70])

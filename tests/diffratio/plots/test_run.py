@@ -76,5 +76,5 @@ def test_quality_is_measured_for_each_model_of_a_run_that_learns(synthetic_runs,
     assert [round(x, 3) for x in kept["lt"]] == [0.95, 0.7, 0.6]
     assert [round(x, 3) for x in kept["mod"]] == [0.6] and kept["dense"] == [1.0]
     assert [one["step"] for one in content["runs"]["lt"]] == [1, 2, 3]
-    errors = [one["velocity_error"] for one in content["runs"]["lt"]]
+    errors = [one["v_mse"] for one in content["runs"]["lt"]]
     assert len(set(errors)) == 3 and all(one["frechet"] > 0 for one in content["runs"]["lt"])

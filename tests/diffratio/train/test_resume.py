@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffratio.train import ArgumentError, Trainer
+from diffratio.train.checkpoints import MANIFEST, Checkpoints
 
 CASES = {
     "everything": {
@@ -84,6 +85,20 @@ def test_the_comparison_of_runs_sees_a_single_bit(tiny, runs, tmp_path):
     weights.write_bytes(raw)
     with pytest.raises(AssertionError):
         runs.assert_same_run(tmp_path / "first", tmp_path / "second", step=3)
+
+
+def test_a_checkpoint_is_named_by_itself_or_by_its_path_alone(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run")
+    for step in (3, 12):
+        checkpoints.path(step).mkdir(parents=True)
+        (checkpoints.path(step) / MANIFEST).write_text('{"files": {}}')
+    monkeypatch.chdir(tmp_path)
+    for name in ("checkpoint-3", "checkpoint-3/", "run/checkpoint-3", tmp_path / "run/checkpoint-3/"):
+        assert checkpoints.find(str(name)) == 3
+    assert checkpoints.find("latest") == 12
+    for name in ("checkpoint-1", "other/checkpoint-3", "run", "checkpoint", "checkpoint-03"):
+        with pytest.raises(ArgumentError, match="is no checkpoint of .*run, which has checkpoint-3, check"):
+            checkpoints.find(name)
 
 
 def test_only_the_last_checkpoints_are_kept(tiny, tmp_path):
