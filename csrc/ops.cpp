@@ -7,9 +7,11 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/topk_select.h"
@@ -24,18 +26,20 @@ using torch::stable::Tensor;
 constexpr int64_t kRowsPerTask = 16;
 constexpr int64_t kColumnsPerTask = 64;
 
-const diffratio::Kernels& kernels() {
+// The tables that this processor can run, the best first.
+std::vector<const diffratio::Kernels*> runnable() {
+  std::vector<const diffratio::Kernels*> tables;
 #ifdef DIFFRATIO_X86_LEVELS
-  static const diffratio::Kernels& best = [&]() -> const diffratio::Kernels& {
-    if (__builtin_cpu_supports("x86-64-v4")) return diffratio::avx512_kernels();
-    if (__builtin_cpu_supports("x86-64-v3")) return diffratio::avx2_kernels();
-    return diffratio::baseline_kernels();
-  }();
-  return best;
-#else
-  return diffratio::baseline_kernels();
+  if (__builtin_cpu_supports("x86-64-v4")) tables.push_back(&diffratio::avx512_kernels());
+  if (__builtin_cpu_supports("x86-64-v3")) tables.push_back(&diffratio::avx2_kernels());
 #endif
+  tables.push_back(&diffratio::baseline_kernels());
+  return tables;
 }
+
+std::atomic<const diffratio::Kernels*> in_use = runnable().front();
+
+const diffratio::Kernels& kernels() { return *in_use.load(std::memory_order_relaxed); }
 
 Element element(const Tensor& t) {
   switch (t.scalar_type()) {
@@ -51,12 +55,18 @@ const int64_t* rows(const Tensor& index) { return static_cast<const int64_t*>(in
 void* data(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
 const int32_t* place_of(const std::optional<Tensor>& t) { return static_cast<const int32_t*>(data(t)); }
 
-std::string instruction_set() {
-#ifdef DIFFRATIO_X86_LEVELS
-  if (&kernels() == &diffratio::avx512_kernels()) return "AVX-512";
-  if (&kernels() == &diffratio::avx2_kernels()) return "AVX2";
-#endif
-  return "baseline";
+std::string instruction_set() { return kernels().instruction_set; }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const auto* table : runnable()) names.push_back(table->instruction_set);
+  return names;
+}
+
+void use_instruction_set(std::string name) {
+  for (const auto* table : runnable())
+    if (name == table->instruction_set) return in_use.store(table, std::memory_order_relaxed);
+  STD_TORCH_CHECK(false, "diffratio_native: no ", name, " kernels can run here");
 }
 
 void router_logits(Tensor x, Tensor weight, Tensor logits) {
@@ -244,6 +254,8 @@ void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor plac
 
 STABLE_TORCH_LIBRARY(diffratio_native, m) {
   m.def("instruction_set() -> str");
+  m.def("instruction_sets() -> str[]");
+  m.def("use_instruction_set(str name) -> ()");
   m.def("router_logits(Tensor x, Tensor weight, Tensor(a!) logits) -> ()");
   m.def("topk_select(Tensor logits, Tensor offsets, Tensor? keep_small, Tensor(a!) index) -> ()");
   m.def("row_places(Tensor index, Tensor(a!) place) -> int");
@@ -280,6 +292,8 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("instruction_sets", TORCH_BOX(&instruction_sets));
+  m.impl("use_instruction_set", TORCH_BOX(&use_instruction_set));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {

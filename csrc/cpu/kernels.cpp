@@ -35,7 +35,17 @@ void for_element_and_rescale(Element element, Rescale rescale, F&& body) {
   });
 }
 
+constexpr const char* instruction_set =
+#if defined(__AVX512F__)
+    "avx512";
+#elif defined(__AVX2__)
+    "avx2";
+#else
+    "baseline";
+#endif
+
 const Kernels table = {
+    instruction_set,
     [](Element e, const void* x, const void* weight, int64_t width, void* logits, int64_t begin, int64_t end) {
       for_element(e, [&](auto zero) {
         using T = decltype(zero);

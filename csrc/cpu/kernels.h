@@ -93,6 +93,7 @@ struct TwoBinBlendBackwardArgs {
 };
 
 struct Kernels {
+  const char* instruction_set;  // what the compiler was told to use: "avx512", "avx2" or "baseline"
   void (*router_logits)(Element, const void* x, const void* weight, int64_t width, void* logits, int64_t begin,
                         int64_t end);
   void (*gather_adaln)(Element, const AdalnArgs&, int64_t begin, int64_t end);
@@ -107,7 +108,7 @@ struct Kernels {
   void (*two_bin_blend_backward_rows)(Element, const TwoBinBlendBackwardArgs&, int64_t begin, int64_t end);
 };
 
-// One table per instruction set, chosen once by what the processor can do.
+// One table per instruction set; what the processor can do says which may run.
 const Kernels& baseline_kernels();
 #ifdef DIFFRATIO_X86_LEVELS
 const Kernels& avx2_kernels();

@@ -7,6 +7,7 @@ import torch
 
 from diffratio_kernels.kernels import native
 
+pytestmark = pytest.mark.usefixtures("every_instruction_set")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 ONE, NONE = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0, 0], dtype=torch.int32)
 

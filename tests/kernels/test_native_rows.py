@@ -9,6 +9,7 @@ from diffratio_kernels.kernels import native
 from diffratio_kernels.testing.budget import check_budget, shake
 from diffratio_kernels.testing.inputs import cast
 
+pytestmark = pytest.mark.usefixtures("every_instruction_set")
 RESCALE = ("mlp", "residual", "output", "none")
 SHAPES = [  # B, N, kept, D
     (1, 1, [1], 1),

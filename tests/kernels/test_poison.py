@@ -10,6 +10,7 @@ from diffratio_kernels.testing.calls import two_bin_arguments, two_bins_of
 from diffratio_kernels.testing.inputs import ModBlockCase
 from diffratio_kernels.testing.poison import poisoned_memory
 
+pytestmark = pytest.mark.usefixtures("every_instruction_set")
 CASES = [
     ModBlockCase(seed=0, keep=(24,)),
     ModBlockCase(seed=1, keep=(13, 0), ragged_text=True),

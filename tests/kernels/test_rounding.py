@@ -5,6 +5,7 @@ import torch
 
 from diffratio_kernels.kernels import native
 
+pytestmark = pytest.mark.usefixtures("every_instruction_set")
 BF16, FP16 = torch.bfloat16, torch.float16
 
 

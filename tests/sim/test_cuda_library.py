@@ -35,7 +35,7 @@ def test_launchers_are_called_like_the_native_ones():
 
     ours = launchers(cuda)
     for name, parameters in launchers(native).items():
-        if name != "instruction_set":
+        if "instruction_set" not in name:
             assert ours[name][: len(parameters)] == parameters, name
 
 

@@ -3,6 +3,7 @@
 from .cuda import CUDA
 from .cuda_two_bin import CUDA_TWO_BIN
 from .mutant import Mutant
+from .native import NATIVE
 from .ops import OPERATORS
 from .triton_products import TRITON_PRODUCTS
 from .triton_rows import TRITON_ROWS
@@ -13,4 +14,4 @@ from .two_bin import TWO_BINS
 __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
-MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS
+MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE
