@@ -10,13 +10,17 @@ BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell f
 # One thread per test process; the processes fill the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-triton-3.6 lint bench fuzz gpu mutants reproduction doctor clean
+.PHONY: demo test portable test-triton-3.6 lint bench fuzz gpu mutants reproduction doctor clean
 
 demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
 
 test: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+
+# The numerics tests under other kernels of OpenBLAS, torch, oneDNN and MKL. ARGS="--list", "--cell NAME" ...
+portable: $(READY)
+	$(BIN)/python tools/portable/run.py $(ARGS)
 
 # Triton as on GPU machines with torch 2.11. Its interpreter cannot count loops under numpy 2.4.
 test-triton-3.6: $(READY) build/triton-3.6
@@ -36,7 +40,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/performance/write.py
 
 fuzz: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz -o faulthandler_timeout=1800 tests
 
 # Plants bugs in copies of the checkout: which tests see them? ARGS="--json", "NAME ..."
 mutants: $(READY)

@@ -1,5 +1,5 @@
-"""Control: a test that hangs ends at the suite's limit per test, in Python and in C code that keeps the interpreter's
-lock, and the tests after it run."""
+"""Control: a test that hangs ends at the suite's limit per test, in Python and in C code that keeps the
+interpreter's lock, and the tests after it run."""
 
 import subprocess
 import sys
