@@ -17,18 +17,18 @@ _POINTER = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32",
     torch.int64: "*i64",
 }  # fmt: skip
-_COMPILER_OPTIONS = ("num_warps", "num_stages")
+_COMPILER_OPTIONS = ("num_warps", "num_stages", *launch.FP_FUSION)
 
 
 @dataclass(frozen=True)
 class Specialization:
-    """One kernel as the compiler gets it: argument types, constants, 16-byte alignment, warps and stages."""
+    """One kernel as the compiler gets it: argument types, constants, 16-byte alignment, and its options."""
 
     kernel: object
     signature: dict[str, str]
     constants: dict[str, object]
     aligned: tuple[int, ...]
-    options: dict[str, int]
+    options: dict[str, int | bool]
 
     @property
     def name(self) -> str:

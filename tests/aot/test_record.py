@@ -58,6 +58,13 @@ def test_every_shipped_configuration_is_recorded_as_triton_launches_it():
         assert assert_the_same(call)
 
 
+def test_floating_point_fusion_is_asked_for_and_not_left_to_triton():
+    """Its default changes in Triton 3.10."""
+    for _, _, call in configurations():
+        assert all(options["enable_fp_fusion"] is True for _, _, options in launches(call))
+        assert all(spec.options["enable_fp_fusion"] is True for spec in record(call, 80))
+
+
 def meta(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
 
