@@ -1,9 +1,13 @@
 """The packages that the extras name."""
 
 import re
+import sys
 from pathlib import Path
 
-import tomllib
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest needs it there
 
 from diffratio import extras
 
