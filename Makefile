@@ -10,7 +10,7 @@ BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell f
 # One thread per test process; the processes fill the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test portable test-triton-3.6 lint bench fuzz gpu mutants reproduction doctor clean
+.PHONY: demo test portable toolchains lint bench fuzz gpu mutants reproduction doctor clean
 
 demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
@@ -22,14 +22,9 @@ test: $(READY)
 portable: $(READY)
 	$(BIN)/python tools/portable/run.py $(ARGS)
 
-# Triton as on GPU machines with torch 2.11. Its interpreter cannot count loops under numpy 2.4.
-test-triton-3.6: $(READY) build/triton-3.6
-	PYTHONPATH=$(CURDIR)/build/triton-3.6 $(BIN)/python -c "import triton; assert triton.__version__ == '3.6.0', triton"
-	PYTHONPATH=$(CURDIR)/build/triton-3.6 $(ONE_THREAD) $(BIN)/python -m pytest -n auto \
-	  tests/kernels/triton tests/testing/test_interpreter_controls.py
-
-build/triton-3.6: | $(READY)
-	$(PIP) --no-deps --target $@ triton==3.6.0 "numpy<2.4"
+# Every supported Triton, Python and torch. ARGS="--json", "Triton 3.9.0" ...
+toolchains: $(READY)
+	$(BIN)/python tools/toolchains/toolchains.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
