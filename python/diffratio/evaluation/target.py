@@ -15,7 +15,7 @@ from ..data import BUILT_IN
 from ..data.images import CaptionedImages
 from ..models import PRETRAINED, noise_schedule
 from ..names import located
-from ..patch import enable_diffratio, plan_of
+from ..patch import plan_of
 from .quality import Judge, SampleSettings
 from .schedule import FILE, read_schedule
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from tqdm import tqdm
 
 from ..patch import transformer_of
 from ..progress import progress_bar
