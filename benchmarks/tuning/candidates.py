@@ -58,7 +58,8 @@ def costs(kernel: str, columns: int, inner: int, architecture: int, tile: tuple[
 def compiles(subject: Subject, architecture: int, tile: tuple[int, ...]) -> bool:
     """Whether the tile fits into the registers and the shared memory of a multiprocessor."""
     found = costs(subject.kernel, subject.columns, subject.inner, architecture, tile)
-    return not found["spills"] and not found["stack"] and found["occupancy"] > 0
+    wrong = found["spills"] or found["stack"] or found["wrong_descriptors"]
+    return not wrong and found["occupancy"] > 0
 
 
 def seconds(subject: Subject, architecture: int, tile: tuple[int, ...], device: Device) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import triton
 
+from .descriptors import wrong_descriptors
 from .occupancy import occupancy
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -40,6 +41,7 @@ def figures(architecture: int, threads: int, resources: dict[str, int], code: st
     return {
         **resources,
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        "wrong_descriptors": wrong_descriptors(code),
         "threads": threads,
         "occupancy": round(occupancy(architecture, threads, registers, shared), 4),
         "mma_useful": None,

@@ -11,7 +11,8 @@ HELD = {72: 80, 40: 48}
 
 def broken(row: dict) -> list[str]:
     """The rules that a row of the report breaks, in words."""
-    found = [f"{figure} {row[figure]}, must be 0" for figure in ("spills", "stack", "local") if row[figure]]
+    none_of = ("spills", "stack", "local", "wrong_descriptors")
+    found = [f"{figure} {row[figure]}, must be 0" for figure in none_of if row[figure]]
     limit = MULTIPROCESSORS[row["architecture"]].shared_per_block
     if row["shared"] > limit:
         found.append(f"{row['shared']} bytes of shared memory, must be at most {limit}")

@@ -102,16 +102,15 @@ def attend(
     STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over keys begin..end."""
-    whole = begin + (end - begin) // BLOCK_N * BLOCK_N
-    for start in range(begin, whole, BLOCK_N):
+    """The online softmax over keys begin..end.
+
+    Every step is masked: a step of its own for the last keys would be a second copy of the code outside of
+    the loop, which waits for its loads, and whose second part of V ptxas 12.8 addresses wrongly (see
+    aot/descriptors.py).
+    """
+    for start in range(begin, end, BLOCK_N):
         out0, out1, largest, total = _step(
             query0, query1, out0, out1, largest, total, k_ptr, v_ptr, start, end, scale,
-            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
-        )  # fmt: skip
-    if whole < end:
-        out0, out1, largest, total = _step(
-            query0, query1, out0, out1, largest, total, k_ptr, v_ptr, whole, end, scale,
             STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
         )  # fmt: skip
     return out0, out1, largest, total
