@@ -38,9 +38,9 @@ def evaluate(
         router nothing has trained; ``quality`` of ``Judge``, and the same figures for ``dense``, the same
         weights without routing, for ``base``, the model that a run started from, and for ``real`` held-out
         images; ``router_auc`` [L][timestep] where the data has object masks; ``cost`` of ``model_cost``.
-        Quality is None, with ``why_no_quality``, where the model does not make images of the data set, nothing
-        tells the noise that it was trained with, or too few images are held out; ``base`` is left out, with
-        ``why_no_base``, where it cannot be loaded any more.
+        Quality is None, with ``why_no_quality``, where the model does not make images of the data set,
+        nothing tells the noise that it was trained with, or too few images are held out; ``base`` is left
+        out, with ``why_no_base``, where it cannot be loaded any more.
     """
     model = target.model
     fid = Fid(fid_weights, model.device) if fid_weights is not None else None
