@@ -1,6 +1,7 @@
 """Seeds, the choice of Triton's interpreter, and the table of worst error ratios at the end of a run."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses poisoned memory
 
 from diffratio_kernels.testing import budget
+from diffratio_kernels.testing.interpreter import interpreted, ordered_products
 
 # Child processes, too, may run without the native library, which is said at its import.
 QUIET = "ignore:diffratio_kernels has no native library:RuntimeWarning"
@@ -25,6 +27,13 @@ def pytest_collection_modifyitems(items):
         parameters = getattr(item, "callspec", None) and item.callspec.params.values()
         if item.path.parent.name == "ops" and "triton" in (parameters or ()):
             item.add_marker(compiled)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ordered_products():
+    """Bits of interpreted kernels are ours to assert only where products are added up in our own order."""
+    with ordered_products() if interpreted() else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,7 @@ def check_budget(
     factor: float = 2.0,
     shaken: Sequence[Tensor] = (),
     scale: float = 0.0,
+    terms: int = 1,
 ) -> float:
     """Assert the bound and return the part of it that was used.
 
@@ -27,10 +29,12 @@ def check_budget(
     rms e(actual) <= factor/2 (1.5 rms e(peer) + eps rms(gold)), so that no bias hides under one bad element.
     The factor is 2, and 3 for gradients through attention.
 
-    A gradient that sums few terms can be right in the peer by luck. There, `shaken` are gold results on
-    inputs moved by half an ulp (see `shake`): errors that no computation in this dtype can be blamed for,
-    so the largest of them and of the peer's counts; `scale` is the size of terms that cancel to nothing in
-    the gold result.
+    The peer can be right by luck, and which draws it is lucky on depends on the processor. So its error
+    counts as no less than what its dtype and `terms`, the length of the longest sum in the operator, imply
+    (`least_error`). Where that says too little, because results sum roundings of intermediate values,
+    `shaken` are gold results on inputs moved by half an ulp (see `shake`): errors that no computation in this
+    dtype can be blamed for. The largest counts. `scale` is the size of terms that cancel to nothing in the
+    gold result.
     """
     if actual.shape != gold.shape or actual.dtype != peer.dtype:
         raise AssertionError(
@@ -40,13 +44,16 @@ def check_budget(
         return 0.0
     eps = torch.finfo(actual.dtype).eps
     gold = gold.double()
-    error, peer_error = actual.double() - gold, peer.double() - gold
-    peer_max, peer_rms = peer_error.abs().max(), _rms(peer_error)
-    for other in shaken:
-        floor = other.double() - gold
-        peer_max, peer_rms = torch.maximum(peer_max, floor.abs().max()), torch.maximum(peer_rms, _rms(floor))
-    limit = factor * peer_max + 2 * eps * gold.abs().max().clamp(min=scale)
-    rms_limit = factor / 2 * (1.5 * peer_rms + eps * _rms(gold).clamp(min=scale))
+    error = actual.double() - gold
+    size_max, size_rms = gold.abs().max().clamp(min=scale), _rms(gold).clamp(min=scale)
+    least_max, least_rms = least_error(actual.dtype, terms)
+    peer_max, peer_rms = least_max * size_max, least_rms * size_rms
+    for other in (peer, *shaken):
+        other_error = other.double() - gold
+        peer_max = torch.maximum(peer_max, other_error.abs().max())
+        peer_rms = torch.maximum(peer_rms, _rms(other_error))
+    limit = factor * peer_max + 2 * eps * size_max
+    rms_limit = factor / 2 * (1.5 * peer_rms + eps * size_rms)
     used = max(_part(error.abs().max(), limit), _part(_rms(error), rms_limit))
     worst[name] = max(worst.get(name, 0.0), used)
     if not used <= 1:
@@ -55,6 +62,27 @@ def check_budget(
             f"max {limit:.3e} rms {rms_limit:.3e} ({used:.2f} of it)"
         )
     return used
+
+
+def least_error(dtype: torch.dtype, terms: int) -> tuple[float, float]:
+    """Relative error, at its worst element and in the root mean square, that any computation may have.
+
+    One rounding at the store, eps/2 at most and eps/(2 sqrt 3) in the mean; and that of adding `terms` = n
+    numbers in fp32 (fp64 for fp64), each addition with a rounding of u = eps/2. The latter stays below
+    lambda sqrt(n) u times the sum of the magnitudes with a probability that grows as 1 - 2 exp(-lambda^2/2)
+    (Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5),
+    2019); here lambda is 1 and the magnitude that of the result, which is smaller. Its root mean square is
+    sqrt(n/6) u: the k-th of n partial sums has sqrt(k/n) of the size of the last, and rounds by u/sqrt 3.
+    """
+    rounding = torch.finfo(dtype).eps / 2
+    adding = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2 * math.sqrt(terms)
+    return rounding + adding, rounding / math.sqrt(3) + adding / math.sqrt(6)
+
+
+def longest_sum(arguments: dict) -> int:
+    """The longest dimension of the floating arguments: no operator adds up along more than one at a time."""
+    tensors = [t for t in arguments.values() if isinstance(t, Tensor) and t.is_floating_point()]
+    return max((size for t in tensors for size in t.shape), default=1)
 
 
 def _rms(t: Tensor) -> Tensor:

@@ -69,11 +69,12 @@ def _check(function, separate, case, counts: dict, seed: int, implementation: st
 
     peer, peer_grads = budget.gradients(separate, full | given, seed)
     actual, grads = budget.gradients(function, arguments, seed)
+    terms = budget.longest_sum(full)
     bypassed = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
     bypassed.view(-1)[given["index"]] = False
     floor = [function(**arguments | {"implementation": "reference"})] if two_bins and few else ()
     for kind, out in (("inference", function(**arguments)), ("training", actual)):
-        budget.check_budget(f"{name}: output, {kind}", out, peer, gold, shaken=floor)
+        budget.check_budget(f"{name}: output, {kind}", out, peer, gold, shaken=floor, terms=terms)
         assert torch.equal(out[bypassed], x[bypassed]), f"seed {seed}: tokens not kept, {kind}"
     if few:
         return
@@ -83,12 +84,14 @@ def _check(function, separate, case, counts: dict, seed: int, implementation: st
         results = [_weight_gradients(*run, seed) for run in runs]
         floor = [_weight_gradients(separate, moved, seed) for moved in shaken]
         scale = gold.masked_fill(bypassed[..., None], 0).flatten(1).norm(dim=1).max()
-        budget.check_budget(f"{name}: d weight_large", *results, shaken=floor, scale=scale)
+        budget.check_budget(f"{name}: d weight_large", *results, shaken=floor, scale=scale, terms=terms)
     shaken_grads = [budget.gradients(separate, moved, seed)[1] for moved in shaken]
-    _check_gradients(name, grads, peer_grads, gold_grads, shaken_grads)
+    _check_gradients(name, grads, peer_grads, gold_grads, shaken_grads, terms)
 
 
-def _check_gradients(name: str, grads: dict, peer_grads: dict, gold_grads: dict, shaken: list[dict]) -> None:
+def _check_gradients(
+    name: str, grads: dict, peer_grads: dict, gold_grads: dict, shaken: list[dict], terms: int
+) -> None:
     for each in (grads, peer_grads, gold_grads, *shaken):
         if "router_bias" in each:  # a single number has no statistics of its own: one more column, of ones
             each["router_weight"] = torch.cat([each["router_weight"], each.pop("router_bias")])
@@ -98,7 +101,9 @@ def _check_gradients(name: str, grads: dict, peer_grads: dict, gold_grads: dict,
             continue  # one text token: the softmax of one logit is constant, and the peer has no error at all
         scale = gold_grads[_CANCEL[key]].abs().max() if key in _CANCEL else 0.0
         floor = [other[key] for other in shaken]
-        budget.check_budget(f"{name}: d {key}", grad, peer_grads[key], gold_grads[key], 3, floor, scale)
+        budget.check_budget(
+            f"{name}: d {key}", grad, peer_grads[key], gold_grads[key], 3, floor, scale, terms
+        )
 
 
 def _shaken(arguments: dict, dtype: torch.dtype, seed: int) -> dict:

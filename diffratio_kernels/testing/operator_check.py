@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import ops
-from .budget import check_budget, shake
+from .budget import check_budget, longest_sum, shake
 from .inputs import cast, on_device
 from .triton_calls import ALL
 from .triton_cases import Draw, differentiate
@@ -119,6 +119,8 @@ def check_operator(
             for j in range(4 if key.startswith("d ") or key == "logits" else 0)
         ]
         try:
-            check_budget(f"{label}: {key}", result, peer[key], gold[key], shaken=shaken)
+            check_budget(
+                f"{label}: {key}", result, peer[key], gold[key], shaken=shaken, terms=longest_sum(drawn)
+            )
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error

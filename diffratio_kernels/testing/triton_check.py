@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .budget import check_budget, shake
+from .budget import check_budget, longest_sum, shake
 from .inputs import cast, on_device
 from .interpreter import guarded
 from .triton_calls import ALL, random_call
@@ -55,7 +55,7 @@ def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: st
             f"triton {name} {str(dtype).removeprefix('torch.')}: {key}", actual, peer, gold,
             factor=3 if gradient and name.endswith("attention") else 2,
             shaken=shaken if gradient or key in SUMS else (),
-            scale=scales.get(key, 0.0),
+            scale=scales.get(key, 0.0), terms=longest_sum(arguments),
         )  # fmt: skip
 
 

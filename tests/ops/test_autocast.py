@@ -5,7 +5,7 @@ import torch
 
 import diffratio_kernels as dk
 from diffratio_kernels import mod_block, reference, two_bin_block
-from diffratio_kernels.testing.budget import check_budget, gradients
+from diffratio_kernels.testing.budget import check_budget, gradients, longest_sum
 from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase, cast
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -51,12 +51,15 @@ def test_block_under_autocast_is_within_the_budget(x_dtype, weight_dtype, text):
     name = f"autocast, x {short(x_dtype)}, weights {short(weight_dtype)}"
     for result in (out, inference):
         assert result.dtype == x_dtype
-        check_budget(name, result, peer, gold)
+        check_budget(name, result, peer, gold, terms=longest_sum(arguments))
     for key, grad in grads.items():
         assert grad.dtype == arguments[key].dtype and grad.isfinite().all(), key
         if key.endswith("_weight") or key in ("x", "modulation"):
             assert grad.abs().max() > 1e-6, key
-            check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
+            check_budget(
+                f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3,
+                terms=longest_sum(arguments),
+            )  # fmt: skip
 
 
 TWO_BINS = [
@@ -81,11 +84,14 @@ def test_two_bins_under_autocast_are_within_the_budget(x_dtype, weight_dtype, we
     name = f"autocast of two bins, x {short(x_dtype)}, weights {short(weight_dtype)}"
     for result in (out, inference):
         assert result.dtype == x_dtype
-        check_budget(name, result, peer, gold)
+        check_budget(name, result, peer, gold, terms=longest_sum(arguments))
     for key, grad in grads.items():
         assert grad.dtype == arguments[key].dtype and grad.isfinite().all(), key
         if (key.endswith("_weight") or key in ("x", "modulation")) and gold_grads[key].abs().max() > 1e-6:
-            check_budget(f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3)
+            check_budget(
+                f"{name}: gradients", grad, peer_grads[key], gold_grads[key], factor=3,
+                terms=longest_sum(arguments),
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("implementation", ["native", "reference"])
@@ -152,7 +158,13 @@ def test_router_and_modulation_may_be_of_any_dtype(x_dtype, dtype):
     peer, _ = gradients(reference.mod_block, arguments, seed=0)
     out, grads = gradients(mod_block, arguments, seed=0)
     for result in (out, mod_block(**arguments)):
-        check_budget(f"x {short(x_dtype)}, modulation of another dtype", result, peer, gold)
+        check_budget(
+            f"x {short(x_dtype)}, modulation of another dtype",
+            result,
+            peer,
+            gold,
+            terms=longest_sum(arguments),
+        )
     assert all(grad.dtype == arguments[name].dtype for name, grad in grads.items())
 
 

@@ -1,4 +1,8 @@
-"""The row operators take packed rows in any order: only `route` promises an ascending one."""
+"""The row operators take packed rows in any order: only `route` promises an ascending one.
+
+Our kernels give a row the same bits wherever it stands. The reference runs torch's vector loops, whose last
+elements another code computes: there, rows agree to rounding.
+"""
 
 import pytest
 import torch
@@ -31,6 +35,13 @@ def arguments(op, index):
     }[op]  # fmt: skip
 
 
+def assert_same(actual, expected, implementation):
+    if implementation in ("native", "triton"):
+        assert torch.equal(actual, expected)
+    else:
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("op", ROWS)
 def test_a_permuted_index_permutes_the_rows_and_nothing_else(op, implementation):
@@ -50,7 +61,7 @@ def test_a_permuted_index_permutes_the_rows_and_nothing_else(op, implementation)
     (out, grads), (expected, expected_grads) = (
         gradients(run, arguments(op, i), seed=0) for i in (shuffled, index)
     )
-    assert torch.equal(out, expected)
+    assert_same(out, expected, implementation)
     for name, grad in grads.items():
         packed = grad.shape[0] == len(index)
         torch.testing.assert_close(
@@ -72,7 +83,7 @@ def test_both_sets_of_a_sample_may_be_in_any_order(implementation):
     (out, grads), (expected, expected_grads) = (
         gradients(dk.two_bin_blend, each | option, seed=0) for each in (shuffled, a)
     )
-    assert torch.equal(out, expected)
+    assert_same(out, expected, implementation)
     expected_grads |= {"hidden": expected_grads["hidden"][both], "branch": expected_grads["branch"][order]}
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected_grads[name], rtol=0, atol=1e-5)

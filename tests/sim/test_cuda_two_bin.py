@@ -5,7 +5,7 @@ import torch
 
 from diffratio_kernels import reference
 from diffratio_kernels.reference import packed_offsets
-from diffratio_kernels.testing.budget import check_budget, shake
+from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.inputs import LAYOUTS, cast, laid_out
 from diffratio_kernels.testing.poison import poisoned_memory
 
@@ -154,6 +154,7 @@ def test_within_the_error_budget(cuda, shape, rescale, dtype):
             peer[name],
             gold[name],
             shaken=[other[name] for other in shaken[peer[name].dtype]] if name.startswith("d ") else (),
+            terms=longest_sum(arguments),
         )
 
 

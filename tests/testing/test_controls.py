@@ -6,7 +6,7 @@ import torch
 from diffratio_kernels import mod_block, reference, two_bin_block
 from diffratio_kernels.kernels import native
 from diffratio_kernels.testing import budget, mod_block_check
-from diffratio_kernels.testing.budget import check_budget, gradients, shake
+from diffratio_kernels.testing.budget import check_budget, gradients, least_error, longest_sum, shake
 from diffratio_kernels.testing.inputs import LAYOUTS, ModBlockCase, cast, laid_out, random_case
 from diffratio_kernels.testing.memory import peak_bytes
 from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
@@ -71,6 +71,42 @@ def test_budget_rejects_another_shape_or_dtype(rounded):
     for bad in (peer.float(), peer[:-1], peer[None], peer.flatten()):
         with pytest.raises(AssertionError, match="expected torch.bfloat16"):
             check_budget("control", bad, peer, gold)
+
+
+def summed(t, dtype):
+    """The rows of t, one added after the other in `dtype`."""
+    total = torch.zeros(t.shape[1:], dtype=dtype)
+    for row in t:
+        total = total + row.to(dtype)
+    return total
+
+
+def test_a_lucky_peer_does_not_decide():
+    """A peer without any error but the store's: what the length of the sum implies is granted, no more."""
+    t = torch.randn(4096, 64)
+    gold = t.double().sum(0)
+    lucky, actual = gold.float(), summed(t, torch.float32)
+    with pytest.raises(AssertionError, match="over the budget"):
+        check_budget("control", actual, lucky, gold)
+    assert check_budget("long sum", actual, lucky, gold, terms=4096) > 0.05
+    wrong = gold + 2.5 * least_error(torch.float32, 4096)[0] * gold.abs().max()
+    with pytest.raises(AssertionError, match="over the budget"):
+        check_budget("control", wrong.float(), lucky, gold, terms=4096)
+
+
+def test_sums_are_in_fp32_so_their_length_grants_nothing_in_16_bits():
+    """A sum that is kept in bf16, as a kernel with the wrong accumulator would, is refused."""
+    t = torch.randn(4096, 64).to(BF16)
+    gold = t.double().sum(0)
+    assert least_error(BF16, 4096)[0] < 1.01 * least_error(BF16, 1)[0]
+    assert check_budget("fp32", summed(t, torch.float32).to(BF16), gold.to(BF16), gold, terms=4096) < 1
+    with pytest.raises(AssertionError, match="over the budget"):
+        check_budget("control", summed(t, BF16), gold.to(BF16), gold, terms=4096)
+
+
+def test_the_longest_sum_is_the_longest_dimension_of_a_floating_argument():
+    arguments = {"x": torch.ones(2, 300, 8), "index": torch.zeros(999, dtype=torch.int64), "keep": [5000]}
+    assert longest_sum(arguments) == 300 and longest_sum({"keep": [1]}) == 1
 
 
 def test_budget_remembers_the_worst(rounded):

@@ -15,4 +15,4 @@ def test_statistics_of_rows_far_from_zero(dtype, mean, device):
     _, normed = launcher("gather_adaln")(x, index, shift, scale, 1e-6)
     _, peer = reference.gather_adaln(x, index, shift, scale, 1e-6)
     _, gold = reference.gather_adaln(x.double(), index, shift.double(), scale.double(), 1e-6)
-    check_budget(f"triton gather_adaln {dtype}: rows far from zero", normed, peer, gold)
+    check_budget(f"triton gather_adaln {dtype}: rows far from zero", normed, peer, gold, terms=72)
