@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
 
 test: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist loadgroup
 
 # The numerics tests under other kernels of OpenBLAS, torch, oneDNN and MKL. ARGS="--list", "--cell NAME" ...
 portable: $(READY)

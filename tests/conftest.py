@@ -18,6 +18,16 @@ QUIET = "ignore:diffratio_kernels has no native library:RuntimeWarning"
 os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET)))
 
 
+TOGETHER = ("install", "cli", "demo")
+"""Folders of which one process runs all tests: what they share takes as long to make as to use."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    if item.path.parent.name in TOGETHER:
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 def pytest_collection_modifyitems(items):
     """CPU tensors reach the Triton kernels in the interpreter only; with a GPU, tests/gpu runs them there."""
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -12,11 +12,17 @@ import pytest
 
 GOOD = {
     "source": "triton", "kernel": "gather_adaln_bwd", "label": "D=384 gather", "dtype": "bf16",
-    "architecture": 80, "registers": 64, "stack": 0, "local": 0, "shared": 0, "spills": 0, "loads": {},
-    "async": {}, "mma_useful": None,
+    "architecture": 80, "registers": 64, "stack": 0, "local": 0, "shared": 0, "spills": 0,
+    "wrong_descriptors": 0, "threads": 64, "occupancy": 1.0, "matrix": {}, "loads": {}, "async": {},
+    "mma_useful": None,
 }  # fmt: skip
 NAME = "triton gather_adaln_bwd D=384 gather bf16 sm_80"
 SPILLING = GOOD | {"spills": 4, "stack": 16}
+
+
+def made_by(triton: str, *rows: dict) -> dict:
+    """A report of `diffratio kernels`."""
+    return {"toolchain": {"triton": triton, "ptxas": "12.8", "nvcc": "13.0"}, "rows": [*rows]}
 
 
 @pytest.fixture
@@ -45,18 +51,27 @@ def run(toolchains):
 )
 def test_the_list_excuses_what_it_names_and_must_shrink(toolchains, row, listed, wrong):
     judged = toolchains("known_spills").judged
-    golden, known = {"rows": [GOOD]}, {"spills": {"3.9.0": listed, "3.6.0": {NAME: 99}}}
-    found, count = judged({"rows": [row]}, "3.9.0", known, golden)
+    golden, known = made_by("3.7.1", GOOD), {"spills": {"3.9.0": listed, "3.6.0": {NAME: 99}}}
+    found, count = judged(made_by("3.9.0", row), "3.9.0", known, golden)
     assert len(found) == len(wrong) and all(words in line for words, line in zip(wrong, found, strict=True))
     assert count == len(listed)
 
 
 def test_a_row_of_the_golden_file_that_was_not_compiled_fails(toolchains):
     other = GOOD | {"label": "D=1152 gather"}
-    found, _ = toolchains("known_spills").judged(
-        {"rows": [GOOD]}, "3.9.0", {"spills": {}}, {"rows": [GOOD, other]}
-    )
-    assert found == ["triton gather_adaln_bwd D=1152 gather bf16 sm_80: lost"]
+    for version in ("3.7.1", "3.9.0"):
+        golden = made_by("3.7.1", GOOD, other)
+        found, _ = toolchains("known_spills").judged(made_by(version, GOOD), version, {"spills": {}}, golden)
+        assert found == ["triton gather_adaln_bwd D=1152 gather bf16 sm_80: lost"]
+
+
+def test_figures_are_held_against_the_golden_file_where_the_same_compilers_made_them(toolchains):
+    more = GOOD | {"registers": 65}
+    for version, wrong in (("3.7.1", 1), ("3.9.0", 0)):
+        found, _ = toolchains("known_spills").judged(
+            made_by(version, more), version, {"spills": {}}, made_by("3.7.1", GOOD)
+        )
+        assert len(found) == wrong and all(line.startswith("registers") for line in found)
 
 
 def test_the_list_gives_a_reason_and_names_rows_of_the_golden_file(toolchains, run):

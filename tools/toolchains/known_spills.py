@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from diffratio_kernels.aot.compare import regressions
 from diffratio_kernels.aot.report import name
 from diffratio_kernels.aot.rules import broken
 
@@ -16,7 +17,9 @@ SPILL = ("spills", "stack", "local")
 def judged(
     found: dict, version: str, known: dict | None = None, golden: dict | None = None
 ) -> tuple[list[str], int]:
-    """Hold a report of `diffratio kernels` against the rules, the list and the golden file's rows.
+    """Hold a report of `diffratio kernels` against the rules, the list and the golden file.
+
+    Figures are compared where the same compilers made them, the rows always.
 
     Args:
         found: the report.
@@ -38,4 +41,5 @@ def judged(
     mended = [key for key in allowed if key in rows and not any(rows[key][figure] for figure in SPILL)]
     wrong += [f"{key}: keeps the rules, remove it from the list" for key in mended]
     wrong += [f"{key}: is in the list, but no kernel" for key in allowed.keys() - rows.keys()]
+    wrong += [line for line in regressions(golden, found) if not line.endswith(": lost")]
     return wrong, len(allowed)

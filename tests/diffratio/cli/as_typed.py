@@ -1,11 +1,13 @@
 """Runs commands as typed, each in a child of its own, forked from here, where everything is imported already.
 
-Reads a line of JSON for each command: `words`, `cwd`, and the files `out` and `err`. Writes the child's
+Reads a line of JSON for each command: `words`, `cwd`, the files `out` and `err`, and whether the latter is to
+look like a `terminal`, on which there are progress bars. Writes the child's
 process id when it has begun and its exit status when it has ended. A child that looks for another machine
 ends at once, with status 99.
 """
 
 import importlib
+import io
 import json
 import os
 import signal
@@ -23,6 +25,11 @@ HEAVY = (
     "diffratio.train.trainer",
 )
 NETWORK = 99
+
+
+class Screen(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
 
 
 def no_network(event: str, arguments: tuple) -> None:
@@ -51,9 +58,11 @@ def status_of(words: list[str]) -> int:
     return 0
 
 
-def run(words: list[str], cwd: str, out: str, err: str) -> None:
+def run(words: list[str], cwd: str, out: str, err: str, terminal: bool) -> None:
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    if terminal:
+        sys.stderr = Screen(sys.stderr.detach(), line_buffering=True)
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.addaudithook(no_network)

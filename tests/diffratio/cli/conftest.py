@@ -49,13 +49,16 @@ class Terminal:
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
         request = {"words": [str(word) for word in words], "cwd": str(cwd), "out": str(out), "err": str(err)}
+        request["terminal"] = interrupt_when is not None
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         child = int(self._server.stdout.readline())
         if interrupt_when is not None:
             deadline = time.monotonic() + 60
             while not (err.exists() and interrupt_when(err.read_text())):
-                assert time.monotonic() < deadline, err.read_text()
+                if time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+                    raise AssertionError(err.read_text())
                 time.sleep(0.002)
             os.kill(child, signal.SIGINT)
         return Ended(int(self._server.stdout.readline()), out.read_text(), err.read_text())
