@@ -1,7 +1,6 @@
 """Seeds, the choice of Triton's interpreter, and the table of worst error ratios at the end of a run."""
 
 import os
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +10,11 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses poisoned memory
 
 from diffratio_kernels.testing import budget
-from diffratio_kernels.testing.interpreter import interpreted, ordered_products
+from diffratio_kernels.testing.interpreter import (
+    interpreted,
+    language_exchanged_once,
+    ordered_products,
+)
 
 # Child processes, too, may run without the native library, which is said at its import.
 QUIET = "ignore:diffratio_kernels has no native library:RuntimeWarning"
@@ -40,9 +43,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _ordered_products():
+def _interpreter():
     """Bits of interpreted kernels are ours to assert only where products are added up in our own order."""
-    with ordered_products() if interpreted() else nullcontext():
+    if not interpreted():
+        yield
+        return
+    with ordered_products(), language_exchanged_once():
         yield
 
 

@@ -1,8 +1,18 @@
 """Launchers run on the GPU where there is one, else in the interpreter, whose bf16 is wrong."""
 
 import pytest
+import torch
 
 from diffratio_kernels.testing.triton_calls import kernel_device, working_dtypes
+
+PLACES = ("test_fences.py", "test_layouts.py", "test_untouched_rows.py")
+"""They ask which memory is read and written, of which the dtype decides little: fp16 is in `make fuzz`."""
+
+
+def pytest_itemcollected(item):
+    dtype = getattr(item, "callspec", None) and item.callspec.params.get("dtype")
+    if item.path.name in PLACES and dtype == torch.float16 and kernel_device() == "cpu":
+        item.add_marker(pytest.mark.fuzz)
 
 
 @pytest.fixture(scope="session")
