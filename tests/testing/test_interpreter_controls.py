@@ -16,9 +16,7 @@ from diffratio_kernels.testing.fence import fatal_signal, fenced, survives
 from diffratio_kernels.testing.interpreter import (
     guarded,
     interpreted,
-    language_exchanged_once,
     masked_lanes_poisoned,
-    ordered_products,
     overflow_trap,
     program_order,
 )
@@ -333,58 +331,6 @@ def test_the_interpreter_is_wrong_in_bf16():
     assert not torch.equal(stored, right) and (stored.abs() <= right.abs()).all(), "fp32 is cut, not rounded"
     loaded, right = added(torch.bfloat16, torch.float32, upcast=True)
     assert torch.equal(loaded, right), "a bf16 load that is upcast at once is right"
-
-
-@triton.jit
-def product(x_ptr, y_ptr, out_ptr, ROWS: tl.constexpr, D: tl.constexpr):
-    row, inner = tl.arange(0, ROWS)[:, None], tl.arange(0, D)
-    x = tl.load(x_ptr + row * D + inner[None, :])
-    y = tl.load(y_ptr + inner[:, None] * D + inner[None, :])
-    tl.store(out_ptr + row * D + inner[None, :], tl.dot(x, y, input_precision="ieee"))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_product_adds_in_one_order_whatever_the_number_of_rows(dtype):
-    x, y = torch.randn(64, 64).to(dtype), torch.randn(64, 64).to(dtype)
-    expected = torch.zeros(64, 64, dtype=torch.float64)
-    for k in range(64):
-        expected += x[:, k, None].double() * y[k].double()
-    for rows in (16, 32, 64):
-        out = torch.empty(rows, 64)
-        with ordered_products():
-            product[(1,)](x, y, out, ROWS=rows, D=64)
-        assert torch.equal(out, expected[:rows].float())
-
-
-@triton.jit
-def doubled(x):
-    return tl.maximum(x, 0) + tl.minimum(x, 0) + x
-
-
-@triton.jit
-def double_many(x_ptr, out_ptr, D: tl.constexpr):
-    x = tl.load(x_ptr + tl.arange(0, D))
-    for _ in range(10):
-        x = doubled(x)
-    tl.store(out_ptr + tl.arange(0, D), x + tl.sum(x))
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_a_launch_exchanges_the_language_once_and_gives_it_back(wrong, monkeypatch):
-    """Not for each of the 40 calls of a function; and an error in the kernel gives it back too."""
-    looks, plain = [], interpreter._patch_builtin
-    monkeypatch.setattr(interpreter, "_patch_builtin", lambda *args: (looks.append(args[0]), plain(*args))[1])
-    x, out, load = torch.randn(16), torch.empty(16), tl.load
-    for _ in range(2):
-        looks.clear()
-        with language_exchanged_once():
-            if wrong:
-                with pytest.raises(InterpreterError):
-                    double_many[(1,)](x, out[0], D="16")
-            else:
-                double_many[(4,)](x, out, D=16)
-                assert torch.allclose(out, 2**10 * (x + x.sum()), rtol=1e-5)
-        assert 0 < looks.count(tl) < 5 and tl.load is load
 
 
 def test_guards_of_interpreted_kernels_refuse_compiled_ones():
