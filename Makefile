@@ -9,6 +9,8 @@ TORCH := $(shell grep ^torch== constraints.txt)
 BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)
 # One thread per test process; the processes fill the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# One process runs all tests of a file: what they share takes as long to make as to use.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test portable toolchains lint bench fuzz gpu mutants reproduction doctor clean
 
@@ -16,7 +18,7 @@ demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
 
 test: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist loadgroup
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto $(BY_FILE)
 
 # The numerics tests under other kernels of OpenBLAS, torch, oneDNN and MKL. ARGS="--list", "--cell NAME" ...
 portable: $(READY)

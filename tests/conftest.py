@@ -22,7 +22,7 @@ os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARN
 
 
 def _fused_attention_works() -> bool:
-    """Where ATEN_CPU_CAPABILITY hides AVX-512, torch 2.13 lays bf16 keys out for AMX and finds no loop for it."""
+    """Where ATEN_CPU_CAPABILITY hides AVX-512, torch 2.13 orders bf16 keys for AMX and finds no loop for it."""
     x = torch.ones(1, 1, 64, 64, dtype=torch.bfloat16)
     try:
         torch.nn.functional.scaled_dot_product_attention(x, x, x)
@@ -33,16 +33,6 @@ def _fused_attention_works() -> bool:
 
 FUSED_ATTENTION = _fused_attention_works()
 torch.backends.cuda.enable_flash_sdp(FUSED_ATTENTION)  # the CPU's, too
-
-
-TOGETHER = ("install", "cli", "demo")
-"""Folders of which one process runs all tests: what they share takes as long to make as to use."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_itemcollected(item):
-    if item.path.parent.name in TOGETHER:
-        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
 
 
 def pytest_collection_modifyitems(items):

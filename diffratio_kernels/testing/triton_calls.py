@@ -59,7 +59,9 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
     "scatter_rescale, residual": lambda a: True,
     "scatter_rescale, output": lambda a: True,
     "scatter_rescale, none": lambda a: True,
-    "linear_gate_residual": lambda a: a["gated"] and a["bias"] is not None and a["weight"].shape == (40, 40),
+    "linear_gate_residual": lambda a: (
+        a["gated"] and a["bias"] is not None and a["hidden"].shape[1] in (24, 40)
+    ),
     "linear_scatter, mlp": lambda a: a["bias"] is not None and a["weight"].shape == (40, 40),
     "two_bin_gelu": lambda a: a["pre"].shape[1] == 129,
     "two_bin_blend, residual": lambda a: True,

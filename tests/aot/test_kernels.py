@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffratio.cli import main
 from diffratio_kernels.aot.compare import by_key, regressions
 from diffratio_kernels.aot.report import to_json
 from diffratio_kernels.aot.rules import broken
@@ -141,17 +142,19 @@ def test_memory_that_is_not_aligned_fails_the_command():
     assert "no asynchronous loads of 16 bytes" in done.stdout and "loads of less than 4 bytes" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments, environment, words",
-    [
-        (["--arch", "70"], {}, "arch=70"),
-        (["--kernel", "no_such_kernel"], {}, "no_such_kernel"),
-        ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
-    ],
-)
-def test_what_cannot_be_done_is_said(arguments, environment, words):
-    done = run(*arguments, **environment)
-    assert done.returncode == 2 and words in done.stderr and done.stdout == ""
+@pytest.mark.parametrize("arguments, words", [(["--arch", "70"], "arch=70"), ([], "TRITON_INTERPRET is set")])
+def test_what_cannot_be_done_is_said(arguments, words, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sys, "argv", ["diffratio", "kernels", *arguments])
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    said = capsys.readouterr()
+    assert words in said.err and said.out == ""
+
+
+def test_a_name_that_no_kernel_has_is_said():
+    done = run("--kernel", "no_such_kernel")
+    assert done.returncode == 2 and "no_such_kernel" in done.stderr and done.stdout == ""
 
 
 def test_without_triton_the_command_says_so():

@@ -78,7 +78,7 @@ WRITERS = {
         lambda m, d: load_checkpoint_in_model(m, d, strict=True),
     ),
     "accelerate save_model, sharded": (
-        lambda m, d: Accelerator(cpu=True).save_model(m, d, max_shard_size="30KB"),
+        lambda m, d: Accelerator(cpu=True).save_model(m, d, max_shard_size="100KB"),
         lambda m, d: load_checkpoint_in_model(m, d, strict=True),
     ),
     "accelerate save_state": (

@@ -81,7 +81,8 @@ def test_route(given, wants_gradient, implementation):
 @pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("op", ["gather_adaln", "adaln", "scatter_rescale"])
 def test_row_operators(op, wants_gradient, implementation):
-    check(op, selected(CASES["per sample"]) | {"implementation": implementation}, wants_gradient)
+    arguments = selected(CASES["per sample"]) | {"implementation": implementation}
+    check(op, arguments, wants_gradient, traced_once(implementation))
 
 
 @pytest.mark.parametrize("implementation", ["triton", "reference"])
@@ -112,13 +113,14 @@ def test_attention(name, wants_gradient, implementation):
         "key_lengths": torch.tensor([4, 0], dtype=torch.int32) if case.ragged_text else None,
         "implementation": implementation,
     }
-    check("attention", arguments, wants_gradient)
+    check("attention", arguments, wants_gradient, traced_once(implementation))
 
 
 @pytest.mark.parametrize("implementation", ["native", "triton", "reference"])
 @pytest.mark.parametrize("name", CASES)
 def test_mod_block(name, wants_gradient, implementation):
-    check("mod_block", CASES[name].arguments() | {"implementation": implementation}, wants_gradient)
+    arguments = CASES[name].arguments() | {"implementation": implementation}
+    check("mod_block", arguments, wants_gradient, traced_once(implementation))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from diffratio_kernels.testing.interpreter import guarded
 from diffratio_kernels.testing.triton_calls import VARIANTS, typical_call
 from diffratio_kernels.testing.triton_check import same_bits
 
-ORDERS = 4
+ORDERS = 2
 SHARED = ("router_weight", "router_bias", "weight", "bias", "next_weight", "next_bias")
 ACROSS_SAMPLES = ("d router_weight",)
 WITH_SAMPLES = [kind for kind in VARIANTS if kind != "linear_gelu" and not kind.startswith("two_bin")]
