@@ -22,7 +22,7 @@ os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARN
 
 
 def _fused_attention_works() -> bool:
-    """Where ATEN_CPU_CAPABILITY hides AVX-512, torch 2.13 orders bf16 keys for AMX and finds no loop for it."""
+    """Where ATEN_CPU_CAPABILITY hides AVX-512, torch 2.13 orders bf16 keys for AMX and finds no loop."""
     x = torch.ones(1, 1, 64, 64, dtype=torch.bfloat16)
     try:
         torch.nn.functional.scaled_dot_product_attention(x, x, x)

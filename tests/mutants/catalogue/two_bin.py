@@ -27,7 +27,7 @@ TWO_BINS = [
         "accumulator too narrow",
         CPU + "two_bin_gelu.h",
         {"double dot = 0;": "A dot = 0;"},
-        NATIVE_ROWS,
+        GELU,
     ),
     Mutant(
         "one-row-more-in-the-small-bin",
