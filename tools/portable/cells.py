@@ -42,7 +42,8 @@ class Cell:
 
 def threads(count: int) -> Setting:
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return Setting(str(count), dict.fromkeys(variables, str(count)), {"threads": str(count)})
+    waiting = {"OMP_WAIT_POLICY": "passive"}  # threads of two processes share the cores: none may spin
+    return Setting(str(count), dict.fromkeys(variables, str(count)) | waiting, {"threads": str(count)})
 
 
 OPENBLAS = [
