@@ -12,57 +12,29 @@ from __future__ import annotations
 
 import re
 
+from .paths import states
+
 WRONG = -1
 """An upper half that something which is no constant was added to."""
 Values = dict[int, int]
 """Uniform register -> the constant that it holds on every path to this place, or WRONG if it is so on any."""
 
-_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
 _PRODUCT = re.compile(r"HGMMA\S+ R\d+, (R\d+, )?gdesc\[UR(\d+)\]")
-_JUMP = re.compile(r"\bBRA\S*\s.*?0x([0-9a-f]+)")
 _LARGEST_ADDRESS = 1 << 14  # the lower half's address, in units of 16 bytes
 
 
 def wrong_descriptors(code: str) -> int:
     """How many descriptors of the matrix products in `code` (cuobjdump's text) have an address in their upper
     half. An upper half that was kept in a vector register is not looked into."""
-    found = 0
-    instructions = [(int(address, 16), text.strip()) for address, text in _INSTRUCTION.findall(code)]
-    before = _values_before(instructions)
-    for place, (_, text) in enumerate(instructions):
-        product = _PRODUCT.search(text)
-        if product and place in before:
+    if "HGMMA" not in code:
+        return 0
+    found = set()
+    for address, text, values in states(code, _run, _joined):
+        if product := _PRODUCT.search(text):
             first = int(product[2])
             upper = (first + 3,) if product[1] else (first + 1, first + 3)  # A in registers: B's alone
-            found += sum(before[place].get(register) == WRONG for register in upper)
-    return found
-
-
-def _values_before(instructions: list[tuple[int, str]]) -> dict[int, Values]:
-    """What is known before each instruction that is reached, over all paths."""
-    at = {address: place for place, (address, _) in enumerate(instructions)}
-    before: dict[int, Values] = {}
-    paths: list[tuple[int, Values]] = [(0, {})]
-    while paths:
-        place, values = paths.pop()
-        while place < len(instructions):
-            if place in before:
-                values = _joined(before[place], values)
-                if values == before[place]:
-                    break
-            before[place] = dict(values)
-            text = instructions[place][1]
-            _run(text, values)
-            jump, always = _JUMP.search(text), not re.match(r"@|.*\bBRA\S*\s+!?U?P\d", text)
-            if jump:
-                if not always:
-                    paths.append((place + 1, dict(values)))
-                place = at[int(jump[1], 16)]
-            elif "EXIT" in text and always:
-                break
-            else:
-                place += 1
-    return before
+            found |= {(address, register) for register in upper if values.get(register) == WRONG}
+    return len(found)
 
 
 def _joined(one: Values, other: Values) -> Values:
