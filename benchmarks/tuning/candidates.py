@@ -11,6 +11,7 @@ from diffratio.plan import Device
 from diffratio.plan.waves import TILES, Tile, product_seconds, tile_seconds
 from diffratio_kernels.aot.compile import compile_kernel
 from diffratio_kernels.aot.record import record
+from diffratio_kernels.aot.rules import NONE_OF
 from diffratio_kernels.kernels.triton import config
 
 PRODUCTS = {
@@ -56,10 +57,9 @@ def costs(kernel: str, columns: int, inner: int, architecture: int, tile: tuple[
 
 
 def compiles(subject: Subject, architecture: int, tile: tuple[int, ...]) -> bool:
-    """Whether the tile fits into the registers and the shared memory of a multiprocessor."""
+    """Whether the tile fits into a multiprocessor's registers and shared memory, and its code is right."""
     found = costs(subject.kernel, subject.columns, subject.inner, architecture, tile)
-    wrong = found["spills"] or found["stack"] or found["wrong_descriptors"]
-    return not wrong and found["occupancy"] > 0
+    return found["occupancy"] > 0 and not any(found[figure] for figure in NONE_OF)
 
 
 def seconds(subject: Subject, architecture: int, tile: tuple[int, ...], device: Device) -> float:

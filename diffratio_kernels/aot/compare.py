@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .disassembly import matrix_flops
 from .report import KEY, name
+from .rules import NONE_OF
 
 COMPILERS = {"triton": ("triton", "ptxas"), "cuda": ("nvcc",)}
 """Source of a row -> the parts of the toolchain that make its figures."""
@@ -15,11 +16,7 @@ def by_key(found: dict) -> dict[tuple, dict]:
 
 def worse(before: dict, after: dict) -> list[str]:
     """Figures of a row that grew where they must not, or fell where they should not."""
-    costs = [
-        figure
-        for figure in ("spills", "stack", "local", "wrong_descriptors", "registers", "shared")
-        if after[figure] > before[figure]
-    ]
+    costs = [figure for figure in (*NONE_OF, "registers", "shared") if after[figure] > before[figure]]
     gains = ["occupancy"] if after["occupancy"] < before["occupancy"] else []
     gains += [kind for kind in ("loads", "async") if after[kind].get("16", 0) < before[kind].get("16", 0)]
     issued = [matrix_flops(row["matrix"], row["threads"]) for row in (before, after)]

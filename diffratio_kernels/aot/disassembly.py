@@ -10,6 +10,7 @@ from pathlib import Path
 import triton
 
 from .descriptors import wrong_descriptors
+from .flight import touched_in_flight
 from .occupancy import occupancy
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -42,6 +43,7 @@ def figures(architecture: int, threads: int, resources: dict[str, int], code: st
         **resources,
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "wrong_descriptors": wrong_descriptors(code),
+        "touched_in_flight": touched_in_flight(code),
         "threads": threads,
         "occupancy": round(occupancy(architecture, threads, registers, shared), 4),
         "mma_useful": None,

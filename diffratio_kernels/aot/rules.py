@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .occupancy import MULTIPROCESSORS
 
+NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight")
 GATHER_ADALN_REGISTERS = 64
 # Columns that a head may be held as: 64 + 16 for 72, 32 + 16 for 40, as many as it has for the others.
 HELD = {72: 80, 40: 48}
@@ -11,8 +12,7 @@ HELD = {72: 80, 40: 48}
 
 def broken(row: dict) -> list[str]:
     """The rules that a row of the report breaks, in words."""
-    none_of = ("spills", "stack", "local", "wrong_descriptors")
-    found = [f"{figure} {row[figure]}, must be 0" for figure in none_of if row[figure]]
+    found = [f"{figure} {row[figure]}, must be 0" for figure in NONE_OF if row[figure]]
     limit = MULTIPROCESSORS[row["architecture"]].shared_per_block
     if row["shared"] > limit:
         found.append(f"{row['shared']} bytes of shared memory, must be at most {limit}")

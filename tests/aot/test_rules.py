@@ -7,7 +7,7 @@ from diffratio_kernels.aot.rules import broken
 ROW = {
     "source": "triton", "kernel": "attention_fwd", "label": "d=72 self", "dtype": "bf16", "architecture": 80,
     "registers": 255, "stack": 0, "local": 0, "shared": 163 * 1024, "spills": 0,
-    "wrong_descriptors": 0, "threads": 128,
+    "wrong_descriptors": 0, "touched_in_flight": 0, "threads": 128,
     "occupancy": 0.125, "mma_useful": 1.1111, "matrix": {"HMMA.16816": 160},
     "loads": {"16": 15, "4": 4}, "async": {"16": 30}, "stores": {"16": 5},
 }  # fmt: skip
@@ -24,6 +24,7 @@ def test_a_row_that_keeps_them_all():
         ({"stack": 8}, "stack 8"),
         ({"local": 8}, "local 8"),
         ({"wrong_descriptors": 1}, "wrong_descriptors 1"),
+        ({"touched_in_flight": 1}, "touched_in_flight 1"),
         ({"shared": 163 * 1024 + 1}, "shared memory"),
         ({"mma_useful": 128 / 72}, "80/72"),
         ({"mma_useful": 1.1251}, "80/72"),

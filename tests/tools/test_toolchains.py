@@ -13,8 +13,8 @@ import pytest
 GOOD = {
     "source": "triton", "kernel": "gather_adaln_bwd", "label": "D=384 gather", "dtype": "bf16",
     "architecture": 80, "registers": 64, "stack": 0, "local": 0, "shared": 0, "spills": 0,
-    "wrong_descriptors": 0, "threads": 64, "occupancy": 1.0, "matrix": {}, "loads": {}, "async": {},
-    "mma_useful": None,
+    "wrong_descriptors": 0, "touched_in_flight": 0, "threads": 64, "occupancy": 1.0, "matrix": {},
+    "loads": {}, "async": {}, "mma_useful": None,
 }  # fmt: skip
 NAME = "triton gather_adaln_bwd D=384 gather bf16 sm_80"
 SPILLING = GOOD | {"spills": 4, "stack": 16}
