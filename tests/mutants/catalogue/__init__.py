@@ -2,6 +2,7 @@
 
 from .cuda import CUDA
 from .cuda_two_bin import CUDA_TWO_BIN
+from .gate import GATE
 from .mutant import Mutant
 from .native import NATIVE
 from .ops import OPERATORS
@@ -14,4 +15,4 @@ from .two_bin import TWO_BINS
 __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
-MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE
+MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE
