@@ -61,9 +61,10 @@ def _subject_table(rows: list[dict], gpu: bool) -> list[str]:
             blank = [""] * (len(columns) - 3)
             lines.append([*cells, f"refused: {row['refused']}".replace("|", "/"), *blank])
             continue
-        baseline = next(one["flops"] for one in rows if one.get("keep") == row.get("keep"))
-        flops = row["flops"] / baseline if baseline and row["flops"] else None
         of_baseline = row.get("of_baseline")
+        same = (one for one in rows if "of_baseline" in one and one.get("keep") == row.get("keep"))
+        baseline = next(same, {"flops": 0})["flops"]  # the baseline comes first, where it was not refused
+        flops = row["flops"] / baseline if baseline and row["flops"] else None
         lines.append([
             *cells, f"{row['mode']}, {row['cache']}", *([f"{row['seconds'] * 1e3:.4g}"] if gpu else []),
             _number(of_baseline), f"{row['spread']:.2f}", _number(flops),

@@ -11,6 +11,11 @@ from ..kernels import attention_backends, cublaslt, cuda, native, triton
 ROW_KERNELS = {"native": native, "cuda": cuda, "triton": triton.launchers}
 """Implementation -> its launchers of the row steps; the reference has functions of its own."""
 
+
+class NotAvailable(ValueError):
+    """An implementation was asked for by name that this device, dtype or installation does not have."""
+
+
 KERNELS: dict[str, dict[str, Callable]] = {}
 """Operator -> implementation -> the function that computes it; each operator's module fills in its own."""
 
@@ -90,7 +95,7 @@ def choose(
         raise ValueError(f"{op}: implementation={implementation!r} must be one of {('auto', *known)}")
     reason = why_not(implementation, device.type, dtype)
     if reason is not None:
-        raise ValueError(f"{op}: implementation={implementation!r} is not available: {reason}")
+        raise NotAvailable(f"{op}: implementation={implementation!r} is not available: {reason}")
     return implementation
 
 

@@ -9,66 +9,75 @@ from typing import Any
 
 import torch
 
+from diffratio_kernels.ops.dispatch import NotAvailable
 from diffratio_kernels.testing.memory import peak_bytes
 
 from .subject import Candidate, Subject
 from .timing import Times, passes_of, rotating_times, rotations, seconds_of
 
-
-def triton_errors() -> tuple[type[Exception], ...]:
-    """What Triton raises of its own, where it is installed: too much shared memory, code it cannot take."""
-    try:
-        from triton.errors import TritonError
-    except ImportError:
-        return ()
-    return (TritonError,)
-
-
-REFUSALS = (RuntimeError, ValueError, ImportError, *triton_errors())
 PASS_SECONDS = 2e-3
 """What one pass over the cases should take at least: short calls are repeated, up to 16 times."""
+MODES = {"cuda": ("graph", "eager"), "cpu": ("eager",)}
 SECONDS = {"cuda": 20.0, "cpu": 300.0}
 """Of timed rounds for one mode and state of the cache; slow subjects get fewer rounds, 3 at least."""
 
 
 @torch.no_grad()
-def measure(subject: Subject, device: str, rounds: int = 30, progress: bool = True) -> list[dict]:
+def measure(
+    subject: Subject,
+    device: str,
+    rounds: int = 30,
+    progress: bool = True,
+    modes: tuple[str, ...] | None = None,
+) -> list[dict]:
     """One row per candidate, mode ("graph": CUDA graphs; "eager") and state of the L2 cache.
 
     "cold": cases rotate, so that a call finds nothing of its own; "warm": one case again and again, for
     cases that fit. A row holds level, subject, dtype, the shape, name, kept, flops, bytes, mode, cache,
     seconds (median of rounds), `of_baseline`, the time as a part of the first candidate's in the same round
-    (median of rounds), `spread` of the times and peak_bytes above what was resident. What does not run here
-    has a row with `refused`, the reason.
+    (median of rounds; not there where that one was refused), `spread` of the times and peak_bytes above what
+    was resident. modes: None for all that the device has.
 
-    Raises AssertionError if a candidate is outside the error budget: then nothing is timed.
+    What raises, or is outside of the error budget, is not timed: its row has `refused`, the reason, and
+    `failed` where that is our failure (`is_failure`). The others go on.
     """
     try:
-        return _measure(subject, device, rounds, progress)
+        return _measure(subject, device, rounds, progress, modes or MODES[device])
     except torch.OutOfMemoryError as error:
         return [_refusal(subject, candidate, error) for candidate in subject.candidates]
 
 
-def _measure(subject: Subject, device: str, rounds: int, progress: bool) -> list[dict]:
+def is_failure(candidate: Candidate, error: Exception) -> bool:
+    """Whether a refusal is our failure: our kernels could run here, and raised or gave a wrong result. Other
+    people's code may refuse what it likes, and no kernel is to blame for a device that it was not made for
+    or that is too small."""
+    return candidate.ours and not isinstance(error, (NotAvailable, torch.OutOfMemoryError))
+
+
+def _measure(
+    subject: Subject, device: str, rounds: int, progress: bool, modes: tuple[str, ...]
+) -> list[dict]:
     torch.compiler.reset()  # a function compiled for eight shapes runs eagerly at a ninth
     first = subject.make(0)
     able, rows = _gate(subject, first)
+    if not able:
+        return rows
     count = rotations(subject.case_bytes, device)
     cases = [first, *map(subject.make, range(1, count))]
     cases *= _repeats(partial(able[0].run, first), count)
     peaks = {
         c: {"peak_bytes": peak_bytes(partial(c.run, first), device)} if c.allocates else {} for c in able
     }
-    for mode in ("eager",) if device == "cpu" else ("graph", "eager"):
+    for mode in modes:
         for cache in ("cold",) if device == "cpu" or count <= 3 else ("cold", "warm"):
             graphs = mode == "graph"
             lists = {c: _calls(c, cases, cache) for c in able if c.capturable or not graphs}
-            passes, refused = passes_of(lists, graphs, REFUSALS)
+            passes, refused = passes_of(lists, graphs, (Exception,))
             rows += [_refusal(subject, c, error) | {"mode": mode} for c, error in refused.items()]
             times = rotating_times(passes, len(cases), rounds, device, progress, SECONDS[device])
             state = {"mode": mode, "cache": cache}
             for c, own in times.items():
-                figures = _figures(own, times.get(able[0])) | c.seen | peaks[c]
+                figures = _figures(own, times.get(subject.candidates[0])) | c.seen | peaks[c]
                 rows.append(about(subject, c) | state | figures)
     return rows
 
@@ -91,16 +100,15 @@ def _gate(subject: Subject, case: Any) -> tuple[list[Candidate], list[dict]]:
                 candidate.verify(case)
             candidate.run(case)
             able.append(candidate)
-        except REFUSALS as error:
+        except Exception as error:  # whatever it is, the other candidates are measured
             refused.append(_refusal(subject, candidate, error))
-    if not able or able[0] is not subject.candidates[0]:
-        raise RuntimeError(f"{subject.name}: the baseline does not run: {refused[0]['refused']}")
     return able, refused
 
 
 def _refusal(subject: Subject, candidate: Candidate, error: Exception) -> dict:
     reason = str(error).strip().splitlines() or [type(error).__name__]
-    return about(subject, candidate) | {"refused": reason[0]}
+    failed = {"failed": True} if is_failure(candidate, error) else {}
+    return about(subject, candidate) | {"refused": reason[0]} | failed
 
 
 def _repeats(call: Callable[[], object], count: int) -> int:

@@ -16,10 +16,10 @@ class Candidate:
     run: a case -> its result; what must be prepared (compiled) is prepared by the first call. verify: a case
     -> None, AssertionError where the result is outside the error budget; None for other people's code, which
     is timed as it is. kept: part of the tokens that go through. flops, moved: of one call; moved are the
-    bytes that it must move, each input read once and each output written once. capturable: whether CUDA
-    graphs can hold it, False for what waits for the device. allocates: whether a call takes its memory from
-    the allocator, False where a graph of its own holds it. about: what its rows say besides; seen: the same,
-    filled by its last run.
+    bytes that it must move, each input read once and each output written once. ours: whether our kernels do
+    the work, so that a refusal is our failure. capturable: whether CUDA graphs can hold it, False for what
+    waits for the device. allocates: whether a call takes its memory from the allocator, False where a graph
+    of its own holds it. about: what its rows say besides; seen: the same, filled by its last run.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Candidate:
     kept: float = 1.0
     flops: int = 0
     moved: int | None = None
+    ours: bool = False
     capturable: bool = True
     allocates: bool = True
     about: dict[str, float] = field(default_factory=dict)

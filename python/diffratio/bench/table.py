@@ -22,7 +22,8 @@ LETTERS = {
 
 def table(rows: list[dict], gpu: bool) -> Table:
     """Rows of one level at one shape. "FLOPs / latency" is E, the part of the pruned FLOPs that became saved
-    time; the baseline is each subject's first candidate. A CPU shows ratios only, and its peaks."""
+    time; the baseline is each subject's first candidate. A CPU shows ratios only, and its peaks. Refused
+    candidates come last, their reasons below."""
     first = rows[0]
     shape = [f"{letter}={first[name]}" for letter, name in LETTERS.items() if name in first]
     subjects = [list(group) for _, group in groupby(rows, key=lambda row: (row["subject"], row.get("keep")))]
@@ -35,17 +36,20 @@ def table(rows: list[dict], gpu: bool) -> Table:
         out.add_column(name, justify="right" if name in FIGURES else "left")
     for group in subjects:
         measured = [row for row in group if "refused" not in row]
-        for i, row in enumerate(measured):
-            cells = _cells(row, measured[0]["flops"]) | {"subject": row["subject"] if i == 0 else ""}
+        baseline = next((row["flops"] for row in measured if "of_baseline" in row), 0)  # of the first one
+        for i, row in enumerate([*measured, *(row for row in group if "refused" in row)]):
+            cells = _cells(row, baseline) | {"subject": row["subject"] if i == 0 else ""}
             out.add_row(*(cells.get(name, "") for name in columns))
-    refused = dict.fromkeys(f"{row['name']}: {row['refused']}" for row in rows if "refused" in row)
-    out.caption = "\n".join(refused) or None
+    reasons = dict.fromkeys(f"{row['name']}: {row['refused']}" for row in rows if "refused" in row)
+    out.caption = "\n".join(reasons) or None
     return out
 
 
 def _cells(row: dict, baseline: int) -> dict[str, str]:
     bins = f"{row['kept_small']:.1f} / " if "kept_small" in row else ""
     cells = {"candidate": row["name"], "kept": f"{bins}{row['kept']:.1f}"}
+    if "refused" in row:
+        return cells | {"of baseline": "refused"}
     seconds, flops, moved = row["seconds"], row["flops"], row.get("bytes")
     if "skipped" in row:
         cells["candidate"] += f", {row['skipped']:.0%} skipped"

@@ -49,7 +49,11 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON, one subject a line.")] = False,
 ) -> None:
-    """Measure one level in turns: candidates within the error budget only, ratios beside absolute figures."""
+    """Measure one level in turns: candidates within the error budget only, ratios beside absolute figures.
+
+    A candidate that raises or is outside of the budget is a row without times, "refused" with the reason, and
+    the others go on. Exit code 1: a kernel of ours was refused that could have run here.
+    """
     from ..bench.machine import clocks, machine
     from ..bench.measure import measure
     from ..bench.options import Options
@@ -80,7 +84,7 @@ def bench(
     facts = machine() | {"compile_mode": options.compile_mode}
     file = None if out is None else file_of(out, facts["device"])
     console = Console() if Console().is_terminal else Console(width=140)
-    measured = 0
+    measured, failed = 0, {}
     for size in dict.fromkeys(batch or [options.batch]):
         found, stopped = [], False
         try:
@@ -99,6 +103,7 @@ def bench(
                 if as_json:
                     typer.echo(json.dumps({**run, "rows": rows}))
                 found += rows
+                failed |= {f"{row['name']}: {row['refused']}": None for row in rows if "failed" in row}
                 measured += 1
                 if gpu:
                     torch.cuda.empty_cache()
@@ -110,8 +115,10 @@ def bench(
             break
     kept_in = "not stored (--out)" if file is None else f"appended to {file}"
     typer.echo(f"{'stopped: ' * stopped}{measured} subjects measured, {kept_in}", err=True)
-    if stopped:
-        raise typer.Exit(130)
+    for reason in failed:
+        typer.echo(f"failed: {reason}", err=True)
+    if stopped or failed:
+        raise typer.Exit(130 if stopped else 1)
 
 
 def _dtype(name: str, gpu: bool) -> torch.dtype:

@@ -9,6 +9,9 @@ from typer.testing import CliRunner
 
 from diffratio.bench.record import read
 from diffratio.cli.bench import bench
+from diffratio.plots.results import draw_results
+from diffratio_kernels import mod_block
+from diffratio_kernels.testing import budget
 
 app = typer.Typer()
 app.command()(bench)
@@ -50,6 +53,30 @@ def test_rows_are_appended_and_shown(tmp_path):
     [path] = tmp_path.iterdir()
     assert {row["batch"] for row in read(path)} == {1, 2}
     assert f"2 subjects measured, appended to {path}" in result.output
+
+
+def test_a_wrong_kernel_is_a_refused_row_and_the_exit_code(tmp_path, monkeypatch):
+    """Planted in half of the blocks: what is right beside them is measured and stored."""
+
+    def planted(**arguments):
+        return mod_block(**arguments) * (1.01 if arguments["keep"] == [8] else 1)
+
+    monkeypatch.setattr("diffratio.bench.levels.block.mod_block", planted)
+    monkeypatch.setattr("diffratio.bench.case.mod_block", planted)
+    monkeypatch.setattr(budget, "worst", {})  # the table of this run is not about it
+    sizes = {"batch": 1, "tokens": 16, "width": 32, "heads": 2, "text": 5, "rounds": 2}
+    words = ["block", *(f"--{name}={size}" for name, size in sizes.items()), "--kept=1.0", "--kept=0.5"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "failed: mod_block native: mod_block native, 8 of 16 kept: error max" in result.output
+    [path] = tmp_path.iterdir()
+    rows = read(path)
+    own = {row["kept"]: row for row in rows if row["name"] == "mod_block native"}
+    assert own[1.0]["of_baseline"] > 0 and "over the budget" in own[0.5]["refused"]
+    assert own[0.5]["failed"] and "seconds" not in own[0.5]
+    assert [row["kept"] for row in rows if row["name"] == "authors' eager"] == [1.0, 0.5]
+    pictures = draw_results(path, tmp_path / "pictures")
+    assert [picture.stem.endswith("-block") for picture in pictures] == [True]
 
 
 def test_a_stopped_run_keeps_what_was_measured_and_says_so(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from diffratio.bench import measure as measuring
 from diffratio.bench.measure import measure
 from diffratio.bench.subject import Candidate, Subject
 from diffratio.bench.timing import Times, cache_bytes, passes_of, rotating_times, rotations
+from diffratio_kernels.ops.dispatch import NotAvailable
 
 
 def subject(*candidates):
@@ -26,8 +27,15 @@ def test_a_candidate_that_does_not_run_is_a_row_with_the_reason():
     timed, refused = sorted(rows, key=lambda row: row["name"])
     assert timed["name"] == "able" and timed["of_baseline"] == 1.0 and "refused" not in timed
     assert refused["refused"] == "no such device" and "of_baseline" not in refused
-    with pytest.raises(RuntimeError, match="add: the baseline does not run: no such device"):
-        measure(subject(unable, able), "cpu", 2, progress=False)
+
+
+def test_without_the_baseline_the_others_have_times_but_no_ratios():
+    able, unable = Candidate("able", lambda x: x + 1), Candidate("unable", fail)
+    refused, timed = measure(subject(unable, able), "cpu", 2, progress=False)
+    assert refused["refused"] == "no such device"
+    assert timed["name"] == "able" and timed["seconds"] > 0 and "of_baseline" not in timed
+    [alone] = measure(subject(unable), "cpu", 2, progress=False)
+    assert alone["refused"] == "no such device"
 
 
 def test_a_row_says_what_was_measured():
@@ -68,14 +76,35 @@ def test_no_compiled_peer_runs_eagerly_because_others_were_compiled_before():
     assert compiled.frame_count == 10
 
 
-def test_what_is_outside_the_budget_is_not_timed(monkeypatch):
+def test_what_is_outside_the_budget_is_not_timed_and_the_others_are():
     def wrong(case):
         raise AssertionError("over the budget")
 
-    monkeypatch.setattr(measuring, "rotating_times", lambda *args: pytest.fail("timed"))
     able, bad = Candidate("able", lambda x: x + 1), Candidate("bad", lambda x: x, verify=wrong)
-    with pytest.raises(AssertionError, match="over the budget"):
-        measure(subject(able, bad), "cpu", 2, progress=False)
+    refused, timed = measure(subject(able, bad), "cpu", 2, progress=False)
+    assert (timed["name"], timed["of_baseline"]) == ("able", 1.0)
+    assert refused["name"] == "bad" and refused["refused"] == "over the budget"
+    assert not {"seconds", "of_baseline", "spread"} & refused.keys()
+
+
+@pytest.mark.parametrize(
+    ("ours", "error", "failed"),
+    [
+        (True, AssertionError("over the budget"), True),
+        (True, KeyError("no such tile"), True),
+        (True, NotAvailable("no CUDA device"), False),
+        (True, torch.OutOfMemoryError("no room"), False),
+        (False, AssertionError("over the budget"), False),
+        (False, RuntimeError("no kernel for this shape"), False),
+    ],
+)
+def test_a_refusal_is_a_failure_where_a_kernel_of_ours_could_have_run(ours, error, failed):
+    def verify(case):
+        raise error
+
+    one = Candidate("one", lambda x: x, verify=verify, ours=ours)
+    [row] = measure(subject(one), "cpu", 2, progress=False)
+    assert row.get("failed", False) == failed and row["refused"] == str(error)
 
 
 def test_a_case_that_does_not_fit_is_refused_for_all():

@@ -16,7 +16,7 @@ OPERATORS = [
         "dispatch silently falling back",
         DISPATCH,
         {
-            'raise ValueError(f"{op}: implementation={implementation!r} is not available: {reason}")': (
+            'raise NotAvailable(f"{op}: implementation={implementation!r} is not available: {reason}")': (
                 'return choose(op, "auto", device, dtype)'
             )
         },

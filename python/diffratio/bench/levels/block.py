@@ -73,9 +73,10 @@ def _routed_candidates(options: Options) -> Iterator[Candidate]:
         for name in options.implementations:
             own = {"keep": keep, "implementation": name}
             run, verify = (partial(function, **own) for function in (BlockCase.ours, check_block))
-            yield routed(f"mod_block {name}", run, verify, flops=_flops(options, keep, cache_text_kv=True))
-        yield routed("route + gather + scatter", partial(BlockCase.row_steps, keep=keep))
-        yield routed("adaLN + gate + residual", partial(BlockCase.unrouted_steps, keep=keep))
+            flops = _flops(options, keep, cache_text_kv=True)
+            yield routed(f"mod_block {name}", run, verify, flops=flops, ours=True)
+        yield routed("route + gather + scatter", partial(BlockCase.row_steps, keep=keep), ours=True)
+        yield routed("adaLN + gate + residual", partial(BlockCase.unrouted_steps, keep=keep), ours=True)
 
 
 def _dense(block, x, timestep, text, router_weight):

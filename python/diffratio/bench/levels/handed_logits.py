@@ -37,7 +37,7 @@ def subjects(options: Options, kept: float, case: ModBlockCase, put: Call) -> It
     ]
     for op, ways in (("select", selections), ("scatter_rescale_next", scatters)):
         flops, moved = operator_work(op, case)
-        candidates = tuple(Candidate(*way, kept, flops, moved) for way in ways)
+        candidates = tuple(Candidate(*way, kept, flops, moved, way[0] != "torch eager") for way in ways)
         if candidates:
             yield Subject("operator", op, options.dtype, shape, make, moved, candidates)
 

@@ -134,11 +134,12 @@ def subjects(options: Options) -> Iterator[Subject]:
         for kept in options.kept:
             model = partial(models.twin, kept, partial(routed, kept))
             run, verify = partial(_run, model), partial(check_routed, model)
-            yield Candidate("diffratio", run, verify, kept=kept, flops=flops(options, kept))
+            yield Candidate("diffratio", run, verify, kept=kept, flops=flops(options, kept), ours=True)
             if options.compile_mode is not None and kept == COMPILED:
                 prepare = partial(compiled_routed, options.compile_mode, kept)
                 run = partial(_run, partial(models.twin, "compiled routed", prepare))
-                yield Candidate("diffratio, compiled", run, kept=kept, flops=flops(options, kept))
+                work = flops(options, kept)
+                yield Candidate("diffratio, compiled", run, verify, kept=kept, flops=work, ours=True)
 
     yield Subject(
         level="model",

@@ -59,7 +59,7 @@ def _candidates(candidate, op: str, options: Options, keep: int) -> Iterator[Can
     for name in dict.fromkeys(ATTENTIONS if attention else (known[-1], *options.implementations)):
         if name in known:
             verify = partial(_check_attention, keep, name) if attention else partial(_check, op, name)
-            yield candidate(name, partial(_run, name), verify)
+            yield candidate(name, partial(_run, name), verify, ours=name in options.implementations)
 
 
 def _plain(call: Call) -> dict:

@@ -47,7 +47,7 @@ def subjects(options: Options, kept: float, case: ModBlockCase, put: Call) -> It
     for name, (product, row_step) in JOINED.items():
         flops, moved = joined_work(name, case)
         make = partial(_joined, put, case, partial(_product, options.batch * keep, *sizes[product], options))
-        candidate = partial(Candidate, kept=kept, flops=flops, moved=moved)
+        candidate = partial(Candidate, kept=kept, flops=flops, moved=moved, ours=True)  # the row step is
         candidates = tuple(
             candidate(label, run, partial(_check, name, row_step, label, run))
             for label, run in _ways(name, row_step, options, put.arguments["x"])

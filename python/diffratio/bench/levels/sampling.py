@@ -48,23 +48,26 @@ def _candidates(options: Options) -> Iterator[Candidate]:
         model = partial(models.twin, kept, partial(routed, kept))
         verify = partial(check_routed, model)
         yield _candidate(options, "diffratio", kept, partial(_cached_text, loop, model), verify=verify)
-        yield _cached(options, "diffratio, cached steps", kept, loop, model, threshold)
+        yield _cached(options, "diffratio, cached steps", kept, loop, model, threshold, verify=verify)
         if options.device == "cuda":
             run = partial(_plain, loop, partial(models.captured, kept))
-            yield _candidate(options, "diffratio, CUDA graphs", kept, run, cached_text=False, allocates=False)
+            own = {"cached_text": False, "allocates": False, "verify": verify}
+            yield _candidate(options, "diffratio, CUDA graphs", kept, run, **own)
 
 
 def _candidate(
     options: Options, name: str, kept: float | None, run, cached_text: bool | None = None, **more
 ) -> Candidate:
-    """Routed models project the text in the first step only, unless said otherwise."""
+    """Routed models project the text in the first step only, unless said otherwise. Whichever way a routed
+    model is run, it is the same one that is verified."""
     cached_text = kept is not None if cached_text is None else cached_text
     work = flops(options, kept) + (options.steps - 1) * flops(options, kept, cached_text)
-    return Candidate(name, run, kept=1.0 if kept is None else kept, flops=work, capturable=False, **more)
+    more |= {"kept": 1.0 if kept is None else kept, "ours": kept is not None}
+    return Candidate(name, run, flops=work, capturable=False, **more)
 
 
 def _cached(
-    options: Options, name: str, kept: float | None, loop: Loop, model, threshold: Threshold
+    options: Options, name: str, kept: float | None, loop: Loop, model, threshold: Threshold, **more
 ) -> Candidate:
     """FLOPs are those of all steps; `skipped` is the part of steps that ran the first block only."""
     seen = {}
@@ -75,7 +78,7 @@ def _cached(
         seen["skipped"] = 1 - computed.steps / options.steps
         return out
 
-    return _candidate(options, name, kept, run, seen=seen)
+    return _candidate(options, name, kept, run, seen=seen, **more)
 
 
 def _plain(loop: Loop, model: Callable[[], nn.Module], case: dict[str, Tensor]) -> Tensor:

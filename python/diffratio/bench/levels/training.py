@@ -68,8 +68,8 @@ class TrainingCase(BlockCase):
 
 
 def subjects(options: Options) -> Iterator[Subject]:
-    """Bins of each kept part and one tenth less. The baseline is our dense block; nothing is timed unless the
-    packed gradients are those of two passes."""
+    """Bins of each kept part and one tenth less. The baseline is our dense block; two bins are timed where
+    the packed gradients are those of two passes."""
     yield Subject(
         level="training",
         name="PixArt block",
@@ -85,7 +85,7 @@ def _candidates(options: Options) -> Iterator[Candidate]:
     tokens, batch = options.tokens, options.batch
     flops = partial(training_flops, tokens, width=options.width, text_tokens=options.text)
     dense = partial(Candidate, flops=batch * flops(tokens, 0))
-    yield dense("mod_block, dense", TrainingCase.dense)
+    yield dense("mod_block, dense", TrainingCase.dense, ours=True)
     yield dense(dense_name(), partial(TrainingCase.block_step, function=_dense))
     if options.compile_mode is not None:
         compiled = torch.compile(_dense, mode=options.compile_mode, dynamic=False)
@@ -105,6 +105,7 @@ def _candidates(options: Options) -> Iterator[Candidate]:
                 partial(_check, small=small, large=large) if packed else None,
                 kept=tenths / 10,
                 flops=batch * flops(large, small, packed=packed),
+                ours=name != "reference twice",
                 about={"kept_small": (tenths - 1) / 10},
             )
 
