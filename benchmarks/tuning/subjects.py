@@ -151,11 +151,16 @@ WAYS = {
 }
 
 
+def held_tile(architecture: int, tile: tuple[int, ...]):
+    """A context: inside, attention of heads that are held as HELD columns takes this tile."""
+    return mock.patch.dict(config.ATTENTION_TILES["attention_fwd"][architecture], {HELD: tile})
+
+
 @contextmanager
 def tile_of(subject: Subject, architecture: int, tile: tuple[int, ...]) -> Iterator[None]:
     """Inside, launches of the subject take this tile."""
     if subject.is_attention:
-        with mock.patch.dict(config.ATTENTION_TILES[subject.kernel][architecture], {HELD: tile}):
+        with held_tile(architecture, tile):
             yield
         return
     entry = replace(config.PRODUCT_TILES[0], tile=tile)

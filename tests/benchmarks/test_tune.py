@@ -56,7 +56,7 @@ def on_gpu(tuning, monkeypatch):
         measured.append(subject)
         return {tile: 0.8 if tile == tiles[1] else 0.9 for tile in tiles}
 
-    monkeypatch.setattr(tuning, "check", lambda *_: None)
+    monkeypatch.setattr(tuning, "right_tiles", lambda subject, architecture, tiles, *_: tiles)
     monkeypatch.setattr(tuning, "measure", measure)
     monkeypatch.setattr(tuning, "commit", lambda: "0123abc")
     monkeypatch.setattr(tuning.torch.cuda, "get_device_name", lambda: GPU)
@@ -78,7 +78,7 @@ def test_without_a_gpu_it_is_not_available(file):
 
 
 def test_every_shape_is_measured_once_at_a_commit(tuning, candidates, on_gpu, file):
-    assert tuning.tune(tuning.Table(file), 1) == 0
+    assert tuning.tune(tuning.Table(file), 1) == (0, 0)
     assert on_gpu == tuning.subjects()
     entries = json.loads(file.read_text())["products"]
     [entry] = [
@@ -90,14 +90,14 @@ def test_every_shape_is_measured_once_at_a_commit(tuning, candidates, on_gpu, fi
     [attention] = [e for e in json.loads(file.read_text())["attention"] if e["source"] != "predicted"]
     assert (attention["kernel"], attention["held"]) == ("attention_fwd", 80)
     del on_gpu[1:]
-    assert tuning.tune(tuning.Table(file), 1) == 0 and len(on_gpu) == 1
+    assert tuning.tune(tuning.Table(file), 1) == (0, 0) and len(on_gpu) == 1
 
 
 def test_it_ends_in_time_and_goes_on(tuning, on_gpu, file):
     everything = len(tuning.subjects())
-    assert tuning.tune(tuning.Table(file), -1) == everything and on_gpu == []
+    assert tuning.tune(tuning.Table(file), -1) == (everything, 0) and on_gpu == []
     assert "measured" not in file.read_text()
-    assert tuning.tune(tuning.Table(file), 1) == 0 and len(on_gpu) == everything
+    assert tuning.tune(tuning.Table(file), 1) == (0, 0) and len(on_gpu) == everything
 
 
 def test_tiles_that_spill_are_not_measured(tuning, candidates, on_gpu, file, monkeypatch):
@@ -112,14 +112,27 @@ def test_tiles_that_spill_are_not_measured(tuning, candidates, on_gpu, file, mon
     assert tiles == {candidates.PRODUCTS[90][2]}
 
 
-def test_a_wrong_result_ends_the_run(tuning, monkeypatch):
+def test_a_wrong_tile_is_refused_and_the_others_are_measured(tuning, candidates, on_gpu, file, monkeypatch):
+    def right_tiles(subject, architecture, tiles, *_):
+        return tiles[:-1] if subject.rows == 8192 else () if subject.rows == 512 else tiles
+
+    monkeypatch.setattr(tuning, "right_tiles", right_tiles)
+    several, none = (sum(s.rows == rows for s in tuning.subjects()) for rows in (8192, 512))
+    assert several and none
+    refused = several + none * len(candidates.PRODUCTS[90])
+    assert tuning.tune(tuning.Table(file), 1) == (0, refused)
+    assert len(on_gpu) == len(tuning.subjects()) - none
+
+
+def test_a_wrong_result_is_no_right_tile(tuning, monkeypatch, capsys):
     module = importlib.import_module("tuning.subjects")
     [subject] = module.subjects(width=40, hidden=72, rows=(33,))[1:2]
     wrong = module.Ways(lambda t: t["hidden"], *list(vars(module.WAYS[subject.kernel]).values())[1:])
     monkeypatch.setattr(budget, "worst", {})  # the table of a run is not about this
     monkeypatch.setitem(module.WAYS, subject.kernel, wrong)
-    with pytest.raises(AssertionError, match="linear_gate_residual .* over the budget"):
-        tuning.check(subject, 80, ((32, 32, 32, 8, 4, 1),), tuning.torch.float16, "cpu")
+    assert tuning.right_tiles(subject, 80, ((32, 32, 32, 8, 4, 1),), tuning.torch.float16, "cpu") == ()
+    said = capsys.readouterr().out
+    assert said.startswith("refused: ") and "linear_gate_residual" in said and "over the budget" in said
 
 
 def test_predictions_leave_what_was_measured(tuning, on_gpu, file):
