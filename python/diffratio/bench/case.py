@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,12 @@ from .plain import PlainBlock
 
 
 def has_diffusers() -> bool:
-    return importlib.util.find_spec("diffusers") is not None
+    """Whether its blocks can be imported: of a copied package the requirements may be missing."""
+    try:
+        import diffusers.models.attention  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def dense_block(width: int, heads: int) -> nn.Module:

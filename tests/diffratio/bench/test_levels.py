@@ -1,5 +1,6 @@
 """What is measured: every level runs on the CPU, peers compute what they should, no fault is timed."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,12 @@ def test_the_plain_block_is_that_of_diffusers():
     expected = theirs(x, timestep=timestep, encoder_hidden_states=text)
     torch.testing.assert_close(plain(x, timestep=timestep, encoder_hidden_states=text), expected)
     assert dense_name() == "diffusers dense"
+
+
+def test_diffusers_is_there_where_its_blocks_can_be_imported(monkeypatch):
+    assert bench_case.has_diffusers()
+    monkeypatch.setitem(sys.modules, "diffusers.models.attention", None)  # as where it lacks a requirement
+    assert not bench_case.has_diffusers() and isinstance(dense_block(48, 2), PlainBlock)
 
 
 def test_a_case_without_diffusers_runs_in_every_way(without_diffusers):
