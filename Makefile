@@ -48,7 +48,8 @@ reproduction: $(READY)
 	$(BIN)/python benchmarks/reproduction/run.py
 	$(BIN)/python benchmarks/reproduction/tables.py
 
-# On a GPU machine, with the Python that has its torch; nothing is installed. ARGS="--list", "--piece NAME" ...
+# On a GPU machine, with the Python that has its torch; nothing is installed. The first look is two commands, each
+# under 5 minutes: this one, and ARGS="--look speed". Also "--list", "--dry-run", "--step NAME": CONTRIBUTING.md
 gpu:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(ARGS)
 

@@ -1,111 +1,144 @@
-"""`make gpu`: all that needs a GPU, in pieces of at most 8 minutes; the next call goes on where one ended.
+"""`make gpu`: what needs a GPU, as looks of a few minutes each: `--look correct`, then `speed`, `second` ...
 
-The pieces are in gpu.json; their `minutes` are what they should take with an H100-class GPU and 16 CPU cores.
-A piece is done when it has passed on the sources as they are. Logs and the state are in out/gpu, results in
-benchmarks/results. Exit code 0: every piece has passed; 1: one failed or ran out of time; 3: none failed, but
-some were not run or cannot run here.
+The steps of each look are in looks.py. Each is a process with a limit of its own: what it breaks, it breaks
+for itself. After every step all results and logs are written as one archive, gpu-<look>.tar.gz, to --out,
+$OUT or out/gpu. `benchmarks/carry.py` makes a folder with all that a machine without network lacks.
+
+Exit code 0: every step passed; 1: one failed or was cut off; 3: none did, but some were not run.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.util
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import date
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from looks import LOOKS, START, Step  # noqa: E402
+from outcomes import read_outcomes  # noqa: E402
+
+from carry import missing_here  # noqa: E402
 from diffratio.bench.machine import commit  # noqa: E402
 
-ROOT = Path.cwd()
-STATE = ROOT / "out" / "gpu" / "state.json"
-SOURCES = ("benchmarks", "csrc", "diffratio_kernels", "python", "tests")
-SUFFIXES = {".py", ".toml", ".h", ".cuh", ".cu", ".cpp"}
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "out" / "gpu"
+CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+"""Variables that name the compilers' caches, and their folders: one for all steps."""
+REHEARSAL = 120
+"""Seconds of each step in a dry run: limits are of a GPU."""
 TIME_IS_UP, NOT_AVAILABLE = 75, 77
-"""Exit codes of a piece that goes on in the next call, and of one whose tool or device is not there."""
+"""Exit codes of a step that did what its time allowed, and of one whose tool or device is not there."""
+STATUSES = {0: "passed", TIME_IS_UP: "passed in part", NOT_AVAILABLE: "not available"}
+BAD, NOT_RUN = {"failed", "cut off"}, {"not available", "no time left", "not started"}
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One entry of gpu.json.
+class Run:
+    """One look on this machine: its folder, its archive and what its steps came to. A dry run has both of its
+    own."""
 
-    command: {python} is the interpreter, {out} the folder of results, {parallel} pytest-xdist on all cores
-    where it is installed. makes: a file without which the piece is not done. essential: without it the others
-    are not started. budget: its tests write the largest shares of the error budget. needs: a package without
-    which it cannot run here.
-    """
+    def __init__(self, name: str, work: Path, out: Path, dry: bool = False):
+        self.name, self.dry = f"{name}-dry-run" if dry else name, dry
+        self.work, self.folder, self.archive = work, work / self.name, out / f"gpu-{self.name}.tar.gz"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.carried, self.commit = missing_here(), commit()
+        path = self.folder / "results.json"
+        # Steps that are run again alone replace what they came to before; the others keep it.
+        self.entries = json.loads(path.read_text())["steps"] if path.exists() else {}
 
-    name: str
-    what: str
-    command: str
-    minutes: float
-    limit_minutes: float = 8.0
-    makes: str | None = None
-    essential: bool = False
-    budget: bool = False
-    needs: str | None = None
+    def steps(self, chosen: Iterable[Step]) -> dict[str, str]:
+        """Run steps in order, one line each; name -> status.
 
+        A step ends when the limits of all steps up to it are used up: time that one leaves over goes to the
+        next ones, and none can take what another was promised.
+        """
+        chosen, statuses = list(chosen), {}
+        end = time.monotonic()
+        for i, step in enumerate(chosen, start=1):
+            end += REHEARSAL if self.dry else step.limit
+            print(f"[{i}/{len(chosen)}] {step.name}: {step.what} ...", end=" ", flush=True)
+            status = self.step(step, end - time.monotonic())
+            statuses[step.name] = status
+            if step.essential and status != "passed" and not self.dry:
+                print(f"nothing runs without {step.name!r}")
+                return statuses | {other.name: "not started" for other in chosen[i:]}
+        return statuses
 
-def sources() -> str:
-    """A digest of all source files: what a piece passed on."""
-    digest = hashlib.sha256()
-    files = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
-    for path in sorted([*files, *ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("CMakeLists.txt")]):
-        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-class State:
-    """What every piece came to, on which sources; kept in a file."""
-
-    def __init__(self):
-        self.sources = sources()
-        self.entries = json.loads(STATE.read_text()) if STATE.exists() else {}
-
-    def of(self, piece: Piece) -> str:
-        """ "passed", "failed", "out of time" or "not available" on these sources, else "not run"."""
-        entry = self.entries.get(piece.name, {})
-        made = piece.makes is None or (ROOT / piece.makes).exists()
-        return entry["status"] if entry.get("sources") == self.sources and made else "not run"
-
-    def put(self, piece: Piece, status: str, seconds: float) -> None:
-        self.entries[piece.name] = {
-            "status": status, "seconds": round(seconds, 1), "sources": self.sources, "commit": commit(ROOT),
+    def step(self, step: Step, seconds: float) -> str:
+        """Run one for at most so long, keep what it came to, write the archive, say it; its status."""
+        log, outcomes = self.folder / f"{step.name}.log", self.folder / f"{step.name}.outcomes.jsonl"
+        for before in (log, outcomes):
+            before.unlink(missing_ok=True)
+        start = time.time()
+        status = self.why_not(step, seconds)
+        if status is None:
+            status = run(self.command(step, outcomes), log, self.environment(step), seconds)
+        found = read_outcomes(outcomes) if outcomes.exists() else {}
+        if status == "passed" and found and not found["tests"]["passed"]:
+            status = "not available"  # every test was skipped: nothing was shown
+        entry = {
+            "what": step.what, "status": status, "seconds": round(time.time() - start, 1),
+            "limit": step.limit, "predicted": step.predicted, "commit": self.commit,
             "date": str(date.today()),
+            "compiled": compiled(self.work / CACHES["TRITON_CACHE_DIR"], start), **found,
         }  # fmt: skip
-        STATE.parent.mkdir(parents=True, exist_ok=True)
-        partial = STATE.with_suffix(".partial")
-        partial.write_text(json.dumps(self.entries, indent=1) + "\n")
-        partial.replace(STATE)
+        self.entries[step.name] = entry
+        self.write()
+        print(summary(entry), flush=True)
+        if status in BAD:
+            print("".join(f"    {line}\n" for line in trouble(entry, log)), end="")
+        return status
+
+    def why_not(self, step: Step, seconds: float) -> str | None:
+        """Status of a step that is not started, None where it can be."""
+        if step.needs is not None:
+            places = [*map(str, self.carried), *sys.path]
+            if PathFinder.find_spec(step.needs, places) is None:
+                return "not available"
+        return "no time left" if not self.dry and step.predicted > seconds else None
+
+    def command(self, step: Step, outcomes: Path) -> list[str]:
+        words = step.rehearsal if self.dry and step.rehearsal is not None else step.command
+        xdist = PathFinder.find_spec("xdist", [*map(str, self.carried), *sys.path])
+        parallel = f"-n {len(os.sched_getaffinity(0))}" if xdist else ""
+        places = {"python": sys.executable, "folder": self.folder, "outcomes": outcomes}
+        return shlex.split(words.format(parallel=parallel, **places))
+
+    def environment(self, step: Step) -> dict[str, str]:
+        """Carried packages come last: each is only there where this Python has none."""
+        path = [ROOT, ROOT / "python", ROOT / "benchmarks", *self.carried]
+        caches = {name: str(self.work / folder) for name, folder in CACHES.items()}
+        # The processes of a parallel step fill the cores.
+        threads = {"OMP_NUM_THREADS": "1"} if "{parallel}" in step.command else {}
+        python = {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONUNBUFFERED": "1"}
+        return os.environ | python | caches | threads
+
+    def write(self) -> None:
+        """The results as they are now, and everything in the folder as one archive; never half of it."""
+        facts = self.folder / "machine.json"
+        machine = json.loads(facts.read_text()) if facts.exists() else None
+        results = {"look": self.name, "machine": machine, "steps": self.entries}
+        (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        self.archive.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.archive.with_suffix(".partial")
+        with tarfile.open(partial, "w:gz") as archive:
+            archive.add(self.folder, arcname=self.name)
+        partial.replace(self.archive)
 
 
-def run(piece: Piece, out: Path, minutes_left: float) -> tuple[str, float]:
-    """Run a piece in a process group of its own, which is stopped at the limit; status and seconds."""
-    if piece.needs is not None and importlib.util.find_spec(piece.needs) is None:
-        STATE.parent.mkdir(parents=True, exist_ok=True)
-        log(piece).write_text(f"{piece.needs} is not installed\n")
-        return "not available", 0.0
-    parallel = f"-n {len(os.sched_getaffinity(0))}" if importlib.util.find_spec("xdist") else ""
-    command = shlex.split(piece.command.format(python=sys.executable, out=out, parallel=parallel))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")]),
-        "PYTHONUNBUFFERED": "1",
-    }
-    if "{parallel}" in piece.command:
-        environment["OMP_NUM_THREADS"] = "1"  # the processes fill the cores
-    if piece.budget:
-        environment["DIFFRATIO_BUDGET"] = str(STATE.parent / f"{piece.name}-budget.json")
-    STATE.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    with open(log(piece), "w") as output:
+def run(command: list[str], log: Path, environment: dict[str, str], seconds: float) -> str:
+    """Status of a command in a process group of its own, which is killed as a whole at the limit."""
+    with open(log, "w") as output:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -115,90 +148,74 @@ def run(piece: Piece, out: Path, minutes_left: float) -> tuple[str, float]:
             start_new_session=True,
         )
         try:
-            code = process.wait(60 * min(piece.limit_minutes, minutes_left))
-            status = {0: "passed", TIME_IS_UP: "out of time", NOT_AVAILABLE: "not available"}.get(
-                code, "failed"
-            )
+            return STATUSES.get(process.wait(max(seconds, 0)), "failed")
         except subprocess.TimeoutExpired:
-            status = "out of time"
+            return "cut off"
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):  # what has ended leaves none behind
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return status, time.monotonic() - start
+            process.wait()
 
 
-def log(piece: Piece) -> Path:
-    return STATE.parent / f"{piece.name}.log"
+def compiled(cache: Path, since: float) -> dict[str, float]:
+    """How many kernels were added to Triton's cache, and how long their compilations took together, from the
+    first file of each to its last: several run at once."""
+    spans = []
+    for group in cache.glob("*/__grp__*.json"):  # written when the kernel is complete
+        times = [path.stat().st_mtime for path in group.parent.iterdir()]
+        if group.stat().st_mtime >= since:
+            spans.append(max(times) - min(times))
+    return {"kernels": len(spans), "seconds": round(sum(spans), 1)}
 
 
-def write_results(pieces: list[Piece], state: State, out: Path) -> None:
-    """What all pieces came to, with the machine that built the library and the error budget."""
-    built = STATE.with_name("machine.json")
-    checks = []
-    for piece in pieces:
-        entry = state.entries.get(piece.name, {})
-        budget = STATE.parent / f"{piece.name}-budget.json"
-        found = json.loads(budget.read_text()) if piece.budget and budget.exists() else {}
-        checks.append({"name": piece.name, "what": piece.what, **entry, "status": state.of(piece), **found})
-    out.mkdir(parents=True, exist_ok=True)
-    results = {**(json.loads(built.read_text()) if built.exists() else {}), "checks": checks}
-    (out / "gpu-checks.json").write_text(json.dumps(results, indent=1) + "\n")
+def summary(entry: dict) -> str:
+    words = [entry["status"], f"{entry['seconds']:.0f} s"]
+    if entry["compiled"]["kernels"]:
+        words.append("{kernels} kernels compiled in {seconds:.0f} s".format(**entry["compiled"]))
+    words += [f"{count} {name}" for name, count in entry.get("tests", {}).items() if count]
+    return ", ".join(words)
 
 
-def run_all(chosen: list[Piece], state: State, out: Path, minutes: float) -> bool:
-    """Run the pieces in order, one line each; none runs on after `minutes`, or starts expected to do so.
+def trouble(entry: dict, log: Path) -> list[str]:
+    """What a step that failed says: its tests by name, or the end of its log."""
+    named = [f"{name}: {reason}" for name, reason in entry.get("failed", {}).items()]
+    named += [f"{name}: was running" for name in entry.get("unfinished", ())]
+    return named or log.read_text().splitlines()[-25:]
 
-    Whether the others could be started: every essential piece has passed.
-    """
-    end = time.monotonic() + 60 * minutes
-    for i, piece in enumerate(chosen, start=1):
-        minutes_left = (end - time.monotonic()) / 60
-        if piece.minutes > minutes_left:
-            print(f"[{i}/{len(chosen)}] {piece.name}: no time left")
-            continue
-        print(f"[{i}/{len(chosen)}] {piece.name}: {piece.what} ...", end=" ", flush=True)
-        status, seconds = run(piece, out, minutes_left)
-        state.put(piece, status, seconds)
-        print(f"{status}, {seconds:.0f} s", flush=True)
-        if status != "passed":
-            print("".join(f"    {line}\n" for line in log(piece).read_text().splitlines()[-25:]), end="")
-            if piece.essential:
-                return False
-    return True
+
+def show_looks() -> None:
+    """Steps with their seconds, and the sum of each look."""
+    for name, look in LOOKS.items():
+        print(f"{name}: {look.what}")
+        print(f"    {'step':18} {'predicted':>9} {'limit':>6}")
+        for step in look.steps:
+            print(f"    {step.name:18} {step.predicted:9.0f} {step.limit:6.0f}  {step.what}")
+        predicted, limit = START + look.predicted, START + look.limit
+        print(f"    {'all':18} {predicted:9.0f} {limit:6.0f}  with {START} s to start the machine\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--piece", action="append", help="run this piece, done or not (may be repeated)")
-    parser.add_argument("--list", action="store_true", help="only list the pieces and what they came to")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="for the whole call")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results")
-    parser.add_argument("--pieces", type=Path, default=Path(__file__).with_name("gpu.json"))
+    parser.add_argument("--look", choices=LOOKS, default="correct")
+    parser.add_argument("--step", action="append", help="of the look, only this one (may be repeated)")
+    parser.add_argument("--list", action="store_true", help="only list looks and steps with their seconds")
+    parser.add_argument("--dry-run", action="store_true", help="all of it on the CPU, at tiny sizes")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", WORK)), help="folder")
     arguments = parser.parse_args()
-    pieces = [Piece(**entry) for entry in json.loads(arguments.pieces.read_text())]
-    state = State()
-    if not arguments.list:
-        unknown = set(arguments.piece or ()) - {piece.name for piece in pieces}
-        if unknown:
-            parser.error(f"no such piece: {', '.join(sorted(unknown))}")
-        wanted = arguments.piece or [piece.name for piece in pieces if state.of(piece) != "passed"]
-        chosen = [piece for piece in pieces if piece.name in wanted]
-        started = run_all(chosen, state, arguments.out, arguments.minutes)
-        if any(state.of(piece) == "passed" for piece in pieces):
-            write_results(pieces, state, arguments.out)
-    if arguments.list or started:
-        width = max(len(piece.name) for piece in pieces)
-        for piece in pieces:
-            print(f"{piece.name:{width}} {state.of(piece):14} {piece.what}")
     if arguments.list:
+        show_looks()
         return 0
-    found = {state.of(piece) for piece in pieces}
-    if found & {"failed", "out of time"}:
-        return 1
-    return 0 if found == {"passed"} else 3
+    look = LOOKS[arguments.look]
+    unknown = set(arguments.step or ()) - {step.name for step in look.steps}
+    if unknown:
+        parser.error(f"no such step in {arguments.look}: {', '.join(sorted(unknown))}")
+    chosen = [step for step in look.steps if arguments.step is None or step.name in arguments.step]
+    this = Run(arguments.look, WORK, arguments.out.resolve(), arguments.dry_run)
+    found = set(this.steps(chosen).values())
+    print(f"results: {this.archive}")
+    return 1 if found & BAD else 3 if found & NOT_RUN else 0
 
 
 if __name__ == "__main__":

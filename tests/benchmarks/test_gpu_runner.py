@@ -1,165 +1,223 @@
-"""`make gpu` with pieces and a folder of its own: order, limits, resuming, what the exit code says."""
+"""`make gpu` with steps of its own: order, limits, what is kept, what the exit code says."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PASS, FAIL, LATER, MISSING = (
+PASS, FAIL, IN_PART, MISSING = (
     f"{{python}} -c \"import sys; print('the end of the log'); sys.exit({code})\"" for code in (0, 5, 75, 77)
 )
 
 
-def piece(name, command=PASS, **options):
-    return {"name": name, "what": f"the piece {name}", "command": command, "minutes": 1, **options}
+@pytest.fixture
+def gpu(tmp_path, monkeypatch):
+    """The runner, whose results go to a folder of its own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    runner = importlib.import_module("gpu")
+    monkeypatch.setattr(runner, "WORK", tmp_path / "work")
+    monkeypatch.setattr(runner, "commit", lambda: "0123abc")
+    monkeypatch.setattr(runner, "missing_here", lambda: [])
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    return runner
 
 
 @pytest.fixture
-def project(tmp_path):
-    """A folder with one source file; called with pieces and options it runs the runner there."""
-    (tmp_path / "csrc").mkdir()
-    (tmp_path / "csrc" / "kernel.cu").write_text("// first\n")
-    no_git = {"DIFFRATIO_COMMIT": "0123abc", "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+def step(gpu):
+    """A step by name, that passes at once unless it is told otherwise."""
 
-    def run(*pieces, options=()):
-        (tmp_path / "pieces.json").write_text(json.dumps(pieces))
-        command = [ROOT / "benchmarks" / "gpu.py", "--pieces", "pieces.json", "--out", "results", *options]
-        return subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=os.environ | no_git, capture_output=True, text=True
-        )
+    def make(name, command=PASS, limit=20, predicted=0, **options):
+        return gpu.Step(name, f"the step {name}", command, limit, predicted, **options)
 
-    run.folder, run.out = tmp_path, tmp_path / "out" / "gpu"
+    return make
+
+
+@pytest.fixture
+def look(gpu, monkeypatch, capsys):
+    """Called with steps and words of the command line it runs them as the first look; exit code, output."""
+    looks = importlib.import_module("looks")
+
+    def run(*steps, words=()):
+        monkeypatch.setitem(gpu.LOOKS, "correct", looks.Look("", steps))
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+        code = gpu.main()
+        return code, capsys.readouterr().out
+
     return run
 
 
-def statuses(project):
-    state = json.loads((project.out / "state.json").read_text())
-    return {name: entry["status"] for name, entry in state.items()}
+@pytest.fixture
+def entries(tmp_path):
+    """Called: name -> what the archive says that the step came to."""
+
+    def read(name="correct"):
+        with tarfile.open(tmp_path / "out" / f"gpu-{name}.tar.gz") as archive:
+            return json.load(archive.extractfile(f"{name}/results.json"))["steps"]
+
+    return read
 
 
-def started(done):
-    """Names of the pieces that a call started, in order."""
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[") and " ... " in line]
-    return [line.split("] ")[1].split(":")[0] for line in lines]
+def statuses(found):
+    return {name: entry["status"] for name, entry in found.items()}
 
 
-def test_pieces_run_in_order_and_what_they_came_to_is_kept(project):
-    done = project(piece("one"), piece("two"))
-    assert (done.returncode, started(done)) == (0, ["one", "two"]), done.stderr
-    assert "[2/2] two: the piece two ... passed, " in done.stdout
-    assert "the end of the log" not in done.stdout
-    assert (project.out / "two.log").read_text() == "the end of the log\n"
-    assert statuses(project) == {"one": "passed", "two": "passed"}
-    [one, two] = json.loads((project.folder / "results" / "gpu-checks.json").read_text())["checks"]
-    assert (one["name"], one["status"], two["name"], two["status"]) == ("one", "passed", "two", "passed")
-    assert one["commit"] == "0123abc"
+def test_steps_run_in_order_and_all_of_it_is_in_one_archive(look, step, entries, tmp_path):
+    code, said = look(step("one", predicted=2), step("two"))
+    assert code == 0 and said.index("[1/2] one: the step one ... passed") < said.index("[2/2] two: ")
+    assert "the end of the log" not in said and str(tmp_path / "out" / "gpu-correct.tar.gz") in said
+    one = entries()["one"]
+    assert (one["status"], one["limit"], one["predicted"], one["commit"]) == ("passed", 20, 2, "0123abc")
+    with tarfile.open(tmp_path / "out" / "gpu-correct.tar.gz") as archive:
+        assert archive.extractfile("correct/two.log").read() == b"the end of the log\n"
 
 
-def test_a_failure_shows_its_log_and_alone_is_run_again(project):
-    done = project(piece("bad", FAIL), piece("good"))
-    assert (done.returncode, started(done)) == (1, ["bad", "good"])
-    assert "bad: the piece bad ... failed" in done.stdout and "    the end of the log\n" in done.stdout
-    again = project(piece("bad", FAIL), piece("good"))
-    assert (again.returncode, started(again)) == (1, ["bad"])
-    mended = project(piece("bad"), piece("good"))
-    assert (mended.returncode, started(mended)) == (0, ["bad"])
+def test_the_list_runs_nothing_and_adds_up(look, step, tmp_path):
+    steps = step("one", FAIL, limit=7, predicted=5), step("two", FAIL, limit=4, predicted=3)
+    code, said = look(*steps, words=["--list"])
+    lines = [line.split() for line in said.splitlines()]
+    assert code == 0 and ["one", "5", "7", "the", "step", "one"] in lines
+    assert lines[lines.index([]) - 1][:3] == ["all", "38", "41"]  # 30 of them to start the machine
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_piece_is_stopped_at_its_limit_with_all_its_processes(project):
+def test_the_archive_is_written_after_every_step(look, step, entries, tmp_path):
+    """The second step finds the first one's results in it."""
+    archive = tmp_path / "out" / "gpu-correct.tar.gz"
+    names = f"import tarfile; assert 'correct/one.log' in tarfile.open('{archive}').getnames()"
+    code, _ = look(step("one", FAIL), step("two", f'{{python}} -c "{names}"'))
+    assert (code, statuses(entries())) == (1, {"one": "failed", "two": "passed"})
+
+
+def test_a_failure_shows_its_log_and_the_others_go_on(look, step):
+    code, said = look(step("bad", FAIL), step("good"))
+    assert code == 1 and "bad: the step bad ... failed" in said and "    the end of the log\n" in said
+    assert "good: the step good ... passed" in said
+
+
+def test_a_step_is_stopped_at_its_limit_with_all_its_processes(look, step, entries, tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
-    child = "import time, pathlib; time.sleep(4); pathlib.Path('late').touch()"
-    begin = time.monotonic()
-    done = project(piece("slow", f'{{python}} -c "{code}" "{child}"', limit_minutes=1 / 60), piece("next"))
-    assert time.monotonic() - begin < 4
-    assert (done.returncode, started(done)) == (1, ["slow", "next"])
-    assert statuses(project) == {"slow": "out of time", "next": "passed"}
-    time.sleep(4)
-    assert not (project.folder / "late").exists()
+    ticks = f"import time; f = open('{tmp_path}/ticks', 'ab', 0); "
+    ticks += "[(f.write(b'.'), time.sleep(0.05)) for _ in range(1200)]"
+    result, _ = look(step("slow", f'{{python}} -c "{code}" "{ticks}"', limit=3), step("next"))
+    assert (result, statuses(entries())) == (1, {"slow": "cut off", "next": "passed"})
+    before = (tmp_path / "ticks").stat().st_size
+    time.sleep(0.3)
+    assert 0 < before == (tmp_path / "ticks").stat().st_size
 
 
-def test_what_goes_on_later_is_run_again(project):
-    done = project(piece("tune", LATER), piece("one"))
-    assert (done.returncode, statuses(project)) == (1, {"tune": "out of time", "one": "passed"})
-    assert started(project(piece("tune", LATER), piece("one"))) == ["tune"]
+def test_time_that_is_left_over_goes_to_the_next_and_none_is_taken_away(look, step, entries):
+    sleeps = '{python} -c "import time; time.sleep(60)"'
+    start = time.monotonic()
+    look(step("slow", sleeps, limit=0.5), step("quick", limit=20), step("needs more", limit=0, predicted=15))
+    assert statuses(entries()) == {"slow": "cut off", "quick": "passed", "needs more": "passed"}
+    assert time.monotonic() - start < 15
 
 
-def test_what_is_not_available_is_neither_passed_nor_failed(project):
-    done = project(piece("tool", MISSING), piece("one"))
-    assert (done.returncode, statuses(project)["tool"]) == (3, "not available")
-    assert started(project(piece("tool", MISSING), piece("one"))) == ["tool"]
+def test_without_the_time_that_it_takes_a_step_is_not_started(look, step, entries):
+    code, said = look(step("one", limit=5), step("spare", limit=0, predicted=30), step("last"))
+    assert (code, entries()["spare"]["status"]) == (3, "no time left") and "no time left" in said
+    assert entries()["last"]["status"] == "passed"
 
 
-def test_without_the_package_it_needs_a_piece_is_not_available(project):
-    done = project(piece("model", needs="no_such_package"), piece("one", needs="json"))
-    assert (done.returncode, statuses(project)) == (3, {"model": "not available", "one": "passed"})
-    assert (project.out / "model.log").read_text() == "no_such_package is not installed\n"
+def test_what_ends_by_its_own_clock_has_passed_in_part(look, step, entries):
+    assert look(step("tune", IN_PART))[0] == 0
+    assert entries()["tune"]["status"] == "passed in part"
 
 
-def test_changed_sources_are_run_again(project):
-    assert project(piece("one")).returncode == 0
-    assert started(project(piece("one"))) == []
-    (project.folder / "csrc" / "notes.txt").write_text("no source\n")
-    assert started(project(piece("one"))) == []
-    (project.folder / "csrc" / "kernel.cu").write_text("// second\n")
-    listed = project(piece("one"), options=["--list"])
-    assert (listed.returncode, started(listed)) == (0, []) and "not run" in listed.stdout
-    assert started(project(piece("one"))) == ["one"]
+def test_what_is_not_available_is_neither_passed_nor_failed(look, step, entries):
+    assert look(step("tool", MISSING), step("model", needs="no_such_package"), step("one"))[0] == 3
+    assert statuses(entries()) == {"tool": "not available", "model": "not available", "one": "passed"}
 
 
-def test_without_what_it_makes_a_piece_is_not_done(project):
-    build = piece("build", "{python} -c \"open('library.so', 'w')\"", makes="library.so")
-    assert project(build).returncode == 0
-    assert started(project(build)) == []
-    (project.folder / "library.so").unlink()
-    assert started(project(build)) == ["build"]
-
-
-def test_nothing_is_started_after_an_essential_failure(project):
+def test_nothing_is_started_without_what_is_essential(look, step, entries):
     for command, code in ((FAIL, 1), (MISSING, 3)):
-        done = project(piece("build", command, essential=True), piece("one"))
-        assert (done.returncode, started(done)) == (code, ["build"])
-        assert done.stdout.endswith("    the end of the log\n")  # and not by what other pieces came to
-        assert not (project.folder / "results").exists()
+        found, said = look(step("device", command, essential=True), step("one"))
+        assert found == code and "nothing runs without 'device'" in said and "one: " not in said
+    assert look(step("device", MISSING, essential=True), step("one"), words=["--dry-run"])[0] == 3
+    assert statuses(entries("correct-dry-run")) == {"device": "not available", "one": "passed"}
 
 
-def test_a_piece_can_be_run_alone_also_when_it_is_done(project):
-    pieces = piece("one"), piece("two"), piece("three")
-    assert project(*pieces, options=["--piece", "two"]).returncode == 3
-    done = project(*pieces, options=["--piece", "three", "--piece", "two"])
-    assert started(done) == ["two", "three"]
-    wrong = project(*pieces, options=["--piece", "four"])
-    assert wrong.returncode == 2 and "no such piece: four" in wrong.stderr
+def test_a_step_run_again_alone_replaces_what_it_came_to(look, step, entries, capsys):
+    look(step("one", FAIL), step("two"), step("three", FAIL))
+    steps = step("one"), step("two"), step("three")
+    code, said = look(*steps, words=["--step", "one", "--step", "two"])
+    assert code == 0 and "three: " not in said
+    assert statuses(entries()) == {"one": "passed", "two": "passed", "three": "failed"}
+    with pytest.raises(SystemExit, match="2"):
+        look(*steps, words=["--step", "four"])
+    assert "no such step in correct: four" in capsys.readouterr().err
 
 
-def test_no_piece_is_started_that_would_end_too_late(project):
-    done = project(piece("long", minutes=6), piece("short", minutes=2), options=["--minutes", "5"])
-    assert (done.returncode, started(done)) == (3, ["short"])
-    assert "long: no time left" in done.stdout
-    slow = piece("slow", '{python} -c "import time; time.sleep(9)"', minutes=0)
-    assert project(slow, options=["--minutes", "0.02"]).returncode == 1
-    assert statuses(project)["slow"] == "out of time"
+def test_a_dry_run_takes_the_rehearsal_and_has_an_archive_of_its_own(look, step, entries):
+    look(step("bench", FAIL, rehearsal=PASS, predicted=99), step("probe"), words=["--dry-run"])
+    assert statuses(entries("correct-dry-run")) == {"bench": "passed", "probe": "passed"}
 
 
-def test_the_shares_of_the_error_budget_are_kept(project):
-    found = "dict(budget=dict(mod_block=0.5))"
-    write = f"import os, json; json.dump({found}, open(os.environ['DIFFRATIO_BUDGET'], 'w'))"
-    project(piece("checks", f'{{python}} -c "{write}"', budget=True), piece("others", FAIL))
-    checks, others = json.loads((project.folder / "results" / "gpu-checks.json").read_text())["checks"]
-    assert checks["budget"] == {"mod_block": 0.5} and "budget" not in others
+def test_packages_that_were_brought_along_are_found(look, step, entries, gpu, monkeypatch, tmp_path):
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "brought" / "only_there.py").write_text("")
+    monkeypatch.setattr(gpu, "missing_here", lambda: [tmp_path / "brought"])
+    code, _ = look(step("one", '{python} -c "import only_there"', needs="only_there"))
+    assert code == 0, entries()
 
 
-def test_the_pieces_of_the_repository_name_files_that_exist():
-    pieces = json.loads((ROOT / "benchmarks" / "gpu.json").read_text())
-    assert len({entry["name"] for entry in pieces}) == len(pieces)
-    for entry in pieces:
-        assert entry["minutes"] <= 8 and entry.get("limit_minutes", 8) <= 8
-        for word in entry["command"].split():
-            if word.startswith(("tests/", "benchmarks/")):
-                assert (ROOT / word).exists(), word
-    tested = {word for entry in pieces for word in entry["command"].split() if word.startswith("tests/gpu/")}
-    assert {str(path.relative_to(ROOT)) for path in (ROOT / "tests/gpu").glob("test_*.py")} == tested
+def test_all_steps_share_the_compilers_caches_and_what_they_compiled_is_counted(gpu, look, step, entries):
+    write = (
+        "import os, pathlib; f = pathlib.Path(os.environ['TRITON_CACHE_DIR']) / 'KEY'; "
+        "f.mkdir(parents=True); (f / 'k.source').touch(); (f / '__grp__k.json').touch(); "
+        "os.utime(f / 'k.source', (1e9, (f / '__grp__k.json').stat().st_mtime - 2))"
+    )
+    _, said = look(step("compiles", f'{{python}} -c "{write}"'), step("finds it"))
+    assert entries()["compiles"]["compiled"] == {"kernels": 1, "seconds": 2.0}
+    assert entries()["finds it"]["compiled"] == {"kernels": 0, "seconds": 0}
+    assert "1 kernels compiled in 2 s" in said
+
+
+def test_a_kernel_that_triton_compiled_is_counted(gpu, tmp_path):
+    """In a process of its own: where the interpreter runs, nothing is compiled."""
+    compile_one = (
+        "from diffratio_kernels.aot import compile, record, shipped; "
+        "*_, call = next(shipped.configurations()); "
+        "compile.compile_kernel(record.record(call, 90)[0], 90)"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python")])
+    environment = inherited | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path)}
+    start = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", compile_one], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = gpu.compiled(tmp_path, start)
+    assert found["kernels"] == 1 and 0 < found["seconds"] < time.time() - start
+    assert gpu.compiled(tmp_path, time.time() + 1)["kernels"] == 0
+
+
+def test_what_tests_came_to_is_in_the_results(look, step, entries, tmp_path):
+    lines = [
+        {"test": "test_a", "outcome": "passed", "budget": {"mod_block": 0.5}},
+        {"test": "test_b", "outcome": "failed", "reason": "over the budget"},
+        {"test": "test_c", "outcome": "started"},
+    ]
+    (tmp_path / "lines").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    copy = f"import shutil, sys; shutil.copy('{tmp_path}/lines', sys.argv[1]); sys.exit(1)"
+    _, said = look(step("tests", f'{{python}} -c "{copy}" {{outcomes}}'))
+    assert "failed, 0 s, 1 passed, 1 failed, 1 unfinished" in said
+    assert "    test_b: over the budget\n    test_c: was running\n" in said
+    found = entries()["tests"]
+    assert found["failed"] == {"test_b": "over the budget"} and found["unfinished"] == ["test_c"]
+    assert found["budget"] == {"mod_block": 0.5}
+
+
+def test_tests_that_were_all_skipped_have_shown_nothing(look, step, entries, tmp_path):
+    (tmp_path / "lines").write_text('{"test": "test_a", "outcome": "skipped", "reason": "no CUDA device"}\n')
+    copy = f"import shutil, sys; shutil.copy('{tmp_path}/lines', sys.argv[1])"
+    assert look(step("tests", f'{{python}} -c "{copy}" {{outcomes}}'))[0] == 3
+    assert entries()["tests"]["status"] == "not available"

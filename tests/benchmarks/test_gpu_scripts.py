@@ -1,19 +1,19 @@
 """The scripts behind `make gpu`, where there is no GPU: they run on the CPU, or say that they cannot."""
 
+import importlib
 import json
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from diffratio.cli.bench import bench
+from diffratio.bench.record import read
+from diffratio.bench.subject import Candidate, Subject
+from diffratio_kernels import attention, mod_block
+from diffratio_kernels.testing import budget
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,43 +58,140 @@ def test_the_tool_runs_every_kernel_and_its_verdict_counts(tmp_path):
     assert refused.returncode == 77
 
 
-def test_without_a_gpu_nothing_is_built(tmp_path):
-    """setup.py is a stand-in."""
-    (tmp_path / "benchmarks").mkdir()
-    shutil.copy(ROOT / "benchmarks" / "build.py", tmp_path / "benchmarks" / "build.py")
-    (tmp_path / "setup.py").write_text("print('built', flush=True)\n")
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "benchmarks" / "build.py")],
-        cwd=tmp_path,
-        env=os.environ | path | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 77 and not done.stderr
-    assert done.stdout == f"no CUDA device: torch {torch.__version__} finds none\n"
-    assert not (tmp_path / "out").exists()
+@pytest.fixture
+def module(monkeypatch):
+    """A script as a module, by name."""
+
+    def load(name):
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        return importlib.import_module(name)
+
+    return load
 
 
-def latency_pieces():
-    pieces = json.loads((ROOT / "benchmarks" / "gpu.json").read_text())
-    return [entry for entry in pieces if " -m diffratio bench " in entry["command"]]
+@pytest.fixture
+def builder(module, monkeypatch):
+    """build.py as on a GPU; called with the exit codes of its commands: its own, and how often it built."""
+    build = module("build")
+    monkeypatch.setattr(build.torch.cuda, "is_available", lambda: True)
+
+    def run(*codes):
+        left, built = list(codes), []
+
+        def command(words, **_):
+            built.append("setup.py" in words)
+            return subprocess.CompletedProcess(words, left.pop(0))
+
+        monkeypatch.setattr(build.subprocess, "run", command)
+        code = build.main()
+        assert not left
+        return code, sum(built)
+
+    return run
 
 
-@pytest.mark.parametrize("piece", latency_pieces(), ids=lambda piece: piece["name"])
-def test_the_command_line_takes_what_the_pieces_ask_for(piece, monkeypatch):
-    """Without measuring: every level is asked for its subjects at the piece's sizes."""
-    asked = []
+def test_a_library_that_loads_is_not_built_again(builder):
+    assert builder(0) == (0, 0)
+    assert builder(1, 0, 0) == (0, 1)
+    assert builder(1, 0, 1) == (1, 1) == builder(1, 2)
 
-    def subjects(level, options):
-        asked.append((level, options.batch, options.tokens, options.compile_mode))
-        return iter(())
 
-    monkeypatch.setattr("diffratio.bench.registry.subjects", subjects)
-    words = shlex.split(piece["command"].format(python="python", out="results"))[4:]
-    app = typer.Typer()
-    app.command()(bench)
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    assert {level for level, *_ in asked} == {words[0]}
-    assert all(f"--batch {batch}" in piece["command"] for _, batch, *_ in asked if words[0] != "peak")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_built_and_no_device_described(module, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["device.py", "--facts", str(tmp_path / "facts.json")])
+    assert module("build").main() == 77 == module("device").main()
+    said = f"no CUDA device: torch {torch.__version__} finds none\n"
+    assert capsys.readouterr().out == 2 * said and not list(tmp_path.iterdir())
+
+
+def test_the_library_that_was_brought_along_is_put_in_its_place(module, monkeypatch, tmp_path):
+    device = module("device")
+    (tmp_path / "carry").mkdir()
+    (tmp_path / "carry" / "_C.abi3.so").write_text("brought along")
+    monkeypatch.setattr(device, "CARRIED", tmp_path / "carry")
+    monkeypatch.setattr(device, "LIBRARY", tmp_path / "_C.abi3.so")
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "machine", lambda: {"device": "NVIDIA H200"})
+    monkeypatch.setattr(sys, "argv", ["device.py", "--facts", str(tmp_path / "facts.json")])
+    assert device.main() == 0
+    assert (tmp_path / "_C.abi3.so").read_text() == "brought along"
+    assert json.loads((tmp_path / "facts.json").read_text()) == {"device": "NVIDIA H200"}
+
+
+@pytest.fixture
+def unnoted(monkeypatch):
+    """Shares of the error budget of planted faults are not those of the run."""
+    monkeypatch.setattr(budget, "worst", {})
+
+
+def test_the_probe_checks_one_implementation(module, unnoted, capsys, monkeypatch):
+    probe = module("probe")
+    assert probe.check("native") == 0 == probe.check("cuda")
+    right, missing = capsys.readouterr().out.splitlines()
+    assert right.startswith("native: right, 0.") and missing.startswith("cuda: not available: ")
+    wrong = "diffratio.bench.levels.block.mod_block"
+    monkeypatch.setattr(wrong, lambda **arguments: mod_block(**arguments) * 1.1)
+    with pytest.raises(AssertionError, match="over the budget"):
+        probe.check("native")
+
+
+def test_one_implementation_that_dies_costs_no_other(module, capfd, monkeypatch, tmp_path):
+    script = "import os, sys; print(sys.argv[1], flush=True); sys.argv[1] == 'triton' and os.abort()"
+    (tmp_path / "stand_in.py").write_text(script)
+    probe = module("probe")
+    monkeypatch.setattr(probe, "__file__", str(tmp_path / "stand_in.py"))
+    monkeypatch.setattr(sys, "argv", ["probe.py"])
+    assert probe.main() == 1
+    said = capfd.readouterr().out.split("\n")
+    assert {"auto", "native", "cuda", "triton", "reference"} < set(said) and "failed: triton" in said
+
+
+def test_the_sweep_times_libraries_and_checks_every_tile(module, unnoted, monkeypatch, tmp_path):
+    sweep = module("attention_sweep")
+    [subject] = sweep.subjects()
+    case = subject.make(0)
+    tiles = {c.name: c for c in subject.candidates if c.ours}
+    assert list(tiles) == ["triton", "triton 16 x 16 x 4 x 1", "triton 32 x 16 x 4 x 1"]
+    tiles["triton 16 x 16 x 4 x 1"].verify(case)  # in the interpreter
+    assert [c.name for c in subject.candidates if not c.ours] == list(sweep.LIBRARIES)
+
+    def wrong(**arguments):
+        return attention(**arguments | {"implementation": "sdpa"}) * 1.1
+
+    monkeypatch.setattr(sweep, "attention", wrong)
+    with pytest.raises(AssertionError, match="attention triton 32 x 16 x 4 x 1: .* over the budget"):
+        tiles["triton 32 x 16 x 4 x 1"].verify(case)
+    monkeypatch.setattr(sys, "argv", ["attention_sweep.py", "--out", str(tmp_path)])
+    assert sweep.main() == 1
+    [path] = tmp_path.iterdir()
+    rows = {row["name"]: row for row in read(path)}
+    assert rows["triton"]["failed"] and "seconds" not in rows["sdpa"] and "failed" not in rows["sdpa"]
+
+
+def test_a_warm_up_runs_every_job_once_whatever_fails(module, capsys, monkeypatch):
+    warm_up, ran = module("warm_up"), []
+
+    def fail(case):
+        raise RuntimeError("no kernel\nfor this")
+
+    names = "abcdefg"
+    candidates = [Candidate(n, fail if n == "c" else lambda case, n=n: ran.append(n)) for n in names]
+    one = Subject("op", "add", torch.float32, {}, lambda seed: None, 8, tuple(candidates))
+    monkeypatch.setattr(warm_up, "measured", lambda: [one])
+    monkeypatch.setattr(warm_up, "GPU", False)
+    for first in range(3):
+        warm_up.run_share(first, 3)
+    assert sorted(ran) == list("abdefg")
+    assert capsys.readouterr().out == "add, c: no kernel\n"
+
+
+def test_a_warm_up_takes_the_sizes_of_the_steps(module, monkeypatch):
+    warm_up = module("warm_up")
+    words = {"batch": (16, 2), "kept": (0.5,), "text": 300}
+    monkeypatch.setattr(warm_up, "GPU", True)
+    first, second = warm_up.options_of(words)
+    assert (first.batch, second.batch, first.kept, first.text) == (16, 2, (0.5,), 300)
+    assert (first.device, first.dtype, first.compile_mode) == ("cuda", torch.bfloat16, "default")
+    monkeypatch.setattr(warm_up, "GPU", False)
+    [tiny] = warm_up.options_of(words)
+    assert (tiny.batch, tiny.tokens, tiny.device, tiny.compile_mode) == (1, 16, "cpu", None)

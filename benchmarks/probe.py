@@ -1,0 +1,50 @@
+"""One block in bf16 by every implementation against fp64: python benchmarks/probe.py [IMPLEMENTATION].
+
+Each has a process of its own: an illegal memory access ends all work on a GPU in its process. Exit code 1:
+one of them failed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+from diffratio.bench.case import BlockCase
+from diffratio.bench.levels.block import check_block
+from diffratio.bench.options import Options
+from diffratio_kernels.ops import IMPLEMENTATIONS
+from diffratio_kernels.ops.dispatch import NotAvailable
+from diffratio_kernels.testing import budget
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZE = {"tokens": 256, "text": 120} if DEVICE == "cuda" else {"tokens": 32, "width": 144, "heads": 2}
+
+
+def check(implementation: str) -> int:
+    """Of 2 samples, with all tokens kept and with half of them."""
+    options = Options(device=DEVICE, dtype=torch.bfloat16, **SIZE)
+    try:
+        with torch.no_grad():
+            for keep in (options.tokens, options.tokens // 2):
+                check_block(BlockCase(options), keep, implementation)
+    except NotAvailable as error:
+        print(f"{implementation}: not available: {error}")
+        return 0
+    print(f"{implementation}: right, {max(budget.worst.values()):.2f} of the error budget")
+    return 0
+
+
+def main() -> int:
+    if len(sys.argv) > 1:
+        return check(sys.argv[1])
+    names = ("auto", *IMPLEMENTATIONS["mod_block"])
+    running = {name: subprocess.Popen([sys.executable, __file__, name]) for name in names}
+    failed = [name for name, process in running.items() if process.wait() != 0]
+    print(f"failed: {', '.join(failed)}" if failed else "none failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The table of looks: what it names exists, and its seconds add up."""
+
+import importlib
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from diffratio.cli.bench import bench
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("looks")
+
+
+@pytest.fixture
+def steps(looks):
+    return [step for look in looks.LOOKS.values() for step in look.steps]
+
+
+def test_each_command_of_the_first_look_takes_less_than_five_minutes_and_the_next_two_ten(looks):
+    for name, most in (("correct", 300), ("speed", 300), ("second", 600), ("third", 600)):
+        look = looks.LOOKS[name]
+        assert looks.START + look.limit <= most, name
+        assert looks.START + look.predicted <= most, name
+
+
+def test_a_step_has_the_time_that_it_is_predicted_to_take(looks):
+    for look in looks.LOOKS.values():
+        assert len({step.name for step in look.steps}) == len(look.steps)
+        assert look.steps[0].essential
+        for step in look.steps:
+            assert step.limit == 0 or 0 < step.predicted <= step.limit, step.name
+
+
+def test_files_that_steps_name_exist_and_every_gpu_test_is_in_a_look(steps):
+    words = {word for step in steps for word in step.command.split()}
+    for word in words:
+        assert not word.startswith(("tests/", "benchmarks/")) or (ROOT / word).exists(), word
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "tests/gpu").glob("test_*.py")} <= words
+
+
+def test_bench_takes_the_words_of_the_steps_and_of_their_rehearsals(steps, monkeypatch):
+    """Without measuring: every level is asked for its subjects at the step's sizes."""
+    asked = []
+
+    def subjects(level, options):
+        asked.append((level, options.batch))
+        return iter(())
+
+    monkeypatch.setattr("diffratio.bench.registry.subjects", subjects)
+    app = typer.Typer()
+    app.command()(bench)
+    commands = [c for s in steps for c in (s.command, s.rehearsal) if c and " -m diffratio bench " in c]
+    assert len(commands) > 30
+    for command in commands:
+        asked.clear()
+        words = shlex.split(command.format(python="python", folder="results"))[4:]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, (words, done.output)
+        assert {level for level, _ in asked} == {words[0]}
+        assert all(f"--batch {batch}" in command for _, batch in asked if words[0] != "peak")
+
+
+def test_the_warm_up_compiles_what_the_speed_look_times(looks):
+    speed = {step.name: step.command for step in looks.LOOKS["speed"].steps}
+    names = list(speed)
+    for name, (level, options) in looks.LEVELS.items():
+        assert speed[name] == looks.bench_command(level, options)
+        assert names.index("warm-up") < names.index(name)
