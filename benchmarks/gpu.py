@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 WORK = ROOT / "out" / "gpu"
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 """Variables that name the compilers' caches, and their folders: one for all steps."""
-REHEARSAL = 120
+REHEARSAL = 300
 """Seconds of each step in a dry run: limits are of a GPU."""
 TIME_IS_UP, NOT_AVAILABLE = 75, 77
 """Exit codes of a step that did what its time allowed, and of one whose tool or device is not there."""
