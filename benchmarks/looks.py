@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 START = 30
-"""Seconds that a lent machine takes to start and to copy the checkout there and the archive back."""
+"""Seconds that a rented machine takes to start and to copy the checkout there and the archive back."""
 GPU = "tests/gpu/test_"
 """How the files of tests begin that are skipped without a GPU."""
 
