@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-
 from carry import CARRIED, LIBRARY
+
 from diffratio.bench.machine import machine
 
 NOT_AVAILABLE = 77

@@ -25,10 +25,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+from carry import missing_here  # noqa: E402
 from looks import LOOKS, START, Step  # noqa: E402
 from outcomes import read_outcomes  # noqa: E402
 
-from carry import missing_here  # noqa: E402
 from diffratio.bench.machine import commit  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
