@@ -24,13 +24,17 @@ _PRODUCTS = {
 }
 
 
-def compile_kernel(spec: Specialization, architecture: int) -> dict:
-    """Compile for one architecture; returns the figures of the report."""
-    source = ASTSource(
+def source_of(spec: Specialization) -> ASTSource:
+    """What the compiler starts from."""
+    return ASTSource(
         spec.kernel, spec.signature, constexprs=spec.constants,
         attrs={(place,): [["tt.divisibility", 16]] for place in spec.aligned},
     )  # fmt: skip
-    kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=spec.options)
+
+
+def compile_kernel(spec: Specialization, architecture: int) -> dict:
+    """Compile for one architecture; returns the figures of the report."""
+    kernel = triton.compile(source_of(spec), target=GPUTarget("cuda", architecture, 32), options=spec.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()

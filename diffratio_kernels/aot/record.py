@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.triton import config, launch
+from ..kernels.triton import config, launch, stand_ins
 
 _POINTER = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32",
@@ -38,17 +38,19 @@ class Specialization:
 def record(call: Callable[[], object], architecture: int) -> list[Specialization]:
     """The kernels that `call()`, on meta tensors, would launch on a GPU of this compute capability."""
     found: list[Specialization] = []
-    before = launch.recorder, config.assumed_architecture
-    launch.recorder = lambda *launched: found.append(_specialize(*launched))
+    before = config.assumed_architecture
+    stand_ins["meta"] = lambda kernel, _, args, options: found.append(specialize(kernel, args, options))
     config.assumed_architecture = architecture
     try:
         call()
     finally:
-        launch.recorder, config.assumed_architecture = before
+        config.assumed_architecture = before
+        del stand_ins["meta"]
     return found
 
 
-def _specialize(kernel, args: tuple, options: dict) -> Specialization:
+def specialize(kernel, args: tuple, options: dict) -> Specialization:
+    """What Triton's own launcher hands to the compiler for these arguments."""
     values = dict(zip(kernel.arg_names, args, strict=False))
     constants = {name: value for name, value in options.items() if name not in _COMPILER_OPTIONS}
     signature, aligned = {}, []
@@ -59,7 +61,9 @@ def _specialize(kernel, args: tuple, options: dict) -> Specialization:
             constants.setdefault(name, value)
         elif isinstance(value, Tensor):
             signature[name] = _POINTER[value.dtype]
-            if value.storage_offset() * value.element_size() % 16 == 0:  # allocations themselves are aligned
+            # Allocations themselves are aligned; on the meta device they have no address.
+            at = value.storage_offset() * value.element_size() if value.is_meta else value.data_ptr()
+            if at % 16 == 0:
                 aligned.append(place)
         elif isinstance(value, float):
             signature[name] = "fp32"

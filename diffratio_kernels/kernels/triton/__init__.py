@@ -16,6 +16,10 @@ import torch
 unavailable = None if importlib.util.find_spec("triton") else "triton is not installed"
 """None where the kernels can be compiled, else why not."""
 
+stand_ins: dict[str, Callable] = {}
+"""Device type -> what is called instead of a kernel, with the kernel, grid, arguments and options of the
+launch: ahead-of-time compilation listens on "meta", tests run compiled kernels on "cpu"."""
+
 _MODULE = {
     "router_logits_backward": "router_logits",
     "topk_places": "topk_select",
@@ -53,6 +57,8 @@ def why_not(device_type: str) -> str | None:
     """Why the kernels cannot run on a device; None where they can."""
     if unavailable is not None:
         return unavailable
+    if device_type in stand_ins:
+        return None
     if device_type == "cpu":
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         return None if interpreted else "on the CPU it runs in Triton's interpreter only (TRITON_INTERPRET=1)"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import triton
 from torch import Tensor
+
+from . import stand_ins
 
 ROWS_PER_SLICE = 32
 """Tokens of a sample whose rows one program adds up in a backward pass. It depends on nothing, so that a
@@ -18,9 +19,6 @@ FP_FUSION = {"enable_fp_fusion": True}
 """Option of every kernel: a * b + c is one FFMA, with one rounding, as in the CUDA C++ kernels. Triton does
 that unasked up to 3.9, which warns, and no longer from 3.10 on."""
 
-recorder: Callable | None = None
-"""Called instead of the kernel for tensors on the meta device: ahead-of-time compilation listens here."""
-
 
 def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args, **options) -> None:
     """Run a kernel on the device of its first argument, in the current stream. An empty grid is no launch."""
@@ -28,8 +26,8 @@ def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args, **options) 
         return
     options |= FP_FUSION
     device = args[0].device
-    if device.type == "meta":
-        recorder(kernel, args, options)
+    if device.type in stand_ins:
+        stand_ins[device.type](kernel, grid, args, options)
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*args, **options)
