@@ -12,13 +12,24 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # One process runs all tests of a file: what they share takes as long to make as to use.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test portable toolchains lint bench fuzz gpu mutants reproduction doctor clean
+ON_PTX := tests/kernels/triton tests/ops/test_budget.py tests/ops/test_padding.py tests/sim/test_block.py $(wildcard tests/sim/test_cuda_*.py)
+
+.PHONY: demo test ptx portable toolchains lint bench fuzz gpu mutants reproduction doctor clean
 
 demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
 
 test: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto $(BY_FILE)
+
+# Compiled kernels in the executor of tools/ptx, for both architectures
+ptx: $(READY)
+	rm -rf build/ptx/ran
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz tests/ptx
+	for architecture in 80 90; do \
+	  DIFFRATIO_PTX=$$architecture $(ONE_THREAD) $(BIN)/python -m pytest -n auto $(ON_PTX) || exit; \
+	done
+	$(BIN)/python tools/ptx/report.py
 
 # The numerics tests under other kernels of OpenBLAS, torch, oneDNN and MKL. ARGS="--list", "--cell NAME" ...
 portable: $(READY)

@@ -1,11 +1,19 @@
-"""Seeds, the choice of Triton's interpreter, and the table of worst error ratios at the end of a run."""
+"""Seeds, how Triton's kernels run here, and the table of worst error ratios at the end of a run.
+
+Without a GPU they run in Triton's interpreter or, with DIFFRATIO_PTX=80 or 90, compiled, in the executor of
+tools/ptx; the CUDA C++ kernels of tests/sim then do so, too.
+"""
 
 import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "ptx"))
+if not torch.cuda.is_available() and "DIFFRATIO_PTX" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"  # kernels read it when they are decorated
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
     # Where oneDNN uses AMX, torch 2.13's fused attention orders bf16 keys for it, and fails without AVX-512.
@@ -19,14 +27,27 @@ from diffratio_kernels.testing.interpreter import (
     ordered_products,
 )
 
+PTX = os.environ.get("DIFFRATIO_PTX")
+if PTX:
+    import report
+    from triton_launches import executed
+
+    UNTIL_THE_END = ExitStack()
+    LAUNCHES = UNTIL_THE_END.enter_context(executed(int(PTX)))
+
 # Child processes, too, may run without the native library, which is said at its import.
 QUIET = "ignore:diffratio_kernels has no native library:RuntimeWarning"
 os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET)))
 
 
+def pytest_itemcollected(item):
+    if item.path.parent.name == "ptx":  # they build the executor: `make ptx` runs them
+        item.add_marker(pytest.mark.fuzz)
+
+
 def pytest_collection_modifyitems(items):
     """CPU tensors reach the Triton kernels in the interpreter only; with a GPU, tests/gpu runs them there."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if os.environ.get("TRITON_INTERPRET") == "1" or PTX:
         return
     compiled = pytest.mark.skip(reason="Triton kernels are compiled here: CPU tensors cannot run on them")
     for item in items:
@@ -48,6 +69,14 @@ def _interpreter():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+    if PTX:
+        LAUNCHES.options.seed = 0
+
+
+def pytest_unconfigure():
+    if PTX:
+        report.save(int(PTX), LAUNCHES.variants(), LAUNCHES.counts)
+        UNTIL_THE_END.close()
 
 
 def pytest_sessionfinish(session):

@@ -1,22 +1,6 @@
-// The kernels on torch's CPU tensors, under the names and with the arguments that cuda_ops.cpp gives them.
-#include "../cuda_ops.h"
-#include "python.h"
-
-namespace cuda = diffratio::cuda;
-using diffratio::simulator::Tensor;
+#include "operators.h"
 
 PYBIND11_MODULE(diffratio_simulator, module) {
   diffratio::simulator::bind_schedule(module);
-  module.def("router_logits", &cuda::router_logits<Tensor>);
-  module.def("router_logits_backward", &cuda::router_logits_backward<Tensor>);
-  module.def("topk_select", &cuda::topk_select<Tensor>);
-  module.def("row_places", &cuda::row_places<Tensor>);
-  module.def("gather_adaln", &cuda::gather_adaln<Tensor>);
-  module.def("gather_adaln_backward", &cuda::gather_adaln_backward<Tensor>);
-  module.def("scatter_rescale", &cuda::scatter_rescale<Tensor>);
-  module.def("scatter_rescale_backward", &cuda::scatter_rescale_backward<Tensor>);
-  module.def("two_bin_gelu", &cuda::two_bin_gelu<Tensor>);
-  module.def("two_bin_gelu_backward", &cuda::two_bin_gelu_backward<Tensor>);
-  module.def("two_bin_blend", &cuda::two_bin_blend<Tensor>);
-  module.def("two_bin_blend_backward", &cuda::two_bin_blend_backward<Tensor>);
+  diffratio::simulator::bind_operators(module);
 }

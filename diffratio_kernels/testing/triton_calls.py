@@ -9,6 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from ..kernels.triton import stand_ins
 from .inputs import on_device
 from .triton_cases import OPERATORS, Draw, Operator
 from .triton_products import PRODUCTS
@@ -25,7 +26,8 @@ def kernel_device() -> str:
 
 def working_dtypes(device: str) -> tuple[torch.dtype, ...]:
     """What kernels compute in on a device; the interpreter's bf16 is wrong."""
-    return (torch.float32, torch.float16) + ((torch.bfloat16,) if device == "cuda" else ())
+    compiled = device == "cuda" or device in stand_ins
+    return (torch.float32, torch.float16) + ((torch.bfloat16,) if compiled else ())
 
 
 def random_call(

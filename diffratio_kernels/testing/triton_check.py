@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,20 +33,27 @@ def check_kernels(seed: int, device: str = "cpu", family: str = "one bin") -> No
     """Assert that the launchers of a random call stay within the error budget, guarded."""
     name, dtype, arguments = random_call(seed, device, family=family)
     try:
-        _check(name, dtype, arguments, seed, device, family)
+        check_call(name, arguments, seed, lambda again: random_call(seed, device, again, family)[2])
     except Exception as error:
         call = f"{seed}, {device!r}" + (f", {family!r}" if family != "one bin" else "")
         again = f"again: diffratio_kernels.testing.triton_check.check_kernels({call})"
         raise AssertionError(f"{again}  # {name} {dtype}: {error}") from error
 
 
-def _check(name: str, dtype: torch.dtype, arguments: dict, seed: int, device: str, family: str) -> None:
+def check_call(
+    name: str, arguments: dict, seed: int, drawn_again: Callable[[int], dict] | None = None
+) -> None:
+    """The same for a call of any size.
+
+    drawn_again: the same call with other numbers, for results of few of them.
+    """
+    dtype = next(t.dtype for t in arguments.values() if isinstance(t, Tensor) and t.is_floating_point())
     results = _results(name, arguments, seed)
     scales = _cancelled(name, results, arguments)
     counts = [kinds[2].count_nonzero().item() for kinds in results.values()]
     fewest = min((count for count in counts if count), default=ENOUGH)
-    for again in range(1, min(-(-ENOUGH // fewest), MOST_DRAWS)):
-        more = _results(name, random_call(seed, device, again, family)[2], seed)
+    for again in range(1, min(-(-ENOUGH // fewest), MOST_DRAWS) if drawn_again else 1):
+        more = _results(name, drawn_again(again), seed)
         for key, kinds in results.items():
             results[key] = [
                 torch.cat([a.flatten(), b.flatten()]) for a, b in zip(kinds, more[key], strict=True)

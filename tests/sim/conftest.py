@@ -33,8 +33,16 @@ def controls(builder):
 
 @pytest.fixture(scope="session")
 def simulator(builder):
-    """The kernels of csrc/cuda, run on the CPU."""
-    return builder.load("simulator", sanitize=SANITIZE in os.environ)
+    """The kernels of csrc/cuda on the CPU: in the simulator or, with DIFFRATIO_PTX, in the executor."""
+    if "DIFFRATIO_PTX" in os.environ:
+        import report
+        from cuda_launches import CudaLaunches
+
+        launches = CudaLaunches(int(os.environ["DIFFRATIO_PTX"]))
+        yield launches
+        report.save(launches.architecture, launches.variants(), launches.counts)
+        return
+    yield builder.load("simulator", sanitize=SANITIZE in os.environ)
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""A part of `make ptx`: compiled kernels in the executor, through the tests that the interpreter and the
+simulator pass, in processes of their own, where Triton compiles."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TRITON = "tests/kernels/triton/test_"
+IN_BUDGET = "test_launchers_stay_within_the_error_budget"
+CUDA = "tests/sim/test_block.py::test_block_is_within_the_error_budget"
+PARTS = {
+    "short": f"{TRITON}random_shapes.py::{IN_BUDGET}[0] {TRITON}two_bin.py::{IN_BUDGET}[0] "
+    "tests/ops/test_budget.py::test_block_of_triton_kernels_is_within_the_error_budget[0]",
+    "long": f"{TRITON}long.py -k 'bfloat16 and (blocks and 64 or text and 72 or width)'",
+    "cuda": " ".join(f"{CUDA}[{seed}]" for seed in range(6)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_compiled_kernels_stay_within_the_error_budget(architecture, part):
+    if part == "cuda" and not shutil.which("nvcc"):
+        pytest.skip("nvcc is not there")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        *shlex.split(PARTS[part]),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment | {"DIFFRATIO_PTX": architecture}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 3 and "skipped" not in done.stdout

@@ -1,0 +1,103 @@
+"""The CUDA C++ kernels on CPU tensors: nvcc compiles them for a GPU, and the executor runs the PTX.
+
+nvcc compiles csrc/cuda twice: to PTX, and for this machine, where runtime.cpp takes the place of the CUDA
+runtime under the launchers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import executor
+import torch
+from executor import BUILD, Options, machine
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+DEPENDS = sorted(path for path in CSRC.rglob("*") if path.suffix in (".cuh", ".h"))
+INCLUDE = [f"-I{folder}" for folder in (CSRC, CSRC / "include", CSRC / "sim")]
+
+
+class CudaLaunches:
+    """In the place of torch.ops.diffratio_cuda: an operator's kernels may touch the tensors of its call.
+
+    counts: kernel -> its launches, and (kernel, what) -> sums: seconds, and what the executor counts.
+    """
+
+    def __init__(self, architecture: int, options: Options | None = None):
+        self.architecture, self.options, self.counts = architecture, options or Options(), Counter()
+        texts = [path.read_text() for path in ptx(architecture)]
+        self._texts = {name: text for text in texts for name in re.findall(r"\.entry (\w+)", text)}
+        self._kernels: dict[str, object] = {}
+        self._tensors: list[torch.Tensor] = []
+        self._operators = host_module()
+
+    def __getattr__(self, name: str):
+        operator = getattr(self._operators, name)
+
+        def call(*arguments):
+            self._operators.on_launch(self._launch)
+            self._tensors = [t for t in arguments if isinstance(t, torch.Tensor)]
+            operator(*arguments)
+
+        return call
+
+    def seed(self, seed: int) -> None:
+        """The order of programs and warps in the next launches."""
+        self.options.seed = seed
+
+    def switches(self) -> int:
+        """Instructions that warps have run so far."""
+        return sum(count for key, count in self.counts.items() if key[1] == "instructions")
+
+    def variants(self) -> dict[str, list[tuple[str, dict[int, bool]]]]:
+        """Kernel -> for each of its instances the PTX, and line -> whether a thread has run it."""
+        out = defaultdict(list)
+        for name, kernel in self._kernels.items():
+            out[short(name)].append((self._texts[name], kernel.lines()))
+        return out
+
+    def _launch(self, name: str, grid: tuple, block: tuple, shared: int, arguments: int) -> None:
+        if name not in self._kernels:
+            self._kernels[name] = machine().Kernel(self._texts[name], name)
+        kernel = self._kernels[name]
+        pointers = (ctypes.c_void_p * len(kernel.parameters)).from_address(arguments)
+        given = [
+            ctypes.string_at(at, size) for at, (_, size) in zip(pointers, kernel.parameters, strict=True)
+        ]
+        start = time.perf_counter()
+        counts = executor.launch(kernel, grid, block, given, self._tensors, shared, self.options)
+        self.options.seed += 1
+        self.counts[short(name)] += 1
+        self.counts[short(name), "seconds"] += time.perf_counter() - start
+        self.counts.update({(short(name), what): count for what, count in counts.items()})
+
+
+def short(name: str) -> str:
+    """ "gather_adaln" of a kernel's mangled name."""
+    return re.search(r"\d([a-z_0-9]+?)_kernel", name)[1].lstrip("0123456789")
+
+
+def ptx(architecture: int) -> list[Path]:
+    """What nvcc makes of each source."""
+    flags = ["-std=c++20", "-O3", f"-arch=sm_{architecture}", *INCLUDE]
+    return [
+        executor.made(BUILD / "cuda", ["nvcc", *flags, "-ptx", source], ".ptx", [source, *DEPENDS])
+        for source in SOURCES
+    ]
+
+
+def host_module():
+    """The launchers of csrc/cuda, which call back instead of launching."""
+    flags = ["-std=c++20", "-O1", "-gencode", "arch=compute_90,code=compute_90", "-Xcompiler", "-fPIC"]
+    flags += ["-cudart", "none", *INCLUDE]
+    objects = [
+        executor.made(BUILD / "cuda", ["nvcc", *flags, "-c", source], ".o", [source, *DEPENDS])
+        for source in SOURCES
+    ]
+    return executor.build("diffratio_cuda_on_ptx", [HERE / "runtime.cpp"], INCLUDE, DEPENDS, objects)

@@ -1,0 +1,103 @@
+"""What ran in the executor: launches and speed of each kernel, the share of its lines, all instructions.
+
+Test processes leave a file each in build/ptx/ran (`save`); as a script this adds them up. Lines of a kernel
+are those of all its compiled variants; a line has run if a thread has executed it in any process.
+
+python tools/ptx/report.py [--json]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RAN = Path(__file__).parents[2] / "build" / "ptx" / "ran"
+OPCODE = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z]\w*(?:\.[\w:]+)*)")
+
+
+def save(architecture: int, variants: dict[str, list[tuple[str, dict[int, bool]]]], counts: Counter) -> None:
+    """Leave what one process has run.
+
+    variants: kernel -> the PTX of each of its variants, and line -> whether it has run. counts: those of
+    `Launches`.
+    """
+    found = defaultdict(dict)
+    for kernel, texts in variants.items():
+        for text, lines in texts:
+            opcodes = text.splitlines()
+            name = hashlib.sha256(text.encode()).hexdigest()[:16]
+            found[kernel][name] = [
+                (line, OPCODE.match(opcodes[line - 1])[1], ran)
+                for line, ran in lines.items()
+                if _holds_code(opcodes, line)
+            ]
+    RAN.mkdir(parents=True, exist_ok=True)
+    sums = [[*(key if isinstance(key, tuple) else (key, "launches")), value] for key, value in counts.items()]
+    file = RAN / f"{architecture}-{os.getpid()}-{os.urandom(4).hex()}.json"
+    file.write_text(json.dumps({"architecture": architecture, "variants": found, "sums": sums}))
+
+
+def _holds_code(lines: list[str], number: int) -> bool:
+    return number <= len(lines) and OPCODE.match(lines[number - 1]) is not None
+
+
+def added_up() -> dict:
+    """Of all files: a row for each kernel and architecture, and the forms of instructions, run or not."""
+    ran: dict = defaultdict(lambda: defaultdict(dict))
+    sums: dict = defaultdict(Counter)
+    forms: dict[str, bool] = {}
+    for file in sorted(RAN.glob("*.json")):
+        found = json.loads(file.read_text())
+        for kernel, variants in found["variants"].items():
+            lines = ran[kernel, found["architecture"]]
+            for name, rows in variants.items():
+                for line, form, done in rows:
+                    lines[name][line] = lines[name].get(line, False) or done
+                    forms[form] = forms.get(form, False) or done
+        for kernel, what, value in found["sums"]:
+            sums[kernel, found["architecture"]][what] += value
+    rows = []
+    for (kernel, architecture), variants in sorted(ran.items()):
+        every = [done for lines in variants.values() for done in lines.values()]
+        count = sums[kernel, architecture]
+        rows.append(
+            {
+                "kernel": kernel, "architecture": architecture, "variants": len(variants),
+                "launches": count["launches"], "instructions": count["instructions"],
+                "seconds": round(count["seconds"], 2), "lines": len(every), "lines_run": sum(every),
+                "unfenced": count["unfenced"], "overwritten": count["overwritten"], "moved": count["moved"],
+            }
+        )  # fmt: skip
+    return {"rows": rows, "forms": len(forms), "not_run": sorted(f for f, done in forms.items() if not done)}
+
+
+def main() -> None:
+    found = added_up()
+    if "--json" in sys.argv:
+        print(json.dumps(found))
+        return
+    table = Table("kernel", title="in the executor of PTX")
+    for column in ("sm", "variants", "launches", "M instructions", "M/s", "lines run", "moved in flight"):
+        table.add_column(column, justify="right")
+    for row in found["rows"]:
+        millions = row["instructions"] / 1e6
+        table.add_row(
+            row["kernel"], str(row["architecture"]), str(row["variants"]), str(row["launches"]),
+            f"{millions:.2f}",
+            f"{millions / max(row['seconds'], 1e-9):.1f}", f"{row['lines_run'] / max(row['lines'], 1):.0%}",
+            str(row["moved"] or ""),
+        )  # fmt: skip
+    Console().print(table)
+    print(f"{found['forms']} forms of instructions; not run: {', '.join(found['not_run']) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
