@@ -1,5 +1,5 @@
 // From tensors to the launchers of csrc/cuda, for torch's stable Tensor (cuda_ops.cpp) and for the simulator's
-// (sim/bindings.cpp). Tensors arrive checked, with their outputs allocated and, but for the rows of modulation
+// (sim/operators.h). Tensors arrive checked, with their outputs allocated and, but for the rows of modulation
 // vectors, contiguous (diffratio_kernels/kernels/cuda.py does that). `stream` is a cudaStream_t as an integer.
 #pragma once
 

@@ -63,9 +63,9 @@ def test_held_out_digits_are_left_as_they_are():
 
 
 def test_the_data_set_speaks_the_shipped_models_words():
-    assert torch.equal(
-        load_dataset("digits").embed(torch.arange(10)[:, None]), load_model(ASSETS / "dense")[1][:10]
-    )
+    """To a few roundings: torch draws normal numbers by loops that depend on the processor."""
+    words = load_dataset("digits").embed(torch.arange(10)[:, None])
+    torch.testing.assert_close(words, load_model(ASSETS / "dense")[1][:10], rtol=1e-5, atol=1e-5)
 
 
 def test_another_resolution_is_refused():
