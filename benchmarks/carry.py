@@ -29,12 +29,15 @@ def required(names: tuple[str, ...]) -> dict[str, Distribution]:
     found: dict[str, Distribution] = {}
     left = list(names)
     while left:
-        name = re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", left.pop())[0]).lower()
+        line = left.pop()
+        name = re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower()
         if name not in found and name not in NOT_NEEDED:
             try:
                 found[name] = distribution(name)
-            except PackageNotFoundError:  # for another system or version of Python
-                continue
+            except PackageNotFoundError:
+                if line in names:
+                    raise SystemExit(f"{line} is not installed here") from None
+                continue  # for another system or version of Python
             left += [line for line in found[name].requires or () if "extra ==" not in line]
     return found
 

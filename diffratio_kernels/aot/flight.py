@@ -26,9 +26,8 @@ InFlight = dict[Held, int]
 """What is held -> how many groups of products were committed since, its own included."""
 
 _PRODUCT = re.compile(r"HGMMA\.64x(\d+)x\S+ R(\d+), (?:R(\d+), )?")
-_WAIT = re.compile(
-    r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)"
-)  # not behind a predicate: that covers nothing
+# Matched from the start: behind a predicate it covers nothing.
+_WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)")
 
 
 def touched_in_flight(code: str) -> int:

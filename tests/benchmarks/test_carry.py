@@ -67,3 +67,8 @@ def test_what_is_compiled_for_one_python_is_carried_by_name_only(carry, capsys, 
 def test_without_a_library_nothing_is_carried(carry, capsys, tmp_path):
     (tmp_path / "_C.abi3.so").unlink()
     assert carry.main(()) == 1 and "is not built" in capsys.readouterr().out
+
+
+def test_a_package_that_is_asked_for_and_not_there_is_named(carry):
+    with pytest.raises(SystemExit, match="^no-such-package is not installed here"):
+        carry.main(("rich", "no-such-package"))

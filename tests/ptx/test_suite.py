@@ -27,18 +27,10 @@ PARTS = {
 @pytest.mark.parametrize("architecture", ["80", "90"])
 def test_compiled_kernels_stay_within_the_error_budget(architecture, part):
     if part == "cuda" and not shutil.which("nvcc"):
-        pytest.skip("nvcc is not there")
+        pytest.skip("no nvcc, which compiles the CUDA C++ kernels")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        *shlex.split(PARTS[part]),
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += shlex.split(PARTS[part])
     done = subprocess.run(
         command, cwd=ROOT, env=environment | {"DIFFRATIO_PTX": architecture}, capture_output=True, text=True
     )

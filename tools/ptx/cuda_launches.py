@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -70,12 +69,8 @@ class CudaLaunches:
         given = [
             ctypes.string_at(at, size) for at, (_, size) in zip(pointers, kernel.parameters, strict=True)
         ]
-        start = time.perf_counter()
-        counts = executor.launch(kernel, grid, block, given, self._tensors, shared, self.options)
-        self.options.seed += 1
-        self.counts[short(name)] += 1
-        self.counts[short(name), "seconds"] += time.perf_counter() - start
-        self.counts.update({(short(name), what): count for what, count in counts.items()})
+        launched = kernel, grid, block, given, self._tensors, shared, self.options
+        executor.counted(self.counts, short(name), *launched)
 
 
 def short(name: str) -> str:

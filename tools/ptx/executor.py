@@ -12,6 +12,8 @@ import importlib.util
 import os
 import subprocess
 import sysconfig
+import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,15 +27,8 @@ import torch
 SOURCES = Path(__file__).with_name("src")
 BUILD = Path(__file__).parents[2] / "build" / "ptx"
 WHEN = {"early": 0, "late": 1, "random": 2}
-FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-pthread",
-]
+FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC"]
+FLAGS += ["-fvisibility=hidden", "-pthread"]
 
 
 @dataclass
@@ -153,3 +148,14 @@ def launch(
     ranges = sorted({pair for pair in map(extent, tensors) if pair[0] < pair[1]})
     how = asdict(options) | {"copies": WHEN[options.copies], "products": WHEN[options.products]}
     return kernel.launch(*three, list(parameters), ranges, shared=shared, **how)
+
+
+def counted(counts: Counter, name: str, *launched) -> None:
+    """The same of the kernel `name`, added to `counts`; the next launch has another order of programs."""
+    *_, options = launched
+    start = time.perf_counter()
+    found = launch(*launched)
+    options.seed += 1
+    counts[name] += 1
+    counts[name, "seconds"] += time.perf_counter() - start
+    counts.update({(name, what): count for what, count in found.items()})

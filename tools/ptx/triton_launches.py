@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,15 +49,10 @@ class Launches:
                 parameters.append(struct.pack("Q", value.data_ptr()))
             elif kind != "constexpr":
                 parameters.append(struct.pack(FORMAT[kind], value))
-        parameters += [bytes(8)] * (
-            len(ptx.parameters) - len(parameters)
-        )  # Triton's scratch memory: none here
-        start = time.perf_counter()
-        counts = executor.launch(ptx, grid, (32 * warps,), parameters, tensors, shared, self.options)
-        self.options.seed += 1
-        self.counts[spec.name] += 1
-        self.counts[spec.name, "seconds"] += time.perf_counter() - start
-        self.counts.update({(spec.name, what): count for what, count in counts.items()})
+        # The last ones are Triton's scratch memory: none here.
+        parameters += [bytes(8)] * (len(ptx.parameters) - len(parameters))
+        launched = ptx, grid, (32 * warps,), parameters, tensors, shared, self.options
+        executor.counted(self.counts, spec.name, *launched)
 
     def variants(self) -> dict[str, list[tuple[str, dict[int, bool]]]]:
         """Kernel -> the PTX of each of its specializations, and line -> whether a thread has run it."""

@@ -10,7 +10,9 @@ from diffratio_kernels.testing.interpreter import interpreted
 from diffratio_kernels.testing.triton_cases import Draw
 from diffratio_kernels.testing.triton_check import check_call
 
-pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter has no pipelines")
+pytestmark = pytest.mark.skipif(
+    interpreted(), reason="the interpreter has no pipelines: for make ptx, or a GPU"
+)
 
 
 def attention(draw, head_dim, queries, keys=None):
