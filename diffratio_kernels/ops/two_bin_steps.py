@@ -7,7 +7,8 @@ once, on the blend, because it is linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -106,10 +107,10 @@ def two_bin_forward(
         both = _joined(large, small_only, tokens)
         hidden, pre = _streams(*options, with_small_rows(hidden, at), attended, both)
     else:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and forward_only != "large"):
+        with _gradient(x, forward_only != "large"):
             attended = _attended(steps, (query, key, value), large)
             hidden_large, pre_large = _streams(*options, hidden, attended, large)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and forward_only != "small"):
+        with _gradient(x, forward_only != "small"):
             attended = _attended(steps, [small_rows_of(t, at) for t in (query, key, value)], small_only)
             hidden_small, pre_small = _streams(*options, small_rows_of(hidden, at), attended, small_only)
         hidden, pre = torch.cat([hidden_large, hidden_small]), torch.cat([pre_large, pre_small])
@@ -120,6 +121,24 @@ def two_bin_forward(
         added = 1 if linears.fc2_adds_bias else 0
         branch = _weigh_bias(branch, linears.fc2_bias, added, *bins, index, tokens)
     return steps.two_bin_blend(x, index, hidden, branch, gate2, logits, *bins, rescale, score_scale)
+
+
+@contextmanager
+def _gradient(x: Tensor, wanted: bool) -> Iterator[None]:
+    """Inside, the steps have a gradient if it is on and wanted.
+
+    Without one they keep no casts of weights: before torch 2.11, autocast hands a cast that was made without
+    a gradient to those who want one.
+    """
+    if wanted or not torch.is_grad_enabled():
+        yield
+        return
+    device = x.device.type
+    with (
+        torch.no_grad(),
+        torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False),
+    ):
+        yield
 
 
 def _offsets(keep: list[int], x: Tensor) -> Tensor:

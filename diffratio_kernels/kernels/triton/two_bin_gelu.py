@@ -20,12 +20,13 @@ def _two_bin_gelu(
     t = tl.program_id(0).to(tl.int64)
     sample = sample_of(large_offsets_ptr, t, samples, STEPS)
     in_small, other = small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows)
+    width = tl.where(in_small, F, 0)
     weight = tl.load(weight_ptr + sample).to(tl.float32)
     for start in range(0, F, BLOCK_F):
         f = start + tl.arange(0, BLOCK_F)
         large, _ = gelu(tl.load(pre_ptr + t * F + f, mask=f < F, other=0.0).to(tl.float32))
         # Where only the large bin has the row: gelu(0) = 0.
-        small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=in_small & (f < F), other=0.0).to(tl.float32))
+        small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=f < width, other=0.0).to(tl.float32))
         blend = weight * large + (1 - weight) * small
         tl.store(out_ptr + t * F + f, blend.to(out_ptr.dtype.element_ty), mask=f < F)
 
@@ -39,6 +40,7 @@ def _two_bin_gelu_bwd(
     t = tl.program_id(0).to(tl.int64)
     sample = sample_of(large_offsets_ptr, t, samples, STEPS)
     in_small, other = small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows)
+    width = tl.where(in_small, F, 0)
     weight = tl.load(weight_ptr + sample).to(tl.float32)
     dtype = grad_pre_ptr.dtype.element_ty
     dot = tl.zeros((BLOCK_F,), tl.float32)
@@ -48,9 +50,8 @@ def _two_bin_gelu_bwd(
         pre = tl.load(pre_ptr + t * F + f, mask=f < F, other=0.0).to(tl.float32)
         large, slope = gelu(pre)
         tl.store(grad_pre_ptr + t * F + f, (weight * grad * slope).to(dtype), mask=f < F)
-        inside = in_small & (f < F)
-        small, slope = gelu(tl.load(pre_ptr + other * F + f, mask=inside, other=0.0).to(tl.float32))
-        tl.store(grad_pre_ptr + other * F + f, ((1 - weight) * grad * slope).to(dtype), mask=inside)
+        small, slope = gelu(tl.load(pre_ptr + other * F + f, mask=f < width, other=0.0).to(tl.float32))
+        tl.store(grad_pre_ptr + other * F + f, ((1 - weight) * grad * slope).to(dtype), mask=f < width)
         dot += grad * (large - small)
     tl.store(dots_ptr + t, tl.sum(dot, axis=0))
 

@@ -67,7 +67,11 @@ TRITON_TWO_BIN = [
         "two-bin-gelu-small-bin-everywhere",
         "dropped mask",
         GELU,
-        {"mask=in_small & (f < F), other=0.0)": "mask=f < F, other=0.0)"},
+        {
+            "small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=f < width": (
+                "small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=f < F"
+            )
+        },
         FUZZ,
     ),
     Mutant(
