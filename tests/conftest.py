@@ -21,11 +21,8 @@ if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses poisoned memory
 
 from diffratio_kernels.testing import budget
-from diffratio_kernels.testing.interpreter import (
-    interpreted,
-    language_exchanged_once,
-    ordered_products,
-)
+from diffratio_kernels.testing.interpreter import interpreted, ordered_products
+from diffratio_kernels.testing.quick_interpreter import quick_interpreter
 
 PTX = os.environ.get("DIFFRATIO_PTX")
 if PTX:
@@ -62,7 +59,7 @@ def _interpreter():
     if not interpreted():
         yield
         return
-    with ordered_products(), language_exchanged_once():
+    with ordered_products(), quick_interpreter():
         yield
 
 

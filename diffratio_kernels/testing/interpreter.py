@@ -1,4 +1,4 @@
-"""Guards around kernels that Triton's interpreter runs on the CPU (Triton 3.6 and 3.7).
+"""Guards around kernels that Triton's interpreter runs on the CPU (Triton 3.6 to 3.9).
 
 The interpreter is chosen by TRITON_INTERPRET=1 before Triton is imported; then every kernel of the process is
 interpreted. Its arithmetic is right in fp32 and fp16 and wrong in bf16.
@@ -20,6 +20,10 @@ _rewritten: dict = {}
 """Kernel -> its body with loops that count in tensors, kept beside Triton's own table of bodies."""
 
 
+BINARY = {"add": "add", "sub": "subtract", "mul": "multiply"}
+"""What the interpreter calls an operation -> what numpy calls it."""
+
+
 def interpreted() -> bool:
     """Whether kernels of this process are interpreted."""
     import triton.language
@@ -28,7 +32,8 @@ def interpreted() -> bool:
     return isinstance(triton.language.sum, InterpretedFunction)
 
 
-def _interpreter():
+def loaded_interpreter():
+    """Triton's module of the interpreter, where kernels of this process are interpreted."""
     if not interpreted():
         raise RuntimeError("kernels are compiled here: set TRITON_INTERPRET=1 before Triton is imported")
     from triton.runtime import interpreter
@@ -43,9 +48,19 @@ def overflow_trap():
     Add, subtract, multiply, sums and cumulative sums and products of all integers narrower than 64 bits.
     Not: `sanitize_overflow=False`, shifts, and conversions, which may cut on purpose.
     """
-    interpreter = _interpreter()
-    builder, reductions = interpreter.interpreter_builder, interpreter.ReduceScanOpInterface
+    interpreter = loaded_interpreter()
+    np, builder = interpreter.np, interpreter.interpreter_builder
+    semantic, reductions = type(interpreter.interpreter_semantic), interpreter.ReduceScanOpInterface
     plain = reductions.to_tensor
+
+    def binary_op(self, lhs, rhs, operation):
+        # Triton's own check has the kernel's language in between: a third of the time of a launch.
+        dtype = lhs.type.scalar
+        if dtype.int_bitwidth < 64:
+            wide = (side.handle.data.astype(np.int64) for side in (lhs, rhs))
+            result = getattr(np, BINARY[operation.__name__])(*wide)
+            within = dtype.get_int_min_value() <= result.min() and result.max() <= dtype.get_int_max_value()
+            assert within, f"{dtype} overflow detected for operation {operation.__name__}"
 
     def to_tensor(self, value, dtype):
         # numpy reduces in 64 bits and only then casts to the type of the kernel.
@@ -56,6 +71,7 @@ def overflow_trap():
 
     with (
         mock.patch.object(builder, "options", dataclasses.replace(builder.options, debug=True)),
+        mock.patch.object(semantic, "binary_op_sanitize_overflow_impl", binary_op),
         mock.patch.object(reductions, "to_tensor", to_tensor),
         _typed_loops(interpreter),
     ):
@@ -99,7 +115,7 @@ def program_order(seed: int):
 
     It is never the usual order where there are two programs or more. Each program still runs as a whole.
     """
-    builder = _interpreter().interpreter_builder
+    builder = loaded_interpreter().interpreter_builder
     set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
     draw, place = random.Random(seed), {}
 
@@ -128,7 +144,7 @@ def masked_lanes_poisoned():
 
     The interpreter gives zeros there; on a GPU anything can be in these registers.
     """
-    interpreter = _interpreter()
+    interpreter = loaded_interpreter()
     builder, np = interpreter.interpreter_builder, interpreter.np
     load = builder.create_masked_load
 
@@ -152,7 +168,7 @@ def ordered_products():
     version and the number of rows. Here, an element depends on its own row and column alone, and what is left
     of its error is the kernel's.
     """
-    interpreter = _interpreter()
+    interpreter = loaded_interpreter()
     np = interpreter.np
 
     def create_dot(a, b, d, *_):
@@ -165,31 +181,6 @@ def ordered_products():
             return interpreter.TensorHandle(total.astype(d.data.dtype), d.dtype.scalar)
 
     with mock.patch.object(interpreter.interpreter_builder, "create_dot", create_dot):
-        yield
-
-
-@contextmanager
-def language_exchanged_once():
-    """Inside, a launch exchanges Triton's language for the interpreter's once.
-
-    The interpreter does so again in every function that a kernel calls, and finds nothing left to exchange:
-    a quarter of the time of a launch.
-    """
-    interpreter = _interpreter()
-    tl, plain, exchanged = interpreter.tl, interpreter._patch_lang, set()
-
-    def patch_lang(fn):
-        language = {m.__name__ for m in fn.__globals__.values() if m is tl or m is tl.core}
-        if language <= exchanged:
-            return interpreter._LangPatchScope()
-        outermost, scope = not exchanged, plain(fn)
-        exchanged.update(language)
-        if outermost:
-            restore = scope.restore
-            scope.restore = lambda: (restore(), exchanged.clear())
-        return scope
-
-    with mock.patch.object(interpreter, "_patch_lang", patch_lang):
         yield
 
 

@@ -1,4 +1,4 @@
-"""What the suite changes in the interpreter: products in an order of ours, the language exchanged once."""
+"""What the suite changes in the interpreter: products in an order of ours, and less work of its own."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from diffratio_kernels.testing.interpreter import interpreted, language_exchanged_once, ordered_products
+from diffratio_kernels.testing.interpreter import interpreted, ordered_products
+from diffratio_kernels.testing.quick_interpreter import quick_interpreter
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="kernels are compiled on this machine")
 
@@ -54,7 +55,7 @@ def test_a_launch_exchanges_the_language_once_and_gives_it_back(wrong, monkeypat
     x, out, load = torch.randn(16), torch.empty(16), tl.load
     for _ in range(2):
         looks.clear()
-        with language_exchanged_once():
+        with quick_interpreter():
             if wrong:
                 with pytest.raises(InterpreterError):
                     double_many[(1,)](x, out[0], D="16")
@@ -62,3 +63,16 @@ def test_a_launch_exchanges_the_language_once_and_gives_it_back(wrong, monkeypat
                 double_many[(4,)](x, out, D=16)
                 assert torch.allclose(out, 2**10 * (x + x.sum()), rtol=1e-5)
         assert 0 < looks.count(tl) < 5 and tl.load is load
+
+
+DTYPES = {tl.int1: bool, tl.int32: "int32", tl.uint8: "uint8", tl.float16: "float16", tl.bfloat16: "uint16"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_of_arrays_are_remembered(dtype):
+    assert interpreter._get_np_dtype.__module__ == quick_interpreter.__module__
+    for _ in range(2):
+        assert interpreter._get_np_dtype(dtype) == DTYPES[dtype]
+        assert interpreter._get_np_dtype(tl.block_type(dtype, [16, 8])) == DTYPES[dtype]
+        for pointer in (tl.pointer_type(dtype), tl.block_type(tl.pointer_type(dtype), [16])):
+            assert interpreter._get_np_dtype(pointer) == "uint64"

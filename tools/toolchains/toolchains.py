@@ -38,7 +38,10 @@ BESIDE_TORCH = [
     "filelock", "typing_extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools", "numpy",
     "pytest", "pytest-xdist",
 ]  # fmt: skip
-INTERPRETED = ["tests/kernels/triton", "tests/testing/test_interpreter_controls.py"]
+INTERPRETED = [
+    "tests/kernels/triton", "tests/testing/test_interpreter_controls.py",
+    "tests/testing/test_interpreter_products.py",
+]  # fmt: skip
 ON_EACH_PYTHON = [
     "tests/kernels/test_native_rows.py", "tests/kernels/test_native_gelu.py", "tests/ops/test_opcheck.py",
     "tests/ops/test_autocast.py", "tests/kernels/triton/test_two_bin.py",

@@ -1,0 +1,59 @@
+"""Triton's interpreter with less work of its own: the same kernels, values and errors, sooner."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from contextlib import contextmanager
+from unittest import mock
+
+from .interpreter import loaded_interpreter
+
+
+@contextmanager
+def quick_interpreter():
+    """Inside, launches do nothing twice and nothing in vain."""
+    interpreter = loaded_interpreter()
+    builder = interpreter.interpreter_builder
+    # An overflow is asserted with debug=True only, as `overflow_trap` sets it, and computed in any case.
+    idle = dataclasses.replace(builder.options, sanitize_overflow=False)
+    with (
+        mock.patch.object(builder, "options", idle),
+        mock.patch.object(interpreter, "_get_np_dtype", _remembered_dtypes(interpreter)),
+        _language_exchanged_once(interpreter),
+    ):
+        yield
+
+
+def _remembered_dtypes(interpreter):
+    """Triton's dtype -> numpy's, without Triton's dict of all of them, made for every question."""
+    remembered, pointer = functools.cache(interpreter._get_np_dtype), interpreter.np.dtype("uint64")
+
+    def np_dtype(dtype):
+        scalar = dtype.scalar
+        return pointer if scalar.is_ptr() else remembered(scalar)
+
+    return np_dtype
+
+
+@contextmanager
+def _language_exchanged_once(interpreter):
+    """A launch exchanges Triton's language for the interpreter's once.
+
+    The interpreter does so again in every function that a kernel calls, and finds nothing left to exchange.
+    """
+    tl, plain, exchanged = interpreter.tl, interpreter._patch_lang, set()
+
+    def patch_lang(fn):
+        language = {m.__name__ for m in fn.__globals__.values() if m is tl or m is tl.core}
+        if language <= exchanged:
+            return interpreter._LangPatchScope()
+        outermost, scope = not exchanged, plain(fn)
+        exchanged.update(language)
+        if outermost:
+            restore = scope.restore
+            scope.restore = lambda: (restore(), exchanged.clear())
+        return scope
+
+    with mock.patch.object(interpreter, "_patch_lang", patch_lang):
+        yield
