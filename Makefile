@@ -25,6 +25,7 @@ test: $(READY)
 # Compiled kernels in the executor of tools/ptx, for both architectures
 ptx: $(READY)
 	rm -rf build/ptx/ran
+	$(BIN)/python tools/ptx/forms.py
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz tests/ptx
 	for architecture in 80 90; do \
 	  DIFFRATIO_PTX=$$architecture $(ONE_THREAD) $(BIN)/python -m pytest -n auto $(ON_PTX) || exit; \

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
 sys.path.append(str(Path(__file__).parents[1] / "tools" / "ptx"))
 if not torch.cuda.is_available() and "DIFFRATIO_PTX" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"  # kernels read it when they are decorated

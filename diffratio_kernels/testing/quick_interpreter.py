@@ -21,6 +21,7 @@ def quick_interpreter():
         mock.patch.object(builder, "options", idle),
         mock.patch.object(interpreter, "_get_np_dtype", _remembered_dtypes(interpreter)),
         _language_exchanged_once(interpreter),
+        _remembered_shapes(interpreter.tl),
     ):
         yield
 
@@ -34,6 +35,32 @@ def _remembered_dtypes(interpreter):
         return pointer if scalar.is_ptr() else remembered(scalar)
 
     return np_dtype
+
+
+@contextmanager
+def _remembered_shapes(tl):
+    """What tensors and their types hold of a shape, and the name of a type, are made once for each."""
+    tensor, block_type, shapes, types = tl.tensor.__init__, tl.block_type.__init__, {}, {}
+
+    def make_tensor(self, handle, type):
+        shape = tuple(type.shape) if type.is_block() else ()
+        if shape not in shapes:
+            tensor(self, handle, type)
+            shapes[shape] = vars(self).copy()
+        vars(self).update(shapes[shape], handle=handle, type=type, dtype=type.scalar)
+
+    def make_type(self, element_ty, shape):
+        key = element_ty.name, tuple(getattr(size, "value", size) for size in shape)
+        if key not in types:
+            block_type(self, element_ty, shape)
+            types[key] = vars(self).copy()
+        vars(self).update(types[key], element_ty=element_ty)
+
+    with (
+        mock.patch.object(tl.tensor, "__init__", make_tensor),
+        mock.patch.object(tl.block_type, "__init__", make_type),
+    ):
+        yield
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Builds the simulator modules into build/sim: once per state of their sources, safe for parallel tests.
+"""Builds the simulator modules into build/sim.
 
 python tests/sim/build.py [--sanitize] [controls | simulator]    prints where the module is
 """
@@ -6,24 +6,21 @@ python tests/sim/build.py [--sanitize] [controls | simulator]    prints where th
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
-import importlib.machinery
-import importlib.util
 import os
-import re
-import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+
+import compile_once
+from compile_once import ROOT
+
 CSRC = ROOT / "csrc"
 OUT = ROOT / "build" / "sim"
 INCLUDE = (CSRC / "include", CSRC / "sim")
@@ -47,53 +44,12 @@ def _flags(source: Path, sanitize: bool, runtime_defines: tuple[str, ...]) -> tu
     return (*FLAGS, "-O2", *runtime_defines) if source in RUNTIME else (*FLAGS, "-O0")
 
 
-def with_includes(source: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
-    """The bytes of a source and of all headers of this project that it includes."""
-    if source not in seen:
-        seen[source] = source.read_bytes()
-        for name in re.findall(rb'^\s*#\s*include "(.+)"', seen[source], re.MULTILINE):
-            found = [f for f in (p / name.decode() for p in (source.parent, *INCLUDE)) if f.exists()]
-            if found:
-                with_includes(found[0].resolve(), seen)
-    return seen
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _run(command: list[str]) -> str:
-    outside_asan = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=outside_asan)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    return done.stdout
-
-
-def _made(target: Path, command: list[str]) -> Path:
-    """Run the command, which ends in `-o`, unless its target is there; a target appears when complete."""
-    if not target.exists():
-        partial = target.with_suffix(f".{os.getpid()}.partial")
-        _run([*command, str(partial)])
-        partial.replace(target)
-    return target
-
-
-def _object(source: Path, flags: tuple[str, ...], compiler: str) -> Path:
-    contents = sorted(with_includes(source, {}).items())
-    target = OUT / f"{source.stem}-{_digest(compiler, flags, SYSTEM_INCLUDE, contents)}.o"
-    include = [part for path in INCLUDE for part in ("-I", str(path.relative_to(ROOT)))]
+def _object(source: Path, flags: tuple[str, ...]) -> Path:
+    include = [f"-I{path.relative_to(ROOT)}" for path in INCLUDE]
     include += [part for path in SYSTEM_INCLUDE for part in ("-isystem", path)]
-    name = str(source.relative_to(ROOT))
-    return _made(target, [COMPILER, "-x", "c++", *flags, *include, "-c", name, "-o"])
-
-
-@contextmanager
-def _locked() -> Iterator[None]:
-    OUT.mkdir(parents=True, exist_ok=True)
-    with open(OUT / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    command = [COMPILER, "-x", "c++", *flags, *include, "-c", source.relative_to(ROOT)]
+    depends = compile_once.with_includes(source, INCLUDE)
+    return compile_once.made(OUT / f"{source.stem}.o", command, depends)
 
 
 def build(name: str, sanitize: bool = False, runtime_defines: tuple[str, ...] = ()) -> Path:
@@ -102,29 +58,21 @@ def build(name: str, sanitize: bool = False, runtime_defines: tuple[str, ...] = 
     runtime_defines: flags for fiber.cpp and schedule.cpp only, such as "-DDIFFRATIO_UCONTEXT".
     """
     sources = [*RUNTIME, *MODULES[name]()]
-    with _locked(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiler = _run([COMPILER, "--version"])
-        jobs = [pool.submit(_object, s, _flags(s, sanitize, runtime_defines), compiler) for s in sources]
-        objects = [str(job.result()) for job in jobs]
-        target = OUT / f"diffratio_{name}-{_digest(sanitize, objects)}.so"
-        return _made(target, [COMPILER, "-shared", *(SANITIZERS if sanitize else ()), *objects, "-o"])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda s: _object(s, _flags(s, sanitize, runtime_defines)), sources))
+    command = [COMPILER, "-shared", *(SANITIZERS if sanitize else ()), *objects]
+    return compile_once.made(OUT / f"diffratio_{name}.so", command, objects)
 
 
 def load(name: str, sanitize: bool = False, runtime_defines: tuple[str, ...] = ()) -> ModuleType:
     """Import a module. The sanitized ones load only in a process that has `sanitizer_environment()`."""
-    path = str(build(name, sanitize, runtime_defines))
-    loader = importlib.machinery.ExtensionFileLoader(f"diffratio_{name}", path)
-    spec = importlib.util.spec_from_file_location(f"diffratio_{name}", path, loader=loader)
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return compile_once.load(f"diffratio_{name}", build(name, sanitize, runtime_defines))
 
 
 def sanitizer_environment() -> dict[str, str]:
     """For a process that loads a sanitized module: ASan, and what throws, must be there before Python is."""
-    libraries = [
-        _run([COMPILER, f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libstdc++.so.6")
-    ]
+    files = ("libasan.so", "libstdc++.so.6")
+    libraries = [compile_once.run([COMPILER, f"-print-file-name={name}"]).strip() for name in files]
     return os.environ | {
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import executor
 import torch
+from compile_once import made
 from executor import BUILD, Options, machine
 
 HERE = Path(__file__).parent
@@ -82,7 +83,7 @@ def ptx(architecture: int) -> list[Path]:
     """What nvcc makes of each source."""
     flags = ["-std=c++20", "-O3", f"-arch=sm_{architecture}", *INCLUDE]
     return [
-        executor.made(BUILD / "cuda", ["nvcc", *flags, "-ptx", source], ".ptx", [source, *DEPENDS])
+        made(BUILD / "cuda" / f"{source.stem}.ptx", ["nvcc", *flags, "-ptx", source], [source, *DEPENDS])
         for source in SOURCES
     ]
 
@@ -92,7 +93,7 @@ def host_module():
     flags = ["-std=c++20", "-O1", "-gencode", "arch=compute_90,code=compute_90", "-Xcompiler", "-fPIC"]
     flags += ["-cudart", "none", *INCLUDE]
     objects = [
-        executor.made(BUILD / "cuda", ["nvcc", *flags, "-c", source], ".o", [source, *DEPENDS])
+        made(BUILD / "cuda" / f"{source.stem}.o", ["nvcc", *flags, "-c", source], [source, *DEPENDS])
         for source in SOURCES
     ]
     return executor.build("diffratio_cuda_on_ptx", [HERE / "runtime.cpp"], INCLUDE, DEPENDS, objects)

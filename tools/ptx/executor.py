@@ -5,12 +5,7 @@ The machine is C++ (src/), built at its first use into build/ptx. What it looks 
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import importlib.machinery
-import importlib.util
 import os
-import subprocess
 import sysconfig
 import time
 from collections import Counter
@@ -23,6 +18,7 @@ from types import ModuleType
 
 import pybind11
 import torch
+from compile_once import load, made
 
 SOURCES = Path(__file__).with_name("src")
 BUILD = Path(__file__).parents[2] / "build" / "ptx"
@@ -51,40 +47,6 @@ class Options:
     threads: int = 1
 
 
-def made(folder: Path, command: list, suffix: str, depends: Sequence[Path]) -> Path:
-    """What a compiler makes of its last argument, once per state of the command and the files it depends on.
-
-    Several test processes come here at once: the first of them compiles, the others wait.
-    """
-    command = list(map(str, command))
-    state = hashlib.sha256(repr([command, _processor(), _version(command[0])]).encode())
-    for path in sorted(depends):
-        state.update(path.read_bytes())
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{Path(command[-1]).stem}-{state.hexdigest()[:16]}{suffix}"
-    with open(target.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            partial = target.with_suffix(".partial" + suffix)
-            done = subprocess.run([*command, "-o", partial], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-            partial.replace(target)
-    return target
-
-
-@cache
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
-
-
-@cache
-def _processor() -> str:
-    return next(
-        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), ""
-    )
-
-
 def build(
     name: str,
     sources: Sequence[Path],
@@ -95,20 +57,14 @@ def build(
     """The extension module `name` from C++ sources and objects."""
     folder = BUILD / name
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+
+    def compiled(source: Path) -> Path:
+        command = ["g++", *FLAGS, *include, *flags, "-c", source]
+        return made(folder / f"{source.stem}.o", command, [source, *depends])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = pool.map(
-            lambda source: made(
-                folder, ["g++", *FLAGS, *include, *flags, "-c", source], ".o", [source, *depends]
-            ),
-            sources,
-        )
-        objects = [*compiled, *objects]
-    shared = made(folder, ["g++", "-shared", "-pthread", *objects], ".so", objects)
-    loader = importlib.machinery.ExtensionFileLoader(name, str(shared))
-    spec = importlib.util.spec_from_file_location(name, shared, loader=loader)
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+        objects = [*pool.map(compiled, sources), *objects]
+    return load(name, made(folder / f"{name}.so", ["g++", "-shared", "-pthread", *objects], objects))
 
 
 @cache

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 RAN = Path(__file__).parents[2] / "build" / "ptx" / "ran"
+FORMS = RAN.with_name("forms.json")  # of whatever ships: forms.py
 OPCODE = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z]\w*(?:\.[\w:]+)*)")
 
 
@@ -76,7 +77,9 @@ def added_up() -> dict:
                 "unfenced": count["unfenced"], "overwritten": count["overwritten"], "moved": count["moved"],
             }
         )  # fmt: skip
-    return {"rows": rows, "forms": len(forms), "not_run": sorted(f for f, done in forms.items() if not done)}
+    ran = {form for form, done in forms.items() if done}
+    shipped = json.loads(FORMS.read_text()) if FORMS.exists() else {}
+    return {"rows": rows, "forms": len(ran), "shipped": len(shipped), "not_run": sorted(set(shipped) - ran)}
 
 
 def main() -> None:
@@ -96,7 +99,8 @@ def main() -> None:
             str(row["moved"] or ""),
         )  # fmt: skip
     Console().print(table)
-    print(f"{found['forms']} forms of instructions; not run: {', '.join(found['not_run']) or 'none'}")
+    print(f"{found['forms']} forms of instructions ran; {found['shipped']} ship, not run of those: ", end="")
+    print(", ".join(found["not_run"]) or "none")
 
 
 if __name__ == "__main__":

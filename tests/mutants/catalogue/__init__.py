@@ -1,5 +1,6 @@
 """The planted bugs: small edits of one file each, and the tests that should see them."""
 
+from .compiled import COMPILED
 from .cuda import CUDA
 from .cuda_two_bin import CUDA_TWO_BIN
 from .gate import GATE
@@ -15,4 +16,4 @@ from .two_bin import TWO_BINS
 __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
-MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE
+MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED
