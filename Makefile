@@ -31,6 +31,7 @@ ptx: $(READY)
 	  DIFFRATIO_PTX=$$architecture $(ONE_THREAD) $(BIN)/python -m pytest -n auto $(ON_PTX) || exit; \
 	done
 	$(BIN)/python tools/ptx/report.py
+	$(BIN)/python tools/ptx/speed.py
 
 # The numerics tests under other kernels of OpenBLAS, torch, oneDNN and MKL. ARGS="--list", "--cell NAME" ...
 portable: $(READY)

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from looks import NOT_AVAILABLE
 
 ROOT = Path(__file__).parents[1]
-NOT_AVAILABLE = 77
-"""Exit code that says so to gpu.py."""
 CHECK = """
 import torch, triton
 from diffratio_kernels.kernels import cuda, native

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from carry import CARRIED, LIBRARY
+from looks import NOT_AVAILABLE
 
 from diffratio.bench.machine import machine
-
-NOT_AVAILABLE = 77
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 from carry import missing_here  # noqa: E402
-from looks import LOOKS, START, Step  # noqa: E402
+from looks import LOOKS, NOT_AVAILABLE, START, TIME_IS_UP, Step  # noqa: E402
 from outcomes import read_outcomes  # noqa: E402
 
 from diffratio.bench.machine import commit  # noqa: E402
@@ -37,8 +37,6 @@ CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 """Variables that name the compilers' caches, and their folders: one for all steps."""
 REHEARSAL = 300
 """Seconds of each step in a dry run: limits are of a GPU."""
-TIME_IS_UP, NOT_AVAILABLE = 75, 77
-"""Exit codes of a step that did what its time allowed, and of one whose tool or device is not there."""
 STATUSES = {0: "passed", TIME_IS_UP: "passed in part", NOT_AVAILABLE: "not available"}
 BAD, NOT_RUN = {"failed", "cut off"}, {"not available", "no time left", "not started"}
 

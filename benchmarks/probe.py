@@ -1,13 +1,17 @@
 """One block in bf16 by every implementation against fp64: python benchmarks/probe.py [IMPLEMENTATION].
 
-Each has a process of its own: an illegal memory access ends all work on a GPU in its process. Exit code 1:
-one of them failed.
+Each has a process of its own: an illegal memory access ends all work on a GPU in its process. Without a GPU
+and with DIFFRATIO_PTX=80 or 90 Triton's kernels run compiled for one, in the executor of tools/ptx. Exit
+code 1: one of them failed.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -22,11 +26,22 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = {"tokens": 256, "text": 120} if DEVICE == "cuda" else {"tokens": 32, "width": 144, "heads": 2}
 
 
+def executor():
+    """In it, Triton kernels of CPU tensors run as compiled, if that is asked for."""
+    if "DIFFRATIO_PTX" not in os.environ:
+        return nullcontext()
+    tools = Path(__file__).parents[1] / "tools"
+    sys.path += [str(tools), str(tools / "ptx")]
+    from triton_launches import executed
+
+    return executed(int(os.environ["DIFFRATIO_PTX"]))
+
+
 def check(implementation: str) -> int:
     """Of 2 samples, with all tokens kept and with half of them."""
     options = Options(device=DEVICE, dtype=torch.bfloat16, **SIZE)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), executor():
             for keep in (options.tokens, options.tokens // 2):
                 check_block(BlockCase(options), keep, implementation)
     except NotAvailable as error:

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from looks import NOT_AVAILABLE
+
 # Libraries ask the driver for functions it may not have: to memcheck a failed call, to them an answer.
 TOOLS = {"memcheck": ["--report-api-errors", "no"], "racecheck": [], "initcheck": [], "synccheck": []}
-NOT_AVAILABLE = 77
 REFUSED = "Device not supported"
 
 

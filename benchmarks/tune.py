@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from looks import NOT_AVAILABLE, TIME_IS_UP
 from tuning.candidates import SMALL, candidates, compiles, predicted
 from tuning.subjects import HELD, WAYS, Subject, draw, subjects, tile_of
 from tuning.table import Table
@@ -34,7 +35,6 @@ from diffratio_kernels.testing.budget import check_budget
 from diffratio_kernels.testing.inputs import cast
 from diffratio_kernels.testing.interpreter import interpreted
 
-TIME_IS_UP, NOT_AVAILABLE = 75, 77
 ROUNDS = 15
 PREDICTED_FOR = {80: DEVICES["a100"], 90: DEVICES["h200"]}
 

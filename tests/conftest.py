@@ -73,7 +73,7 @@ def _seed():
 
 def pytest_unconfigure():
     if PTX:
-        report.save(int(PTX), LAUNCHES.variants(), LAUNCHES.counts)
+        report.save(int(PTX), LAUNCHES.variants(), LAUNCHES.counts, budget.worst)
         UNTIL_THE_END.close()
 
 

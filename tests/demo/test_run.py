@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from diffratio.adapter_file import RATIOS, WEIGHTS_NAME, read_weights
-from diffratio.demo import run
+from diffratio.demo import measure, run
 from diffratio.demo.model import ASSETS, load_model
 from diffratio.demo.report import kept_rows, note, print_report, table_rows, titles
 from diffratio.flops import TransformerShape, kept_tokens, transformer_flops
@@ -58,6 +58,7 @@ def report(tmp_path_factory, figures) -> dict:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "save", save_and_keep)
+        patch.setattr(measure, "_REPEATS", 2)  # nobody reads the times
         return run.run_demo(tmp_path_factory.mktemp("demo"), samples_per_class=1, steps=4, progress=False)
 
 

@@ -1,7 +1,7 @@
 """`make mutants`: plants each mutant of the catalogue in a copy of the checkout and runs the tests that ought
 to see it. The copies and what is known of them stay in build/mutants: a run that was stopped goes on.
 
-python tests/mutants/run.py [--jobs N] [--json] [name ...]
+python tests/mutants/run.py [--jobs N] [--json] [text ...]    those whose name holds one of the texts
 """
 
 from __future__ import annotations
@@ -107,14 +107,14 @@ def tests_pass(runner: Runner, mutants: list[Mutant]) -> bool:
 def main() -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("names", nargs="*", help="mutants to run (all)")
+    parser.add_argument("texts", nargs="*", help="run the mutants whose name holds one of these (all)")
     parser.add_argument("--jobs", type=int, default=2, help="copies of the checkout that work at once (2)")
     parser.add_argument("--json", action="store_true", help="print outcomes, and what the tests said")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - {mutant.name for mutant in MUTANTS}
+    unknown = [text for text in arguments.texts if not any(text in mutant.name for mutant in MUTANTS)]
     if unknown:
-        parser.error(f"no mutant is called {', '.join(sorted(unknown))}")
-    mutants = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
+        parser.error(f"no mutant is called {', '.join(unknown)}")
+    mutants = [m for m in MUTANTS if not arguments.texts or any(text in m.name for text in arguments.texts)]
 
     WORK.mkdir(parents=True, exist_ok=True)
     runner = Runner(arguments.jobs)

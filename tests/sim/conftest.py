@@ -40,7 +40,7 @@ def simulator(builder):
 
         launches = CudaLaunches(int(os.environ["DIFFRATIO_PTX"]))
         yield launches
-        report.save(launches.architecture, launches.variants(), launches.counts)
+        report.save(launches.architecture, launches.variants(), launches.counts, {})
         return
     yield builder.load("simulator", sanitize=SANITIZE in os.environ)
 

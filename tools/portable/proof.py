@@ -13,14 +13,14 @@ import re
 import tempfile
 from collections.abc import Callable
 
-import numpy
-import torch
-from threadpoolctl import threadpool_info
-from torch.backends import mkl, mkldnn
-
 
 def in_effect() -> dict[str, str]:
     """OpenBLAS: core types. torch: CPU capability. threads: every count. oneDNN, MKL: instruction set."""
+    # Not at the top: the process of pytest-xdist that hands out the tests has no use for these seconds.
+    import numpy
+    import torch
+    from threadpoolctl import threadpool_info
+
     matrix = numpy.ones((64, 64), numpy.float32)
     assert (matrix @ matrix == 64).all()
     said = _printed(_use_mkl_and_onednn)
@@ -38,6 +38,9 @@ def in_effect() -> dict[str, str]:
 
 def _use_mkl_and_onednn() -> None:
     """A product by MKL, a copy by oneDNN (whose products torch takes for some dtypes and processors only)."""
+    import torch
+    from torch.backends import mkl, mkldnn
+
     x = torch.ones(64, 64)
     with mkl.verbose(mkl.VERBOSE_ON), mkldnn.verbose(mkldnn.VERBOSE_ON):
         assert ((x @ x).exp().log() - 64).abs().max() < 1e-3

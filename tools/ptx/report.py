@@ -24,11 +24,16 @@ FORMS = RAN.with_name("forms.json")  # of whatever ships: forms.py
 OPCODE = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z]\w*(?:\.[\w:]+)*)")
 
 
-def save(architecture: int, variants: dict[str, list[tuple[str, dict[int, bool]]]], counts: Counter) -> None:
+def save(
+    architecture: int,
+    variants: dict[str, list[tuple[str, dict[int, bool]]]],
+    counts: Counter,
+    budget: dict[str, float],
+) -> None:
     """Leave what one process has run.
 
     variants: kernel -> the PTX of each of its variants, and line -> whether it has run. counts: those of
-    `Launches`.
+    `Launches`. budget: check -> the largest part of the error budget that it used.
     """
     found = defaultdict(dict)
     for kernel, texts in variants.items():
@@ -43,7 +48,8 @@ def save(architecture: int, variants: dict[str, list[tuple[str, dict[int, bool]]
     RAN.mkdir(parents=True, exist_ok=True)
     sums = [[*(key if isinstance(key, tuple) else (key, "launches")), value] for key, value in counts.items()]
     file = RAN / f"{architecture}-{os.getpid()}-{os.urandom(4).hex()}.json"
-    file.write_text(json.dumps({"architecture": architecture, "variants": found, "sums": sums}))
+    left = {"architecture": architecture, "variants": found, "sums": sums, "budget": budget}
+    file.write_text(json.dumps(left))
 
 
 def _holds_code(lines: list[str], number: int) -> bool:
@@ -55,6 +61,7 @@ def added_up() -> dict:
     ran: dict = defaultdict(lambda: defaultdict(dict))
     sums: dict = defaultdict(Counter)
     forms: dict[str, bool] = {}
+    budget: dict = defaultdict(dict)
     for file in sorted(RAN.glob("*.json")):
         found = json.loads(file.read_text())
         for kernel, variants in found["variants"].items():
@@ -65,6 +72,9 @@ def added_up() -> dict:
                     forms[form] = forms.get(form, False) or done
         for kernel, what, value in found["sums"]:
             sums[kernel, found["architecture"]][what] += value
+        for name, used in found["budget"].items():
+            part = budget[_kernel_of(name)]
+            part[found["architecture"]] = max(used, part.get(found["architecture"], 0.0))
     rows = []
     for (kernel, architecture), variants in sorted(ran.items()):
         every = [done for lines in variants.values() for done in lines.values()]
@@ -79,7 +89,15 @@ def added_up() -> dict:
         )  # fmt: skip
     ran = {form for form, done in forms.items() if done}
     shipped = json.loads(FORMS.read_text()) if FORMS.exists() else {}
-    return {"rows": rows, "forms": len(ran), "shipped": len(shipped), "not_run": sorted(set(shipped) - ran)}
+    return {
+        "rows": rows, "forms": len(ran), "shipped": len(shipped), "not_run": sorted(set(shipped) - ran),
+        "budget": dict(sorted(budget.items())),
+    }  # fmt: skip
+
+
+def _kernel_of(check: str) -> str:
+    """ "scatter_rescale bfloat16" of the check "triton scatter_rescale bfloat16: d gate"."""
+    return check.partition(":")[0].removeprefix("triton ")
 
 
 def main() -> None:
@@ -99,6 +117,11 @@ def main() -> None:
             str(row["moved"] or ""),
         )  # fmt: skip
     Console().print(table)
+    worst = Table("checked", "sm_80", "sm_90", title="largest part of the error budget")
+    for name, used in found["budget"].items():
+        if "bfloat16" in name:
+            worst.add_row(name, *(f"{used.get(architecture, 0):.2f}" for architecture in (80, 90)))
+    Console().print(worst)
     print(f"{found['forms']} forms of instructions ran; {found['shipped']} ship, not run of those: ", end="")
     print(", ".join(found["not_run"]) or "none")
 
