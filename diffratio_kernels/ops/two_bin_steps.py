@@ -107,10 +107,10 @@ def two_bin_forward(
         both = _joined(large, small_only, tokens)
         hidden, pre = _streams(*options, with_small_rows(hidden, at), attended, both)
     else:
-        with _gradient(x, forward_only != "large"):
+        with _gradient(forward_only != "large"):
             attended = _attended(steps, (query, key, value), large)
             hidden_large, pre_large = _streams(*options, hidden, attended, large)
-        with _gradient(x, forward_only != "small"):
+        with _gradient(forward_only != "small"):
             attended = _attended(steps, [small_rows_of(t, at) for t in (query, key, value)], small_only)
             hidden_small, pre_small = _streams(*options, small_rows_of(hidden, at), attended, small_only)
         hidden, pre = torch.cat([hidden_large, hidden_small]), torch.cat([pre_large, pre_small])
@@ -124,21 +124,22 @@ def two_bin_forward(
 
 
 @contextmanager
-def _gradient(x: Tensor, wanted: bool) -> Iterator[None]:
+def _gradient(wanted: bool) -> Iterator[None]:
     """Inside, the steps have a gradient if it is on and wanted.
 
     Without one they keep no casts of weights: before torch 2.11, autocast hands a cast that was made without
-    a gradient to those who want one.
+    a gradient to those who want one. Compiled graphs keep none.
     """
-    if wanted or not torch.is_grad_enabled():
-        yield
-        return
-    device = x.device.type
-    with (
-        torch.no_grad(),
-        torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False),
-    ):
-        yield
+    without = torch.is_grad_enabled() and not wanted
+    kept = without and not torch.compiler.is_compiling() and torch.is_autocast_cache_enabled()
+    with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+        if kept:
+            torch.set_autocast_cache_enabled(False)
+        try:
+            yield
+        finally:
+            if kept:
+                torch.set_autocast_cache_enabled(True)
 
 
 def _offsets(keep: list[int], x: Tensor) -> Tensor:

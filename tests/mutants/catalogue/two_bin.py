@@ -79,7 +79,7 @@ TWO_BINS = [
         "backward-of-a-bin-without-weight",
         "work that nobody needs",
         STEPS,
-        {'_gradient(x, forward_only != "small")': "_gradient(x, True)"},
+        {'_gradient(forward_only != "small")': "_gradient(True)"},
         IDLE,
     ),
     Mutant(
