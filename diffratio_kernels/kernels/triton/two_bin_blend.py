@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .launch import launch, row_block, unit_rows
 from .row_places import row_places
-from .two_bin_rows import small_row
+from .two_bin_rows import columns_if, small_row
 
 
 @triton.jit
@@ -47,10 +47,10 @@ def _two_bin_blend(
         in_small, other = small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows)
         weight = tl.load(weight_ptr + sample).to(tl.float32)
         large = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
-        small = tl.load(hidden_ptr + other * D + d, mask=d < tl.where(in_small, D, 0)).to(tl.float32)
+        small = tl.load(hidden_ptr + other * D + d, mask=columns_if(in_small, d < D)).to(tl.float32)
         branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
         gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D).to(tl.float32)
-        needs_x = d < (D if RESCALE == "residual" else tl.where(in_small, 0, D))
+        needs_x = (d < D) if RESCALE == "residual" else columns_if(in_small == 0, d < D)
         x = tl.load(x_ptr + d, mask=needs_x).to(tl.float32)
         factor = 1.0
         if RESCALE != "none":

@@ -10,7 +10,7 @@ from torch import Tensor
 from .launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
 from .row_places import row_places
 from .two_bin_blend import blend
-from .two_bin_rows import small_row
+from .two_bin_rows import columns_if, small_row
 
 
 @triton.jit
@@ -37,11 +37,11 @@ def _two_bin_blend_bwd(
         else:
             grad = raw.to(tl.float32)
             in_small, other = small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows)
-            both = d < tl.where(in_small, D, 0)
+            both = columns_if(in_small, d < D)
             large = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             small = tl.load(hidden_ptr + other * D + d, mask=both, other=0.0).to(tl.float32)
             branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            needs_x = d < (D if RESCALE == "residual" else tl.where(in_small, 0, D))
+            needs_x = (d < D) if RESCALE == "residual" else columns_if(in_small == 0, d < D)
             x = tl.load(x_ptr + row * D + d, mask=needs_x, other=0.0).to(tl.float32)
             sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
             factor = 1.0 if RESCALE == "none" else score_scale * sigmoid

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .launch import accumulator, launch
 from .linear_gelu import gelu
-from .two_bin_rows import sample_of, small_row
+from .two_bin_rows import columns_if, sample_of, small_row
 
 
 @triton.jit
@@ -20,13 +20,13 @@ def _two_bin_gelu(
     t = tl.program_id(0).to(tl.int64)
     sample = sample_of(large_offsets_ptr, t, samples, STEPS)
     in_small, other = small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows)
-    width = tl.where(in_small, F, 0)
     weight = tl.load(weight_ptr + sample).to(tl.float32)
     for start in range(0, F, BLOCK_F):
         f = start + tl.arange(0, BLOCK_F)
         large, _ = gelu(tl.load(pre_ptr + t * F + f, mask=f < F, other=0.0).to(tl.float32))
         # Where only the large bin has the row: gelu(0) = 0.
-        small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=f < width, other=0.0).to(tl.float32))
+        inside = columns_if(in_small, f < F)
+        small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=inside, other=0.0).to(tl.float32))
         blend = weight * large + (1 - weight) * small
         tl.store(out_ptr + t * F + f, blend.to(out_ptr.dtype.element_ty), mask=f < F)
 
@@ -40,7 +40,6 @@ def _two_bin_gelu_bwd(
     t = tl.program_id(0).to(tl.int64)
     sample = sample_of(large_offsets_ptr, t, samples, STEPS)
     in_small, other = small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows)
-    width = tl.where(in_small, F, 0)
     weight = tl.load(weight_ptr + sample).to(tl.float32)
     dtype = grad_pre_ptr.dtype.element_ty
     dot = tl.zeros((BLOCK_F,), tl.float32)
@@ -50,8 +49,9 @@ def _two_bin_gelu_bwd(
         pre = tl.load(pre_ptr + t * F + f, mask=f < F, other=0.0).to(tl.float32)
         large, slope = gelu(pre)
         tl.store(grad_pre_ptr + t * F + f, (weight * grad * slope).to(dtype), mask=f < F)
-        small, slope = gelu(tl.load(pre_ptr + other * F + f, mask=f < width, other=0.0).to(tl.float32))
-        tl.store(grad_pre_ptr + other * F + f, ((1 - weight) * grad * slope).to(dtype), mask=f < width)
+        inside = columns_if(in_small, f < F)
+        small, slope = gelu(tl.load(pre_ptr + other * F + f, mask=inside, other=0.0).to(tl.float32))
+        tl.store(grad_pre_ptr + other * F + f, ((1 - weight) * grad * slope).to(dtype), mask=inside)
         dot += grad * (large - small)
     tl.store(dots_ptr + t, tl.sum(dot, axis=0))
 

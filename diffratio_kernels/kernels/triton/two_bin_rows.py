@@ -19,12 +19,17 @@ def sample_of(offsets_ptr, t, samples, STEPS: tl.constexpr):
 
 @triton.jit
 def small_row(large_offsets_ptr, small_offsets_ptr, sample, t, rows):
-    """Whether packed row t of a sample is in its small set, and where that row is among all T + S.
-
-    Masks of its columns compare with a width, `d < tl.where(in_small, D, 0)`: in the interpreter of Triton
-    3.9 `in_small & (d < D)` has the dtype of the offsets, which is no mask's.
-    """
+    """Whether packed row t of a sample is in its small set, and where that row is among all T + S."""
     first_small = tl.load(small_offsets_ptr + sample)
     place = t - tl.load(large_offsets_ptr + sample)
     in_small = place < tl.load(small_offsets_ptr + sample + 1) - first_small
     return in_small, (first_small + place).to(tl.int64) + rows
+
+
+@triton.jit
+def columns_if(row, columns):
+    """`row & columns` of a condition on a row and one on its columns, which compiles to the same.
+
+    In the interpreter of Triton 3.9 that has the dtype of what `row` compared, and is no mask.
+    """
+    return (tl.where(row, 1, 0) > tl.zeros(columns.shape, tl.int32)) & columns

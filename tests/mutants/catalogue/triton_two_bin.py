@@ -68,9 +68,7 @@ TRITON_TWO_BIN = [
         "dropped mask",
         GELU,
         {
-            "small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=f < width": (
-                "small, _ = gelu(tl.load(pre_ptr + other * F + f, mask=f < F"
-            )
+            "inside = columns_if(in_small, f < F)\n        small, _": "inside = f < F\n        small, _",
         },
         FUZZ,
     ),
