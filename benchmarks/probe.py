@@ -2,7 +2,7 @@
 
 Each has a process of its own: an illegal memory access ends all work on a GPU in its process. Without a GPU
 and with DIFFRATIO_PTX=80 or 90 Triton's kernels run compiled for one, in the executor of tools/ptx. Exit
-code 1: one of them failed.
+code 1: one of them failed; 77: neither Triton's nor the CUDA C++ kernels could run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from looks import NOT_AVAILABLE
 
 from diffratio.bench.case import BlockCase
 from diffratio.bench.levels.block import check_block
@@ -46,7 +47,7 @@ def check(implementation: str) -> int:
                 check_block(BlockCase(options), keep, implementation)
     except NotAvailable as error:
         print(f"{implementation}: not available: {error}")
-        return 0
+        return NOT_AVAILABLE
     print(f"{implementation}: right, {max(budget.worst.values()):.2f} of the error budget")
     return 0
 
@@ -56,9 +57,10 @@ def main() -> int:
         return check(sys.argv[1])
     names = ("auto", *IMPLEMENTATIONS["mod_block"])
     running = {name: subprocess.Popen([sys.executable, __file__, name]) for name in names}
-    failed = [name for name, process in running.items() if process.wait() != 0]
+    codes = {name: process.wait() for name, process in running.items()}
+    failed = [name for name, code in codes.items() if code not in (0, NOT_AVAILABLE)]
     print(f"failed: {', '.join(failed)}" if failed else "none failed")
-    return 1 if failed else 0
+    return 1 if failed else codes["triton"] and codes["cuda"]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def made(target: Path, command: Sequence[str | Path], depends: Iterable[Path]) -
         state.update(path.read_bytes())
     target.parent.mkdir(parents=True, exist_ok=True)
     target = target.with_name(f"{target.stem}-{state.hexdigest()[:16]}{target.suffix}")
+    if target.exists():
+        return target
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
@@ -67,7 +69,7 @@ def with_includes(source: Path, include: Sequence[Path]) -> set[Path]:
         path = open_.pop()
         if path not in found:
             found.add(path)
-            names = re.findall(r'^\s*#\s*include "(.+)"', path.read_text(), re.MULTILINE)
+            names = re.findall(r'^\s*#\s*include\s*["<]([^">]+)', path.read_text(), re.MULTILINE)
             for name in names:
                 candidates = (folder / name for folder in (path.parent, *include))
                 open_ += [file.resolve() for file in candidates if file.exists()][:1]

@@ -3,6 +3,7 @@
 from ..reference.ratio import DEFAULT_BINS, bracketing_bins, nearest_bin
 from .adaln import adaln, gather_adaln
 from .attention import attention
+from .autocast import autocast_is_on
 from .dispatch import IMPLEMENTATIONS, capabilities, choose
 from .gate_residual import gate_residual
 from .mlp import mlp
@@ -19,6 +20,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "adaln",
     "attention",
+    "autocast_is_on",
     "bracketing_bins",
     "capabilities",
     "choose",

@@ -218,5 +218,6 @@ def _weigh_bias(branch, bias, added, weight_large, large_offsets, small_offsets,
     only_large = place >= small_offsets.diff()[sample]
     weight = weight_large.to(torch.promote_types(branch.dtype, torch.float32))
     missing = torch.where(only_large, weight[sample] - added, 1 - added)
-    with torch.autocast(branch.device.type, enabled=False):  # which, on CUDA, would round all of branch
+    device = "cpu" if branch.is_meta else branch.device.type
+    with torch.autocast(device, enabled=False):  # which, on CUDA, would round all of branch
         return torch.addr(branch, missing.to(branch.dtype), bias.to(branch.dtype))

@@ -14,7 +14,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None = None) -> Tensor:
     """x [B, N, D] . router_weight [D] (+ router_bias [1]) -> logits [B, N], in at least fp32."""
     dtype = accumulation_dtype(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):  # which would make this product bf16
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # it would make this bf16
         logits = x.to(dtype) @ router_weight.to(dtype)
     return logits if router_bias is None else logits + router_bias.to(dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from diffratio_kernels.ops import choose
+from diffratio_kernels.ops import autocast_is_on, choose
 
 
 def makes_next_logits(x: Tensor) -> bool:
@@ -57,5 +57,5 @@ def handed_over(x: Tensor) -> bool:
         or torch.is_grad_enabled()
         or torch.is_inference_mode_enabled()
         or x.is_inference()
-        or torch.is_autocast_enabled(x.device.type)
+        or autocast_is_on(x.device)
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffratio_kernels import kept_tokens, mod_block, mod_block_next
+from diffratio_kernels.ops import autocast_is_on
 
 from . import next_logits
 from .integrations import BlockInputs
@@ -54,7 +55,7 @@ LayerState.routed_forward = routed_forward  # a bound method is pickled by its n
 
 def _widen(inputs: BlockInputs) -> None:
     """Under autocast, as in the dense block, x + gate * branch is as wide as the gate: fp32 in PixArt."""
-    if torch.is_autocast_enabled(inputs.x.device.type):
+    if autocast_is_on(inputs.x.device):
         inputs.x = inputs.x.to(torch.promote_types(inputs.x.dtype, inputs.modulation.dtype))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator, cpu_offload, disk_offload, dispatch_model, init_empty_weights
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_map
 
 from diffratio import (
     adapter,
@@ -244,6 +245,19 @@ def test_a_model_without_values_is_a_named_error(tiny, model, empty, tmp_path):
         with pytest.raises(ValueError, match=r"^model \w+: its routers are on the meta device"):
             call()
     assert not (tmp_path / "new").exists() and not hasattr(empty, TABLE_NAME)
+
+
+@both
+def test_a_call_without_values_has_shapes_and_gradients(tiny, model):
+    inputs = tiny.inputs(tiny.route(model))
+    expected = tiny.run(model, inputs)
+    model.to("meta")
+    inputs = tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, inputs)
+    for grad in (False, True):
+        out = tiny.run(model, inputs, grad)
+        assert out.is_meta and out.shape == expected.shape
+    out.sum().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @both

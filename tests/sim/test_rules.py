@@ -83,3 +83,10 @@ def test_headers_of_a_source_are_known(builder):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         listed = {Path(word).resolve() for word in done.stdout.replace("\\\n", " ").split()[1:]}
         assert set(compile_once.with_includes(source, builder.INCLUDE)) >= listed, source
+
+
+@pytest.mark.parametrize("line", ['#include "h.h"', '# include "h.h"  // the "big" one', "#include <h.h>"])
+def test_every_way_to_include_is_seen(line, tmp_path):
+    (tmp_path / "h.h").write_text("")
+    (tmp_path / "a.cpp").write_text(line)
+    assert tmp_path / "h.h" in compile_once.with_includes(tmp_path / "a.cpp", [])

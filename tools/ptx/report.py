@@ -8,6 +8,7 @@ python tools/ptx/report.py [--json]
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -49,7 +50,9 @@ def save(
     sums = [[*(key if isinstance(key, tuple) else (key, "launches")), value] for key, value in counts.items()]
     file = RAN / f"{architecture}-{os.getpid()}-{os.urandom(4).hex()}.json"
     left = {"architecture": architecture, "variants": found, "sums": sums, "budget": budget}
-    file.write_text(json.dumps(left))
+    partial = file.with_suffix(".partial")  # a killed process leaves no half of a file
+    partial.write_text(json.dumps(left))
+    partial.replace(file)
 
 
 def _holds_code(lines: list[str], number: int) -> bool:
@@ -100,11 +103,17 @@ def _kernel_of(check: str) -> str:
     return check.partition(":")[0].removeprefix("triton ")
 
 
-def main() -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What ran in the executor of PTX, from build/ptx/ran.")
+    parser.add_argument("--json", action="store_true", help="print everything found as JSON")
+    arguments = parser.parse_args()
     found = added_up()
-    if "--json" in sys.argv:
+    if arguments.json:
         print(json.dumps(found))
-        return
+        return 0
+    if not found["rows"] or not found["shipped"]:
+        print(f"nothing to add up in {RAN}, or no {FORMS.name} (forms.py): make ptx writes both")
+        return 1
     table = Table("kernel", title="in the executor of PTX")
     for column in ("sm", "variants", "launches", "M instructions", "M/s", "lines run", "moved in flight"):
         table.add_column(column, justify="right")
@@ -124,7 +133,8 @@ def main() -> None:
     Console().print(worst)
     print(f"{found['forms']} forms of instructions ran; {found['shipped']} ship, not run of those: ", end="")
     print(", ".join(found["not_run"]) or "none")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ python tools/ptx/speed.py [--json]
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -45,12 +46,15 @@ def run(case: ModBlockCase, architecture: int) -> dict:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Seconds of mod_block in the executor of PTX.")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    as_json = parser.parse_args().json
     rows = [
         {"case": name, "architecture": architecture} | run(case, architecture)
         for name, case in CASES.items()
         for architecture in (80, 90)
     ]
-    if "--json" in sys.argv:
+    if as_json:
         print(json.dumps(rows))
         return
     for row in rows:

@@ -1,5 +1,6 @@
 """`diffratio`: one file per command, imported when it is called, so that each needs its own packages only."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -21,8 +22,19 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point of the `diffratio` script. Help, version and doctor need torch alone."""
-    match sys.argv[1:]:
+    """Entry point of the `diffratio` script."""
+    try:
+        dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:  # while packages were imported: commands have an answer of their own
+        _stop("\ndiffratio: stopped before it began", 130)
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run what the arguments ask for. Help, version and doctor need torch alone."""
+    match arguments:
         case [] | ["--help" | "-h", *_]:
             print(usage())
         case ["--version", *_]:
@@ -78,6 +90,6 @@ def usage() -> str:
     ])  # fmt: skip
 
 
-def _stop(text: str) -> None:
+def _stop(text: str, code: int = 2) -> None:
     print(text, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

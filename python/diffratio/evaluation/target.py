@@ -114,7 +114,7 @@ def load_target(
                 setattr(target, option, info["arguments"].get(option))
         if target.dataset == info["dataset"] or target.dataset not in BUILT_IN:
             target.resolution = info.get("resolution", target.resolution)
-        target.base = lambda: load_start(info).eval().requires_grad_(False).to(device, dtype)
+        target.base = lambda: _ready(load_start(info), device, dtype)
         began = info["base_model"]
         written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
         _find_schedule(target, [written, Path(began)], began in PRETRAINED)
@@ -124,10 +124,14 @@ def load_target(
         target = _load_folder(str(path), base, _located(dataset))
     if target.resolution is None and target.dataset not in (None, *BUILT_IN):
         target.resolution = _side(target.model.config)
-    target.model = target.model.eval().requires_grad_(False).to(device)
-    if target.model.dtype != dtype:
-        target.model.to(dtype)
+    target.model = _ready(target.model, device, dtype)
     return target
+
+
+def _ready(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """The model for inference; diffusers warns of every cast, also of one to what a model has."""
+    model = model.eval().requires_grad_(False).to(device)
+    return model if model.dtype == dtype else model.to(dtype)
 
 
 def _located(dataset: str | None) -> str | None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdRef
 
+from diffratio_kernels.ops import autocast_is_on
+
 KEPT_TEXTS = 2
 """A sampler that calls the model once with and once without its prompt alternates between two texts."""
 
@@ -76,7 +78,8 @@ def capturing() -> bool:
 def _surroundings(device: torch.device) -> tuple:
     """What else a product depends on: autocast, and the stream on which its result is ready."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type), stream
+    autocast = torch.get_autocast_dtype(device.type) if autocast_is_on(device) else None
+    return autocast, stream
 
 
 def usable(module: nn.Module) -> bool:

@@ -68,6 +68,10 @@ class RatioController:
         ramp: float = 0.4,
         settle: float = 0.2,
     ):
+        if not isinstance(table, RatioTable):
+            raise TypeError(
+                f"table must be a RatioTable, which learn_ratios returns, got {type(table).__name__}"
+            )
         low, high = table.interval
         if not isinstance(target_compression, Real) or not 1 - high <= target_compression <= 1 - low + 1e-9:
             raise ValueError(

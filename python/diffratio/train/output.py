@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from dataclasses import asdict
@@ -78,7 +79,7 @@ class Output:
         # A run from before an argument existed has its default.
         before, processes = asdict(TrainArguments()) | run["arguments"], self.accelerator.num_processes
         for name, value in asdict(self.arguments).items():
-            if name not in FREE and before[name] != value:
+            if name not in FREE and not _same(before[name], value):
                 raise ArgumentError(
                     f"{name}={value!r} differs from the run that is resumed ({before[name]!r})"
                 )
@@ -163,3 +164,10 @@ class Output:
 
     def _write_run(self) -> None:
         replace_text(self.root / RUN, json.dumps(self.run, indent=2) + "\n")
+
+
+def _same(before: object, value: object) -> bool:
+    """Whether an argument is what it was; folders may be written in two ways."""
+    if isinstance(before, str) and isinstance(value, str):
+        return os.path.normpath(before) == os.path.normpath(value)
+    return before == value

@@ -1,6 +1,9 @@
 """Ctrl-C leaves one line that says how to go on; `--resume_from_checkpoint` says what it found."""
 
+import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -90,3 +93,14 @@ def test_what_is_no_interrupt_passes():
 
     with pytest.raises(ValueError, match="here"):
         stoppable(fails)("here")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["doctor"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_has_enough_is_no_error(words):
+    """As in `diffratio doctor | head -1`."""
+    command = [sys.executable, "-c", "from diffratio.cli import main; main()", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""

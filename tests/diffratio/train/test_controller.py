@@ -373,3 +373,8 @@ def test_a_table_that_starts_below_the_target_rises_to_it():
 def test_bad_arguments_are_named(settings, text):
     with pytest.raises(ValueError, match=text):
         RatioController(RatioTable(2), **({"target_compression": 0.3, "steps": 10} | settings))
+
+
+def test_another_object_than_a_table_is_named():
+    with pytest.raises(TypeError, match="table must be a RatioTable, which learn_ratios returns, got Linear"):
+        RatioController(torch.nn.Linear(2, 2), 0.3, 10)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffratio.train import ArgumentError, Trainer
+from diffratio.train import ArgumentError, Trainer, output
 from diffratio.train.checkpoints import MANIFEST, Checkpoints
 
 CASES = {
@@ -190,3 +190,8 @@ def test_killed_runs_end_as_the_one_that_was_not(kills, tiny, runs, tmp_path):
     deaths = json.loads(done.stdout.splitlines()[-1])
     assert len(deaths) == kills and "while saving" in deaths
     runs.assert_same_run(tmp_path / "whole", tmp_path / "killed", step=settings["max_train_steps"])
+
+
+def test_a_folder_may_be_written_in_two_ways():
+    assert output._same("photos/", "photos") and output._same("./a/b", "a/b") and output._same(None, None)
+    assert not output._same("photos", "photos2") and not output._same("photos", None)
