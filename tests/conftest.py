@@ -38,11 +38,6 @@ QUIET = "ignore:diffratio_kernels has no native library:RuntimeWarning"
 os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET)))
 
 
-def pytest_itemcollected(item):
-    if item.path.parent.name == "ptx":  # they build the executor: `make ptx` runs them
-        item.add_marker(pytest.mark.fuzz)
-
-
 def pytest_collection_modifyitems(items):
     """CPU tensors reach the Triton kernels in the interpreter only; with a GPU, tests/gpu runs them there."""
     if os.environ.get("TRITON_INTERPRET") == "1" or PTX:

@@ -1,6 +1,7 @@
 """A part of `make ptx`: compiled kernels in the executor, through the tests that the interpreter and the
 simulator pass, in processes of their own, where Triton compiles."""
 
+import itertools
 import os
 import re
 import shlex
@@ -17,14 +18,22 @@ IN_BUDGET = "test_launchers_stay_within_the_error_budget"
 CUDA = "tests/sim/test_block.py::test_block_is_within_the_error_budget"
 PARTS = {
     "short": f"{TRITON}random_shapes.py::{IN_BUDGET}[0] {TRITON}two_bin.py::{IN_BUDGET}[0] "
+    f"{TRITON}layouts.py::test_layout_of_inputs_and_gradients_does_not_matter[gather_adaln] "
     "tests/ops/test_budget.py::test_block_of_triton_kernels_is_within_the_error_budget[0]",
     "long": f"{TRITON}long.py -k 'bfloat16 and (blocks and 64 or text and 72 or width)'",
     "cuda": " ".join(f"{CUDA}[{seed}]" for seed in range(6)),
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("architecture", ["80", "90"])
+IN_MAKE_TEST = [("90", "short")]
+"""The others take minutes: `make ptx` runs them."""
+RUNS = [
+    pytest.param(*run, marks=[] if run in IN_MAKE_TEST else pytest.mark.fuzz)
+    for run in itertools.product(["80", "90"], PARTS)
+]
+
+
+@pytest.mark.parametrize(("architecture", "part"), RUNS)
 def test_compiled_kernels_stay_within_the_error_budget(architecture, part):
     if part == "cuda" and not shutil.which("nvcc"):
         pytest.skip("no nvcc, which compiles the CUDA C++ kernels")

@@ -35,7 +35,11 @@ COMPILED = [
     emitted(80, "rows-not-transposed", SWIZZLE, r"(ldmatrix\.sync\.aligned\.m8n8\.x4)\.trans", r"\1"),
     emitted(90, "b-transposed", SWIZZLE, r"(wgmma\.mma_async[^;]*), 0;", r"\1, 1;"),
     emitted(
-        90, "accumulators-start-anew", "another sum", r"(wgmma\.mma_async[^;]*), 1, 1, 1,", r"\1, 0, 1, 1,"
+        90,
+        "accumulators-start-anew",
+        "another sum",
+        r"(wgmma\.mma_async[^;]*), %p\d+, 1, 1,",
+        r"\1, 0, 1, 1,",
     ),
     emitted(80, "products-in-f16", DTYPE, r"f32\.bf16\.bf16\.f32", "f32.f16.f16.f32"),
     emitted(90, "products-in-f16", DTYPE, r"f32\.bf16\.bf16\b", "f32.f16.f16"),
