@@ -18,7 +18,7 @@ IN_BUDGET = "test_launchers_stay_within_the_error_budget"
 CUDA = "tests/sim/test_block.py::test_block_is_within_the_error_budget"
 PARTS = {
     "short": f"{TRITON}random_shapes.py::{IN_BUDGET}[0] {TRITON}two_bin.py::{IN_BUDGET}[0] "
-    f"{TRITON}layouts.py::test_layout_of_inputs_and_gradients_does_not_matter[gather_adaln] "
+    f"{TRITON}layouts.py::test_layout_of_inputs_and_gradients_does_not_matter[linear_gate_residual] "
     "tests/ops/test_budget.py::test_block_of_triton_kernels_is_within_the_error_budget[0]",
     "long": f"{TRITON}long.py -k 'bfloat16 and (blocks and 64 or text and 72 or width)'",
     "cuda": " ".join(f"{CUDA}[{seed}]" for seed in range(6)),
