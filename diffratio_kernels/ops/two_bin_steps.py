@@ -127,7 +127,7 @@ def two_bin_forward(
 def _gradient(wanted: bool) -> Iterator[None]:
     """Inside, the steps have a gradient if it is on and wanted.
 
-    Without one they keep no casts of weights: before torch 2.11, autocast hands a cast that was made without
+    Without one they keep no casts of weights: in torch 2.10 autocast hands a cast that was made without
     a gradient to those who want one. Compiled graphs keep none.
     """
     without = torch.is_grad_enabled() and not wanted
