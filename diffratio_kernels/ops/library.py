@@ -34,7 +34,6 @@ def define(
     if differentiable is not None:
         for backend in _SPARSE:  # the checks of a public operator name the argument, the dispatcher would not
             _library.impl(name, kernel, backend)
-    if differentiable is not None:
         for backend in (*_BACKENDS, "Meta"):
             _library.impl(name, _autograd_kernel(op, differentiable), f"Autograd{backend}")
     for backend in _BACKENDS:
