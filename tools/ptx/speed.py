@@ -25,7 +25,7 @@ from diffratio_kernels.testing.inputs import ModBlockCase, cast
 
 # Text tokens as in PixArt; half of the tokens are kept.
 CASES = {
-    "B=2 N=64 D=144": ModBlockCase(0, 2, 64, 2, 72, 576, 120, keep=(32,), dtype=torch.bfloat16),
+    "B=2 N=64 D=144": ModBlockCase(0, 2, 64, 2, 72, 576, 120, keep=(32, 32), dtype=torch.bfloat16),
     "B=1 N=256 D=1152": ModBlockCase(0, 1, 256, 16, 72, 4608, 120, keep=(128,), dtype=torch.bfloat16),
 }
 
