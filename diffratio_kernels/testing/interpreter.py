@@ -54,7 +54,7 @@ def overflow_trap():
     plain = reductions.to_tensor
 
     def binary_op(self, lhs, rhs, operation):
-        # Triton's own check has the kernel's language in between: a third of the time of a launch.
+        # Triton's own check is made in the kernel's language, of many interpreted operations.
         dtype = lhs.type.scalar
         if dtype.int_bitwidth < 64:
             wide = (side.handle.data.astype(np.int64) for side in (lhs, rhs))

@@ -25,6 +25,10 @@ def touched(*instructions: str) -> int:
     return touched_in_flight("\n".join(lines))
 
 
+def before_and_after_the_wait(instruction: str) -> tuple[int, int]:
+    return touched(PRODUCT, instruction, WAIT, "EXIT"), touched(PRODUCT, WAIT, instruction, "EXIT")
+
+
 @pytest.mark.parametrize(
     "instruction",
     [
@@ -52,8 +56,7 @@ def touched(*instructions: str) -> int:
     ],
 )
 def test_an_accumulator_in_flight_is_neither_read_nor_written(instruction):
-    assert touched(PRODUCT, instruction, WAIT, "EXIT") == 1
-    assert touched(PRODUCT, WAIT, instruction, "EXIT") == 0
+    assert before_and_after_the_wait(instruction) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +72,7 @@ def test_an_accumulator_in_flight_is_neither_read_nor_written(instruction):
     ],
 )
 def test_a_register_of_a_in_flight_is_not_written(instruction):
-    assert touched(PRODUCT, instruction, WAIT, "EXIT") == 1
-    assert touched(PRODUCT, WAIT, instruction, "EXIT") == 0
+    assert before_and_after_the_wait(instruction) == (1, 0)
 
 
 @pytest.mark.parametrize(

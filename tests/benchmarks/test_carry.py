@@ -1,6 +1,5 @@
 """benchmarks/carry.py: what a GPU machine without network is brought."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -13,10 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def carry(monkeypatch, tmp_path):
+def carry(module, monkeypatch, tmp_path):
     """The script, with a library and a folder of its own."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("carry")
+    script = module("carry")
     monkeypatch.setattr(script, "CARRIED", tmp_path / "carry")
     (tmp_path / "_C.abi3.so").write_text("library")
     monkeypatch.setattr(script, "LIBRARY", tmp_path / "_C.abi3.so")

@@ -1,6 +1,5 @@
 """The table of looks: what it names exists, and its seconds add up."""
 
-import importlib
 import shlex
 from pathlib import Path
 
@@ -14,9 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def looks(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("looks")
+def looks(module):
+    return module("looks")
 
 
 @pytest.fixture

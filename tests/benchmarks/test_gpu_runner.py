@@ -18,10 +18,9 @@ PASS, FAIL, IN_PART, MISSING = (
 
 
 @pytest.fixture
-def gpu(tmp_path, monkeypatch):
+def gpu(module, tmp_path, monkeypatch):
     """The runner, whose results go to a folder of its own."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    runner = importlib.import_module("gpu")
+    runner = module("gpu")
     monkeypatch.setattr(runner, "WORK", tmp_path / "work")
     monkeypatch.setattr(runner, "commit", lambda: "0123abc")
     monkeypatch.setattr(runner, "missing_here", lambda: [])

@@ -1,6 +1,5 @@
 """The scripts behind `make gpu`, where there is no GPU: they run on the CPU, or say that they cannot."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -56,17 +55,6 @@ def test_the_tool_runs_every_kernel_and_its_verdict_counts(tmp_path):
     assert script("sanitize.py", "memcheck", PATH=fake_tool(tmp_path, "exit 99")).returncode == 99
     refused = script("sanitize.py", "memcheck", PATH=fake_tool(tmp_path, "echo Device not supported; exit 1"))
     assert refused.returncode == 77
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A script as a module, by name."""
-
-    def load(name):
-        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-        return importlib.import_module(name)
-
-    return load
 
 
 @pytest.fixture

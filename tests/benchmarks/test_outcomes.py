@@ -1,6 +1,5 @@
 """benchmarks/outcomes.py: no name of a test is lost when a run is killed, nor to a device that is lost."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -48,9 +47,8 @@ def test_slow():
 
 
 @pytest.fixture
-def outcomes(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("outcomes")
+def outcomes(module):
+    return module("outcomes")
 
 
 @pytest.fixture

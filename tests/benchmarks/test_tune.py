@@ -34,10 +34,9 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def tuning(monkeypatch):
+def tuning(module, monkeypatch):
     """The tuner, where every tile has one block of 256 threads on a multiprocessor."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    tune = importlib.import_module("tune")
+    tune = module("tune")
     monkeypatch.setattr(importlib.import_module("tuning.candidates"), "costs", lambda *_: USUAL)
     return tune
 

@@ -24,7 +24,7 @@ def cmake(tmp_path_factory):
     return path
 
 
-@pytest.mark.skipif(native.unavailable is not None, reason="there is no native library here")
+@pytest.mark.skipif(native.unavailable is not None, reason=f"no native library here: {native.unavailable}")
 def test_the_wheel_holds_the_library(install, cmake):
     """The build ends with the library of this checkout; the installed package loads it and is silent."""
     build = f'[ "$1" = --build ] && cp "{native.LIBRARY}" "$2/" || mkdir -p build/native'

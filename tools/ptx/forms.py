@@ -41,6 +41,8 @@ def shipped() -> Iterator[tuple[int, str]]:
     if shutil.which("nvcc"):
         for architecture in ARCHITECTURES:
             yield from ((architecture, path.read_text()) for path in cuda_launches.ptx(architecture))
+    else:
+        print("no nvcc here: the CUDA C++ kernels are left out", file=sys.stderr)
 
 
 def found() -> tuple[dict[str, list[int]], int, list[str]]:

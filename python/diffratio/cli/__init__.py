@@ -26,10 +26,11 @@ def main() -> None:
     try:
         dispatch(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has what it wanted
+    except BrokenPipeError:  # the reader, such as head, has what it wanted; 1 says that it did not get all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:  # while packages were imported: commands have an answer of their own
-        _stop("\ndiffratio: stopped before it began", 130)
+        _stop("\ndiffratio: stopped", 130)
 
 
 def dispatch(arguments: list[str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from dataclasses import asdict
 
 from accelerate import Accelerator
 
+from ..names import located
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import Checkpoints
 from .run_log import LOG, RATIOS, RUN, JsonLines, describe, now, replace_text
@@ -169,5 +169,5 @@ class Output:
 def _same(before: object, value: object) -> bool:
     """Whether an argument is what it was; folders may be written in two ways."""
     if isinstance(before, str) and isinstance(value, str):
-        return os.path.normpath(before) == os.path.normpath(value)
+        return located(before) == located(value)
     return before == value

@@ -103,4 +103,4 @@ def test_a_reader_that_has_enough_is_no_error(words):
     os.close(reader)
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert done.stderr == ""
+    assert (done.stderr, done.returncode) == ("", 1)

@@ -192,6 +192,10 @@ def test_killed_runs_end_as_the_one_that_was_not(kills, tiny, runs, tmp_path):
     runs.assert_same_run(tmp_path / "whole", tmp_path / "killed", step=settings["max_train_steps"])
 
 
-def test_a_folder_may_be_written_in_two_ways():
-    assert output._same("photos/", "photos") and output._same("./a/b", "a/b") and output._same(None, None)
+def test_a_folder_may_be_written_in_several_ways(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for other in ("photos", "./photos", str(tmp_path / "photos")):
+        assert output._same("photos/", other)
+    assert output._same(None, None) and output._same("digits", "digits")
     assert not output._same("photos", "photos2") and not output._same("photos", None)
