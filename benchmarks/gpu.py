@@ -163,7 +163,7 @@ def compiled(cache: Path, since: float) -> dict[str, float]:
         times = [path.stat().st_mtime for path in group.parent.iterdir()]
         if group.stat().st_mtime >= since:
             spans.append(max(times) - min(times))
-    return {"kernels": len(spans), "seconds": round(sum(spans), 1)}
+    return {"kernels": len(spans), "seconds": round(sum(spans), 3)}
 
 
 def summary(entry: dict) -> str:

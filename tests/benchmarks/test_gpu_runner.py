@@ -195,7 +195,8 @@ def test_a_kernel_that_triton_compiled_is_counted(gpu, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = gpu.compiled(tmp_path, start)
-    assert found["kernels"] == 1 and 0 < found["seconds"] < time.time() - start
+    # A fast processor compiles within one tick of the file system's clock.
+    assert found["kernels"] == 1 and 0 <= found["seconds"] < time.time() - start
     assert gpu.compiled(tmp_path, time.time() + 1)["kernels"] == 0
 
 
