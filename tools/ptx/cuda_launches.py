@@ -75,8 +75,8 @@ class CudaLaunches:
 
 
 def short(name: str) -> str:
-    """ "gather_adaln" of a kernel's mangled name."""
-    return re.search(r"\d([a-z_0-9]+?)_kernel", name)[1].lstrip("0123456789")
+    """ "cuda gather_adaln" of a kernel's mangled name: some Triton kernels have the same."""
+    return "cuda " + re.search(r"\d([a-z_]+)_kernel", name)[1]
 
 
 def ptx(architecture: int) -> list[Path]:

@@ -40,7 +40,8 @@ def save(
     for kernel, texts in variants.items():
         for text, lines in texts:
             opcodes = text.splitlines()
-            name = hashlib.sha256(text.encode()).hexdigest()[:16]
+            # One text of nvcc holds every instance of a template: told apart by where they stand.
+            name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{min(lines, default=0)}"
             found[kernel][name] = [
                 (line, OPCODE.match(opcodes[line - 1])[1], ran)
                 for line, ran in lines.items()
@@ -121,16 +122,17 @@ def main() -> int:
         millions = row["instructions"] / 1e6
         table.add_row(
             row["kernel"], str(row["architecture"]), str(row["variants"]), str(row["launches"]),
-            f"{millions:.2f}",
-            f"{millions / max(row['seconds'], 1e-9):.1f}", f"{row['lines_run'] / max(row['lines'], 1):.0%}",
+            f"{millions:.2f}", f"{millions / row['seconds']:.1f}" if row["seconds"] else "",
+            f"{row['lines_run'] / max(row['lines'], 1):.0%}",
             str(row["moved"] or ""),
         )  # fmt: skip
-    Console().print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
     worst = Table("checked", "sm_80", "sm_90", title="largest part of the error budget")
     for name, used in found["budget"].items():
         if "bfloat16" in name:
             worst.add_row(name, *(f"{used.get(architecture, 0):.2f}" for architecture in (80, 90)))
-    Console().print(worst)
+    console.print(worst)
     print(f"{found['forms']} forms of instructions ran; {found['shipped']} ship, not run of those: ", end="")
     print(", ".join(found["not_run"]) or "none")
     return 0
