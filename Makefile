@@ -13,9 +13,9 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 # Its tests of more than 2^31 elements are none for an executor.
-ON_PTX := tests/kernels/triton --ignore tests/kernels/triton/test_large_offsets.py tests/ops/test_budget.py tests/ops/test_padding.py tests/sim/test_block.py $(wildcard tests/sim/test_cuda_*.py)
+ON_PTX := tests/kernels/triton --ignore tests/kernels/triton/test_large_offsets.py tests/ops/properties/test_budget.py tests/ops/test_attention.py tests/blocks/test_padding.py tests/sim/test_block.py $(wildcard tests/sim/test_cuda_*.py)
 
-.PHONY: demo test ptx portable toolchains lint bench fuzz gpu mutants reproduction doctor clean
+.PHONY: demo test kernels ptx portable toolchains lint bench fuzz gpu mutants reproduction doctor clean
 
 demo: $(READY)
 	$(BIN)/diffratio demo --out out/demo
@@ -26,46 +26,50 @@ test: $(READY)
 # Compiled kernels in the executor of tools/ptx, for both architectures
 ptx: $(READY)
 	rm -rf build/ptx/ran
-	$(BIN)/python tools/ptx/forms.py
+	$(BIN)/python -m tools.ptx.forms
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m '' tests/ptx
 	for architecture in 80 90; do \
 	  DIFFRATIO_PTX=$$architecture $(ONE_THREAD) $(BIN)/python -m pytest -n auto $(ON_PTX) || exit; \
 	done
-	$(BIN)/python tools/ptx/report.py
-	$(BIN)/python tools/ptx/speed.py
+	$(BIN)/python -m tools.ptx.report
+	$(BIN)/python -m tools.ptx.speed
 
 # The numerics tests under other kernels of OpenBLAS, torch, oneDNN and MKL. ARGS="--list", "--cell NAME" ...
 portable: $(READY)
-	$(BIN)/python tools/portable/run.py $(ARGS)
+	$(BIN)/python -m tools.portable.run $(ARGS)
 
 # Every supported Triton, Python and torch. ARGS="--json", "Triton 3.9.0" ...
 toolchains: $(READY)
-	$(BIN)/python tools/toolchains/toolchains.py $(ARGS)
+	$(BIN)/python -m tools.toolchains.toolchains $(ARGS)
+
+# What each GPU kernel costs; the golden file: make kernels ARGS=--json > tests/golden/kernels.json
+kernels: $(READY)
+	@$(BIN)/python -m tools.aot.kernels $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
-	$(BIN)/python benchmarks/performance/write.py
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.performance.write
 
 fuzz: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto -m fuzz -o faulthandler_timeout=1800 tests
 
 # Plants bugs in copies of the checkout: which tests see them? ARGS="--json", "NAME ..."
 mutants: $(READY)
-	$(BIN)/python tests/mutants/run.py $(ARGS)
+	$(BIN)/python -m tools.mutants.runner $(ARGS)
 
 # docs/reproduction.md: fine-tunes small models by every method, goes on where it was stopped
 reproduction: $(READY)
-	$(BIN)/python benchmarks/reproduction/run.py
-	$(BIN)/python benchmarks/reproduction/tables.py
+	$(BIN)/python -m benchmarks.reproduction.run
+	$(BIN)/python -m benchmarks.reproduction.tables
 
 # On a GPU machine, with the Python that has its torch; nothing is installed. The first look is two commands, each
 # under 5 minutes: this one, and ARGS="--look speed". Also "--list", "--dry-run", "--step NAME": CONTRIBUTING.md
 gpu:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(ARGS)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tools.gpu.runner $(ARGS)
 
 doctor: $(READY)
 	$(BIN)/diffratio doctor

@@ -85,11 +85,10 @@ setup(
     packages=packages + front,
     package_dir={"diffratio": "python/diffratio", "diffratio_kernels": "diffratio_kernels"},
     package_data={
-        "diffratio.demo": ["assets/*/*"],
         "diffratio.evaluation": ["assets/*"],
-        "diffratio.models": ["assets/*/*"],
         "diffratio.plan": ["tables/*"],
-        "diffratio_kernels.kernels.triton": ["tiles.json"],
+        "diffratio.toy": ["assets/*/*"],
+        "diffratio_kernels._triton": ["tiles.json"],
     },
     ext_modules=[] if NATIVE == "0" else [EXTENSION],
     cmdclass={"build_ext": CMakeBuild},

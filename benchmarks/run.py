@@ -1,12 +1,12 @@
-"""`make bench`: every level at sizes that a processor measures within the hour, appended to
-benchmarks/results/. Exit code 1: a level failed; the others were measured all the same."""
+"""`make bench`: every suite at sizes that a processor measures within the hour, appended to
+benchmarks/results/. Exit code 1: a suite failed; the others were measured all the same."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-LEVELS = (
+SUITES = (
     "peak",
     "operator --batch 2 --rounds 15",
     "block --batch 1 --batch 2 --rounds 15 --compile-mode default",
@@ -18,9 +18,9 @@ LEVELS = (
 
 def main() -> int:
     failed = False
-    for level in LEVELS:
-        print(f"diffratio bench {level}", flush=True)
-        command = [sys.executable, "-m", "diffratio", "bench", *level.split(), "--out", str(RESULTS)]
+    for suite in SUITES:
+        print(f"diffratio bench {suite}", flush=True)
+        command = [sys.executable, "-m", "diffratio", "bench", *suite.split(), "--out", str(RESULTS)]
         failed |= subprocess.run(command).returncode != 0
     return int(failed)
 

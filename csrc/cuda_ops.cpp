@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
   m.def(
       "topk_select(Tensor logits, int keep, Tensor(a!) offsets, Tensor? keep_small, Tensor(b!) index, "
       "Tensor(c!)? place, int stream) -> ()");
-  m.def("row_places(Tensor index, Tensor(a!) place, int stream) -> ()");
+  m.def("row_map(Tensor index, Tensor(a!) place, int stream) -> ()");
   m.def(
       "gather_adaln(Tensor x, Tensor index, int tokens, bool gather, Tensor shift, Tensor scale, float eps, "
       "Tensor(a!)? rows, Tensor(b!) normed, int stream) -> ()");
@@ -25,26 +25,25 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor(d!) grad_modulation, int stream) -> ()");
   m.def(
       "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor hidden, Tensor branch, "
-      "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, Tensor? next_weight, "
-      "Tensor? next_bias, Tensor(b!)? next_logits, int stream) -> ()");
+      "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, int stream) -> ()");
   m.def(
       "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor hidden, "
       "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
       "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) partial, Tensor(e!) grad_gate, "
       "Tensor(f!) grad_logits, int stream) -> ()");
   m.def(
-      "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, "
+      "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
       "Tensor(a!) inner, int stream) -> ()");
   m.def(
-      "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor large_offsets, "
-      "Tensor small_offsets, Tensor(a!) grad_pre, Tensor(b!) weight_dots, int stream) -> ()");
+      "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, "
+      "Tensor cu_seqlens_small, Tensor(a!) grad_pre, Tensor(b!) weight_dots, int stream) -> ()");
   m.def(
       "two_bin_blend(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
-      "Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, str rescale, "
+      "Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, str rescale, "
       "float score_scale, Tensor(a!) out, int stream) -> ()");
   m.def(
       "two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, "
-      "Tensor gate, Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, str rescale, "
+      "Tensor gate, Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, str rescale, "
       "float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) partial, "
       "Tensor(e!) grad_gate, Tensor(f!) grad_logits, Tensor(g!) weight_dots, int stream) -> ()");
 }
@@ -53,7 +52,7 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
   m.impl("router_logits", TORCH_BOX(&cuda::router_logits<Tensor>));
   m.impl("router_logits_backward", TORCH_BOX(&cuda::router_logits_backward<Tensor>));
   m.impl("topk_select", TORCH_BOX(&cuda::topk_select<Tensor>));
-  m.impl("row_places", TORCH_BOX(&cuda::row_places<Tensor>));
+  m.impl("row_map", TORCH_BOX(&cuda::row_map<Tensor>));
   m.impl("gather_adaln", TORCH_BOX(&cuda::gather_adaln<Tensor>));
   m.impl("gather_adaln_backward", TORCH_BOX(&cuda::gather_adaln_backward<Tensor>));
   m.impl("scatter_rescale", TORCH_BOX(&cuda::scatter_rescale<Tensor>));

@@ -1,5 +1,5 @@
 // From tensors to the launchers of csrc/cuda, for torch's stable Tensor (cuda_ops.cpp) and for the simulator's
-// (sim/operators.h). Tensors arrive checked, with their outputs allocated and, but for the rows of modulation
+// (tools/sim/src/operators.h). Tensors arrive checked, with their outputs allocated and, but for the rows of modulation
 // vectors, contiguous (diffratio_kernels/kernels/cuda.py does that). `stream` is a cudaStream_t as an integer.
 #pragma once
 
@@ -89,9 +89,9 @@ void topk_select(Tensor logits, int64_t keep, Tensor offsets, std::optional<Tens
 }
 
 // place comes filled with -1.
-template <class Tensor> void row_places(Tensor index, Tensor place, int64_t stream) {
+template <class Tensor> void row_map(Tensor index, Tensor place, int64_t stream) {
   const DeviceGuard guard(index.get_device_index());
-  row_places({.index = data<int64_t>(index), .count = index.numel(), .place = data<int32_t>(place)},
+  row_map({.index = data<int64_t>(index), .count = index.numel(), .place = data<int32_t>(place)},
              stream_of(stream));
 }
 
@@ -152,23 +152,18 @@ ScatterArgs scatter_args(const Tensor& x, int64_t tokens, const Tensor& hidden, 
           .out = nullptr};
 }
 
-// With place: every row of out, a new tensor. With index: those rows only, so that out may be x. next_logits
-// [B, N], with place only.
+// With place: every row of out, a new tensor. With index: those rows only, so that out may be x.
 template <class Tensor>
 void scatter_rescale(Tensor x, std::optional<Tensor> place, std::optional<Tensor> index, int64_t tokens,
                      Tensor hidden, Tensor branch, Tensor gate, Tensor logits, std::string rescale,
-                     double score_scale, Tensor out, std::optional<Tensor> next_weight,
-                     std::optional<Tensor> next_bias, std::optional<Tensor> next_logits, int64_t stream) {
+                     double score_scale, Tensor out, int64_t stream) {
   const DeviceGuard guard(x.get_device_index());
   ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
   args.place = static_cast<int32_t*>(data(place));
   args.index = static_cast<int64_t*>(data(index));
   args.rows = place ? place->numel() : index.value().numel();
   args.out = out.data_ptr();
-  const NextLogits next{.weight = static_cast<float*>(data(next_weight)),
-                        .bias = static_cast<float*>(data(next_bias)),
-                        .logits = static_cast<float*>(data(next_logits))};
-  scatter_rescale(args, next, element(x), stream_of(stream));
+  scatter_rescale(args, element(x), stream_of(stream));
 }
 
 template <class Tensor>
@@ -192,19 +187,19 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t t
 
 // The kept rows of two bins: weight_large [B], offsets [B+1].
 template <class Tensor>
-Bins bins(const Tensor& weight_large, const Tensor& large_offsets, const Tensor& small_offsets, int64_t rows) {
+Bins bins(const Tensor& weight_large, const Tensor& cu_seqlens_large, const Tensor& cu_seqlens_small, int64_t rows) {
   return {.weight_large = data<float>(weight_large),
-          .large_offsets = data<int32_t>(large_offsets),
-          .small_offsets = data<int32_t>(small_offsets),
+          .cu_seqlens_large = data<int32_t>(cu_seqlens_large),
+          .cu_seqlens_small = data<int32_t>(cu_seqlens_small),
           .samples = weight_large.numel(),
           .rows = rows};
 }
 
 template <class Tensor>
-void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, Tensor inner,
+void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, Tensor inner,
                   int64_t stream) {
   const DeviceGuard guard(pre.get_device_index());
-  two_bin_gelu({.bins = bins(weight_large, large_offsets, small_offsets, inner.size(0)),
+  two_bin_gelu({.bins = bins(weight_large, cu_seqlens_large, cu_seqlens_small, inner.size(0)),
                 .width = inner.size(1),
                 .pre = pre.data_ptr(),
                 .inner = inner.data_ptr()},
@@ -212,10 +207,10 @@ void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor 
 }
 
 template <class Tensor>
-void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor large_offsets,
-                           Tensor small_offsets, Tensor grad_pre, Tensor weight_dots, int64_t stream) {
+void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large,
+                           Tensor cu_seqlens_small, Tensor grad_pre, Tensor weight_dots, int64_t stream) {
   const DeviceGuard guard(pre.get_device_index());
-  two_bin_gelu_backward({.bins = bins(weight_large, large_offsets, small_offsets, grad.size(0)),
+  two_bin_gelu_backward({.bins = bins(weight_large, cu_seqlens_large, cu_seqlens_small, grad.size(0)),
                          .width = grad.size(1),
                          .grad = grad.data_ptr(),
                          .pre = pre.data_ptr(),
@@ -226,21 +221,21 @@ void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor 
 
 template <class Tensor>
 void two_bin_blend(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
-                   Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets,
+                   Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small,
                    std::string rescale, double score_scale, Tensor out, int64_t stream) {
   const DeviceGuard guard(x.get_device_index());
   ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
   args.place = data<int32_t>(place);
   args.rows = place.numel();
   args.out = out.data_ptr();
-  two_bin_blend({.scatter = args, .bins = bins(weight_large, large_offsets, small_offsets, branch.size(0))},
+  two_bin_blend({.scatter = args, .bins = bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0))},
                 element(x), stream_of(stream));
 }
 
 template <class Tensor>
 void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor place, int64_t tokens, Tensor hidden,
                             Tensor branch, Tensor gate, Tensor logits, Tensor weight_large,
-                            Tensor large_offsets, Tensor small_offsets, std::string rescale,
+                            Tensor cu_seqlens_large, Tensor cu_seqlens_small, std::string rescale,
                             double score_scale, Tensor grad_x, Tensor grad_hidden, Tensor grad_branch,
                             Tensor partial, Tensor grad_gate, Tensor grad_logits, Tensor weight_dots,
                             int64_t stream) {
@@ -248,7 +243,7 @@ void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor place, int64_t tok
   ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
   args.place = data<int32_t>(place);
   args.rows = place.numel();
-  const Bins rows = bins(weight_large, large_offsets, small_offsets, branch.size(0));
+  const Bins rows = bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0));
   two_bin_blend_backward({.forward = {.scatter = args, .bins = rows},
                           .grad_out = grad_out.data_ptr(),
                           .grad_x = grad_x.data_ptr(),

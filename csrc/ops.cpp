@@ -96,7 +96,7 @@ void topk_select(Tensor logits, Tensor offsets, std::optional<Tensor> keep_small
 
 // place [rows]: packed row of each row, -1 where none. Returns the first t whose index is out of range or
 // taken already, -1 when all is well.
-int64_t row_places(Tensor index, Tensor place) {
+int64_t row_map(Tensor index, Tensor place) {
   auto* to = static_cast<int32_t*>(place.data_ptr());
   const int64_t count = index.numel(), total = place.numel();
   STD_TORCH_CHECK(count <= INT32_MAX, "diffratio_native: more than 2^31 - 1 kept rows");
@@ -192,25 +192,25 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor pl
   });
 }
 
-diffratio::TwoBins two_bins(const Tensor& weight_large, const Tensor& large_offsets, const Tensor& small_offsets,
+diffratio::TwoBins two_bins(const Tensor& weight_large, const Tensor& cu_seqlens_large, const Tensor& cu_seqlens_small,
                             int64_t rows) {
-  return {weight_large.data_ptr(), static_cast<const int32_t*>(large_offsets.data_ptr()),
-          static_cast<const int32_t*>(small_offsets.data_ptr()), rows};
+  return {weight_large.data_ptr(), static_cast<const int32_t*>(cu_seqlens_large.data_ptr()),
+          static_cast<const int32_t*>(cu_seqlens_small.data_ptr()), rows};
 }
 
-void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, Tensor inner) {
+void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, Tensor inner) {
   const diffratio::TwoBinGeluArgs args{pre.data_ptr(),
-                                       two_bins(weight_large, large_offsets, small_offsets, inner.size(0)),
+                                       two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, inner.size(0)),
                                        pre.size(1), inner.data_ptr()};
   parallel_for(0, inner.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
     kernels().two_bin_gelu(element(pre), args, begin, end);
   });
 }
 
-void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor large_offsets,
-                           Tensor small_offsets, Tensor grad_pre, Tensor weight_dots) {
+void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large,
+                           Tensor cu_seqlens_small, Tensor grad_pre, Tensor weight_dots) {
   const diffratio::TwoBinGeluBackwardArgs args{
-      {pre.data_ptr(), two_bins(weight_large, large_offsets, small_offsets, grad.size(0)), pre.size(1), nullptr},
+      {pre.data_ptr(), two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, grad.size(0)), pre.size(1), nullptr},
       grad.data_ptr(),
       grad_pre.data_ptr(),
       weight_dots.data_ptr()};
@@ -220,26 +220,26 @@ void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor 
 }
 
 void two_bin_blend(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
-                   Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets,
+                   Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small,
                    std::string rescale, double score_scale, Tensor out) {
   const diffratio::TwoBinBlendArgs args{
       scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, out.data_ptr()),
-      two_bins(weight_large, large_offsets, small_offsets, branch.size(0))};
+      two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0))};
   parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
     kernels().two_bin_blend(element(x), args, begin, end);
   });
 }
 
 void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int64_t tokens, Tensor hidden,
-                            Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor large_offsets,
-                            Tensor small_offsets, std::string rescale, double score_scale, Tensor grad_x,
+                            Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor cu_seqlens_large,
+                            Tensor cu_seqlens_small, std::string rescale, double score_scale, Tensor grad_x,
                             Tensor grad_hidden, Tensor grad_branch, Tensor grad_gate, Tensor grad_logits,
                             Tensor weight_dots) {
   const diffratio::TwoBinBlendBackwardArgs args{
       {scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, nullptr), rows(index),
        index.numel(), grad_out.data_ptr(), grad_x.data_ptr(), grad_hidden.data_ptr(), grad_branch.data_ptr(),
        grad_gate.data_ptr(), grad_logits.data_ptr()},
-      two_bins(weight_large, large_offsets, small_offsets, branch.size(0)),
+      two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0)),
       weight_dots.data_ptr()};
   parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
     kernels().two_bin_blend_backward_rows(element(x), args, begin, end);
@@ -258,7 +258,7 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
   m.def("use_instruction_set(str name) -> ()");
   m.def("router_logits(Tensor x, Tensor weight, Tensor(a!) logits) -> ()");
   m.def("topk_select(Tensor logits, Tensor offsets, Tensor? keep_small, Tensor(a!) index) -> ()");
-  m.def("row_places(Tensor index, Tensor(a!) place) -> int");
+  m.def("row_map(Tensor index, Tensor(a!) place) -> int");
   m.def(
       "gather_adaln(Tensor x, Tensor index, int tokens, Tensor shift, Tensor scale, float eps, Tensor(a!)? kept, "
       "Tensor(b!) normed) -> ()");
@@ -274,19 +274,19 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
       "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
       "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) grad_gate, Tensor(e!) grad_logits) -> ()");
   m.def(
-      "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, "
+      "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
       "Tensor(a!) inner) -> ()");
   m.def(
-      "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor large_offsets, "
-      "Tensor small_offsets, Tensor(a!) grad_pre, Tensor(b!) weight_dots) -> ()");
+      "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, "
+      "Tensor cu_seqlens_small, Tensor(a!) grad_pre, Tensor(b!) weight_dots) -> ()");
   m.def(
       "two_bin_blend(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
-      "Tensor logits, Tensor weight_large, Tensor large_offsets, Tensor small_offsets, str rescale, "
+      "Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, str rescale, "
       "float score_scale, Tensor(a!) out) -> ()");
   m.def(
       "two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int tokens, Tensor hidden, "
-      "Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor large_offsets, "
-      "Tensor small_offsets, str rescale, float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
+      "Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, "
+      "Tensor cu_seqlens_small, str rescale, float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
       "Tensor(c!) grad_branch, Tensor(d!) grad_gate, Tensor(e!) grad_logits, Tensor(f!) weight_dots) -> ()");
 }
 
@@ -299,7 +299,7 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {
   m.impl("router_logits", TORCH_BOX(&router_logits));
   m.impl("topk_select", TORCH_BOX(&topk_select));
-  m.impl("row_places", TORCH_BOX(&row_places));
+  m.impl("row_map", TORCH_BOX(&row_map));
   m.impl("gather_adaln", TORCH_BOX(&gather_adaln));
   m.impl("gather_adaln_backward", TORCH_BOX(&gather_adaln_backward));
   m.impl("scatter_rescale", TORCH_BOX(&scatter_rescale));

@@ -2,25 +2,20 @@
 
 import warnings as _warnings
 
-from .kernels import native as _native
-from .ops import (
-    adaln,
-    attention,
-    capabilities,
-    gate_residual,
-    gather_adaln,
-    mlp,
-    mod_block,
-    mod_block_next,
-    route,
-    scatter_rescale,
-    scatter_rescale_,
-    two_bin_attention,
-    two_bin_blend,
-    two_bin_block,
-    two_bin_gelu,
-)
-from .reference import kept_tokens
+from . import _native
+from ._backends import capabilities
+from .blocks.bins import kept_tokens
+from .blocks.mod_block import mod_block
+from .blocks.two_bin_block import two_bin_block
+from .ops.adaln.op import adaln, gather_adaln
+from .ops.attention.op import attention
+from .ops.gate_residual.op import gate_residual
+from .ops.mlp.op import mlp
+from .ops.route.op import route
+from .ops.scatter_rescale.op import scatter_rescale, scatter_rescale_
+from .ops.two_bin_attention.op import two_bin_attention
+from .ops.two_bin_blend.op import two_bin_blend
+from .ops.two_bin_gelu.op import two_bin_gelu
 
 __version__ = "0.1.0"
 
@@ -33,7 +28,6 @@ __all__ = [
     "kept_tokens",
     "mlp",
     "mod_block",
-    "mod_block_next",
     "route",
     "scatter_rescale",
     "scatter_rescale_",

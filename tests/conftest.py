@@ -5,15 +5,11 @@ tools/ptx; the CUDA C++ kernels of tests/sim then do so, too.
 """
 
 import os
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-sys.path.append(str(Path(__file__).parents[1] / "tools" / "ptx"))
 if not torch.cuda.is_available() and "DIFFRATIO_PTX" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"  # kernels read it when they are decorated
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
@@ -22,13 +18,13 @@ if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses poisoned memory
 
 from diffratio_kernels.testing import budget
-from diffratio_kernels.testing.interpreter import interpreted, ordered_products
-from diffratio_kernels.testing.quick_interpreter import quick_interpreter
+from tools.guards.interpreter import interpreted, ordered_products
+from tools.guards.quick_interpreter import quick_interpreter
 
 PTX = os.environ.get("DIFFRATIO_PTX")
 if PTX:
-    import report
-    from triton_launches import executed
+    from tools.ptx import report
+    from tools.ptx.triton_launches import executed
 
     UNTIL_THE_END = ExitStack()
     LAUNCHES = UNTIL_THE_END.enter_context(executed(int(PTX)))
@@ -45,7 +41,7 @@ def pytest_collection_modifyitems(items):
     compiled = pytest.mark.skip(reason="Triton kernels are compiled here: CPU tensors cannot run on them")
     for item in items:
         parameters = getattr(item, "callspec", None) and item.callspec.params.values()
-        if item.path.parent.name == "ops" and "triton" in (parameters or ()):
+        if item.path.parent.name in ("ops", "properties", "blocks") and "triton" in (parameters or ()):
             item.add_marker(compiled)
 
 

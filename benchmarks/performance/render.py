@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from itertools import groupby
 from statistics import median
 
-from targets import Target
-
-from diffratio.bench.levels.products import products
-from diffratio.bench.record import KEY
-from diffratio.bench.roofline import Roof
-from diffratio.bench.table import LETTERS
-from diffratio.plan.device import DEVICES
-from diffratio.plan.waves import best_tile
+from benchmarks.harness.table import LETTERS
+from benchmarks.performance.targets import Target
+from diffratio.evaluation.flops import TransformerShape, products
+from diffratio.evaluation.results import KEY
+from diffratio.evaluation.roofline import Roof
+from diffratio.plan import DEVICES
+from tools.tune.waves import MULTIPROCESSORS, best_tile
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]], text: int = 1) -> list[str]:
@@ -92,13 +91,14 @@ def roofline_table(rows: list[dict], roof: Roof, launch: float) -> list[str]:
 
 def _idle(row: dict, roof: Roof) -> float | None:
     """Seconds that multiprocessors of a known GPU are idle in a product, with the best tile for its size."""
-    sizes = products(row["width"], 4 * row["width"]).get(row["subject"])
+    transformer = TransformerShape(1, row["width"], 1, row["tokens"])
+    sizes = products(transformer).get(row["subject"])
     device = next((one for one in DEVICES.values() if one.name == row["device"]), None)
     if sizes is None or device is None:
         return None
     choice = best_tile(row["batch"] * row["keep"], *sizes, device)
     whole = 2 * choice.tile.rows * choice.tile.columns * sizes[1] / choice.splits
-    return max(0.0, choice.waves * device.multiprocessors * whole - row["flops"]) / roof.flops
+    return max(0.0, choice.waves * MULTIPROCESSORS[device.name] * whole - row["flops"]) / roof.flops
 
 
 def kernel_table(rows: list[dict]) -> list[str]:

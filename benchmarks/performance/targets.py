@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from diffratio.bench.record import select
-from diffratio.bench.roofline import Roof
+from diffratio.evaluation.results import select
+from diffratio.evaluation.roofline import Roof
 
-OURS = ("mod_block cuda", "mod_block triton", "mod_block native")
+OURS = ("mod_block cuda", "mod_block triton", "mod_block cpu")
 """Row kernels in the order of preference: the first that was measured counts."""
 BEST_ATTENTION = ("dense, compiled, flash", "dense, compiled, cudnn")
 
@@ -37,11 +37,11 @@ class Rows:
         self.rows = select(rows, mode=mode, cache="cold")
         self.shape = {"batch": batch, "tokens": tokens, "width": 1152}
         # One text length, the longest that was measured: rows of several are of several subjects.
-        texts = [row["text"] for row in select(self.rows, level="block", **self.shape)]
+        texts = [row["text"] for row in select(self.rows, suite="block", **self.shape)]
         self.shape |= {"text": max(texts)} if texts else {}
 
-    def find(self, level: str, name: str, kept: float = 1.0, **more) -> dict | None:
-        wanted = {"level": level, "name": name, "kept": kept} | self.shape | more
+    def find(self, suite: str, name: str, kept: float = 1.0, **more) -> dict | None:
+        wanted = {"suite": suite, "name": name, "kept": kept} | self.shape | more
         return next(iter(select(self.rows, **wanted)), None)
 
     def ours(self, kept: float) -> dict | None:
@@ -95,7 +95,7 @@ def _parts(found: Rows, roof: Roof | None) -> Iterator[Target]:
     # A dense block moves rows too: this is what routing adds to as many of them.
     added = None if steps is None or unrouted is None else steps - unrouted
     yield Target("the same without the row steps that a dense block has too", 0.025, added)
-    attention = [row for row in select(found.rows, level="operator", subject="attention")
+    attention = [row for row in select(found.rows, suite="operator", subject="attention")
                  if row["tokens"] * row["kept"] >= 2048]  # fmt: skip
     best = max((row["flops"] / row["seconds"] / 1e12 for row in attention), default=None)
     yield Target("useful TFLOP/s of the fastest attention, 2048 tokens or more", 400, best, least=True)

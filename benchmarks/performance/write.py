@@ -1,22 +1,21 @@
 """Writes docs/performance.md and its pictures from benchmarks/results/*.jsonl, the record of kernels compiled
-ahead of time, and the planner: python benchmarks/performance/write.py"""
+ahead of time, and the planner: python -m benchmarks.performance.write"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from render import kernel_table, markdown, roofline_table, subject_tables, target_table
-from targets import targets
-
-from diffratio.bench.record import file_of, read, select
-from diffratio.bench.roofline import roof_of
-from diffratio.flops import TransformerShape, kept_tokens
-from diffratio.plan.device import DEVICES
-from diffratio.plan.error import prediction_error
-from diffratio.plan.plan import plan
+from benchmarks.performance.prediction import prediction_error
+from benchmarks.performance.render import kernel_table, markdown, roofline_table, subject_tables, target_table
+from benchmarks.performance.targets import targets
+from diffratio.evaluation.flops import TransformerShape
+from diffratio.evaluation.results import file_of, read, select
+from diffratio.evaluation.roofline import roof_of
+from diffratio.plan import DEVICES, plan
 from diffratio.plots.results import MACHINE, draw_results
-from diffratio_kernels.kernels.triton import config
+from diffratio_kernels import kept_tokens
+from diffratio_kernels._triton import tiles
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,11 +26,11 @@ SHAPES = ((16, 1024), (2, 4096), (16, 4096), (2, 1024), (1, 1024), (128, 256))
 """Shapes that are predicted for GPUs (B, N)."""
 HEAD = """# Performance
 
-Written by `python benchmarks/performance/write.py`; every row of every subject in `benchmarks/results` is
+Written by `python -m benchmarks.performance.write`; every row of every subject in `benchmarks/results` is
 here. "of baseline" is the time as a part of the first candidate's in the same round (median of rounds);
 "spread" the distance of the 20th and the 80th percentile over the median; "E" the FLOP ratio over the latency
 ratio: 1 where pruned FLOPs became saved time. Nothing is timed that is outside of the error budget.
-`diffratio bench LEVEL` measures, `diffratio plot FILE.jsonl` draws, `make gpu` does all of it on a GPU.
+`diffratio bench SUITE` measures, `diffratio plot FILE.jsonl` draws, `make gpu` does all of it on a GPU.
 """
 
 
@@ -53,11 +52,11 @@ def machine_section(rows: list[dict]) -> list[str]:
         lines += ["The figures are promised of an H200 in bf16; this processor is for orientation.", ""]
     lines += [*target_table(targets(rows, roof, batch)), ""]
     lines += error_section(rows)
-    for level in dict.fromkeys(row["level"] for row in rows):
-        own = [row for row in rows if row["level"] == level]
-        if level == "operator" and roof is not None:
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        own = [row for row in rows if row["suite"] == suite]
+        if suite == "operator" and roof is not None:
             lines += roofline_section(rows, roof, gpu)
-        lines += ["<details>", f"<summary>Level {level}: every row</summary>", ""]
+        lines += ["<details>", f"<summary>Suite {suite}: every row</summary>", ""]
         lines += [*subject_tables(own, gpu), "</details>", ""]
     return lines
 
@@ -79,7 +78,7 @@ def error_section(rows: list[dict]) -> list[str]:
 def roofline_section(rows: list[dict], roof, gpu: bool) -> list[str]:
     mode = "graph" if gpu else "eager"
     launch = next((row["seconds"] for row in select(rows, subject="launch", mode=mode)), 0.0)
-    own = select(rows, level="operator", mode=mode, cache="cold")
+    own = select(rows, suite="operator", mode=mode, cache="cold")
     return [
         "### Operators and the roofline", "",
         "The roof is the larger of FLOPs over the largest product's FLOP/s and of bytes that must move over "
@@ -98,13 +97,13 @@ def predicted_section() -> list[str]:
             shape = TransformerShape(28, 1152, 16, tokens, 300)
             plans = [plan(shape, batch, kept_tokens(round(10 * part), tokens), device) for part in parts]
             ratios = [f"{one.latency_ratio:.2f} ({one.realised:.2f})" for one in plans]
-            lines.append([name, f"{batch} x {tokens}", *ratios, f"{plans[0].break_even / tokens:.2f}"])
+            lines.append([name, f"{batch} x {tokens}", *ratios, f"{plans[0].break_even}"])
     head = ("GPU", "B x N", *(f"keep {part}" for part in parts), "break-even")
     return [
         "## Predicted, not measured", "",
-        "Latency of 28 routed blocks over 28 of our dense ones, and E in brackets, by the tile-and-wave "
-        "model from datasheets (`diffratio plan --device`); bf16, text keys and values cached, router logits "
-        "made by the block before. Break-even: the part of the tokens up to which the blocks are no slower.",
+        "Latency of 28 routed blocks over 28 of our dense ones, and E in brackets, by the roofline of the "
+        "datasheets (`diffratio plan --device`); bf16, text keys and values cached. It knows no tiles: small "
+        "products take longer. Break-even: the tenth of the tokens up to which the blocks are no slower.",
         "",
         *markdown(head, lines, text=2), "",
     ]  # fmt: skip
@@ -117,7 +116,7 @@ def kernel_section() -> list[str]:
     spilling = sum(row["spills"] > 0 for row in rows)
     return [
         "## Kernels, compiled ahead of time", "",
-        f"{len(rows)} configurations, {spilling} of them spill ({tools}). All: `diffratio kernels`.", "",
+        f"{len(rows)} configurations, {spilling} of them spill ({tools}). All: `make kernels`.", "",
         *kernel_table(rows), "",
     ]  # fmt: skip
 
@@ -127,13 +126,13 @@ def tile_section() -> list[str]:
     lines = [
         [e.kernel, f"sm_{e.architecture}", str(e.rows), f"{e.columns} x {e.inner}",
          " x ".join(map(str, e.tile[:3])), f"{e.of_library:.2f}", e.source]
-        for e in config.PRODUCT_TILES
+        for e in tiles.PRODUCT_TILES
     ]  # fmt: skip
     head = ("product", "for", "rows", "columns x inner", "tile", "of the library's", "source")
     return [
         "## Products that end in our kernels", "",
         "Their time as a part of that of the library's product and a row kernel after it, by the table that "
-        "`mod_block` reads (`benchmarks/tune.py`): below 1 ours runs, in half precision.", "",
+        "`mod_block` reads (`tools/tune/tune.py`): below 1 ours runs, in half precision.", "",
         "<details>", f"<summary>{len(lines)} shapes</summary>", "", *markdown(head, lines, text=2), "",
         "</details>", "",
     ]  # fmt: skip

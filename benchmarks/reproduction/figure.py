@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from plan import DATASETS, LEARNED, TARGETS
-
+from benchmarks.reproduction.plan import DATASETS, LEARNED, TARGETS
 from diffratio.plots.style import INK, KEPT, MUTED, RUNS, bare, new_figure, plain, save
 
 COLOURS = {"mod": RUNS[1], "l": RUNS[0], "lt": RUNS[2]}

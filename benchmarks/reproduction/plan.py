@@ -9,7 +9,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from diffratio.models import PRETRAINED
+from diffratio.toy import PRETRAINED
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "reproduction"
@@ -40,7 +40,7 @@ SAMPLING = {"samples": 512, "seed": 0, "steps": 20, "guidance": 2.0}
 def setup(dataset: str) -> str:
     """A digest of what decides a result besides method, target and seed: starting weights and settings."""
     digest = hashlib.sha256(json.dumps([TRAINING, SAMPLING], sort_keys=True).encode())
-    digest.update((PRETRAINED[dataset] / "diffusion_pytorch_model.safetensors").read_bytes())
+    digest.update((PRETRAINED[dataset] / "fp32.sha256").read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""The small-scale reproduction: benchmarks/reproduction/run.py [--jobs 2] [--only TEXT].
+"""The small-scale reproduction: python -m benchmarks.reproduction.run [--jobs 2] [--only TEXT].
 
 Fine-tunes the shipped dense models by every method and judges the results. What is done with today's models
 and settings is left alone, so a stopped reproduction goes on where it was. One thread per run; the logs lie
@@ -19,15 +19,26 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 
 import torch
-from plan import DATASETS, RESULTS, ROOT, SAMPLING, TRAINING, Run, all_runs, is_done, setup
 from tqdm import tqdm
 
+from benchmarks.reproduction.plan import (
+    DATASETS,
+    RESULTS,
+    ROOT,
+    SAMPLING,
+    TRAINING,
+    Run,
+    all_runs,
+    is_done,
+    setup,
+)
+from diffratio.evaluation.flops import TransformerShape, transformer_flops
 from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.router_maps import router_auc
 from diffratio.evaluation.target import Target, load_target
-from diffratio.flops import TransformerShape, transformer_flops
 from diffratio.progress import progress_bar
 from diffratio.train import TrainArguments, train
+from diffratio_kernels import kept_tokens
 
 
 def finish(run: Run, facts: dict) -> str:
@@ -59,7 +70,7 @@ def judged(target: Target) -> dict:
     shape = TransformerShape.from_model(target.model, text_tokens=judge.held_out.text_tokens)
     dense = transformer_flops(shape).total
     table = target.kept_tenths
-    kept = None if table is None else [[-(-n * shape.tokens // 10) for n in row] for row in table]
+    kept = None if table is None else [[kept_tokens(n, shape.tokens) for n in row] for row in table]
     auc = router_auc(target.model, judge.held_out) if target.routed else None
     return {
         "quality": quality,

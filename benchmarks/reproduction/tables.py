@@ -6,8 +6,8 @@ import json
 import statistics
 from collections import defaultdict
 
-from figure import draw
-from plan import DATASETS, LEARNED, RESULTS, ROOT, SEEDS, TARGETS, is_done
+from benchmarks.reproduction.figure import draw
+from benchmarks.reproduction.plan import DATASETS, LEARNED, RESULTS, ROOT, SEEDS, TARGETS, is_done
 
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 PICTURE = DOCUMENT.with_suffix(".png")

@@ -60,11 +60,11 @@ struct ScatterBackwardArgs {
   void *grad_gate, *grad_logits;                 // [B, D], [B*N]
 };
 
-// Packed rows of two bins: [T] large rows, then [S] small rows again. Sample b's rows are large_offsets[b] and
+// Packed rows of two bins: [T] large rows, then [S] small rows again. Sample b's rows are cu_seqlens_large[b] and
 // up; its small set is their beginning.
 struct TwoBins {
   const void* weight_large;                      // [B], the small bin has 1 - weight_large
-  const int32_t *large_offsets, *small_offsets;  // [B+1]
+  const int32_t *cu_seqlens_large, *cu_seqlens_small;  // [B+1]
   int64_t rows;                                  // T
 };
 

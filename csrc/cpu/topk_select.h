@@ -1,4 +1,4 @@
-// Exact top-k with one order for every implementation: larger logit first, -0 equals +0, NaN below -inf,
+// Exact top-k with one order for every backend: larger logit first, -0 equals +0, NaN below -inf,
 // ties to the lowest token index; the kept tokens come out in ascending order.
 #pragma once
 

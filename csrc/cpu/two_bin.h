@@ -18,9 +18,9 @@ struct RowBins {
 template <typename A>
 RowBins<A> row_bins(const TwoBins& bins, int64_t sample, int64_t t) {
   const A weight = static_cast<const A*>(bins.weight_large)[sample];
-  const int64_t place = t - bins.large_offsets[sample];
-  if (place >= bins.small_offsets[sample + 1] - bins.small_offsets[sample]) return {weight, A{0}, -1};
-  return {weight, 1 - weight, bins.rows + bins.small_offsets[sample] + place};
+  const int64_t place = t - bins.cu_seqlens_large[sample];
+  if (place >= bins.cu_seqlens_small[sample + 1] - bins.cu_seqlens_small[sample]) return {weight, A{0}, -1};
+  return {weight, 1 - weight, bins.rows + bins.cu_seqlens_small[sample] + place};
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ struct Gelu {
 
 // Rows in order: `sample` follows them.
 inline int64_t sample_of(const TwoBins& bins, int64_t sample, int64_t t) {
-  while (t >= bins.large_offsets[sample + 1]) ++sample;
+  while (t >= bins.cu_seqlens_large[sample + 1]) ++sample;
   return sample;
 }
 

@@ -4,18 +4,16 @@
 
 namespace diffratio::cuda {
 
-void scatter_rescale(const ScatterArgs& a, const NextLogits& next, Element element, Stream stream) {
+void scatter_rescale(const ScatterArgs& a, Element element, Stream stream) {
   if (a.rows == 0 || a.width == 0) return;
   with_element(element, [&](auto zero) {
     using T = decltype(zero);
     const RowGrid rows = row_grid<T>(a.rows, a.width);
-    const bool vectors = rows.held && aligned(a.gate) && all_aligned({a.x, a.hidden, a.branch, a.out, next.weight});
+    const bool vectors = rows.held && aligned(a.gate) && all_aligned({a.x, a.hidden, a.branch, a.out});
     with_bool(vectors, [&](auto kAligned) {
       with_rescale(a.rescale, [&](auto mode) {
-        with_bool(next.logits != nullptr, [&](auto kNext) {
-          DIFFRATIO_LAUNCH((scatter_rescale_kernel<T, mode.value, kAligned.value, kNext.value>), rows.grid,
-                           rows.block, static_cast<cudaStream_t>(stream), a, next);
-        });
+        DIFFRATIO_LAUNCH((scatter_rescale_kernel<T, mode.value, kAligned.value>), rows.grid, rows.block,
+                         static_cast<cudaStream_t>(stream), a);
       });
     });
   });

@@ -1,5 +1,4 @@
-"""Oracles for tests and benchmarks: inputs, error budget, score matrices, poisoned and fenced memory, peak
-memory, guards around interpreted kernels.
+"""What tests of a backend of one's own want: cases of every operator, and the error budget.
 
 Nothing here is imported by the rest of the package.
 """

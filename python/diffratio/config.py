@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 
-from diffratio_kernels.modules.router import STARTS
-from diffratio_kernels.ops.validate import RESCALE
+from diffratio_kernels._checks import RESCALE
+from diffratio_kernels.blocks.router import STARTS
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,18 @@ class DiffRatioConfig:
             sigmoid).
         router_bias (`bool`, defaults to False):
             Whether the routers have a bias.
+        timestep_units (`str | tuple[float, float]`, *optional*):
+            What the model is given as timestep, for its regions: "training" (0..999), "noise" (a level in
+            [0, 1]) or an interval (low, high), the cleanest first, for schedulers with units of their own
+            (EDM). None is what the model's family is known for.
+
+    Raises:
+        ValueError: a value is none of those above; the error names the argument.
+
+    Example:
+        >>> config = DiffRatioConfig(compression=0.3, overrides={0: 0.0, -1: 0.0})  # first and last keep all
+        >>> config.kept_tenths(layers=4)
+        [[10], [7], [7], [10]]
     """
 
     compression: float = 0.3
@@ -39,6 +51,7 @@ class DiffRatioConfig:
     rescale: str = "mlp"
     router_start: str = "identity"
     router_bias: bool = False
+    timestep_units: str | tuple[float, float] | None = None
 
     def __post_init__(self):
         _tenths("compression", self.compression)
@@ -51,6 +64,7 @@ class DiffRatioConfig:
             raise ValueError(f"router_start={self.router_start!r} must be one of {STARTS}")
         if not isinstance(self.router_bias, bool):
             raise ValueError(f"router_bias={self.router_bias!r} must be True or False")
+        object.__setattr__(self, "timestep_units", _units(self.timestep_units))
         if not isinstance(self.overrides, dict):
             raise ValueError(f"overrides={self.overrides!r} must be a dict of layer -> compression")
         for layer, value in self.overrides.items():
@@ -106,6 +120,18 @@ class DiffRatioConfig:
             except (ValueError, TypeError):
                 raise ValueError(f"overrides={data['overrides']!r} must have integer layers") from None
         return cls(**data)
+
+
+def _units(value):
+    """A name of units, an interval as a tuple, or None; anything else is an error."""
+    if value is None or value in ("training", "noise"):
+        return value
+    numbers = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, Real) for v in value)
+    if not numbers or not value[0] < value[1]:
+        raise ValueError(
+            f"timestep_units={value!r} must be 'training', 'noise' or an interval (low, high) of numbers"
+        )
+    return float(value[0]), float(value[1])
 
 
 def _tenths(name: str, value: float) -> int:

@@ -3,7 +3,7 @@ attention before it had one loop (wrong on an H200) and in shorter code."""
 
 import pytest
 
-from diffratio_kernels.aot.descriptors import wrong_descriptors
+from tools.aot.descriptors import wrong_descriptors
 
 
 def code(*instructions: str) -> str:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from diffratio_kernels.aot.disassembly import figures, instructions, matrix_flops, resources
-from diffratio_kernels.aot.native import kernel_name
-from diffratio_kernels.aot.occupancy import MULTIPROCESSORS, occupancy
+from tools.aot.disassembly import figures, instructions, matrix_flops, resources
+from tools.aot.native import kernel_name
+from tools.aot.occupancy import MULTIPROCESSORS, occupancy
 
 CODE = """
         /*03e0*/              @!P0 LDG.E.128 R4, [R8.64] ;
@@ -90,7 +90,7 @@ def test_the_largest_block_leaves_the_systems_share():
 @pytest.mark.parametrize(
     "signature, expected",
     [
-        ("diffratio::cuda::row_places_kernel(diffratio::cuda::PlacesArgs)", ("row_places", "", "")),
+        ("diffratio::cuda::row_map_kernel(diffratio::cuda::PlacesArgs)", ("row_map", "", "")),
         ("void a::b::topk_kernel<16, 1, false>(a::b::TopkArgs)", ("topk", "16, 1, false", "")),
         ("void a::gather_kernel<__nv_bfloat16, true>(a::Args)", ("gather", "true", "bf16")),
         ("void a::put_kernel<__half, (a::b::Rescale)2, true>(a::Args)", ("put", "Rescale 2, true", "fp16")),

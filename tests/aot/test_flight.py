@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from diffratio_kernels.aot.flight import touched_in_flight
+from tools.aot.flight import touched_in_flight
 
+ROOT = Path(__file__).parents[2]
 # Accumulators R26 to R33, A in R6 to R9: no multiples of four, so that wide operands can lie half inside.
 OPEN = "HGMMA.64x16x16.F32.BF16 R26, R6, gdesc[UR4].tnspB, R26"
 PRODUCT = f"{OPEN}, gsb0"
@@ -162,7 +164,7 @@ def test_what_cannot_be_followed_is_said(jump):
 
 
 PRINT_CODE = """
-from diffratio_kernels.aot import compile, shipped
+from tools.aot import compile, shipped
 shipped.HEADS = {64: 24}
 job = shipped.jobs((90,), "attention_fwd")[0]
 compile.figures = lambda *found: print(found[-1]) or {"matrix": {}}
@@ -177,7 +179,9 @@ def test_a_real_kernel_with_one_register_changed():
     """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", PRINT_CODE]
-    code = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    code = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert touched_in_flight(code) == 0
     places, first = [], None
     for line in re.finditer("^.*$", code, re.MULTILINE):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffratio_kernels.aot.operands import registers
+from tools.aot.operands import registers
 
 
 @pytest.mark.parametrize(

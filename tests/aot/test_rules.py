@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffratio_kernels.aot.rules import broken
+from tools.aot.rules import broken
 
 ROW = {
     "source": "triton", "kernel": "attention_fwd", "label": "d=72 self", "dtype": "bf16", "architecture": 80,

@@ -1,19 +1,13 @@
 """docs/performance.md: every row is in it, promises are held against what was measured. Rows are made up."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-from diffratio.bench.record import append
-from diffratio.bench.roofline import Roof, roof_of
+from benchmarks.performance import render, targets, write
+from diffratio.evaluation.results import append
+from diffratio.evaluation.roofline import Roof, roof_of
 from diffratio.plots.results import draw_results
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "performance"))
-import render
-import targets
-import write
 
 FACTS = {
     "device": "NVIDIA H200", "capability": "9.0", "threads": 8, "date": "2026-01-01", "commit": "0123abc",
@@ -25,7 +19,7 @@ COLD = {"mode": "graph", "cache": "cold", "spread": 0.01, "peak_bytes": 2**20, "
 
 def block(name, kept, of_baseline, flops=100, **more):
     return {
-        "level": "block", "subject": "PixArt block", **SHAPE, **COLD, "name": name, "kept": kept,
+        "suite": "block", "subject": "PixArt block", **SHAPE, **COLD, "name": name, "kept": kept,
         "of_baseline": of_baseline, "seconds": of_baseline / 1e3, "flops": flops, **more,
     }  # fmt: skip
 
@@ -47,12 +41,12 @@ def rows():
 
 
 def peak(subject, **work):
-    return {"level": "peak", "subject": subject, "dtype": "bfloat16", **COLD, "name": "torch", "flops": 0,
+    return {"suite": "peak", "subject": subject, "dtype": "bfloat16", **COLD, "name": "torch", "flops": 0,
             "of_baseline": 1.0, "seconds": 1.0, **work}  # fmt: skip
 
 
 def operator(subject, seconds, flops, moved):
-    return {"level": "operator", "subject": subject, **SHAPE, "keep": 512, **COLD, "kept": 0.5,
+    return {"suite": "operator", "subject": subject, **SHAPE, "keep": 512, **COLD, "kept": 0.5,
             "name": "triton", "of_baseline": 1.0, "seconds": seconds, "flops": flops,
             "bytes": moved}  # fmt: skip
 
@@ -98,7 +92,7 @@ def test_a_baseline_that_no_graph_holds_leaves_no_ratio(tmp_path):
     assert found["the same with the best attention / our dense"].holds is None
     path = tmp_path / "a.jsonl"
     append(path, FACTS, captured)
-    with pytest.raises(ValueError, match="no level to draw"):
+    with pytest.raises(ValueError, match="no suite to draw"):
         draw_results(path, tmp_path)
     append(path, FACTS, captured + eager)
     assert [picture.name for picture in draw_results(path, tmp_path)] == ["nvidia-h200-8-bfloat16-block.png"]
@@ -109,7 +103,7 @@ def test_a_roof_is_of_one_machine_and_the_larger_of_two_times(tmp_path):
     roof = roof_of(found, "NVIDIA H200", "bfloat16", 8)
     assert roof == Roof(800e12, 4e12) and roof.balance == 200
     assert roof_of(found, "NVIDIA H200", "float16", 8) is None
-    adaln, product = (row for row in found if row["level"] == "operator")
+    adaln, product = (row for row in found if row["suite"] == "operator")
     assert roof.part(adaln) == pytest.approx(0.5) and roof.bound(adaln) == "bytes"
     assert roof.bound(product) == "FLOPs"
     lines = render.roofline_table([adaln, product], roof, 1e-6)
@@ -138,7 +132,7 @@ def test_the_document_has_every_row_and_every_picture(tmp_path, monkeypatch):
 def test_what_cannot_be_drawn_is_said(tmp_path):
     path = tmp_path / "a.jsonl"
     append(path, FACTS, [peak("copy", bytes=1)])
-    with pytest.raises(ValueError, match="no level to draw"):
+    with pytest.raises(ValueError, match="no suite to draw"):
         draw_results(path, tmp_path)
     with pytest.raises(ValueError, match=r"b\.jsonl is not a file"):
         draw_results(tmp_path / "b.jsonl", tmp_path)

@@ -1,14 +1,10 @@
 """The reproduction's bookkeeping: which results count, and what its tables count in them."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "reproduction"))
-import plan
-import tables
+from benchmarks.reproduction import plan, tables
 
 
 def result(run, error, ratios):

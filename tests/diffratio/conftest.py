@@ -8,7 +8,7 @@ import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 
 from diffratio import DiffRatioConfig, apply_diffratio, record_routing
-from diffratio.patch import routed_blocks
+from diffratio.routing.find import routed_blocks
 
 # Batch 2 and 2 heads on purpose: a mask or a gate that is broadcast over the wrong one of the two goes
 # unnoticed with any other pair of numbers.

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
+from tools.checks.blocks import check_mod_block, check_two_bin_block
 
 SEEDS = int(os.environ.get("DIFFRATIO_FUZZ_SEEDS", "1200"))
 STEP = 20

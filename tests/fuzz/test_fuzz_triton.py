@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from diffratio_kernels.testing.triton_calls import kernel_device
-from diffratio_kernels.testing.triton_check import check_kernels
+from tools.launchers.calls import kernel_device
+from tools.launchers.check import check_kernels
 
 FIRST = 320
 """Those before are in the normal suite."""

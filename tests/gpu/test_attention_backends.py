@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from diffratio_kernels import attention, reference
-from diffratio_kernels.ops import dispatch
-from diffratio_kernels.reference import packed_offsets
+from diffratio_kernels._backends import unavailable_reason
+from diffratio_kernels.reference import cu_seqlens_of
 from diffratio_kernels.testing.budget import check_budget
+from diffratio_kernels.types import Seqlens
 
 HEADS = 3
 LENGTHS = {  # queries and keys of every sample
@@ -15,6 +16,7 @@ LENGTHS = {  # queries and keys of every sample
     "cross": ([90, 33], [20, 20]),
     "unequal cross": ([90, 33], [5, 120]),
 }
+FLAT = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 BACKENDS = ("triton", "sdpa", "cudnn", "varlen", "flash_attn")
 
 pytestmark = pytest.mark.gpu
@@ -29,26 +31,26 @@ def run(function, tensors, grad, **options):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 72, 128])
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("implementation", BACKENDS)
-def test_attention_is_within_the_error_budget(implementation, lengths, head_dim, dtype):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_is_within_the_error_budget(backend, lengths, head_dim, dtype):
     queries, keys = LENGTHS[lengths]
     rows = [sum(queries), sum(keys), sum(keys), sum(queries)]
     *tensors, grad = (torch.randn(n, HEADS, head_dim, device="cuda").to(dtype) for n in rows)
-    offsets = [packed_offsets(n, grad.device) for n in (queries, keys)]
-    shared = dict(zip(("query_offsets", "key_offsets"), offsets, strict=True))
-    shared |= {"max_query": max(queries), "max_key": max(keys)}
-    reason = dispatch.why_not(implementation, "cuda", dtype)
+    cu_seqlens = (cu_seqlens_of(n, grad.device) for n in (queries, keys))
+    seqlens = Seqlens(*cu_seqlens, max(queries), max(keys))
+    shared = {name: getattr(seqlens, name) for name in FLAT}
+    reason = unavailable_reason(backend, "cuda", dtype)
     if reason is not None:
         with pytest.raises(ValueError, match="is not available"):
-            attention(*tensors, **shared, implementation=implementation)
+            attention(*tensors, **shared, backend=backend)
         return
     try:
-        actual = run(attention, tensors, grad, implementation=implementation, **shared)
+        actual = run(attention, tensors, grad, backend=backend, **shared)
     except RuntimeError:
-        assert implementation == "cudnn"  # which takes some shapes only, and says so
+        assert backend == "cudnn"  # which takes some shapes only, and says so
         return
-    peer = run(reference.attention, tensors, grad, **shared)
-    gold = run(reference.attention, [t.double() for t in tensors], grad, **shared)
+    peer = run(reference.attention, tensors, grad, seqlens=seqlens)
+    gold = run(reference.attention, [t.double() for t in tensors], grad, seqlens=seqlens)
     for i, key in enumerate(("out", "d query", "d key", "d value")):
-        name = f"attention {implementation} {str(dtype).removeprefix('torch.')}: {key}"
+        name = f"attention {backend} {str(dtype).removeprefix('torch.')}: {key}"
         check_budget(name, actual[i], peer[i], gold[i], factor=3 if i else 2, terms=max(rows))

@@ -5,8 +5,8 @@ import torch
 
 from diffratio_kernels import mod_block, reference, route, two_bin_block
 from diffratio_kernels.testing.budget import check_budget, gradients, longest_sum
-from diffratio_kernels.testing.inputs import ModBlockCase, TwoBinCase, cast, on_device
-from diffratio_kernels.testing.triton_calls import kernel_device
+from diffratio_kernels.testing.cases import ModBlockCase, TwoBinCase, cast, on_device
+from tools.launchers.calls import kernel_device
 
 SHAPE = {"seed": 7, "tokens": 64, "heads": 2, "head_dim": 72, "hidden": 136, "keep": (29, 64)}
 OPTIONS = SHAPE | {"ragged_text": True, "router_bias": True}
@@ -31,16 +31,16 @@ def autocast(function):
     return run
 
 
-@pytest.mark.parametrize("implementation", ["auto", "triton"])
+@pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.parametrize("bins", BLOCKS)
-def test_gradients_are_within_the_error_budget(bins, implementation):
+def test_gradients_are_within_the_error_budget(bins, backend):
     function, separate, case = BLOCKS[bins]
     arguments = on_device(case.arguments(), kernel_device())
     router = {n: arguments[n] for n in ("x", "router_weight", "router_bias", "keep_small") if n in arguments}
     arguments["index"] = route(keep=case.full_keep, **router)[0]
     gold, gold_grads = gradients(separate, cast(arguments, torch.float64), seed=0)
     peer, peer_grads = gradients(autocast(separate), arguments, seed=0)
-    out, grads = gradients(autocast(function), arguments | {"implementation": implementation}, seed=0)
+    out, grads = gradients(autocast(function), arguments | {"backend": backend}, seed=0)
     assert out.dtype == torch.float32
     terms = longest_sum(arguments)
     check_budget(f"CUDA autocast, {bins}", out, peer, gold, terms=terms)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffratio.bench.timing import passes_of, rotating_times
+from benchmarks.harness.timing import passes_of
+from diffratio.evaluation.latency import rotating_times
 
 pytestmark = pytest.mark.gpu
 

@@ -1,9 +1,9 @@
-"""Random blocks on a GPU, forward and backward, by every implementation: within the error budget."""
+"""Random blocks on a GPU, forward and backward, by every backend: within the error budget."""
 
 import pytest
 import torch
 
-from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
+from tools.checks.blocks import check_mod_block, check_two_bin_block
 
 SEEDS, STEP = 20, 2
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize("first", range(0, SEEDS, STEP))
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("implementation", ["triton", "cuda", "reference", "auto"])
+@pytest.mark.parametrize("backend", ["triton", "cuda", "reference", "auto"])
 @pytest.mark.parametrize("check", [check_mod_block, check_two_bin_block])
-def test_block_is_within_the_error_budget(check, implementation, dtype, first):
+def test_block_is_within_the_error_budget(check, backend, dtype, first):
     for seed in range(first, first + STEP):
-        check(seed, dtype, implementation, "cuda")
+        check(seed, dtype, backend, "cuda")

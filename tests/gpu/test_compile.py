@@ -6,8 +6,8 @@ from torch._dynamo.utils import counters
 
 from diffratio_kernels import mod_block, reference, route
 from diffratio_kernels.testing.budget import check_budget, gradients, longest_sum
-from diffratio_kernels.testing.inputs import ModBlockCase, cast, on_device
-from diffratio_kernels.testing.triton_calls import kernel_device
+from diffratio_kernels.testing.cases import ModBlockCase, cast, on_device
+from tools.launchers.calls import kernel_device
 
 OPTIONS = {"heads": 2, "head_dim": 72, "hidden": 136, "dtype": torch.bfloat16}
 SHAPES = {

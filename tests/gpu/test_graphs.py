@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffratio_kernels.modules import ModBlock
-from diffratio_kernels.testing.calls import CASE, operator_calls
-from diffratio_kernels.testing.triton_check import same_bits
+from diffratio_kernels.blocks.modules import ModBlock
+from diffratio_kernels.testing.cases import CASE, operator_calls
+from tools.launchers.check import same_bits
 
 REPLAYS = 20
 KEEP = {"one count": (29,), "counts of their own": (29, 13)}
@@ -33,14 +33,14 @@ def captured(run):
 
 
 @pytest.mark.parametrize("keep", KEEP)
-@pytest.mark.parametrize(("implementation", "op"), CALLS)
-def test_replay_with_new_inputs_equals_eager(implementation, op, keep):
+@pytest.mark.parametrize(("backend", "op"), CALLS)
+def test_replay_with_new_inputs_equals_eager(backend, op, keep):
     case, dtype = replace(CASE, keep=KEEP[keep]), torch.bfloat16
-    call = operator_calls(implementation, dtype, "cuda", case=case)[op]
+    call = operator_calls(backend, dtype, "cuda", case=case)[op]
     for name, run in call.runs().items():
         graph, results = captured(run)
         for seed in range(REPLAYS):
-            call.overwrite(operator_calls(implementation, dtype, "cuda", seed, case)[op])
+            call.overwrite(operator_calls(backend, dtype, "cuda", seed, case)[op])
             expected = run()
             for result in results:
                 result.zero_()

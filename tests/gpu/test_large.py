@@ -6,10 +6,11 @@ The same checks run on a few elements wherever the tests run.
 import pytest
 import torch
 
-from diffratio_kernels import ops
-from diffratio_kernels.kernels.triton import launchers as triton
-from diffratio_kernels.testing.triton_calls import kernel_device
-from diffratio_kernels.testing.triton_check import same_bits
+import diffratio_kernels as dk
+from diffratio_kernels._backends import kernels
+from diffratio_kernels.types import Linear
+from tools.launchers.calls import kernel_device
+from tools.launchers.check import same_bits
 
 SMALL = {
     "device": kernel_device(), "samples": 4, "tokens": 12, "width": 24, "heads": 3, "dtype": torch.float16,
@@ -18,8 +19,8 @@ LARGE = {
     "device": "cuda", "samples": 58, "tokens": 32768, "width": 1152, "heads": 16, "dtype": torch.bfloat16,
 }  # fmt: skip
 GPU = pytest.mark.gpu
-IMPLEMENTATIONS = [
-    pytest.param("cuda" if kernel_device() == "cuda" else "native", SMALL, id="small"),
+BACKENDS = [
+    pytest.param("cuda" if kernel_device() == "cuda" else "cpu", SMALL, id="small"),
     pytest.param("triton", SMALL, id="triton, small"),
     pytest.param("cuda", LARGE, id="cuda, large", marks=GPU),
     pytest.param("triton", LARGE, id="triton, large", marks=GPU),
@@ -74,8 +75,8 @@ def modulation(size):
     return draw(size, size["samples"], size["width"], dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("implementation", "size"), IMPLEMENTATIONS)
-def test_route(implementation, size):
+@pytest.mark.parametrize(("backend", "size"), BACKENDS)
+def test_route(backend, size):
     samples, tokens, width = size["samples"], size["tokens"], size["width"]
     x, weight = draw(size, samples, tokens, width), draw(size, width) / width**0.5
     grad = torch.zeros(samples, tokens, device=size["device"])
@@ -83,7 +84,7 @@ def test_route(implementation, size):
 
     def run(x, grad):
         x, w = leaf(x), leaf(weight)
-        index, _, logits = ops.route(x, w, 3, implementation=implementation)
+        index, _, logits = dk.route(x, w, 3, backend=backend)
         return index.view(-1, 3), logits.detach(), *torch.autograd.grad(logits, [x, w], grad)
 
     index, logits, grad_x, grad_weight = run(x, grad)
@@ -96,8 +97,8 @@ def test_route(implementation, size):
     assert_ends(grad_weight[None], few_grad_weight[None].expand(2, -1), exact=False)
 
 
-@pytest.mark.parametrize(("implementation", "size"), IMPLEMENTATIONS)
-def test_gather_adaln(implementation, size):
+@pytest.mark.parametrize(("backend", "size"), BACKENDS)
+def test_gather_adaln(backend, size):
     x, shift, scale = (
         draw(size, size["samples"], size["tokens"], size["width"]),
         modulation(size),
@@ -108,7 +109,7 @@ def test_gather_adaln(implementation, size):
 
     def run(x, index, shift, scale):
         leaves = [leaf(t) for t in (x, shift, scale)]
-        outs = ops.gather_adaln(leaves[0], index, *leaves[1:], implementation=implementation)
+        outs = dk.gather_adaln(leaves[0], index, *leaves[1:], backend=backend)
         return *(out.detach() for out in outs), *torch.autograd.grad(outs, leaves, incoming)
 
     rows, normed, grad_x, *grads = run(x, index, shift, scale)
@@ -120,8 +121,8 @@ def test_gather_adaln(implementation, size):
         assert_ends(grad, small, exact=False)
 
 
-@pytest.mark.parametrize(("implementation", "size"), IMPLEMENTATIONS)
-def test_scatter_rescale(implementation, size):
+@pytest.mark.parametrize(("backend", "size"), BACKENDS)
+def test_scatter_rescale(backend, size):
     shape = size["samples"], size["tokens"], size["width"]
     x, grad_out, gate = draw(size, *shape), draw(size, *shape), modulation(size)
     logits = draw(size, *shape[:2], dtype=torch.float32)
@@ -130,9 +131,7 @@ def test_scatter_rescale(implementation, size):
 
     def run(x, index, gate, logits, grad_out):
         leaves = [leaf(t) for t in (x, hidden, branch, gate, logits)]
-        out = ops.scatter_rescale(
-            leaves[0], index, *leaves[1:], rescale="residual", implementation=implementation
-        )
+        out = dk.scatter_rescale(leaves[0], index, *leaves[1:], rescale="residual", backend=backend)
         return out.detach(), *torch.autograd.grad(out, leaves, grad_out)
 
     out, grad_x, grad_hidden, grad_branch, grad_gate, grad_logits = run(x, index, gate, logits, grad_out)
@@ -144,9 +143,9 @@ def test_scatter_rescale(implementation, size):
     assert torch.equal(out[1:-1], x[1:-1]) and torch.equal(grad_x[1:-1], grad_out[1:-1])
 
 
-@pytest.mark.parametrize(("implementation", "size"), IMPLEMENTATIONS)
-def test_adaln(implementation, size):
-    _check_packed("adaln", implementation, size)
+@pytest.mark.parametrize(("backend", "size"), BACKENDS)
+def test_adaln(backend, size):
+    _check_packed("adaln", backend, size)
 
 
 @pytest.mark.parametrize("size", TRITON)
@@ -154,7 +153,7 @@ def test_gate_residual(size):
     _check_packed("gate_residual", "triton", size)
 
 
-def _check_packed(op, implementation, size):
+def _check_packed(op, backend, size):
     shape, tokens = (size["samples"], size["tokens"], size["width"]), size["tokens"]
     rows, grad_out, first, second = draw(size, *shape), draw(size, *shape), modulation(size), modulation(size)
     index, few = all_rows(size)
@@ -163,11 +162,9 @@ def _check_packed(op, implementation, size):
         leaves = [leaf(rows), leaf(first), *([leaf(second)] if op == "adaln" else [])]
         flat = leaves[0].flatten(0, 1)
         if op == "adaln":
-            out = ops.adaln(flat, index, tokens, *leaves[1:], implementation=implementation)
+            out = dk.adaln(flat, index, tokens, *leaves[1:], backend=backend)
         else:
-            out = ops.gate_residual(
-                flat.detach(), flat, leaves[1], index, tokens, implementation=implementation
-            )
+            out = dk.gate_residual(flat.detach(), flat, leaves[1], index, tokens, backend=backend)
         grads = torch.autograd.grad(out, leaves, grad_out.flatten(0, 1))
         return out.detach().view_as(rows), *grads
 
@@ -189,7 +186,7 @@ def test_attention(size):
         count = x.shape[0]
         offsets = longest * torch.arange(count + 1, dtype=torch.int32, device=x.device)
         leaves = [leaf(x.view(count * longest, heads, -1)) for _ in range(3)]
-        out = ops.attention(*leaves, offsets, offsets, longest, longest, implementation="triton")
+        out = dk.attention(*leaves, offsets, offsets, longest, longest, backend="triton")
         grads = torch.autograd.grad(out, leaves, grad_out.view_as(out))
         return [t.detach().view_as(x) for t in (out, *grads)]
 
@@ -204,12 +201,12 @@ def test_linear_gelu(size):
     count = size["samples"] * size["tokens"] // 4 // group + 1
     rows = torch.randn(count, group, width, device=size["device"], dtype=size["dtype"])
     weight, bias = draw(size, 4 * width, width) / width**0.5, draw(size, 4 * width)
-    next_weight = draw(size, width, 4 * width) / width**0.5
+    next_weight, triton = draw(size, width, 4 * width) / width**0.5, kernels("mlp", "triton")
     assert size is SMALL or count * group * 4 * width > 2**31
 
     def run(rows):
         flat = rows.flatten(0, 1)
-        inner, pre = triton.linear_gelu(flat, weight, bias, True)
+        inner, pre = triton.linear_gelu_with_pre(flat, Linear(weight, bias))
         grad_pre, again = triton.linear_gelu_backward(flat, next_weight, pre)
         return [t.view(rows.shape[0], group, -1) for t in (inner, pre, grad_pre, again)]
 

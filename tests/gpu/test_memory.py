@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffratio_kernels.testing.calls import CASE, operator_calls
-from diffratio_kernels.testing.inputs import ModBlockCase
-from diffratio_kernels.testing.memory import peak_bytes
-from diffratio_kernels.testing.triton_calls import kernel_device
+from diffratio.evaluation.memory import peak_bytes
+from diffratio_kernels.testing.cases import CASE, ModBlockCase, operator_calls
+from tools.launchers.calls import kernel_device
 
 ITERATIONS, WARM_UP = 200, 10
 SMALL = ModBlockCase(seed=0, batch=2, tokens=600, heads=8, head_dim=64, hidden=2048, keep=(480,))
@@ -18,9 +17,9 @@ GPU = pytest.mark.gpu
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("keep", [(29,), (29, 13)], ids=str)
-@pytest.mark.parametrize("implementation", ["cuda", "triton", "auto"])
-def test_two_hundred_iterations_leave_nothing_behind(implementation, keep):
-    calls = operator_calls(implementation, torch.bfloat16, "cuda", case=replace(CASE, keep=keep))
+@pytest.mark.parametrize("backend", ["cuda", "triton", "auto"])
+def test_two_hundred_iterations_leave_nothing_behind(backend, keep):
+    calls = operator_calls(backend, torch.bfloat16, "cuda", case=replace(CASE, keep=keep))
     for op, call in calls.items():
         for name, run in call.runs().items():
             for i in range(ITERATIONS + WARM_UP):
@@ -49,12 +48,12 @@ BLOCKS = [
     pytest.param("triton", LARGE, torch.bfloat16, id="triton", marks=GPU),
 ]
 if kernel_device() == "cpu":
-    BLOCKS.append(pytest.param("native", SMALL, torch.float32, id="native"))
+    BLOCKS.append(pytest.param("cpu", SMALL, torch.float32, id="cpu"))
 
 
-@pytest.mark.parametrize(("implementation", "case", "dtype"), BLOCKS)
-def test_the_peak_of_a_block_is_what_its_buffers_add_up_to(implementation, case, dtype):
+@pytest.mark.parametrize(("backend", "case", "dtype"), BLOCKS)
+def test_the_peak_of_a_block_is_what_its_buffers_add_up_to(backend, case, dtype):
     device, case = kernel_device(), replace(case, dtype=dtype)
-    call = operator_calls(implementation, dtype, device, case=case)["mod_block"]
+    call = operator_calls(backend, dtype, device, case=case)["mod_block"]
     call.forward()
     assert abs(peak_bytes(call.forward, device) / block_peak(case) - 1) <= 0.05

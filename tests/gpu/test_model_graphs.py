@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from diffratio import DiffRatioConfig, apply_diffratio, cache_text, cuda_graphs, next_logits
-from diffratio.patch import routed_blocks
+from diffratio import DiffRatioConfig, apply_diffratio, cache_text, cuda_graphs
+from diffratio.families import text_mask
+from diffratio.routing.find import routed_blocks
 
 pytestmark = pytest.mark.gpu
 REGIONS = {0: [0.1, 0.2, 0.3, 0.4], -1: [1.0, 0.0, 0.2, 0.5]}
@@ -70,11 +71,10 @@ def waiting_is_an_error():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_replays_have_the_eager_bits(dtype, masked):
-    """Of calls inside of `cache_text`, where masks are lengths on a GPU too."""
+    """Masks are a bias in both: their values are waited for in neither."""
     model = pixart(dtype, num_regions=4, overrides=REGIONS)
     given = list(calls(dtype, TIMES * 3, masked))
-    with cache_text(model):
-        expected = [run(model, inputs) for inputs in given]
+    expected = [run(model, inputs) for inputs in given]
     with cuda_graphs(model) as graphs:
         assert same([run(model, inputs) for inputs in given], expected)
         assert len(graphs) == len(TIMES)
@@ -121,26 +121,29 @@ def test_cached_text_has_the_eager_bits(dtype):
         assert same([run(model, inputs) for inputs in steps], expected)
 
 
-def test_cached_text_reads_a_mask_once_and_means_the_same_by_it():
-    model, (inputs,) = pixart(torch.float32), calls(torch.float32, times=(500,))
+def test_cached_text_reads_a_mask_once_per_call_and_means_the_same_by_it(monkeypatch):
+    model, (inputs,), waits, look = (
+        pixart(torch.float32),
+        calls(torch.float32, times=(500,)),
+        [],
+        text_mask._look,
+    )
+
+    def counting(mask, **options):
+        waits.append(mask)
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return look(mask, **options)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+
     expected = run(model, inputs)  # by the blocks' own modules
+    monkeypatch.setattr(text_mask, "_look", counting)
     with cache_text(model):
         first = run(model, inputs)
+        assert len(waits) == 1
         with waiting_is_an_error():
             assert torch.equal(run(model, inputs), first)
+        assert len(waits) == 2
     assert (first - expected).abs().max() <= 1e-3 * expected.abs().max()
-
-
-def test_layers_are_given_the_logits_that_the_layer_before_made(monkeypatch):
-    model, inputs = pixart(torch.float32), next(calls(torch.float32, masked=False))
-    taken, plain = [], next_logits.NextLogits.take
-
-    def take(self, *args):
-        taken.append(plain(self, *args))
-        return taken[-1]
-
-    monkeypatch.setattr(next_logits.NextLogits, "take", take)
-    handed = run(model, inputs)
-    assert [logits is None for logits in taken] == [True, False, False]
-    monkeypatch.setattr(next_logits, "makes_next_logits", lambda x: False)
-    torch.testing.assert_close(handed, run(model, inputs), rtol=1e-4, atol=1e-4)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffratio_kernels.testing.calls import CASE, operator_calls
-from diffratio_kernels.testing.triton_check import same_bits
+from diffratio_kernels.testing.cases import CASE, operator_calls
+from tools.launchers.check import same_bits
 
 RUNS = 50
 HALF, SINGLE = (torch.bfloat16, torch.float16), (torch.float32,)
@@ -33,9 +33,9 @@ def differing_runs(run, runs=RUNS):
     return sum(not all(same_bits(a, b) for a, b in zip(run(), first, strict=True)) for _ in range(runs - 1))
 
 
-@pytest.mark.parametrize(("implementation", "dtype", "case"), CONFIGURATIONS, ids=str)
-def test_every_run_gives_the_same_bits(implementation, dtype, case):
-    calls = operator_calls(implementation, dtype, "cuda", case=CASES[case])
+@pytest.mark.parametrize(("backend", "dtype", "case"), CONFIGURATIONS, ids=str)
+def test_every_run_gives_the_same_bits(backend, dtype, case):
+    calls = operator_calls(backend, dtype, "cuda", case=CASES[case])
     for op, call in calls.items():
         for name, run in call.runs().items():
             assert differing_runs(run) == 0, (op, name)

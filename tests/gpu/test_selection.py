@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from diffratio_kernels import route
-from diffratio_kernels.kernels import cuda
-from diffratio_kernels.kernels.triton import launchers as triton
-from diffratio_kernels.reference import packed_offsets, select_tokens
-from diffratio_kernels.testing.scores import routed_to
-from diffratio_kernels.testing.scores import score_matrices as draw_score_matrices
+from diffratio_kernels._backends import kernels
+from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels.reference import cu_seqlens_of, select_tokens
+from tools.checks.scores import routed_to
+from tools.checks.scores import score_matrices as draw_score_matrices
 
 score_matrices = cache(draw_score_matrices)
 
-LAUNCHERS = {"cuda": cuda, "triton": triton}
+BACKENDS = ("cuda", "triton")
 NAMES = tuple(score_matrices(1))
 SIZES = (1, 7, 64, 257, 1024, 4096, 4097, 32768)
 
@@ -29,11 +29,11 @@ def selections(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("implementation", LAUNCHERS)
-def test_routed_tokens_are_those_of_the_reference(implementation, name):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_routed_tokens_are_those_of_the_reference(backend, name):
     for scores, keep in selections(name):
         x, weight = (t.cuda() for t in routed_to(scores, 8))
-        index, offsets, logits = route(x, weight, keep, implementation=implementation)
+        index, offsets, logits = route(x, weight, keep, backend=backend)
         expected, expected_offsets = select_tokens(scores, keep)
         assert torch.equal(logits.cpu().nan_to_num(7), scores.nan_to_num(7)), scores.shape
         assert torch.equal(index.cpu(), expected), (scores.shape, keep)
@@ -41,30 +41,23 @@ def test_routed_tokens_are_those_of_the_reference(implementation, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("implementation", LAUNCHERS)
-def test_rows_of_the_small_bin_come_first(implementation, name):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_the_small_bin_come_first(backend, name):
     """Without the product before it, that makes every zero +0."""
     for scores, keep in selections(name):
         small = [k // 2 for k in keep]
-        expected, offsets = select_tokens(scores, keep, small)
-        keep_small = torch.tensor(small, dtype=torch.int32, device="cuda")
-        index = LAUNCHERS[implementation].topk_select(scores.cuda(), offsets.cuda(), sum(keep), keep_small)
-        assert torch.equal(index.cpu(), expected), (scores.shape, keep)
-        offsets = packed_offsets(keep, torch.device("cuda"))
-        index = LAUNCHERS[implementation].topk_select(scores.cuda(), offsets, sum(keep))
-        assert torch.equal(index.cpu(), select_tokens(scores, keep)[0]), (scores.shape, keep)
+        for counts_small in (small, None):
+            index, _, _ = kernels("route", backend).select(scores.cuda(), keep, counts_small)
+            expected, _ = select_tokens(scores, keep, counts_small)
+            assert torch.equal(index.cpu(), expected), (scores.shape, keep)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("implementation", LAUNCHERS)
-def test_offsets_and_places_come_with_the_selection(implementation, name):
-    kernels = LAUNCHERS[implementation]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cu_seqlens_and_the_row_map_come_with_the_selection(backend, name):
     for scores, keep in selections(name):
         for kept in (keep, keep[:1] * 2):
-            given = packed_offsets(kept, torch.device("cuda"))
-            index, offsets, place = kernels.topk_places(
-                scores.cuda(), kept, given if len(set(kept)) > 1 else None
-            )
+            index, cu_seqlens, row_map = kernels("route", backend).select(scores.cuda(), kept)
             assert torch.equal(index.cpu(), select_tokens(scores, kept)[0]), (scores.shape, kept)
-            assert torch.equal(offsets, given), kept
-            assert torch.equal(place, kernels.row_places(index, scores.numel())), (scores.shape, kept)
+            assert torch.equal(cu_seqlens, cu_seqlens_of(kept, torch.device("cuda"))), kept
+            assert torch.equal(row_map, row_map_of(index, scores.numel())), (scores.shape, kept)

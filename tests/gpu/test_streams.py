@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffratio_kernels.testing.calls import operator_calls
-from diffratio_kernels.testing.triton_check import same_bits
+from diffratio_kernels.testing.cases import operator_calls
+from tools.launchers.check import same_bits
 
 CYCLES = 200_000_000
 """A tenth of a second at 2 GHz: far longer than the launches that follow take."""
@@ -15,9 +15,9 @@ CALLS = [
 pytestmark = pytest.mark.gpu
 
 
-def pair(implementation, op):
+def pair(backend, op):
     """A call, another with new values in the same shapes, and both warmed up."""
-    calls = [operator_calls(implementation, torch.bfloat16, "cuda", seed)[op] for seed in (1, 2)]
+    calls = [operator_calls(backend, torch.bfloat16, "cuda", seed)[op] for seed in (1, 2)]
     for call in calls:
         for run in call.runs().values():
             run()
@@ -29,9 +29,9 @@ def equal(results, expected):
     return all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
 
 
-@pytest.mark.parametrize(("implementation", "op"), CALLS)
-def test_kernels_wait_for_a_producer_on_their_own_stream(implementation, op):
-    call, other = pair(implementation, op)
+@pytest.mark.parametrize(("backend", "op"), CALLS)
+def test_kernels_wait_for_a_producer_on_their_own_stream(backend, op):
+    call, other = pair(backend, op)
     old, stream = {n: t.clone() for n, t in tensors(call)}, torch.cuda.Stream()
     for name, run in call.runs().items():
         expected, before = other.runs()[name](), run()
@@ -60,10 +60,10 @@ def tensors(call):
     return [(name, t) for name, t in call.arguments.items() if isinstance(t, torch.Tensor)]
 
 
-@pytest.mark.parametrize(("implementation", "op"), CALLS)
-def test_two_streams_do_not_disturb_each_other(implementation, op):
+@pytest.mark.parametrize(("backend", "op"), CALLS)
+def test_two_streams_do_not_disturb_each_other(backend, op):
     """100 rounds: a run on each of two streams, neither waits for the other; all results are kept."""
-    calls, streams = pair(implementation, op), [torch.cuda.Stream() for _ in range(2)]
+    calls, streams = pair(backend, op), [torch.cuda.Stream() for _ in range(2)]
     for name in calls[0].runs():
         expected = [call.runs()[name]() for call in calls]
         torch.cuda.synchronize()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from packaging.requirements import Requirement
@@ -119,6 +119,13 @@ def install(tmp_path_factory):
 def bare(install) -> Installed:
     """No extra, and no native library: `pip install .` on a machine without a compiler."""
     return install(DIFFRATIO_BUILD_NATIVE="0")
+
+
+@pytest.fixture(scope="session")
+def files(bare) -> list[PurePosixPath]:
+    """What the wheel put into site-packages, without what pip compiled of it."""
+    listed = map(PurePosixPath, _package(bare).files)
+    return [file for file in listed if file.parts[0] != ".." and file.suffix != ".pyc"]
 
 
 @pytest.fixture(scope="session")

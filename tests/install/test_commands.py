@@ -12,7 +12,7 @@ WALK = Path(__file__).with_name("walk.py")
 OPERATORS = {"flops", "plan", "bench", "doctor"}
 SERVES = {
     None: {"doctor"},
-    "triton": OPERATORS | {"kernels"},
+    "triton": OPERATORS,
     "diffusers": OPERATORS | {"eval"},
     "demo": OPERATORS | {"eval", "demo", "sample", "plot"},
     "train": OPERATORS | {"eval", "demo", "sample", "plot", "train"},
@@ -26,15 +26,13 @@ CALLS = {
     "sample": ("shapes --rows 1 --columns 2 --steps 1 --out samples.png", 0, "samples.png written"),
     "eval": ("shapes --samples 2 --steps 1 --batch 1", 0, "shapes: 2 samples"),
     "plot": (f"{ROOT / 'benchmarks/results/amd-epyc.jsonl'} --out plots", 0, "roofline"),
-    "bench": (f"block {SMALL}", 0, "mod_block"),
+    "bench": (f"block {SMALL}", 2, "needs a checkout of the repository"),
     "plan": ("--batch 2", 0, "time of dense"),
     "flops": ("--compression 0.3", 0, "GFLOP"),
-    "kernels": ("--arch 80 --kernel gate_residual --json", 0, "registers"),
-    "doctor": ("--json", 0, "implementations"),
+    "doctor": ("--json", 0, "backends"),
 }
 """Command -> arguments, exit code and words of the answer; larger extras than the smallest show its help."""
 FURTHER = {
-    "triton": {f"bench model {SMALL}": 'diffratio bench needs diffusers: {}".[diffusers]"'},
     "diffusers": {
         "eval digits --samples 2": 'digits needs sklearn: {}".[demo]"',
         "eval shapes --dataset a/b": "install the datasets package: pip install datasets",

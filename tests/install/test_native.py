@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from diffratio_kernels.kernels import native
+from diffratio_kernels import _native
 
 TORCHS_OWN = ("-W", "ignore:Failed to initialize NumPy:UserWarning")
 """torch says that it found no NumPy; `pip install .` brings none."""
-IMPORTED = "import diffratio_kernels\nfrom diffratio_kernels.kernels import native\nprint(native.unavailable)"
+IMPORTED = "import diffratio_kernels\nfrom diffratio_kernels import _native\nprint(_native.unavailable)"
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +24,19 @@ def cmake(tmp_path_factory):
     return path
 
 
-@pytest.mark.skipif(native.unavailable is not None, reason=f"no native library here: {native.unavailable}")
+@pytest.mark.skipif(_native.unavailable is not None, reason=f"no native library here: {_native.unavailable}")
 def test_the_wheel_holds_the_library(install, cmake):
     """The build ends with the library of this checkout; the installed package loads it and is silent."""
-    build = f'[ "$1" = --build ] && cp "{native.LIBRARY}" "$2/" || mkdir -p build/native'
+    build = f'[ "$1" = --build ] && cp "{_native.LIBRARY}" "$2/" || mkdir -p build/native'
     installed = install(PATH=cmake(build), DIFFRATIO_BUILD_NATIVE="1", DIFFRATIO_BUILD_CUDA="0")
     done = installed.call("python", *TORCHS_OWN, "-W", "error::RuntimeWarning", "-c", IMPORTED)
     assert (done.stdout, done.stderr) == ("None\n", "")
-    assert (installed.site / "diffratio_kernels" / native.LIBRARY.name).is_file()
+    assert (installed.site / "diffratio_kernels" / _native.LIBRARY.name).is_file()
 
 
 def test_a_build_that_failed_is_said_once_at_import(install, cmake):
     installed = install(PATH=cmake("exit 1"), DIFFRATIO_BUILD_CUDA="0")
-    done = installed.call("python", *TORCHS_OWN, "-c", IMPORTED + "\nimport diffratio_kernels.ops")
+    done = installed.call("python", *TORCHS_OWN, "-c", IMPORTED + "\nimport diffratio_kernels.ops.route.op")
     assert "was not built" in done.stdout
     [line] = [line for line in done.stderr.splitlines() if "Warning" in line]
     assert line.startswith("<string>:1: RuntimeWarning: diffratio_kernels has no native library")

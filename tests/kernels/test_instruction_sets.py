@@ -8,53 +8,53 @@ import sys
 import pytest
 import torch
 
-from diffratio_kernels.kernels import native
-from diffratio_kernels.testing.instruction_sets import instruction_set
+from diffratio_kernels import _native
+from tools.checks.instruction_sets import instruction_set
 
-ASK = "from diffratio_kernels.kernels import native; print(native.instruction_set())"
+ASK = "from diffratio_kernels import _native; print(_native.instruction_set())"
 
 
 def child(capability, *command):
     """Output and errors of a Python process in which the environment asks for an instruction set."""
-    environment = {name: value for name, value in os.environ.items() if name != native.CAPABILITY}
+    environment = {name: value for name, value in os.environ.items() if name != _native.CAPABILITY}
     if capability is not None:
-        environment[native.CAPABILITY] = capability
+        environment[_native.CAPABILITY] = capability
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     return done.stdout.strip(), done.stderr
 
 
 def test_the_best_is_taken_unless_the_environment_asks_for_another():
-    best, *_ = native.instruction_sets()
-    assert best == next(name for name in native.INSTRUCTION_SETS if name in native.instruction_sets())
+    best, *_ = _native.instruction_sets()
+    assert best == next(name for name in _native.INSTRUCTION_SETS if name in _native.instruction_sets())
     assert child(None, "-c", ASK)[0] == best
     found = json.loads(child("baseline", "-m", "diffratio", "doctor", "--json")[0])
     assert found["native"]["instruction_set"] == "baseline"
 
 
 def test_an_unknown_one_is_an_error():
-    said = f"ValueError: {native.CAPABILITY}: 'avx1024' must be one of avx512, avx2, baseline"
+    said = f"ValueError: {_native.CAPABILITY}: 'avx1024' must be one of avx512, avx2, baseline"
     assert said in child("avx1024", "-c", ASK)[1]
     for name in ("AVX2", ""):
         with pytest.raises(ValueError, match=f"'{name}' must be one of"):
-            native.use_instruction_set(name)
+            _native.use_instruction_set(name)
 
 
 def test_one_that_this_processor_lacks_is_an_error(monkeypatch):
-    monkeypatch.setattr(native, "instruction_sets", lambda: ["avx2", "baseline"])
+    monkeypatch.setattr(_native, "instruction_sets", lambda: ["avx2", "baseline"])
     with pytest.raises(ValueError, match="no 'avx512' row kernels can run here, only avx2, baseline"):
-        native.use_instruction_set("avx512")
+        _native.use_instruction_set("avx512")
     with pytest.raises(RuntimeError, match="no avx10 kernels can run here"):
         torch.ops.diffratio_native.use_instruction_set("avx10")
 
 
 def test_every_level_is_code_of_its_own(every_instruction_set):
     """The name comes from the macros that the compiler defines for the code itself, not from the choice."""
-    assert native.instruction_set() == every_instruction_set
+    assert _native.instruction_set() == every_instruction_set
 
 
 def test_the_level_is_restored_after_an_error():
-    before = native.instruction_set()
+    before = _native.instruction_set()
     with pytest.raises(KeyError), instruction_set("baseline"):
-        assert native.instruction_set() == "baseline"
+        assert _native.instruction_set() == "baseline"
         raise KeyError
-    assert native.instruction_set() == before
+    assert _native.instruction_set() == before

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from diffratio_kernels.kernels import native
+from diffratio_kernels.ops.two_bin_gelu import cpu
+from diffratio_kernels.types import Bins
 
 pytestmark = pytest.mark.usefixtures("every_instruction_set")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -13,10 +14,10 @@ ONE, NONE = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0, 0], dtype=
 
 
 def value_and_slope(pre):
-    """gelu(pre) and its derivative by the native kernels: one row that only the large bin keeps, weight 1."""
-    bins = torch.ones(1), ONE, NONE
-    value = native.two_bin_gelu(pre[None], *bins, 1)
-    slope, dots = native.two_bin_gelu_backward(torch.ones_like(pre)[None], pre[None], *bins)
+    """gelu(pre) and its derivative by the C++ kernels: one row that only the large bin keeps, weight 1."""
+    bins = Bins(torch.ones(1), ONE, NONE, rows=1, small=0)
+    value = cpu.two_bin_gelu(pre[None], bins)
+    slope, dots = cpu.two_bin_gelu_backward(torch.ones_like(pre)[None], pre[None], bins)
     return value[0], slope[0], dots[0]
 
 
@@ -68,6 +69,6 @@ def test_far_outside_it_is_zero_or_x(dtype):
 def test_what_both_bins_share_cancels_in_the_gradient_of_the_weight(dtype):
     """A sum of many terms of which little is left: added up in fp64, it is nothing where the bins agree."""
     pre, grad = torch.randn(2, 5000).to(dtype)
-    bins = torch.tensor([0.25]), ONE, ONE
-    dots = native.two_bin_gelu_backward(grad[None], torch.stack([pre, pre]), *bins)[1]
+    bins = Bins(torch.tensor([0.25]), ONE, ONE, rows=1, small=1)
+    dots = cpu.two_bin_gelu_backward(grad[None], torch.stack([pre, pre]), bins)[1]
     assert dots.abs() <= 1e-12 * (grad.double() * pre.double()).abs().sum()

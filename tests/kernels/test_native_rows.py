@@ -5,9 +5,15 @@ import pytest
 import torch
 
 from diffratio_kernels import reference
-from diffratio_kernels.kernels import native
+from diffratio_kernels.ops.adaln import cpu as adaln
+from diffratio_kernels.ops.cpu import row_map_of
+from diffratio_kernels.ops.route import cpu as route
+from diffratio_kernels.ops.scatter_rescale import cpu as scatter_rescale
+from diffratio_kernels.ops.two_bin_blend import cpu as two_bin_blend
+from diffratio_kernels.ops.two_bin_gelu import cpu as two_bin_gelu
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
-from diffratio_kernels.testing.inputs import cast
+from diffratio_kernels.testing.cases import cast
+from diffratio_kernels.types import Bins, PackedRows, Rescale
 
 pytestmark = pytest.mark.usefixtures("every_instruction_set")
 RESCALE = ("mlp", "residual", "output", "none")
@@ -46,22 +52,23 @@ def draw(shape, dtype=torch.float64):
     }
 
 
-def bins(a):
-    """Weights and offsets of both bins."""
-    counts = (reference.packed_offsets(a[name], torch.device("cpu")) for name in ("keep", "keep_small"))
-    return a["weight_large"], *counts
+def bins_of(a):
+    counts = a["keep"], a["keep_small"]
+    cu_seqlens = (reference.cu_seqlens_of(each, torch.device("cpu")) for each in counts)
+    return Bins(a["weight_large"], *cu_seqlens, *map(sum, counts))
 
 
 def run_two_bins(a, rescale="mlp"):
-    """The native kernels of two bins, forward and backward: name -> tensor."""
-    of_bins, rows, x = bins(a), len(a["index"]), a["x"]
-    finish = (x, a["index"], a["both"], a["branch"], a["scale"], a["logits"], *of_bins, rescale, 2.0)
-    blended = native.two_bin_blend_backward(x.flip(-1), *finish)
-    gelu = native.two_bin_gelu_backward(a["branch"], a["both"], *of_bins)
+    """The C++ kernels of two bins, forward and backward: name -> tensor."""
+    bins, x = bins_of(a), a["x"]
+    rows = PackedRows(a["index"], x.shape[1], bins=bins)
+    finish = (x, rows, a["both"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0))
+    blended = two_bin_blend.two_bin_blend_backward(x.flip(-1), *finish)
+    gelu = two_bin_gelu.two_bin_gelu_backward(a["branch"], a["both"], bins)
     names = ("d x", "d both", "d branch", "d gate", "d logits", "d weights")
     return {
-        "two bins: out": native.two_bin_blend(*finish),
-        "two bins: inner": native.two_bin_gelu(a["both"], *of_bins, rows),
+        "two bins: out": two_bin_blend.two_bin_blend(*finish),
+        "two bins: inner": two_bin_gelu.two_bin_gelu(a["both"], bins),
         **{f"two bins: {name}": t for name, t in zip(names, blended, strict=True)},
         **dict(zip(("two bins: d pre", "two bins: d gelu weights"), gelu, strict=True)),
     }
@@ -74,14 +81,13 @@ def reference_two_bins(a, rescale="mlp"):
         for n, t in a.items()
     }
     in_small = [int(t < k) for large, k in zip(a["keep"], a["keep_small"], strict=True) for t in range(large)]
-    rows = len(in_small)
     counts = torch.tensor(a["keep"], dtype=torch.int64)
     weights = a["weight_large"].detach().repeat_interleave(counts).requires_grad_()
-    _, *offsets = bins(a | {"keep": [1] * rows, "keep_small": in_small})
-    of_rows, x = (weights, *offsets), a["x"]
-    finish = a["both"], a["branch"], a["scale"], a["logits"], *of_rows, rescale, 2.0
-    out = reference.two_bin_blend(x, a["index"], *finish)
-    inner = reference.two_bin_gelu(a["both"], *of_rows, rows)
+    bins = bins_of({"keep": [1] * len(in_small), "keep_small": in_small, "weight_large": weights})
+    x, rows = a["x"], PackedRows(a["index"], a["x"].shape[1], bins=bins)
+    finish = a["both"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0)
+    out = reference.two_bin_blend(x, rows, *finish)
+    inner = reference.two_bin_gelu(a["both"], bins)
     leaves = [x, a["both"], a["branch"], a["scale"], a["logits"], weights]
     blended = torch.autograd.grad(out, leaves, x.detach().flip(-1), materialize_grads=True)
     gelu = torch.autograd.grad(inner, [a["both"], weights], a["branch"].detach(), materialize_grads=True)
@@ -95,25 +101,22 @@ def reference_two_bins(a, rescale="mlp"):
 
 
 def run_all(a, rescale="mlp", eps=1e-6):
-    """Every native row kernel once, forward and backward: name -> tensor."""
-    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
-    rows, normed = native.gather_adaln(x, index, a["shift"], a["scale"], eps)
-    packed = native.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
-    finish = (x, index, a["hidden"], a["branch"], a["scale"], a["logits"], rescale, 2.0)
+    """Every C++ row kernel once, forward and backward: name -> tensor."""
+    x, packed = a["x"], PackedRows(a["index"], a["x"].shape[1])
+    rows, normed = adaln.gather_adaln(x, packed, a["shift"], a["scale"], eps)
+    finish = (x, packed, a["hidden"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0))
     # Incoming gradients: any tensors of the right shape that depend on nothing random.
-    backward = native.adaln_backward(
-        rows, index, tokens, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
+    backward = adaln.adaln_backward(
+        rows, packed, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
     )
-    packed_backward = native.adaln_backward(
-        a["hidden"], index, tokens, a["scale"], eps, None, a["branch"], None
-    )
-    scattered = native.scatter_rescale_backward(x.flip(-1), *finish)
+    packed_backward = adaln.adaln_backward(a["hidden"], packed, a["scale"], eps, None, a["branch"], None)
+    scattered = scatter_rescale.scatter_rescale_backward(x.flip(-1), *finish)
     return run_two_bins(a, rescale) | {
-        "router_logits": native.router_logits(x, a["weight"], None),
+        "router_logits": route.router_logits(x, a["weight"], None),
         "rows": rows,
         "normed": normed,
-        "packed": packed,
-        "out": native.scatter_rescale(*finish),
+        "packed": adaln.adaln(a["hidden"], packed, a["shift"], a["scale"], eps),
+        "out": scatter_rescale.scatter_rescale(*finish),
         "d x": backward[0].view(x.shape),
         **dict(zip(("d shift", "d scale"), backward[1:], strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
@@ -128,10 +131,11 @@ def reference_all(a, rescale="mlp", eps=1e-6):
         n: t.clone().requires_grad_() if torch.is_tensor(t) and t.is_floating_point() else t
         for n, t in a.items()
     }
-    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
-    rows, normed = reference.gather_adaln(x, index, a["shift"], a["scale"], eps)
-    packed = reference.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
-    out = reference.scatter_rescale(x, index, a["hidden"], a["branch"], a["scale"], a["logits"], rescale, 2.0)
+    x, of_index = a["x"], PackedRows(a["index"], a["x"].shape[1])
+    rows, normed = reference.gather_adaln(x, of_index, a["shift"], a["scale"], eps)
+    packed = reference.adaln(a["hidden"], of_index, a["shift"], a["scale"], eps)
+    finish = a["hidden"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0)
+    out = reference.scatter_rescale(x, of_index, *finish)
 
     def gradients(outputs, inputs, incoming):
         leaves = [a[name] for name in inputs]
@@ -177,11 +181,11 @@ def test_kernels_equal_the_reference_in_fp64(shape, rescale):
 def test_selected_tokens_are_those_of_the_reference(shape):
     _, _, keep, _ = shape
     logits = draw(shape)["logits"].float()
-    index, offsets = reference.select_tokens(logits, keep)
-    assert torch.equal(native.topk_select(logits, offsets, sum(keep)), index)
-    small = draw(shape)["keep_small"]
-    index, _ = reference.select_tokens(logits, keep, small)
-    assert torch.equal(native.topk_select(logits, offsets, sum(keep), torch.tensor(small).int()), index)
+    for small in (None, draw(shape)["keep_small"]):
+        index, cu_seqlens, row_map = route.select(logits, keep, small)
+        expected, offsets = reference.select_tokens(logits, keep, small)
+        assert torch.equal(index, expected) and torch.equal(cu_seqlens, offsets)
+        assert torch.equal(row_map, row_map_of(index, logits.numel()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -266,13 +270,13 @@ def test_two_bins_are_within_the_error_budget(shape, dtype):
         for name, t in actual.items():
             floor = [each[name] for each in shaken[t.dtype]] if ": d " in name else ()
             check_budget(
-                f"native {dtype}, {name}", t, peer[name], gold[name], shaken=floor, terms=longest_sum(a)
+                f"cpu {dtype}, {name}", t, peer[name], gold[name], shaken=floor, terms=longest_sum(a)
             )
 
 
-def test_places_are_the_inverse_of_the_index():
+def test_the_row_map_is_the_inverse_of_the_index():
     index = torch.tensor([3, 0, 5])
-    assert native.row_places(index, 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
+    assert row_map_of(index, 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
     for bad in ([7], [-1], [2, 2]):
         with pytest.raises(ValueError, match="index"):
-            native.row_places(torch.tensor(bad), 7)
+            row_map_of(torch.tensor(bad), 7)

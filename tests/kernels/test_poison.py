@@ -6,9 +6,8 @@ import torch
 import diffratio_kernels as dk
 from diffratio_kernels import adaln, gather_adaln, mod_block, route, scatter_rescale
 from diffratio_kernels.testing.budget import gradients
-from diffratio_kernels.testing.calls import two_bin_arguments, two_bins_of
-from diffratio_kernels.testing.inputs import ModBlockCase
-from diffratio_kernels.testing.poison import poisoned_memory
+from diffratio_kernels.testing.cases import ModBlockCase, two_bin_arguments, two_bins_of
+from tools.guards.poison import poisoned_memory
 
 pytestmark = pytest.mark.usefixtures("every_instruction_set")
 CASES = [

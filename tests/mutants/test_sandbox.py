@@ -2,6 +2,8 @@
 
 import pytest
 
+from tools.mutants import sandbox
+
 FILES = {
     "diffratio_kernels/__init__.py": b"def value():\n    return 1\n",
     "tests/test_value.py": (
@@ -20,8 +22,7 @@ FILES = {
         ("return (", "broken", "SyntaxError"),
     ],
 )
-def test_outcomes(replacement, how, said, here, tmp_path, monkeypatch):
-    sandbox = here("sandbox")
+def test_outcomes(replacement, how, said, tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "TIMEOUT", 3)
     box = sandbox.Sandbox(tmp_path, FILES)
     with box.planted("diffratio_kernels/__init__.py", {"return 1": replacement}):
@@ -34,26 +35,26 @@ def test_outcomes(replacement, how, said, here, tmp_path, monkeypatch):
     ]
 
 
-def test_a_package_from_elsewhere_is_an_error(here, tmp_path):
+def test_a_package_from_elsewhere_is_an_error(tmp_path):
     """Without a package of its own the copy would test the one that is installed."""
     tests_only = {name: text for name, text in FILES.items() if name.startswith("tests")}
-    box = here("sandbox").Sandbox(tmp_path, tests_only)
+    box = sandbox.Sandbox(tmp_path, tests_only)
     with pytest.raises(RuntimeError, match="imported"):
         box.run("tests/test_value.py")
 
 
-def test_files_that_are_gone_leave_the_copy(here, tmp_path):
-    here("sandbox").Sandbox(tmp_path, FILES | {"old.py": b""})
+def test_files_that_are_gone_leave_the_copy(tmp_path):
+    sandbox.Sandbox(tmp_path, FILES | {"old.py": b""})
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "kept.o").write_text("")
-    here("sandbox").Sandbox(tmp_path, FILES)
+    sandbox.Sandbox(tmp_path, FILES)
     assert not (tmp_path / "old.py").exists() and (tmp_path / "build" / "kept.o").exists()
 
 
 @pytest.mark.parametrize("text", ["", "a = 1\na = 1\n"])
-def test_a_text_that_is_not_there_once_is_an_error(text, here):
+def test_a_text_that_is_not_there_once_is_an_error(text):
     with pytest.raises(ValueError, match="must occur once"):
-        here("sandbox").mutated(text, {"a = 1": "a = 2"})
+        sandbox.mutated(text, {"a = 1": "a = 2"})
 
 
 PROJECT = b"""cmake_minimum_required(VERSION 3.24)
@@ -72,8 +73,8 @@ NATIVE = {
 }
 
 
-def test_a_native_source_is_compiled_and_the_library_comes_back(here, tmp_path):
-    box = here("sandbox").Sandbox(tmp_path, FILES | NATIVE)
+def test_a_native_source_is_compiled_and_the_library_comes_back(tmp_path):
+    box = sandbox.Sandbox(tmp_path, FILES | NATIVE)
     for replacement, how in (("2", "failed"), ("1 ", "passed")):
         with box.planted("csrc/cpu/value.h", {"1": replacement}):
             assert box.run("tests/test_value.py").how == how
@@ -81,9 +82,9 @@ def test_a_native_source_is_compiled_and_the_library_comes_back(here, tmp_path):
     assert box.run("tests/test_value.py").how == "passed"
 
 
-def test_a_native_source_that_does_not_compile_is_broken(here, tmp_path):
+def test_a_native_source_that_does_not_compile_is_broken(tmp_path):
     wrong = {"CMakeLists.txt": PROJECT + b"message(FATAL_ERROR nothing)"}
-    box = here("sandbox").Sandbox(tmp_path, FILES | NATIVE | wrong)
+    box = sandbox.Sandbox(tmp_path, FILES | NATIVE | wrong)
     with box.planted("csrc/cpu/value.h", {"1": "2"}):
         outcome = box.run("tests/test_value.py")
     assert outcome.how == "broken" and not outcome.caught and "nothing" in outcome.message

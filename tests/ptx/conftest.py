@@ -4,7 +4,8 @@ import struct
 
 import pytest
 import torch
-from executor import Options, launch, machine
+
+from tools.ptx.executor import Options, launch, machine
 
 HEAD = """
 .version 8.7

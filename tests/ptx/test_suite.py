@@ -19,7 +19,7 @@ CUDA = "tests/sim/test_block.py::test_block_is_within_the_error_budget"
 PARTS = {
     "short": f"{TRITON}random_shapes.py::{IN_BUDGET}[0] {TRITON}two_bin.py::{IN_BUDGET}[0] "
     f"{TRITON}layouts.py::test_layout_of_inputs_and_gradients_does_not_matter[linear_gate_residual] "
-    "tests/ops/test_budget.py::test_block_of_triton_kernels_is_within_the_error_budget[0]",
+    "tests/ops/properties/test_budget.py::test_block_of_triton_kernels_is_within_the_error_budget[0]",
     "long": f"{TRITON}long.py -k 'bfloat16 and (blocks and 64 or text and 72 or width)'",
     "cuda": " ".join(f"{CUDA}[{seed}]" for seed in range(6)),
 }

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 
 from diffratio_kernels import mod_block, reference
-from diffratio_kernels.testing.inputs import cast
+from diffratio_kernels.testing.cases import cast
 
 HEADS, WIDTH, TEXT = 2, 32, 6
 LENGTHS = [4, 6, 1]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffratio_kernels import reference
-from diffratio_kernels.testing.inputs import ModBlockCase
-from diffratio_kernels.testing.scores import expected_selection
+from diffratio_kernels.testing.cases import ModBlockCase
+from tools.checks.scores import expected_selection
 
 CLOSE = 1e-12  # of values near 1: four thousand roundings of fp64, where a case has a few hundred
 RESCALE = ("mlp", "residual", "output", "none")

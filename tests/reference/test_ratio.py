@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffratio_kernels import kept_tokens
-from diffratio_kernels.reference import bracketing_bins, nearest_bin, select_tokens
+from diffratio_kernels.reference import bracketing_bins, select_tokens, snap_to_bins
 
 PAPER = {  # kept tenths 10 ... 3
     64: [64, 58, 52, 45, 39, 32, 26, 20],
@@ -36,20 +36,20 @@ def test_kept_tokens_avoid_the_float32_trap(tenths, tokens, kept):
 
 
 @pytest.mark.parametrize("middle", [0.95, 0.85, 0.75, 0.65, 0.55, 0.45, 0.35])
-def test_nearest_bin_takes_the_larger_of_two_as_near(middle):
+def test_snap_to_bins_takes_the_larger_of_two_as_near(middle):
     larger = math.ceil(round(10 * middle, 3))
-    assert nearest_bin(middle) == larger
-    assert nearest_bin(middle - 1e-3) == larger - 1
-    assert nearest_bin(middle + 1e-3) == larger
+    assert snap_to_bins(middle) == larger
+    assert snap_to_bins(middle - 1e-3) == larger - 1
+    assert snap_to_bins(middle + 1e-3) == larger
 
 
 @pytest.mark.parametrize(
     ("ratio", "bins", "nearest"),
     [(0.0, (10, 3), 3), (2.0, (10, 3), 10), (0.5, (10, 0), 10), (0.49, (10, 0), 0), (0.2, (7,), 7)],
 )
-def test_nearest_bin_of_other_bins(ratio, bins, nearest):
-    assert nearest_bin(ratio, bins) == nearest
-    assert nearest_bin(ratio, tuple(reversed(bins))) == nearest
+def test_snap_to_bins_of_other_bins(ratio, bins, nearest):
+    assert snap_to_bins(ratio, bins) == nearest
+    assert snap_to_bins(ratio, tuple(reversed(bins))) == nearest
 
 
 @pytest.mark.parametrize(

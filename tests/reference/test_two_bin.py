@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diffratio_kernels import reference
-from diffratio_kernels.testing.inputs import ModBlockCase
+from diffratio_kernels.testing.cases import ModBlockCase
+from diffratio_kernels.types import Bins, Nested, PackedRows, Rescale
 
 CLOSE = {"rtol": 0, "atol": 1e-12}
 BINS = [([3, 3], [6, 6]), ([0, 2], [1, 7]), ([4, 0], [7, 7])]
@@ -48,7 +49,8 @@ def test_compact_form_is_the_same_blend(small, large, weight):
     weights = torch.full((2,), weight, dtype=torch.float64)
     compact = x.clone()
     for keep, share in ((small, 1 - weight), (large, weight)):
-        index = reference.route(x, arguments["router_weight"], keep)[0]
+        logits = reference.router_logits(x, arguments["router_weight"])
+        index = reference.select_tokens(logits, keep)[0]
         kept = torch.zeros(14, dtype=torch.float64).index_fill(0, index, 1).view(2, 7, 1)
         compact += share * kept * (reference.mod_block(**arguments, keep=keep) - x)
     blend = reference.two_bin_block(**arguments, keep_small=small, keep_large=large, weight_large=weights)
@@ -69,8 +71,8 @@ def test_gradient_of_the_weight_is_how_far_the_bins_are_apart(small, large, resc
 
 def test_smaller_bin_is_a_subset_of_the_larger():
     arguments = block("mlp", seed=1)
-    route = [arguments["x"], arguments["router_weight"]]
-    kept = [set(reference.route(*route, [k, k])[0].tolist()) for k in range(8)]
+    logits = reference.router_logits(arguments["x"], arguments["router_weight"])
+    kept = [set(reference.select_tokens(logits, [k, k])[0].tolist()) for k in range(8)]
     assert all(small < large for small, large in zip(kept, kept[1:], strict=False))
 
 
@@ -79,19 +81,22 @@ def gelu(v):
 
 
 def packed(small, large, width=3):
-    """Rows of two bins by plain lists: (sample, row of the small bin or None) of each packed row."""
+    """Rows of two bins by plain lists: (sample, row of the small bin or None) of each packed row; the rows of
+    both bins [T + S, width], and the bins."""
     rows, place = [], sum(large)
     for b, (few, many) in enumerate(zip(small, large, strict=True)):
         rows += [(b, place + j if j < few else None) for j in range(many)]
         place += few
-    offsets = [torch.tensor([0, *torch.tensor(counts).cumsum(0)]).int() for counts in (large, small)]
+    cu_seqlens = [torch.tensor([0, *torch.tensor(counts).cumsum(0)]).int() for counts in (large, small)]
     both = torch.randn(len(rows) + sum(small), width, dtype=torch.float64)
-    return rows, both, torch.tensor([0.25, 1.7], dtype=torch.float64), offsets
+    weight = torch.tensor([0.25, 1.7], dtype=torch.float64)
+    return rows, both, Bins(weight, *cu_seqlens, len(rows), sum(small))
 
 
 @pytest.mark.parametrize(("small", "large"), BINS, ids=str)
 def test_gelu_of_two_bins_element_by_element(small, large):
-    rows, pre, weight, offsets = packed(small, large)
+    rows, pre, bins = packed(small, large)
+    weight = bins.weight_large
     expected = [
         [
             weight[b] * gelu(v) + (0 if at is None else (1 - weight[b]) * gelu(pre[at, d].item()))
@@ -99,12 +104,12 @@ def test_gelu_of_two_bins_element_by_element(small, large):
         ]
         for t, (b, at) in enumerate(rows)
     ]
-    actual = reference.two_bin_gelu(pre, weight, *offsets, len(rows))
+    actual = reference.two_bin_gelu(pre, bins)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), **CLOSE)
-    share = reference.branch_weight(weight, *offsets, len(rows), sum(small))[:, 0]
+    share = reference.branch_weight(bins)[:, 0]
     expected = [weight[b].item() if at is None else 1.0 for b, at in rows]
     torch.testing.assert_close(share, torch.tensor(expected, dtype=torch.float64), **CLOSE)
-    places = reference.small_rows(*offsets, sum(small)).tolist()
+    places = reference.small_rows(bins.cu_seqlens_large, bins.cu_seqlens_small, bins.small).tolist()
     assert [rows[t][1] for t in places] == list(range(len(rows), len(pre)))
 
 
@@ -112,7 +117,8 @@ def test_gelu_of_two_bins_element_by_element(small, large):
 @pytest.mark.parametrize(("small", "large"), BINS, ids=str)
 def test_blend_of_two_bins_row_by_row(small, large, rescale):
     """w finish(large) + (1 - w) finish(small or x), with a branch that is already blended."""
-    rows, hidden, weight, offsets = packed(small, large)
+    rows, hidden, bins = packed(small, large)
+    weight = bins.weight_large
     x, logits = torch.randn(2, 7, 3, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
     gate = torch.randn(2, 3, dtype=torch.float64)
     branches = torch.randn_like(hidden)
@@ -132,18 +138,20 @@ def test_blend_of_two_bins_row_by_row(small, large, rescale):
         branch[t] = w * branches[t] + (0 if at is None else (1 - w) * branches[at])
         rest = x.reshape(-1, 3)[i] if at is None else finished(b, i, at)
         expected[i] = w * finished(b, i, t) + (1 - w) * rest
-    blend = index, hidden, branch, gate, logits, weight, *offsets, rescale, 2.0
-    torch.testing.assert_close(reference.two_bin_blend(x, *blend), expected.view(2, 7, 3), **CLOSE)
+    kept = PackedRows(index, 7, bins=bins)
+    actual = reference.two_bin_blend(x, kept, hidden, branch, gate, logits, Rescale(rescale, 2.0))
+    torch.testing.assert_close(actual, expected.view(2, 7, 3), **CLOSE)
 
 
 @pytest.mark.parametrize(("small", "large"), BINS, ids=str)
 def test_attention_of_two_bins_is_one_attention_for_each_set(small, large):
-    _, both, _, offsets = packed(small, large, 16)
+    _, both, bins = packed(small, large, 16)
     query, key, value = (both[: sum(large)].view(-1, 2, 8) * factor for factor in (1, 2, 3))
-    out = reference.two_bin_attention(query, key, value, *offsets, max(large), max(small), sum(small))
+    nested = Nested(bins.cu_seqlens_large, bins.cu_seqlens_small, max(large), max(small), sum(small))
+    out = reference.two_bin_attention(query, key, value, nested)
     expected = []
     for counts in (large, small):
-        for first, count in zip(offsets[0].tolist(), counts, strict=False):
+        for first, count in zip(bins.cu_seqlens_large.tolist(), counts, strict=False):
             q, k, v = (t[first : first + count].transpose(0, 1) for t in (query, key, value))
             weights = (q @ k.mT / math.sqrt(8)).softmax(-1)
             expected.append((weights @ v).transpose(0, 1))

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffratio.bench.record import read, select
+from diffratio.evaluation.results import read, select
 
 ROOT = Path(__file__).parents[2]
-SHOWN = ("diffusers dense", "mod_block native", "authors' eager")
+SHOWN = ("diffusers dense", "mod_block cpu", "authors' eager")
 README = (ROOT / "README.md").read_text()
 
 
@@ -108,7 +108,7 @@ def test_the_readmes_loop_with_one_rate_for_all_learns_nothing_and_says_so(own_l
 
 def committed_block() -> dict[tuple[str, float], dict]:
     rows = read(*sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
-    shape = {"capability": None, "level": "block", "dtype": "float32", "batch": 2, "tokens": 1024}
+    shape = {"capability": None, "suite": "block", "dtype": "float32", "batch": 2, "tokens": 1024}
     return {(row["name"], row["kept"]): row for row in select(rows, **shape)}
 
 
@@ -116,7 +116,7 @@ def test_the_table_shows_the_committed_measurement():
     rows = committed_block()
     dense = rows["diffusers dense", 1.0]
     for kept in (1.0, 0.8, 0.5, 0.3):
-        ours, authors = rows["mod_block native", kept], rows["authors' eager", kept]
+        ours, authors = rows["mod_block cpu", kept], rows["authors' eager", kept]
         cells = [
             f"{kept:.1f}",
             f"{ours['flops'] / dense['flops']:.2f}",
@@ -138,6 +138,6 @@ def test_routing_is_the_committed_part_of_a_block():
     [promised] = re.findall(r"together stay below (\d+) % of a block", README)
     for kept in (1.0, 0.8, 0.5, 0.3):
         steps, block = (
-            rows[name, kept]["of_baseline"] for name in ("route + gather + scatter", "mod_block native")
+            rows[name, kept]["of_baseline"] for name in ("route + gather + scatter", "mod_block cpu")
         )
         assert steps / block < int(promised) / 100

@@ -3,25 +3,26 @@
 import pytest
 import torch
 
-from diffratio_kernels import mod_block
-from diffratio_kernels.ops import dispatch
-from diffratio_kernels.ops.block_products import Products
-from diffratio_kernels.testing.inputs import ModBlockCase
-from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
-from diffratio_kernels.testing.poison import poisoned_memory
+from diffratio_kernels import _backends, mod_block
+from diffratio_kernels.blocks import products
+from diffratio_kernels.testing.cases import ModBlockCase
+from tools.checks.blocks import check_mod_block, check_two_bin_block
+from tools.guards.poison import poisoned_memory
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture
-def cuda_on_cpu(cuda, monkeypatch):
-    """implementation="cuda" takes CPU tensors: its launchers reach the simulator."""
-    why_not = dispatch.why_not
-    monkeypatch.setattr(dispatch, "why_not", lambda *args: None if _simulated(*args) else why_not(*args))
+def cuda_on_cpu(simulated, monkeypatch):
+    """backend="cuda" takes CPU tensors: its kernels reach the simulator."""
+    plain = _backends.unavailable_reason
+    monkeypatch.setattr(
+        _backends, "unavailable_reason", lambda *args: None if _simulated(*args) else plain(*args)
+    )
 
 
-def _simulated(implementation, device_type, dtype=None):
-    return implementation == "cuda" and device_type == "cpu" and dtype in (None, *DTYPES)
+def _simulated(backend, device_type, dtype=None):
+    return backend == "cuda" and device_type == "cpu" and dtype in (None, *DTYPES)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -40,11 +41,16 @@ def test_block_of_two_bins_is_within_the_error_budget(seed, cuda_on_cpu):
 def test_products_of_triton_between_cuda_row_steps(dtype, cuda_on_cpu, monkeypatch):
     """As on a GPU whose table prefers them: the out projection finds its residual rows in x."""
     arguments = ModBlockCase(seed=3, dtype=dtype, tokens=20, keep=(9, 4), text=3).arguments()
-    expected = mod_block(**arguments, implementation="cuda")
+    expected = mod_block(**arguments, backend="cuda")
     asked = []
-    monkeypatch.setattr(Products, "is_one_kernel", lambda self, kernel, *_: asked.append(kernel) or True)
+
+    def fuses(run, kernel, *_):
+        asked.append(kernel)
+        return True
+
+    monkeypatch.setattr(products, "fuses", fuses)
     with poisoned_memory():
-        out = mod_block(**arguments, implementation="cuda")
+        out = mod_block(**arguments, backend="cuda")
     limit = 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(out, expected, rtol=limit, atol=limit)
     assert asked == [*["linear_gate_residual"] * 3, "linear_scatter"]  # the gather asks too
@@ -52,5 +58,5 @@ def test_products_of_triton_between_cuda_row_steps(dtype, cuda_on_cpu, monkeypat
 
 def test_it_is_the_simulator_that_runs(cuda_on_cpu, simulator):
     before = simulator.switches()
-    mod_block(**ModBlockCase(seed=0).arguments(), implementation="cuda")
+    mod_block(**ModBlockCase(seed=0).arguments(), backend="cuda")
     assert simulator.switches() > before

@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from diffratio_kernels import reference
+from diffratio_kernels.ops.adaln import cuda as adaln
+from diffratio_kernels.ops.cuda import row_map_of
+from diffratio_kernels.ops.route import cuda as route
+from diffratio_kernels.ops.scatter_rescale import cuda as scatter
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
-from diffratio_kernels.testing.inputs import LAYOUTS, cast, laid_out
-from diffratio_kernels.testing.poison import poisoned_memory
+from diffratio_kernels.testing.cases import LAYOUTS, cast, laid_out
+from diffratio_kernels.types import PackedRows, Rescale
+from tools.guards.poison import poisoned_memory
 
+pytestmark = pytest.mark.usefixtures("simulated")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 RESCALE = ("mlp", "residual", "output", "none")
 SHAPES = [  # B, N, kept, D
@@ -62,32 +68,26 @@ def draw(shape, dtype):
     }
 
 
-def run_all(cuda, a, rescale="mlp", eps=1e-6):
+def run_all(a, rescale="mlp", eps=1e-6):
     """Every row kernel once, forward and backward: name -> tensor."""
-    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
-    rows, normed = cuda.gather_adaln(x, index, a["shift"], a["scale"], eps)
-    no_rows, normed_only = cuda.gather_adaln(x, index, a["shift"], a["scale"], eps, keep_rows=False)
+    x, packed = a["x"], PackedRows(a["index"], a["x"].shape[1])
+    rows, normed = adaln.gather_adaln(x, packed, a["shift"], a["scale"], eps)
+    no_rows, normed_only = adaln.gather_adaln(x, packed, a["shift"], a["scale"], eps, keep_rows=False)
     assert no_rows is None
-    packed = cuda.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
-    finish = (x, index, a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
-    backward = cuda.adaln_backward(
-        rows, index, tokens, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
+    finish = (x, packed, a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0))
+    backward = adaln.adaln_backward(
+        rows, packed, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
     )
-    packed_backward = cuda.adaln_backward(
-        a["hidden"], index, tokens, a["scale"], eps, None, a["branch"], None
-    )
-    routed_backward = cuda.router_logits_backward(a["logits"], x, a["weight"])
-    scattered = cuda.scatter_rescale_backward(x.flip(-1), *finish)
-    next_out, next_logits = cuda.scatter_rescale_next(*finish, a["weight"], a["bias"])
+    packed_backward = adaln.adaln_backward(a["hidden"], packed, a["scale"], eps, None, a["branch"], None)
+    routed_backward = route.router_logits_backward(a["logits"], x, a["weight"])
+    scattered = scatter.scatter_rescale_backward(x.flip(-1), *finish)
     return {
-        "next out": next_out,
-        "next logits": next_logits,
-        "router_logits": cuda.router_logits(x, a["weight"], a["bias"]),
+        "router_logits": route.router_logits(x, a["weight"], a["bias"]),
         "rows": rows,
         "normed": normed,
         "normed only": normed_only,
-        "packed": packed,
-        "out": cuda.scatter_rescale(*finish),
+        "packed": adaln.adaln(a["hidden"], packed, a["shift"], a["scale"], eps),
+        "out": scatter.scatter_rescale(*finish),
         "d x": backward[0].view(x.shape),
         **dict(zip(("d shift", "d scale"), backward[1:], strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
@@ -99,11 +99,12 @@ def run_all(cuda, a, rescale="mlp", eps=1e-6):
 def reference_all(a, rescale="mlp", eps=1e-6):
     """The same by the reference and autograd, in the dtypes of the arguments."""
     a = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in a.items()}
-    x, index, tokens = a["x"], a["index"], a["x"].shape[1]
-    rows, normed = reference.gather_adaln(x, index, a["shift"], a["scale"], eps)
-    packed = reference.adaln(a["hidden"], index, tokens, a["shift"], a["scale"], eps)
+    x, of_index = a["x"], PackedRows(a["index"], a["x"].shape[1])
+    rows, normed = reference.gather_adaln(x, of_index, a["shift"], a["scale"], eps)
+    packed = reference.adaln(a["hidden"], of_index, a["shift"], a["scale"], eps)
     routed = reference.router_logits(x, a["weight"], a["bias"])
-    out = reference.scatter_rescale(x, index, a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
+    finish = a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
+    out = reference.scatter_rescale(x, of_index, *finish)
 
     def gradients(outputs, inputs, incoming):
         leaves = [a[name] for name in inputs]
@@ -120,8 +121,6 @@ def reference_all(a, rescale="mlp", eps=1e-6):
         "normed only": normed,
         "packed": packed,
         "out": out,
-        "next out": out,
-        "next logits": reference.router_logits(out, a["weight"], a["bias"]),
         **dict(zip(("d x", "d shift", "d scale"), backward, strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
         **dict(zip(("d x routed", "d weight"), routed_backward, strict=True)),
@@ -148,9 +147,9 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
-def test_within_the_error_budget(cuda, shape, rescale, dtype):
+def test_within_the_error_budget(shape, rescale, dtype):
     arguments = draw(shape, dtype)
-    actual, peer = run_all(cuda, arguments, rescale), reference_all(arguments, rescale)
+    actual, peer = run_all(arguments, rescale), reference_all(arguments, rescale)
     gold = reference_all(cast(arguments, torch.float64), rescale)
     shaken = {
         each: [reference_all(shake(arguments, each, seed), rescale) for seed in range(2)]
@@ -171,14 +170,14 @@ def test_within_the_error_budget(cuda, shape, rescale, dtype):
 
 
 @pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
-def test_same_bits_under_every_schedule_in_poisoned_memory(cuda, simulator, shape, rescale, dtype):
+def test_same_bits_under_every_schedule_in_poisoned_memory(simulator, shape, rescale, dtype):
     arguments = draw(shape, dtype)
-    expected = run_all(cuda, arguments, rescale)
+    expected = run_all(arguments, rescale)
     try:
         with poisoned_memory():
             for seed in range(4):
                 simulator.seed(seed)
-                assert_same_bits(run_all(cuda, arguments, rescale), expected)
+                assert_same_bits(run_all(arguments, rescale), expected)
     finally:
         simulator.seed(0)
 
@@ -186,7 +185,7 @@ def test_same_bits_under_every_schedule_in_poisoned_memory(cuda, simulator, shap
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 @pytest.mark.parametrize("shape", [(3, 9, [9, 4, 1], 24), (2, 5, [3, 4], 1152)], ids=str)
-def test_same_bits_in_every_layout(cuda, shape, layout, dtype):
+def test_same_bits_in_every_layout(shape, layout, dtype):
     """ "offset" is misaligned and contiguous, so that the kernels read it element by element.
 
     That is other code, in which nvcc may fuse other products and sums.
@@ -195,7 +194,7 @@ def test_same_bits_in_every_layout(cuda, shape, layout, dtype):
     index = arguments.pop("index")
     given = {name: laid_out(t, layout) for name, t in arguments.items()}
     packed = {name: t.clone(memory_format=torch.contiguous_format) for name, t in given.items()}
-    actual, expected = (run_all(cuda, each | {"index": index}) for each in (given, packed))
+    actual, expected = (run_all(each | {"index": index}) for each in (given, packed))
     if layout == "offset" and "DIFFRATIO_PTX" in os.environ:
         assert_close(actual, expected)
     else:
@@ -203,12 +202,12 @@ def test_same_bits_in_every_layout(cuda, shape, layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-def test_gathered_and_untouched_rows_are_exact_copies(cuda, dtype):
+def test_gathered_and_untouched_rows_are_exact_copies(dtype):
     """Also rows of NaN, infinity and -0, bit for bit."""
     arguments = draw((3, 20, [7, 20, 0], 72), dtype)
     arguments["x"][:, ::5] = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0] * 18).to(dtype)
     flat, index = bits(arguments["x"]).flatten(0, 1), arguments["index"]
-    results = run_all(cuda, arguments)
+    results = run_all(arguments)
     assert torch.equal(bits(results["rows"]), flat[index])
     untouched = torch.ones(60, dtype=torch.bool).index_fill(0, index, False)
     assert torch.equal(bits(results["out"]).flatten(0, 1)[untouched], flat[untouched])
@@ -219,44 +218,27 @@ def test_gathered_and_untouched_rows_are_exact_copies(cuda, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("rescale", RESCALE)
 @pytest.mark.parametrize("layout", ["contiguous", "offset"])
-def test_in_place_is_the_same_with_x_as_the_output(cuda, layout, rescale, dtype):
+def test_in_place_is_the_same_with_x_as_the_output(layout, rescale, dtype):
     a = draw((3, 20, [7, 20, 0], 72), dtype)
-    rest = (a["index"], a["hidden"], a["branch"], a["gate"], a["logits"], rescale, 2.0)
-    expected = cuda.scatter_rescale(a["x"], *rest)
-    for place in (None, cuda.row_places(a["index"], 3 * 20)):
-        x = laid_out(a["x"].clone(), layout)
-        out = cuda.scatter_rescale(x, *rest, place, in_place=True)
-        assert out.data_ptr() == x.data_ptr() and torch.equal(bits(out), bits(expected))
+    rest = a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
+    expected = scatter.scatter_rescale(a["x"], PackedRows(a["index"], 20), *rest)
+    for row_map in (None, row_map_of(a["index"], 3 * 20)):
+        x, rows = laid_out(a["x"].clone(), layout), PackedRows(a["index"], 20, row_map=row_map)
+        assert torch.equal(bits(scatter.scatter_rescale(x, rows, *rest)), bits(expected))
+        scatter.scatter_rescale_(x, rows, *rest)
+        assert torch.equal(bits(x), bits(expected))
     with pytest.raises(ValueError, match="contiguous"):
-        cuda.scatter_rescale(a["x"].transpose(0, 1), *rest, in_place=True)
-
-
-@pytest.mark.parametrize("shape", [*SHAPES[2:9], (2, 19, [11, 19], 640)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_next_logits_have_the_bits_of_the_router_on_the_rows_as_stored(cuda, bias, dtype, shape):
-    a = draw(shape, dtype)
-    a["x"][0, 0, 0] = a["hidden"][:1, :1] = float("nan")
-    router = a["weight"], a["bias"] if bias else None
-    finish = (a["x"], a["index"], a["hidden"], a["branch"], a["gate"], a["logits"], "mlp", 2.0)
-    out, logits = cuda.scatter_rescale_next(*finish, *router)
-    assert torch.equal(bits(out), bits(cuda.scatter_rescale(*finish)))
-    assert torch.equal(bits(logits), bits(cuda.router_logits(out, *router)))
-    place = cuda.row_places(a["index"], logits.numel())
-    assert_same_bits(
-        dict(zip("ol", cuda.scatter_rescale_next(*finish, *router, place=place), strict=True)),
-        {"o": out, "l": logits},
-    )
+        scatter.scatter_rescale_(a["x"].transpose(0, 1), rows, *rest)
 
 
 @pytest.mark.parametrize("rescale", RESCALE)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
-def test_scores_of_tokens_that_are_not_kept_change_nothing(cuda, value, rescale):
+def test_scores_of_tokens_that_are_not_kept_change_nothing(value, rescale):
     arguments = draw((2, 20, [7, 11], 24), torch.float32)
-    expected = run_all(cuda, arguments, rescale)
+    expected = run_all(arguments, rescale)
     untouched = torch.ones(40, dtype=torch.bool).index_fill(0, arguments["index"], False).view(2, 20)
     arguments["logits"][untouched] = value
-    actual = run_all(cuda, arguments, rescale)
+    actual = run_all(arguments, rescale)
     for routed in ("d x routed", "d weight"):  # there the logits are the incoming gradient of all rows
         del actual[routed], expected[routed]
     assert_same_bits(actual, expected)
@@ -264,16 +246,16 @@ def test_scores_of_tokens_that_are_not_kept_change_nothing(cuda, value, rescale)
 
 
 @pytest.mark.parametrize("rescale", RESCALE)
-def test_a_sample_is_independent_of_its_neighbours(cuda, rescale):
+def test_a_sample_is_independent_of_its_neighbours(rescale):
     keep = [9, 0, 21, 4]
     arguments = draw((4, 21, keep, 72), torch.float32)
-    together, first = run_all(cuda, arguments, rescale), 0
+    together, first = run_all(arguments, rescale), 0
     for b, kept in enumerate(keep):
         rows = slice(first, first + kept)
         shared = {name: arguments[name] for name in ("weight", "bias")}
         alone = {name: t[b : b + 1] for name, t in arguments.items() if name not in ("index", *shared)}
         alone |= shared | {name: arguments[name][rows] for name in ("hidden", "branch")}
-        results = run_all(cuda, alone | {"index": arguments["index"][rows] - 21 * b}, rescale)
+        results = run_all(alone | {"index": arguments["index"][rows] - 21 * b}, rescale)
         del results["d weight"]
         for name, result in results.items():
             packed = together[name].shape[0] == sum(keep)
@@ -282,42 +264,42 @@ def test_a_sample_is_independent_of_its_neighbours(cuda, rescale):
         first += kept
 
 
-def test_rows_may_come_in_any_order(cuda):
+def test_rows_may_come_in_any_order():
     """The operators ask for every row once, not for an order: here samples and tokens are mixed."""
     arguments = draw((3, 9, [9, 4, 1], 24), torch.float32)
-    expected = run_all(cuda, arguments)
+    expected = run_all(arguments)
     order = torch.randperm(14)
     mixed = arguments | {name: arguments[name][order] for name in ("index", "hidden", "branch")}
-    for name, result in run_all(cuda, mixed).items():
+    for name, result in run_all(mixed).items():
         packed = expected[name].shape[0] == 14
         assert torch.equal(bits(result), bits(expected[name][order] if packed else expected[name])), name
 
 
-def test_places_are_the_inverse_of_the_index(cuda):
-    assert cuda.row_places(torch.tensor([3, 0, 5]), 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
+def test_the_row_map_is_the_inverse_of_the_index():
+    assert row_map_of(torch.tensor([3, 0, 5]), 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32], ids=short)
-def test_other_element_types_are_an_error(cuda, dtype):
+def test_other_element_types_are_an_error(dtype):
     with pytest.raises(ValueError, match="float, bfloat16 or half"):
-        cuda.router_logits(torch.zeros(1, 2, 8, dtype=dtype), torch.zeros(8), None)
+        route.router_logits(torch.zeros(1, 2, 8, dtype=dtype), torch.zeros(8), None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-def test_many_rows(cuda, dtype):
+def test_many_rows(dtype):
     """Where one warp scores several rows at once: the same bits as row by row."""
     x, weight = torch.randn(1, 8195, 16).to(dtype), torch.randn(16)
-    logits = cuda.router_logits(x, weight, None)
-    assert torch.equal(logits[0, -5:], cuda.router_logits(x[:, -5:], weight, None)[0])
-    assert torch.equal(logits[0, :999], cuda.router_logits(x[:, :999], weight, None)[0])
+    logits = route.router_logits(x, weight, None)
+    assert torch.equal(logits[0, -5:], route.router_logits(x[:, -5:], weight, None)[0])
+    assert torch.equal(logits[0, :999], route.router_logits(x[:, :999], weight, None)[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-def test_statistics_of_rows_far_from_zero(cuda, dtype):
+def test_statistics_of_rows_far_from_zero(dtype):
     """A variance as E[x^2] - mean^2 has no digits left there."""
     x = (torch.randn(1, 8, 72) + (300 if dtype == torch.float32 else 30)).to(dtype)
-    index, (shift, scale) = torch.arange(8), torch.randn(2, 1, 72)
-    _, normed = cuda.gather_adaln(x, index, shift, scale, 1e-6)
-    _, peer = reference.gather_adaln(x, index, shift, scale, 1e-6)
-    _, gold = reference.gather_adaln(x.double(), index, shift.double(), scale.double(), 1e-6)
+    rows, (shift, scale) = PackedRows(torch.arange(8), 8), torch.randn(2, 1, 72)
+    _, normed = adaln.gather_adaln(x, rows, shift, scale, 1e-6)
+    _, peer = reference.gather_adaln(x, rows, shift, scale, 1e-6)
+    _, gold = reference.gather_adaln(x.double(), rows, shift.double(), scale.double(), 1e-6)
     check_budget(f"simulated gather_adaln {short(dtype)}: rows far from zero", normed, peer, gold, terms=72)

@@ -4,11 +4,18 @@ import pytest
 import torch
 
 from diffratio_kernels import reference
-from diffratio_kernels.reference import packed_offsets
+from diffratio_kernels.ops.route import cuda as route
+from diffratio_kernels.ops.scatter_rescale import cuda as scatter
+from diffratio_kernels.ops.two_bin_blend import cuda as two_bin_blend
+from diffratio_kernels.ops.two_bin_gelu import cuda as two_bin_gelu
+from diffratio_kernels.ops.two_bin_gelu.reference import blend
+from diffratio_kernels.reference import cu_seqlens_of
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
-from diffratio_kernels.testing.inputs import LAYOUTS, cast, laid_out
-from diffratio_kernels.testing.poison import poisoned_memory
+from diffratio_kernels.testing.cases import LAYOUTS, cast, laid_out
+from diffratio_kernels.types import Bins, PackedRows, Rescale
+from tools.guards.poison import poisoned_memory
 
+pytestmark = pytest.mark.usefixtures("simulated")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 RESCALE = ("mlp", "residual", "output", "none")
 SHAPES = [  # B, N, kept by the large bin, by the small bin, D
@@ -66,30 +73,31 @@ def draw(shape, dtype):
         "gate": torch.randn(batch, 3, width)[:, 2],
         "logits": logits,
         "weight_large": WEIGHTS[:batch].clone(),
-        "large_offsets": packed_offsets(large, x.device),
-        "small_offsets": packed_offsets(small, x.device),
+        "cu_seqlens_large": cu_seqlens_of(large, x.device),
+        "cu_seqlens_small": cu_seqlens_of(small, x.device),
         "pre": (3 * torch.randn(both, width)).to(dtype),
     }
 
 
 def blend_arguments(a, rescale):
-    names = ("x", "index", "hidden", "branch", "gate", "logits")
-    return *(a[name] for name in names), *weights(a), rescale, 2.0
+    rows = PackedRows(a["index"], a["x"].shape[1], bins=bins_of(a))
+    return a["x"], rows, a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
 
 
-def weights(a):
-    return a["weight_large"], a["large_offsets"], a["small_offsets"]
+def bins_of(a):
+    rows, both = a["branch"].shape[0], a["pre"].shape[0]
+    return Bins(a["weight_large"], a["cu_seqlens_large"], a["cu_seqlens_small"], rows, both - rows)
 
 
-def run_all(cuda, a, rescale="mlp"):
+def run_all(a, rescale="mlp"):
     """The four kernels: name -> tensor."""
-    gradients = cuda.two_bin_blend_backward(a["x"].flip(-1), *blend_arguments(a, rescale))
-    of_pre, of_weight = cuda.two_bin_gelu_backward(a["branch"], a["pre"], *weights(a))
+    gradients = two_bin_blend.two_bin_blend_backward(a["x"].flip(-1), *blend_arguments(a, rescale))
+    of_pre, of_weight = two_bin_gelu.two_bin_gelu_backward(a["branch"], a["pre"], bins_of(a))
     return {
-        "inner": cuda.two_bin_gelu(a["pre"], *weights(a), a["branch"].shape[0]),
+        "inner": two_bin_gelu.two_bin_gelu(a["pre"], bins_of(a)),
         "d pre": of_pre,
         "d weight by gelu": of_weight,
-        "out": cuda.two_bin_blend(*blend_arguments(a, rescale)),
+        "out": two_bin_blend.two_bin_blend(*blend_arguments(a, rescale)),
         **{f"d {name}": t for name, t in zip((*GRADIENTS, "weight"), gradients, strict=True)},
     }
 
@@ -97,10 +105,10 @@ def run_all(cuda, a, rescale="mlp"):
 def reference_all(a, rescale="mlp"):
     """The same by the reference and autograd, in the dtypes of the arguments."""
     a = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in a.items()}
-    inner = reference.two_bin_gelu(a["pre"], *weights(a), a["branch"].shape[0])
+    inner = reference.two_bin_gelu(a["pre"], bins_of(a))
     out = reference.two_bin_blend(*blend_arguments(a, rescale))
     rows = by_row(a)
-    gelu_rows = reference.two_bin_gelu(a["pre"], *weights(rows), a["branch"].shape[0])
+    gelu_rows = reference.two_bin_gelu(a["pre"], bins_of(rows))
     out_rows = reference.two_bin_blend(*blend_arguments(rows, rescale))
     incoming = a["x"].detach().flip(-1)
     incoming_rows = incoming.flatten(0, 1)[a["index"]][:, None]
@@ -122,7 +130,7 @@ def reference_all(a, rescale="mlp"):
 
 def by_row(a):
     """Each packed row as a sample of one token with a weight of its own: what a row gives to the gradient."""
-    large, small = a["large_offsets"].diff(), a["small_offsets"].diff()
+    large, small = a["cu_seqlens_large"].diff(), a["cu_seqlens_small"].diff()
     sample = torch.arange(len(large)).repeat_interleave(large)
     in_small = [r < s for k, s in zip(large.tolist(), small.tolist(), strict=True) for r in range(k)]
     rows = a["x"].shape[2]
@@ -132,15 +140,15 @@ def by_row(a):
         "gate": a["gate"][sample],
         "logits": a["logits"].reshape(-1)[a["index"]][:, None],
         "weight_large": a["weight_large"].detach()[sample].requires_grad_(),
-        "large_offsets": packed_offsets([1] * len(sample), a["x"].device),
-        "small_offsets": packed_offsets([int(i) for i in in_small], a["x"].device),
+        "cu_seqlens_large": cu_seqlens_of([1] * len(sample), a["x"].device),
+        "cu_seqlens_small": cu_seqlens_of([int(i) for i in in_small], a["x"].device),
     }
 
 
 @pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
-def test_within_the_error_budget(cuda, shape, rescale, dtype):
+def test_within_the_error_budget(shape, rescale, dtype):
     arguments = draw(shape, dtype)
-    actual, peer = run_all(cuda, arguments, rescale), reference_all(arguments, rescale)
+    actual, peer = run_all(arguments, rescale), reference_all(arguments, rescale)
     gold = reference_all(cast(arguments, torch.float64), rescale)
     assert actual.keys() == gold.keys()
     shaken = {
@@ -159,14 +167,14 @@ def test_within_the_error_budget(cuda, shape, rescale, dtype):
 
 
 @pytest.mark.parametrize(("shape", "rescale", "dtype"), CASES, ids=case_id)
-def test_same_bits_under_every_schedule_in_poisoned_memory(cuda, simulator, shape, rescale, dtype):
+def test_same_bits_under_every_schedule_in_poisoned_memory(simulator, shape, rescale, dtype):
     arguments = draw(shape, dtype)
-    expected = run_all(cuda, arguments, rescale)
+    expected = run_all(arguments, rescale)
     try:
         with poisoned_memory():
             for seed in range(4):
                 simulator.seed(seed)
-                assert_same_bits(run_all(cuda, arguments, rescale), expected)
+                assert_same_bits(run_all(arguments, rescale), expected)
     finally:
         simulator.seed(0)
 
@@ -174,7 +182,7 @@ def test_same_bits_under_every_schedule_in_poisoned_memory(cuda, simulator, shap
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 @pytest.mark.parametrize("shape", [(3, 9, [9, 4, 1], [5, 4, 0], 24), (2, 5, [3, 4], [3, 1], 1160)], ids=str)
-def test_same_bits_in_every_layout(cuda, shape, layout, dtype):
+def test_same_bits_in_every_layout(shape, layout, dtype):
     """ "offset" is misaligned and contiguous, so that the kernels read it element by element."""
     arguments = draw(shape, dtype)
     index = arguments.pop("index")
@@ -183,18 +191,18 @@ def test_same_bits_in_every_layout(cuda, shape, layout, dtype):
         for name, t in arguments.items()
     }
     packed = {name: t.clone(memory_format=torch.contiguous_format) for name, t in given.items()}
-    assert_same_bits(run_all(cuda, given | {"index": index}), run_all(cuda, packed | {"index": index}))
+    assert_same_bits(run_all(given | {"index": index}), run_all(packed | {"index": index}))
 
 
 @pytest.mark.parametrize("rescale", RESCALE)
-def test_rows_that_are_not_kept_are_exact_copies(cuda, rescale):
+def test_rows_that_are_not_kept_are_exact_copies(rescale):
     """Also rows of NaN, infinity and -0, bit for bit, whatever their scores."""
     arguments = draw((3, 20, [7, 20, 0], [3, 11, 0], 72), torch.bfloat16)
     untouched = torch.ones(60, dtype=torch.bool).index_fill(0, arguments["index"], False)
     odd = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0] * 18).to(torch.bfloat16)
     arguments["x"].view(60, 72)[untouched] = odd
     arguments["logits"].view(60)[untouched] = float("nan")
-    results = run_all(cuda, arguments, rescale)
+    results = run_all(arguments, rescale)
     assert torch.equal(bits(results["out"]).view(60, 72)[untouched], bits(odd).expand(33, 72))
     assert torch.equal(bits(results["d x"]).view(60, 72)[untouched], bits(odd.flip(-1)).expand(33, 72))
     assert results["d logits"].view(60)[untouched].eq(0).all()
@@ -204,17 +212,17 @@ def test_rows_that_are_not_kept_are_exact_copies(cuda, rescale):
 
 
 @pytest.mark.parametrize("rescale", RESCALE)
-def test_a_sample_is_independent_of_its_neighbours(cuda, rescale):
+def test_a_sample_is_independent_of_its_neighbours(rescale):
     large, small = [9, 0, 21, 4], [9, 0, 6, 0]
     arguments = draw((4, 21, large, small, 72), torch.float32)
-    together, firsts = run_all(cuda, arguments, rescale), (0, sum(large))
+    together, firsts = run_all(arguments, rescale), (0, sum(large))
     for b, counts in enumerate(zip(large, small, strict=True)):
         parts = [slice(first, first + count) for first, count in zip(firsts, counts, strict=True)]
         one = {name: arguments[name][b : b + 1] for name in ("x", "gate", "logits", "weight_large")}
         one |= {name: both(arguments[name], parts) for name in ("hidden", "pre")}
-        one |= {name: packed_offsets([k], "cpu") for name, k in zip(OFFSETS, counts, strict=True)}
+        one |= {name: cu_seqlens_of([k], "cpu") for name, k in zip(OFFSETS, counts, strict=True)}
         one |= {"branch": arguments["branch"][parts[0]], "index": arguments["index"][parts[0]] - 21 * b}
-        for name, result in run_all(cuda, one, rescale).items():
+        for name, result in run_all(one, rescale).items():
             whole = together[name]
             if whole.shape[0] == sum(large) + sum(small):
                 expected = both(whole, parts)
@@ -224,7 +232,7 @@ def test_a_sample_is_independent_of_its_neighbours(cuda, rescale):
         firsts = tuple(part.stop for part in parts)
 
 
-OFFSETS = ("large_offsets", "small_offsets")
+OFFSETS = ("cu_seqlens_large", "cu_seqlens_small")
 
 
 def both(t, parts):
@@ -232,35 +240,34 @@ def both(t, parts):
 
 
 @pytest.mark.parametrize("rescale", RESCALE)
-def test_both_bins_are_two_blended_passes_of_one(cuda, rescale):
+def test_both_bins_are_two_blended_passes_of_one(rescale):
     """From the selection of both at once to the blend, against scatter_rescale on each bin alone."""
     a = draw((3, 12, [9, 5, 12], [4, 0, 12], 40), torch.float32)
-    large, small = a["large_offsets"], a["small_offsets"].diff()
-    index = cuda.topk_select(a["logits"], large, 26, small.int())
+    large, small = (a[name].diff().tolist() for name in OFFSETS)
+    index, _, _ = route.select(a["logits"], large, small)
     assert torch.equal(index, a["index"])
-    parts = index.split(large.diff().tolist())
-    prefix = torch.cat([rows[:k] for rows, k in zip(parts, small.tolist(), strict=True)])
-    branches, finish = torch.randn(42, 40), (a["gate"], a["logits"], rescale, 2.0)
+    prefix = torch.cat([rows[:k] for rows, k in zip(index.split(large), small, strict=True)])
+    branches, finish = torch.randn(42, 40), (a["gate"], a["logits"], Rescale(rescale, 2.0))
     passes = [
-        cuda.scatter_rescale(a["x"], rows, a["hidden"][of], branches[of], *finish)
+        scatter.scatter_rescale(a["x"], PackedRows(rows, 12), a["hidden"][of], branches[of], *finish)
         for rows, of in ((index, slice(26)), (prefix, slice(26, 42)))
     ]
-    blended = reference.two_bin._blend(branches, *weights(a), 26)
+    blended = blend(branches, bins_of(a))
     w = a["weight_large"][:, None, None]
-    out = cuda.two_bin_blend(*blend_arguments(a | {"branch": blended}, rescale))
+    out = two_bin_blend.two_bin_blend(*blend_arguments(a | {"branch": blended}, rescale))
     torch.testing.assert_close(out, w * passes[0] + (1 - w) * passes[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-def test_gelu_far_from_zero(cuda, dtype):
+def test_gelu_far_from_zero(dtype):
     """Where its slope has no digits left if it is computed as 1 - gate, and where the square overflows."""
     values = [s * v for v in (1.0, 2.0, 4.0, 6.0, 9.0, 13.0, 60.0, 6e4) for s in (1.0, -1.0)]
     if dtype != torch.float16:
         values += [1e20, -1e20, 3e38, -3e38]
     pre = torch.tensor([values]).to(dtype)
-    one, none = packed_offsets([1], "cpu"), packed_offsets([0], "cpu")
-    grad, _ = cuda.two_bin_gelu_backward(torch.ones_like(pre), pre, torch.ones(1), one, none)
-    inner = cuda.two_bin_gelu(pre, torch.ones(1), one, none, 1)
+    bins = Bins(torch.ones(1), cu_seqlens_of([1], "cpu"), cu_seqlens_of([0], "cpu"), rows=1, small=0)
+    grad, _ = two_bin_gelu.two_bin_gelu_backward(torch.ones_like(pre), pre, bins)
+    inner = two_bin_gelu.two_bin_gelu(pre, bins)
     exact = pre.double().requires_grad_()
     value = torch.nn.functional.gelu(exact, approximate="tanh")
     (slope,) = torch.autograd.grad(value.sum(), exact)
@@ -274,22 +281,24 @@ def test_gelu_far_from_zero(cuda, dtype):
         torch.testing.assert_close(actual[near].double(), gold[near], rtol=32 * eps, atol=0)
 
 
-def test_a_packed_row_finds_its_sample(cuda):
+def test_a_packed_row_finds_its_sample():
     """Samples without rows in front, between and behind; inner is then the weight of its sample."""
     keep = [0, 0, 3, 1, 0, 2, 0, 0, 5, 1, 0]
     weight = torch.arange(11.0)
-    offsets, none = packed_offsets(keep, "cpu"), packed_offsets([0] * 11, "cpu")
-    inner = cuda.two_bin_gelu(torch.full((12, 1), 100.0), weight, offsets, none, 12)
+    bins = Bins(weight, cu_seqlens_of(keep, "cpu"), cu_seqlens_of([0] * 11, "cpu"), rows=12, small=0)
+    inner = two_bin_gelu.two_bin_gelu(torch.full((12, 1), 100.0), bins)
     assert torch.equal(inner[:, 0], 100 * weight.repeat_interleave(torch.tensor(keep)))
 
 
-def test_other_element_types_are_an_error(cuda):
-    one = packed_offsets([1], "cpu")
+def test_other_element_types_are_an_error():
+    one = cu_seqlens_of([1], "cpu")
     with pytest.raises(ValueError, match="float, bfloat16 or half"):
-        cuda.two_bin_gelu(torch.zeros(2, 8, dtype=torch.float64), torch.ones(1), one, one, 1)
+        two_bin_gelu.two_bin_gelu(
+            torch.zeros(2, 8, dtype=torch.float64), Bins(torch.ones(1), one, one, rows=1, small=1)
+        )
 
 
-def test_unknown_rescale_is_an_error(cuda):
+def test_unknown_rescale_is_an_error():
     arguments = draw((1, 3, [2], [1], 8), torch.float32)
     with pytest.raises(ValueError, match="unknown rescale mean"):
-        cuda.two_bin_blend(*blend_arguments(arguments, "mean"))
+        two_bin_blend.two_bin_blend(*blend_arguments(arguments, "mean"))

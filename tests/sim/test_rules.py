@@ -5,10 +5,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import compile_once
 import pytest
 
-CSRC = Path(__file__).parents[2] / "csrc"
+from tools import compile_once
+from tools.sim import build
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
 HEADERS = sorted((CSRC / "include" / "diffratio").iterdir())
 SOURCES = [*HEADERS, *sorted((CSRC / "cuda").iterdir())]
 PORTABLE = CSRC / "include" / "diffratio" / "portable.cuh"
@@ -39,9 +42,12 @@ def test_rule(rule):
 
 
 COMPILERS = {
-    "g++": ["g++", "-x", "c++", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-fsyntax-only", f"-I{CSRC}/sim"],
+    "g++": [
+        "g++", "-x", "c++", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-fsyntax-only",
+        f"-I{ROOT}/tools/sim/src",
+    ],
     "nvcc": ["nvcc", "-x", "cu", "-Werror", "all-warnings", "-arch=sm_80", "--ptx", "-o", "/dev/null"],
-}
+}  # fmt: skip
 FOUND = [name for name in COMPILERS if shutil.which(name)]
 
 
@@ -73,16 +79,14 @@ def test_no_float_atomics(type_, allowed, tmp_path):
     assert (compiles("g++", text, tmp_path).returncode == 0) == allowed
 
 
-def test_headers_of_a_source_are_known(builder):
+def test_headers_of_a_source_are_known():
     """Objects are kept by the contents of their headers: the same list as the compiler's."""
-    include = [f"-I{path}" for path in builder.INCLUDE] + [
-        f"-isystem{path}" for path in builder.SYSTEM_INCLUDE
-    ]
-    for source in (*builder.RUNTIME, *(s for sources in builder.MODULES.values() for s in sources())):
+    include = [f"-I{path}" for path in build.INCLUDE] + [f"-isystem{path}" for path in build.SYSTEM_INCLUDE]
+    for source in (*build.RUNTIME, *(s for sources in build.MODULES.values() for s in sources())):
         command = ["g++", "-std=c++20", "-x", "c++", "-MM", *include, str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         listed = {Path(word).resolve() for word in done.stdout.replace("\\\n", " ").split()[1:]}
-        assert set(compile_once.with_includes(source, builder.INCLUDE)) >= listed, source
+        assert set(compile_once.with_includes(source, build.INCLUDE)) >= listed, source
 
 
 @pytest.mark.parametrize("line", ['#include "h.h"', '# include "h.h"  // the "big" one', "#include <h.h>"])

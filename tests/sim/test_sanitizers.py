@@ -7,8 +7,9 @@ import pytest
 import torch
 
 CALL = """
-import runpy, sys
-module = runpy.run_path("tests/sim/build.py")["load"]("controls", sanitize=True)
+import sys
+from tools.sim import build
+module = build.load("controls", sanitize=True)
 for name in sys.argv[2:]:
     getattr(module, name)(sys.argv[1] == "broken")
 """
@@ -29,7 +30,7 @@ def test_reports(sanitized, control):
     done = sanitized("-c", CALL, "broken", control)
     assert done.returncode != 0
     assert re.search(REPORTS[control], done.stderr), done.stderr
-    assert "csrc/sim/controls/memory.cu:" in done.stderr
+    assert "tools/sim/controls/memory.cu:" in done.stderr
 
 
 @pytest.mark.parametrize("control", RAISES)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tools.sim import build
+
 SEEDS = range(12)
 
 
@@ -120,9 +122,9 @@ def test_atomics(controls):
     assert controls.atomics() == [sum(range(64)), 63, 0, 127]
 
 
-def test_slow_switch(builder):
+def test_slow_switch():
     """The context switch of processors other than x86-64."""
-    module = builder.load("controls", runtime_defines=("-DDIFFRATIO_UCONTEXT",))
+    module = build.load("controls", runtime_defines=("-DDIFFRATIO_UCONTEXT",))
     assert len(outcomes(module, "rotate", broken=True)) > 1
     assert len(outcomes(module, "rotate", broken=False)) == 1
     with pytest.raises(module.Error, match="barrier not reached"):

@@ -3,15 +3,17 @@
 import pytest
 import torch
 
+from diffratio.evaluation.memory import peak_bytes
 from diffratio_kernels import mod_block, reference, two_bin_block
-from diffratio_kernels.kernels import native
-from diffratio_kernels.testing import budget, mod_block_check
+from diffratio_kernels.ops.adaln import cpu as adaln
+from diffratio_kernels.testing import budget
 from diffratio_kernels.testing.budget import check_budget, gradients, least_error, longest_sum, shake
-from diffratio_kernels.testing.inputs import LAYOUTS, ModBlockCase, cast, laid_out, random_case
-from diffratio_kernels.testing.memory import peak_bytes
-from diffratio_kernels.testing.mod_block_check import check_mod_block, check_two_bin_block
-from diffratio_kernels.testing.poison import poisoned_memory
-from diffratio_kernels.testing.scores import expected_selection, routed_to, score_matrices
+from diffratio_kernels.testing.cases import LAYOUTS, ModBlockCase, cast, laid_out, random_case
+from diffratio_kernels.types import PackedRows
+from tools.checks import blocks
+from tools.checks.blocks import check_mod_block, check_two_bin_block
+from tools.checks.scores import expected_selection, routed_to, score_matrices
+from tools.guards.poison import poisoned_memory
 
 BF16, EPS = torch.bfloat16, torch.finfo(torch.bfloat16).eps
 
@@ -128,7 +130,7 @@ def wrong_block(x, *args, **kwargs):
 
 
 def test_block_check_finds_a_wrong_output(monkeypatch):
-    monkeypatch.setattr(mod_block_check, "mod_block", wrong_block)
+    monkeypatch.setattr(blocks, "mod_block", wrong_block)
     with pytest.raises(AssertionError, match="seed 0: fp64 output"):
         check_mod_block(0)
 
@@ -137,7 +139,7 @@ def test_block_check_finds_a_wrong_gradient(monkeypatch):
     def twice_the_gradient(x, *args, **kwargs):
         return mod_block(2 * x - x.detach(), *args, **kwargs)
 
-    monkeypatch.setattr(mod_block_check, "mod_block", twice_the_gradient)
+    monkeypatch.setattr(blocks, "mod_block", twice_the_gradient)
     with pytest.raises(AssertionError, match="seed 0: fp64 gradient of x"):
         check_mod_block(0)
 
@@ -148,10 +150,10 @@ def test_two_bin_check_finds_a_wrong_gradient(name, monkeypatch):
         value = arguments[name]
         return two_bin_block(**arguments | {name: 2 * value - value.detach()})
 
-    monkeypatch.setattr(mod_block_check, "two_bin_block", twice_the_gradient)
+    monkeypatch.setattr(blocks, "two_bin_block", twice_the_gradient)
     with pytest.raises(AssertionError, match=f"seed 0: fp64 gradient of {name}"):
         check_two_bin_block(0)
-    monkeypatch.setattr(mod_block_check.dispatch, "why_not", lambda *_: "fp64 is not asked")
+    monkeypatch.setattr(blocks, "_takes_fp64", lambda *_: False)
     with pytest.raises(AssertionError, match=f"d {name}: .* over the budget"):
         check_two_bin_block(0)
 
@@ -172,7 +174,7 @@ def test_poison_shows_a_row_that_nobody_wrote():
         normed = torch.empty(3, 4)
         zero = torch.zeros(1, 4)
         torch.ops.diffratio_native.gather_adaln(x, index[:2], 6, zero, zero, 1e-6, rows, normed)
-        whole = native.gather_adaln(x, index, zero, zero, 1e-6)
+        whole = adaln.gather_adaln(x, PackedRows(index, 6), zero, zero, 1e-6)
     assert rows[:2].isfinite().all() and rows[2].isnan().all() and normed[2].isnan().all()
     assert all(t.isfinite().all() for t in whole)
 

@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch
 
-from diffratio_kernels.testing import fence
-from diffratio_kernels.testing.fence import fatal_signal, fenced, survives
+from tools.guards import fence
+from tools.guards.fence import fatal_signal, fenced, survives
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.bool]
 

@@ -12,8 +12,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from diffratio_kernels.testing.fence import fatal_signal, fenced, survives
-from diffratio_kernels.testing.interpreter import (
+from tools.guards.fence import fatal_signal, fenced, survives
+from tools.guards.interpreter import (
     guarded,
     interpreted,
     masked_lanes_poisoned,
@@ -336,7 +336,7 @@ def test_the_interpreter_is_wrong_in_bf16():
 def test_guards_of_interpreted_kernels_refuse_compiled_ones():
     code = (
         "import torch\n"
-        "from diffratio_kernels.testing import interpreter\n"
+        "from tools.guards import interpreter\n"
         "assert not interpreter.interpreted()\n"
         "guards = interpreter.overflow_trap, interpreter.masked_lanes_poisoned\n"
         "guards += (lambda: interpreter.program_order(0),)\n"

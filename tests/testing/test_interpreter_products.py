@@ -7,8 +7,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from diffratio_kernels.testing.interpreter import interpreted, ordered_products
-from diffratio_kernels.testing.quick_interpreter import quick_interpreter
+from tools.guards.interpreter import interpreted, ordered_products
+from tools.guards.quick_interpreter import quick_interpreter
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="kernels are compiled on this machine")
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffratio_kernels import ops
-from diffratio_kernels.testing import budget, operator_check
-from diffratio_kernels.testing.calls import CASE, WITHOUT_GRADIENT, operator_calls
-from diffratio_kernels.testing.operator_check import OPERATOR_CHECKS, check_operator
-from diffratio_kernels.testing.triton_calls import kernel_device
+import diffratio_kernels as dk
+from diffratio_kernels.testing import budget
+from diffratio_kernels.testing.cases import CASE, WITHOUT_GRADIENT, operator_calls
+from tools.checks import operators
+from tools.checks.operators import OPERATOR_CHECKS, check_operator
+from tools.launchers.calls import kernel_device
 
 ROWS = {
     "route",
@@ -18,7 +19,6 @@ ROWS = {
     "scatter_rescale",
     "scatter_rescale_",
     "mod_block",
-    "mod_block_next",
 }
 ROWS |= {"two_bin_gelu", "two_bin_blend", "two_bin_block"}
 EVERY = ROWS | {"gate_residual", "attention", "mlp", "two_bin_attention"}
@@ -29,9 +29,9 @@ def own_table_of_ratios(monkeypatch):
     monkeypatch.setattr(budget, "worst", {})
 
 
-def test_there_is_a_call_of_every_operator_that_has_the_implementation():
-    calls = {name: set(operator_calls(name, torch.bfloat16, "cpu")) for name in ("native", "triton", "auto")}
-    assert calls == {"native": ROWS, "triton": EVERY, "auto": EVERY}
+def test_there_is_a_call_of_every_operator_that_has_the_backend():
+    calls = {name: set(operator_calls(name, torch.bfloat16, "cpu")) for name in ("cpu", "triton", "auto")}
+    assert calls == {"cpu": ROWS, "triton": EVERY, "auto": EVERY}
     assert set(operator_calls("cuda", torch.bfloat16, "cpu")) == ROWS
 
 
@@ -76,13 +76,13 @@ def test_triton_is_within_the_budget(op):
 @pytest.mark.parametrize("op", OPERATOR_CHECKS)
 def test_the_check_sees_a_gradient_that_is_one_percent_too_large(op, monkeypatch):
     """And names the seed; the output is the right one."""
-    plain = operator_check.differentiate
+    plain = operators.differentiate
 
     def differentiate(function, leaves, incoming):
         results = plain(function, leaves, incoming)
         return {key: t * 1.01 if key.startswith("d ") else t for key, t in results.items()}
 
-    monkeypatch.setattr(operator_check, "differentiate", differentiate)
+    monkeypatch.setattr(operators, "differentiate", differentiate)
     failed = []
     for seed in range(6):  # some draw nothing: no samples, no rows
         try:
@@ -94,12 +94,12 @@ def test_the_check_sees_a_gradient_that_is_one_percent_too_large(op, monkeypatch
 
 
 def test_the_check_sees_a_row_from_another_place(monkeypatch):
-    plain = ops.gather_adaln
+    plain = dk.gather_adaln
 
     def rolled(x, *args, **kwargs):
         return plain(x.roll(1, 1), *args, **kwargs)
 
-    monkeypatch.setattr(operator_check.ops, "gather_adaln", rolled)
+    monkeypatch.setattr(dk, "gather_adaln", rolled)
     with pytest.raises(AssertionError, match="gather_adaln reference float32: rows, seed"):
         for seed in range(6):
             check_operator("gather_adaln", seed, torch.float32, "reference")

@@ -1,8 +1,6 @@
 """`make portable`: the cells cover every pair, and a cell that did not run as it says is no pass."""
 
-import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "portable"
+from tools.portable import cells
+from tools.portable import run as portable
+
+ROOT = Path(__file__).parents[2]
+TOOL = (sys.executable, "-m", "tools.portable.run")
 TESTS = """
 import pytest
 
@@ -28,21 +30,7 @@ def test_fails(value):
 
 
 @pytest.fixture
-def portable(monkeypatch):
-    """The module run.py, forgotten afterwards: other tools have one of that name."""
-    monkeypatch.syspath_prepend(TOOL)
-    yield importlib.import_module("run")
-    for name in ("run", "cells"):
-        del sys.modules[name]
-
-
-@pytest.fixture
-def cells(portable):
-    return sys.modules["cells"]
-
-
-@pytest.fixture
-def run(portable, tmp_path):
+def run(tmp_path):
     """Runs a file of tests in a cell."""
 
     def run(cell, tests):
@@ -56,7 +44,7 @@ def run(portable, tmp_path):
 @pytest.mark.parametrize(
     "lacking", [(), ("Zen",), ("Zen", "SkylakeX", "avx512", "MKL_avx2"), ("2",)], ids=str
 )
-def test_every_pair_of_usable_settings_is_in_a_cell(lacking, cells):
+def test_every_pair_of_usable_settings_is_in_a_cell(lacking):
     usable = [one for one in cells.SETTINGS if one.name not in lacking]
     matrix = cells.matrix(usable)
     there = {pair for cell in matrix for pair in combinations(cell.settings, 2)}
@@ -67,7 +55,7 @@ def test_every_pair_of_usable_settings_is_in_a_cell(lacking, cells):
     assert {cell.name for cell in matrix} <= {cell.name for cell in cells.every_cell()}
 
 
-def test_a_cell_decides_on_what_the_machine_sets(cells, portable, monkeypatch):
+def test_a_cell_decides_on_what_the_machine_sets(monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
     monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2")
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "512")
@@ -77,7 +65,7 @@ def test_a_cell_decides_on_what_the_machine_sets(cells, portable, monkeypatch):
     assert found["OPENBLAS_L2_SIZE"] == "512" and "MKL_ENABLE_INSTRUCTIONS" not in found
 
 
-def test_failures_are_counted_and_named(cells, run, portable):
+def test_failures_are_counted_and_named(run):
     """In a cell of two processes, of which each proves its settings."""
     cell = cells.Cell((cells.TORCH[0], cells.THREADS[0]))
     result = run(cell, TESTS)
@@ -87,7 +75,7 @@ def test_failures_are_counted_and_named(cells, run, portable):
     assert portable.failures([result]) == {name: ["default-1"]}
 
 
-def test_a_setting_that_is_not_in_effect_is_no_pass(cells, run):
+def test_a_setting_that_is_not_in_effect_is_no_pass(run):
     """OpenBLAS takes another core type for one that it does not know, and says nothing."""
     unknown = cells.Setting("Unknown", {"OPENBLAS_CORETYPE": "Unknown"}, {"OpenBLAS": "Unknown"})
     result = run(cells.Cell((unknown, cells.THREADS[1])), "def test_passes(): pass")
@@ -95,7 +83,7 @@ def test_a_setting_that_is_not_in_effect_is_no_pass(cells, run):
     assert re.fullmatch(r"OpenBLAS is \w+ instead of Unknown", result.problem)
 
 
-def test_a_run_that_dies_or_runs_nothing_is_no_pass(cells, run):
+def test_a_run_that_dies_or_runs_nothing_is_no_pass(run):
     cell = cells.Cell((cells.THREADS[1],))
     died = run(cell, "import os\ndef test_dies(): os.abort()")
     assert not died.passed and [name.split("::")[-1] for name in died.failed] == ["test_dies"]
@@ -103,7 +91,7 @@ def test_a_run_that_dies_or_runs_nothing_is_no_pass(cells, run):
     assert not nothing.passed and "exit code 5" in nothing.problem
 
 
-def fake(portable, monkeypatch, outcomes):
+def fake(monkeypatch, outcomes):
     """The tool with two cells, whose outcomes are given."""
     two = portable.matrix()[:2]
     monkeypatch.setattr(portable, "all_reasons", lambda: {one: None for cell in two for one in cell.settings})
@@ -112,14 +100,14 @@ def fake(portable, monkeypatch, outcomes):
     return [cell.name for cell in two]
 
 
-def command(portable, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["portable", *arguments])
     return portable.main()
 
 
-def test_the_exit_code_the_table_and_where_a_run_was_stopped(portable, monkeypatch, capsys):
+def test_the_exit_code_the_table_and_where_a_run_was_stopped(monkeypatch, capsys):
     outcomes = {}
-    first, second = fake(portable, monkeypatch, outcomes)
+    first, second = fake(monkeypatch, outcomes)
 
     def passes(name):
         return portable.Result(name, 5, 0, [], 1.0, None)
@@ -131,40 +119,36 @@ def test_the_exit_code_the_table_and_where_a_run_was_stopped(portable, monkeypat
         raise KeyboardInterrupt
 
     outcomes |= {first: passes, second: passes}
-    assert command(portable, monkeypatch) == 0
+    assert command(monkeypatch) == 0
     assert f"[2/2] {second} ... 5 tests, 0 failed, 0 skipped, 1 s\n" in capsys.readouterr().out
     outcomes |= {second: fails}
-    assert command(portable, monkeypatch) == 1
+    assert command(monkeypatch) == 1
     assert f"tests/test_a.py::test_b\n    failed in {second}\n" in capsys.readouterr().out
-    assert command(portable, monkeypatch, "--json") == 1
+    assert command(monkeypatch, "--json") == 1
     [_, last] = json.loads(capsys.readouterr().out)["cells"]
     assert (last["cell"], last["failed"]) == (second, ["tests/test_a.py::test_b"])
     outcomes |= {second: is_stopped}
-    assert command(portable, monkeypatch) == 130
+    assert command(monkeypatch) == 130
     assert f'stopped; the rest: make portable ARGS="--cell {second}"' in capsys.readouterr().out
 
 
-def test_one_cell_is_picked_by_a_text(portable, monkeypatch, capsys):
-    names = fake(portable, monkeypatch, {})
+def test_one_cell_is_picked_by_a_text(monkeypatch, capsys):
+    names = fake(monkeypatch, {})
     picked = []
     for text in map(str, range(20)):
-        assert command(portable, monkeypatch, "--list", "--pick", text) == 0
+        assert command(monkeypatch, "--list", "--pick", text) == 0
         picked += capsys.readouterr().out.split()
     assert len(picked) == 20 and set(picked) == set(names)
 
 
 def test_what_cannot_run_here_is_named():
     """With a real process for each setting; names of OpenBLAS's and torch's kernels are right or named."""
-    done = subprocess.run(
-        [sys.executable, TOOL / "run.py", "--list", "--json"], capture_output=True, text=True, env=os.environ
-    )
+    done = subprocess.run([*TOOL, "--list", "--json"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     settings = {name for cell in said["cells"] for name in cell.split("-")}
     every = {"Nehalem", "Haswell", "SkylakeX", "Zen", "default", "avx2", "avx512", "1", "2"}
     assert settings | set(said["not_here"]) == every | {"oneDNN_avx2", "MKL_avx2"}
     assert all(f"not here: cells of {name}: {why}\n" in done.stderr for name, why in said["not_here"].items())
-    wrong = subprocess.run(
-        [sys.executable, TOOL / "run.py", "--cell", "Nehalem"], capture_output=True, text=True
-    )
+    wrong = subprocess.run([*TOOL, "--cell", "Nehalem"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2 and "no cell is called Nehalem" in wrong.stderr

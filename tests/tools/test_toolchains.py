@@ -1,7 +1,6 @@
 """`make toolchains`: what fails it, and that no step is lost to another's failure."""
 
 import ctypes
-import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from tools.toolchains import known_spills
+from tools.toolchains import toolchains as run
+from tools.toolchains.without_cuda import add_empty_libraries
 
 GOOD = {
     "source": "triton", "kernel": "gather_adaln_bwd", "label": "D=384 gather", "dtype": "bf16",
@@ -21,20 +24,8 @@ SPILLING = GOOD | {"spills": 4, "stack": 16}
 
 
 def made_by(triton: str, *rows: dict) -> dict:
-    """A report of `diffratio kernels`."""
+    """A report of `make kernels`."""
     return {"toolchain": {"triton": triton, "ptxas": "12.8", "nvcc": "13.0"}, "rows": [*rows]}
-
-
-@pytest.fixture
-def toolchains(monkeypatch):
-    """Imports a module of tools/toolchains as its script does."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools/toolchains")
-    return importlib.import_module
-
-
-@pytest.fixture
-def run(toolchains):
-    return toolchains("toolchains")
 
 
 @pytest.mark.parametrize(
@@ -49,36 +40,34 @@ def run(toolchains):
         (SPILLING | {"shared": 2**20}, {NAME: 4}, ["1048576 bytes of shared memory"]),
     ],
 )
-def test_the_list_excuses_what_it_names_and_must_shrink(toolchains, row, listed, wrong):
-    judged = toolchains("known_spills").judged
+def test_the_list_excuses_what_it_names_and_must_shrink(row, listed, wrong):
     golden, known = made_by("3.7.1", GOOD), {"spills": {"3.9.0": listed, "3.6.0": {NAME: 99}}}
-    found, count = judged(made_by("3.9.0", row), "3.9.0", known, golden)
+    found, count = known_spills.judged(made_by("3.9.0", row), "3.9.0", known, golden)
     assert len(found) == len(wrong) and all(words in line for words, line in zip(wrong, found, strict=True))
     assert count == len(listed)
 
 
-def test_a_row_of_the_golden_file_that_was_not_compiled_fails(toolchains):
+def test_a_row_of_the_golden_file_that_was_not_compiled_fails():
     other = GOOD | {"label": "D=1152 gather"}
     for version in ("3.7.1", "3.9.0"):
         golden = made_by("3.7.1", GOOD, other)
-        found, _ = toolchains("known_spills").judged(made_by(version, GOOD), version, {"spills": {}}, golden)
+        found, _ = known_spills.judged(made_by(version, GOOD), version, {"spills": {}}, golden)
         assert found == ["triton gather_adaln_bwd D=1152 gather bf16 sm_80: lost"]
 
 
-def test_figures_are_held_against_the_golden_file_where_the_same_compilers_made_them(toolchains):
+def test_figures_are_held_against_the_golden_file_where_the_same_compilers_made_them():
     more = GOOD | {"registers": 65}
     for version, wrong in (("3.7.1", 1), ("3.9.0", 0)):
-        found, _ = toolchains("known_spills").judged(
+        found, _ = known_spills.judged(
             made_by(version, more), version, {"spills": {}}, made_by("3.7.1", GOOD)
         )
         assert len(found) == wrong and all(line.startswith("registers") for line in found)
 
 
-def test_the_list_gives_a_reason_and_names_rows_of_the_golden_file(toolchains, run):
-    gate = toolchains("known_spills")
-    known, golden = (json.loads(path.read_text()) for path in (gate.KNOWN, gate.GOLDEN))
+def test_the_list_gives_a_reason_and_names_rows_of_the_golden_file():
+    known, golden = (json.loads(path.read_text()) for path in (known_spills.KNOWN, known_spills.GOLDEN))
     assert known["reason"] and known["spills"].keys() <= run.TRITONS.keys()
-    names = {gate.name(row) for row in golden["rows"]}
+    names = {known_spills.name(row) for row in golden["rows"]}
     for listed in known["spills"].values():
         assert listed.keys() <= names and all(count > 0 for count in listed.values())
     assert golden["toolchain"]["triton"] not in known["spills"], (
@@ -86,7 +75,7 @@ def test_the_list_gives_a_reason_and_names_rows_of_the_golden_file(toolchains, r
     )
 
 
-def child(monkeypatch, run, stdout="", stderr="", returncode=0):
+def child(monkeypatch, stdout="", stderr="", returncode=0):
     """Every child of the runner prints this."""
     done = subprocess.CompletedProcess([], returncode, stdout, stderr)
     monkeypatch.setattr(run, "run", lambda *_, **__: done)
@@ -105,9 +94,9 @@ def report(version: str) -> str:
         ("3.9.0", "knobs.py:504: UserWarning: the default will change", ["the default will change"]),
     ],
 )
-def test_a_gate_of_another_triton_or_with_a_warning_fails(monkeypatch, run, version, stderr, words):
+def test_a_gate_of_another_triton_or_with_a_warning_fails(monkeypatch, version, stderr, words):
     monkeypatch.setattr(run, "judged", lambda found, version: ([], 2))
-    child(monkeypatch, run, report(version), stderr)
+    child(monkeypatch, report(version), stderr)
     found = run.outcome("gate", run.steps()["gate, Triton 3.9.0"])
     assert len(found.failures) == len(words) and all(
         w in f for w, f in zip(words, found.failures, strict=True)
@@ -125,7 +114,7 @@ def test_a_gate_of_another_triton_or_with_a_warning_fails(monkeypatch, run, vers
         ("killed", -9, ["pytest ended with -9"], 0),
     ],
 )
-def test_tests_that_fail_or_do_not_run_fail_the_step(monkeypatch, run, stdout, returncode, failures, tests):
+def test_tests_that_fail_or_do_not_run_fail_the_step(monkeypatch, stdout, returncode, failures, tests):
     versions = json.dumps(["3.11.7", "2.13.0+cpu", "3.9.0", None])
     done = SimpleNamespace(stdout=stdout, returncode=returncode)
     monkeypatch.setattr(run, "run", lambda name, *_, **how: SimpleNamespace(stdout=versions) if how else done)
@@ -134,7 +123,7 @@ def test_tests_that_fail_or_do_not_run_fail_the_step(monkeypatch, run, stdout, r
     assert found.tests == tests
 
 
-def test_a_step_without_its_versions_or_the_native_library_fails(monkeypatch, run):
+def test_a_step_without_its_versions_or_the_native_library_fails(monkeypatch):
     versions = json.dumps(["3.11.7", "2.13.0", "3.7.1", "it was not built"])
     outputs = {True: versions, False: "5 passed"}
     monkeypatch.setattr(
@@ -149,7 +138,7 @@ def test_a_step_without_its_versions_or_the_native_library_fails(monkeypatch, ru
     ]
 
 
-def test_whatever_stops_a_step_the_others_go_on(monkeypatch, run, capsys):
+def test_whatever_stops_a_step_the_others_go_on(monkeypatch, capsys):
     def stops(name):
         raise subprocess.TimeoutExpired("pip", 3600)
 
@@ -171,7 +160,7 @@ def test_whatever_stops_a_step_the_others_go_on(monkeypatch, run, capsys):
         run.main()
 
 
-def test_a_python_that_is_not_there_is_named(monkeypatch, run, tmp_path):
+def test_a_python_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "BUILD", tmp_path)
     with pytest.raises(run.NotRun, match="no python9.9"):
         run.environment("9.9", "2.13.0", "3.7.1")
@@ -190,9 +179,8 @@ def shared(path: Path, code: str, *options):
     subprocess.run(command, input=code, text=True, check=True)
 
 
-def test_a_library_that_links_against_cuda_loads_with_empty_ones(toolchains, tmp_path):
+def test_a_library_that_links_against_cuda_loads_with_empty_ones(tmp_path):
     """One symbol has a version, as cuBLAS's have, one has none."""
-    add_empty_libraries = toolchains("without_cuda").add_empty_libraries
     here, there, user = (tmp_path / name for name in ("libcublas.so.13", "libnccl.so.2", "libuser.so"))
     versions = tmp_path / "versions"
     versions.write_text("libcublas.so.13 { global: cublasHere; };")

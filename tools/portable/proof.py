@@ -1,7 +1,8 @@
 """Which kernels the libraries of this process run on, in their own words.
 
-As a script it prints them after a calculation in each library; as a pytest plugin (`-p proof`) it adds a line
-to the file PORTABLE_PROOF for every process that ran tests, after its last test.
+As a script it prints them after a calculation in each library; as a pytest plugin
+(`-p tools.portable.proof`) it adds a line to the file PORTABLE_PROOF for every process that ran tests, after
+its last test.
 """
 
 from __future__ import annotations

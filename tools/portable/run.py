@@ -4,7 +4,7 @@ A cell is a pytest run of its own, whose processes each prove that the settings 
 this processor or these libraries cannot do is named. Logs are in build/portable. Exit code 1: a test failed,
 a setting was not in effect, or nothing could run.
 
-python tools/portable/run.py [--list] [--json] [--cell NAME ...] [--pick TEXT]
+python -m tools.portable.run [--list] [--json] [--cell NAME ...] [--pick TEXT]
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from cells import AXES, HELD, VARIABLES, Cell, Setting, every_cell, matrix
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from .cells import AXES, HELD, VARIABLES, Cell, Setting, every_cell, matrix
+
+ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "portable"
 LIMIT = 15 * 60
 """Seconds for one cell; it should take 4 minutes on 2 cores."""
@@ -37,11 +37,11 @@ TESTS = [
     "tests/reference",
     "tests/kernels",
     "tests/ops",
-    "tests/modules",
+    "tests/blocks",
     "tests/testing",
     "tests/gpu/test_large.py",
 ]
-TESTS += ["tests/diffratio/test_two_bin.py", "tests/diffratio/test_two_bin_checkpointing.py"]
+TESTS += [f"tests/diffratio/routing/test_two_bin{part}.py" for part in ("", "_checkpointing")]
 # There too, but about memory, copies, selections, schemas and processes, and half of the time.
 TESTS += [
     f"--ignore=tests/{file}.py"
@@ -81,7 +81,7 @@ class Result:
 def environment(variables: dict[str, str]) -> dict[str, str]:
     """This process's, with `variables` instead of all that the matrix decides on."""
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    path = [str(HERE), str(ROOT), str(ROOT / "python"), *filter(None, [kept.get("PYTHONPATH")])]
+    path = [str(ROOT), str(ROOT / "python"), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | variables | {"PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -98,7 +98,13 @@ def difference(wanted: dict[str, str], found: dict[str, str]) -> str | None:
 def unusable(settings: list[Setting]) -> dict[Setting, str | None]:
     """Why settings cannot take effect here, None where they do: in one process, alone where it dies."""
     variables = environment(Cell(tuple(settings)).environment)
-    done = subprocess.run([sys.executable, HERE / "proof.py"], env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.portable.proof"],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode == -signal.SIGILL:
         if len(settings) == 1:
             return {settings[0]: "illegal instruction on this processor"}
@@ -122,7 +128,17 @@ def run(cell: Cell, tests: list[str] = TESTS, out: Path = OUT) -> Result:
     log, report, proof = (out / f"{cell.name}.{suffix}" for suffix in ("log", "xml", "jsonl"))
     report.unlink(missing_ok=True)
     proof.write_text("")
-    command = [sys.executable, "-m", "pytest", "-p", "proof", "-p", "no:cacheprovider", "-n", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tools.portable.proof",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "2",
+    ]
     command += [f"--junitxml={report}", "-o", "junit_family=xunit1", *tests]
     start = time.monotonic()
     with open(log, "w") as file:

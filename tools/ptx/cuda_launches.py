@@ -11,16 +11,17 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import executor
 import torch
-from compile_once import made
-from executor import BUILD, Options, machine
+
+from ..compile_once import made
+from . import executor
+from .executor import BUILD, Options, machine
 
 HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
+CSRC, SIM = HERE.parents[1] / "csrc", HERE.parent / "sim" / "src"
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
-DEPENDS = sorted(path for path in CSRC.rglob("*") if path.suffix in (".cuh", ".h"))
-INCLUDE = [f"-I{folder}" for folder in (CSRC, CSRC / "include", CSRC / "sim")]
+DEPENDS = sorted(path for at in (CSRC, SIM) for path in at.rglob("*") if path.suffix in (".cuh", ".h"))
+INCLUDE = [f"-I{folder}" for folder in (CSRC, CSRC / "include", SIM)]
 
 
 class CudaLaunches:

@@ -18,7 +18,8 @@ from types import ModuleType
 
 import pybind11
 import torch
-from compile_once import load, made
+
+from ..compile_once import load, made
 
 SOURCES = Path(__file__).with_name("src")
 BUILD = Path(__file__).parents[2] / "build" / "ptx"

@@ -3,7 +3,7 @@
 Compiles whatever ships for sm_80 and sm_90 as far as PTX; nvcc adds the CUDA C++ kernels where it is there.
 Leaves the forms in build/ptx/forms.json for report.py; exit code 1 names what is not known.
 
-python tools/ptx/forms.py
+python -m tools.ptx.forms
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-import cuda_launches
-from executor import BUILD, machine
-from report import OPCODE
-from triton_launches import compiled
-
-from diffratio_kernels.aot.shipped import Job, jobs
+from ..aot.shipped import Job, jobs
+from . import cuda_launches
+from .executor import BUILD, machine
+from .report import OPCODE
+from .triton_launches import compiled
 
 ARCHITECTURES = (80, 90)
 FORMS = BUILD / "forms.json"

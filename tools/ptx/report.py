@@ -3,7 +3,7 @@
 Test processes leave a file each in build/ptx/ran (`save`); as a script this adds them up. Lines of a kernel
 are those of all its compiled variants; a line has run if a thread has executed it in any process.
 
-python tools/ptx/report.py [--json]
+python -m tools.ptx.report [--json]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long `mod_block` takes in the executor, and how much of the error budget it uses in bf16.
 
-python tools/ptx/speed.py [--json]
+python -m tools.ptx.speed [--json]
 """
 
 from __future__ import annotations
@@ -8,20 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-from executor import Options
-from triton_launches import executed
-
 from diffratio_kernels import mod_block, reference
 from diffratio_kernels.testing.budget import check_budget, longest_sum
-from diffratio_kernels.testing.inputs import ModBlockCase, cast
+from diffratio_kernels.testing.cases import ModBlockCase, cast
+
+from .executor import Options
+from .triton_launches import executed
 
 # Text tokens as in PixArt; half of the tokens are kept.
 CASES = {
@@ -34,10 +30,10 @@ def run(case: ModBlockCase, architecture: int) -> dict:
     """One call: seconds after compiling, millions of warp instructions, and part of the budget."""
     arguments = case.arguments()
     with torch.no_grad(), executed(architecture, Options(threads=os.cpu_count())) as launches:
-        mod_block(**arguments, implementation="triton")  # compiles
+        mod_block(**arguments, backend="triton")  # compiles
         launches.counts.clear()
         start = time.perf_counter()
-        out = mod_block(**arguments, implementation="triton")
+        out = mod_block(**arguments, backend="triton")
         seconds = time.perf_counter() - start
     instructions = sum(count for key, count in launches.counts.items() if key[1] == "instructions")
     peer, gold = reference.mod_block(**arguments), reference.mod_block(**cast(arguments, torch.float64))

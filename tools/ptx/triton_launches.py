@@ -1,4 +1,4 @@
-"""Triton launchers on CPU tensors: their kernels are compiled for a GPU, and the executor runs the PTX."""
+"""Triton kernels on CPU tensors: they are compiled for a GPU, and the executor runs the PTX."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from unittest import mock
 
-import executor
 import torch
 import triton
-from executor import Options, machine
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
-from diffratio_kernels.aot.compile import source_of
-from diffratio_kernels.aot.record import Specialization, specialize
-from diffratio_kernels.kernels import triton as launchers
-from diffratio_kernels.kernels.triton import config
+from diffratio_kernels._triton import stand_ins, tiles
+
+from ..aot.compile import source_of
+from ..aot.record import Specialization, specialize
+from . import executor
+from .executor import Options, machine
 
 FORMAT = {"fp32": "f", "i32": "i", "i64": "q", "u1": "?"}
 """Type of a parameter that is no pointer -> how struct packs it."""
@@ -83,10 +83,10 @@ def compiled(spec: Specialization, architecture: int):
 
 @contextmanager
 def executed(architecture: int, options: Options | None = None) -> Iterator[Launches]:
-    """Inside, implementation="triton" takes CPU tensors and runs what is compiled for this architecture."""
+    """Inside, backend="triton" takes CPU tensors and runs what is compiled for this architecture."""
     launches = Launches(architecture, options or Options())
     with (
-        mock.patch.dict(launchers.stand_ins, {"cpu": launches}),
-        mock.patch.object(config, "assumed_architecture", architecture),
+        mock.patch.dict(stand_ins, {"cpu": launches}),
+        mock.patch.object(tiles, "assumed_architecture", architecture),
     ):
         yield launches

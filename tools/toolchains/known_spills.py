@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from diffratio_kernels.aot.compare import regressions
-from diffratio_kernels.aot.report import name
-from diffratio_kernels.aot.rules import broken
+from ..aot.compare import regressions
+from ..aot.report import name
+from ..aot.rules import broken
 
 KNOWN = Path(__file__).with_name("known_spills.json")
 GOLDEN = Path(__file__).parents[2] / "tests/golden/kernels.json"
@@ -17,7 +17,7 @@ SPILL = ("spills", "stack", "local")
 def judged(
     found: dict, version: str, known: dict | None = None, golden: dict | None = None
 ) -> tuple[list[str], int]:
-    """Hold a report of `diffratio kernels` against the rules, the list and the golden file.
+    """Hold a report of `make kernels` against the rules, the list and the golden file.
 
     Figures are compared where the same compilers made them, the rows always.
 

@@ -6,7 +6,7 @@ which is built once. What is installed stays in build/; what each step printed, 
 
 rows: kernels compiled; listed: those of them that known_spills.json lets spill for now; tests: that passed.
 
-python tools/toolchains/toolchains.py [--json] [text ...]    only the steps whose name holds one of the texts
+python -m tools.toolchains.toolchains [--json] [text ...]    only the steps whose name holds one of the texts
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from known_spills import judged
 from tqdm import tqdm
-from without_cuda import add_empty_libraries
+
+from .known_spills import judged
+from .without_cuda import add_empty_libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
@@ -43,14 +44,15 @@ INTERPRETED = [
     "tests/testing/test_interpreter_products.py",
 ]  # fmt: skip
 ON_EACH_PYTHON = [
-    "tests/kernels/test_native_rows.py", "tests/kernels/test_native_gelu.py", "tests/ops/test_opcheck.py",
-    "tests/ops/test_autocast.py", "tests/kernels/triton/test_two_bin.py",
-    "tests/kernels/triton/test_score_matrices.py", "tests/testing/test_interpreter_controls.py",
+    "tests/kernels/test_native_rows.py", "tests/kernels/test_native_gelu.py",
+    "tests/ops/properties/test_opcheck.py", "tests/ops/properties/test_autocast.py",
+    "tests/kernels/triton/test_two_bin.py", "tests/kernels/triton/test_score_matrices.py",
+    "tests/testing/test_interpreter_controls.py",
 ]  # fmt: skip
 VERSIONS = """
 import json, platform, torch, triton
-from diffratio_kernels.kernels import native
-print(json.dumps([platform.python_version(), torch.__version__, triton.__version__, native.unavailable]))
+from diffratio_kernels import _native
+print(json.dumps([platform.python_version(), torch.__version__, triton.__version__, _native.unavailable]))
 """
 LIMIT = 3600  # seconds of a step; none takes a third of it
 
@@ -94,10 +96,10 @@ def steps() -> dict[str, Callable[[str], Outcome]]:
 
 def gate(version: str, name: str) -> Outcome:
     """Compile whatever ships with one Triton; the rules hold for all of them."""
-    command = [sys.executable, "-c", "from diffratio.cli import main; main()", "kernels", "--json"]
+    command = [sys.executable, "-m", "tools.aot.kernels", "--json"]
     done = run(name, command, with_triton(version), interpreted=False)
     if done.returncode not in (0, 1):
-        raise subprocess.CalledProcessError(done.returncode, "diffratio kernels", stderr=done.stderr)
+        raise subprocess.CalledProcessError(done.returncode, "tools.aot.kernels", stderr=done.stderr)
     found = json.loads(done.stdout)
     ran = f"Triton {found['toolchain']['triton']}"
     failures, listed = judged(found, version)

@@ -99,13 +99,6 @@ struct ScatterArgs {
   void* out;  // [B*N, D]; may be x itself with index
 };
 
-// Logits of the router of another layer, of every row of an output.
-struct NextLogits {
-  const float* weight;  // [D]
-  const float* bias;    // [1] or null
-  float* logits;        // [B*N]; null: none are wanted
-};
-
 struct ScatterBackwardArgs {
   ScatterArgs forward;                       // with place; `out` unused
   const void* grad_out;                      // [B*N, D]
@@ -118,7 +111,7 @@ struct ScatterBackwardArgs {
 // Tensors of both bins have T + S rows: after the large rows, those of the small bins of all samples.
 struct Bins {
   const float* weight_large;  // [B]; the small bin has the rest of 1
-  const int32_t *large_offsets, *small_offsets;  // [B+1]
+  const int32_t *cu_seqlens_large, *cu_seqlens_small;  // [B+1]
   int64_t samples, rows;                         // B, T
 };
 

@@ -1,4 +1,4 @@
-// The only kernel file that knows whether nvcc compiles it for a GPU or g++ for the simulator (csrc/sim).
+// The only kernel file that knows whether nvcc compiles it for a GPU or g++ for the simulator (tools/sim).
 //
 // So that the other files need not know: shared arrays come from DIFFRATIO_SHARED, launches from
 // DIFFRATIO_LAUNCH, there is no inline PTX, and lanes of a warp meet only in calls that name them by a mask.

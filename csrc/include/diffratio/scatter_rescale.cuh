@@ -1,5 +1,4 @@
-// Finish the kept rows (residual + gated branch, rescaled by the router score) and put them back; the next
-// router's logits of every row, while the row is in registers.
+// Finish the kept rows (residual + gated branch, rescaled by the router score) and scatter them into a copy of x.
 #pragma once
 
 #include "arguments.h"
@@ -28,10 +27,9 @@ __device__ __forceinline__ float score(const ScatterArgs& a, int64_t r) {
   return a.rescale == Rescale::kNone ? 1.0f : a.score_scale * sigmoid(a.logits[r]);
 }
 
-// All rows of x with place (rows that are not kept are copied), the rows of index only without. A logit is that
-// of the row as stored, for rows of one warp with the bits of router_logits.
-template <class T, Rescale mode, bool kAligned, bool kNext>
-__global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(ScatterArgs a, NextLogits next) {
+// All rows of x with place (rows that are not kept are copied), the rows of index only without.
+template <class T, Rescale mode, bool kAligned>
+__global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(ScatterArgs a) {
   using F = Finish<mode>;
   constexpr int n = kPerVector<T>;
   const int64_t i = row_of_thread();
@@ -39,26 +37,11 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(Scat
   const int64_t r = a.place ? i : a.index[i], t = a.place ? a.place[i] : i;
   const int width = static_cast<int>(a.width);
   T* out = static_cast<T*>(a.out) + r * a.width;
-  float logit[1] = {0};
-  const auto put = [&](int column, const Vec<T, n>& values) {
-    store<n, kAligned>(out, column, width, values);
-    if constexpr (kNext) {
-      const Vec<float, n> weight = load_constant<n, kAligned>(next.weight, column, width);
-#pragma unroll
-      for (int j = 0; j < n; ++j) logit[0] += upcast(values.value[j]) * weight.value[j];
-    }
-  };
-  const auto put_logit = [&] {
-    if constexpr (kNext) {
-      row_sums(logit);
-      if (threadIdx.x == 0) next.logits[r] = logit[0] + (next.bias ? *next.bias : 0.0f);
-    }
-  };
 
   const Row<T, kAligned> x(static_cast<const T*>(a.x) + r * a.width, F::reads_x || t < 0 ? width : 0);
   if (t < 0) {
-    each_vector<T, kAligned>(width, [&](int v, int column) { put(column, x.at(v, column)); });
-    put_logit();
+    each_vector<T, kAligned>(
+        width, [&](int v, int column) { store<n, kAligned>(out, column, width, x.at(v, column)); });
     return;
   }
   const Row<T, kAligned> hidden(static_cast<const T*>(a.hidden) + t * a.width, width);
@@ -76,9 +59,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(Scat
       const float old = upcast(kept.value[j]);
       finished.value[j] = from_float<T>(F::base(old, h) + factor * F::delta(old, h, u));
     }
-    put(column, finished);
+    store<n, kAligned>(out, column, width, finished);
   });
-  put_logit();
 }
 
 }  // namespace diffratio::cuda

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) two_bin_gelu_kernel(TwoBinGelu
   const int64_t t = row_of_thread();
   if (t >= a.bins.rows) return;
   const int width = static_cast<int>(a.width);
-  const BinRow row = bin_row(a.bins, sample_of(a.bins.large_offsets, a.bins.samples, t), t);
+  const BinRow row = bin_row(a.bins, sample_of(a.bins.cu_seqlens_large, a.bins.samples, t), t);
   const T* large = static_cast<const T*>(a.pre) + t * a.width;
   const T* small = static_cast<const T*>(a.pre) + row.at * a.width;
   T* inner = static_cast<T*>(a.inner) + t * a.width;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1)
   const int64_t t = row_of_thread();
   if (t >= a.bins.rows) return;
   const int width = static_cast<int>(a.width);
-  const BinRow row = bin_row(a.bins, sample_of(a.bins.large_offsets, a.bins.samples, t), t);
+  const BinRow row = bin_row(a.bins, sample_of(a.bins.cu_seqlens_large, a.bins.samples, t), t);
   const T* grad = static_cast<const T*>(a.grad) + t * a.width;
   const T* large = static_cast<const T*>(a.pre) + t * a.width;
   const T* small = static_cast<const T*>(a.pre) + row.at * a.width;

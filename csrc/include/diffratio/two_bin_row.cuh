@@ -18,8 +18,8 @@ struct BinRow {
 // Packed row t of sample b.
 __device__ __forceinline__ BinRow bin_row(const Bins& bins, int64_t b, int64_t t) {
   const float large = bins.weight_large[b];
-  const int64_t rank = t - bins.large_offsets[b], first = bins.small_offsets[b];
-  if (rank >= bins.small_offsets[b + 1] - first) return {large, 0.0f, -1};
+  const int64_t rank = t - bins.cu_seqlens_large[b], first = bins.cu_seqlens_small[b];
+  if (rank >= bins.cu_seqlens_small[b + 1] - first) return {large, 0.0f, -1};
   return {large, 1 - large, bins.rows + first + rank};
 }
 

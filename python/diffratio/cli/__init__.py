@@ -1,8 +1,11 @@
 """`diffratio`: one file per command, imported when it is called, so that each needs its own packages only."""
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from typing import NoReturn
 
 from ..extras import missing
 
@@ -12,13 +15,13 @@ COMMANDS = {
     "sample": ("demo", "a picture of what a trained model draws"),
     "eval": ("diffusers", "quality, latency, FLOPs and memory of a model"),
     "plot": ("demo", "figures of training runs and of results of bench"),
-    "bench": ("diffusers", "latency and memory beside what a user would run instead"),
+    "bench": ("diffusers", "latency and memory beside what a user would run; in a checkout"),
     "plan": ("diffusers", "what compression would save on a device, before any training"),
     "flops": ("diffusers", "count a model's FLOPs"),
-    "kernels": ("triton", "compile every GPU kernel: registers, spills, instructions"),
     "doctor": (None, "what can run here, and why the rest cannot"),
 }
 """Command -> the extra that it needs, and what it does."""
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 def main() -> None:
@@ -29,8 +32,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as head, has what it wanted; 1 says that it did not get all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:  # while packages were imported: commands have an answer of their own
-        _stop("\ndiffratio: stopped", 130)
+    except KeyboardInterrupt:  # while packages were imported; commands catch it themselves
+        _stop("\ndiffratio: stopped", INTERRUPTED)
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -57,8 +60,6 @@ def run(name: str, arguments: list[str]) -> None:
     try:
         import typer
 
-        from .stop import stoppable
-
         command = getattr(import_module(f".{name}", __name__), name)
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(stoppable(command))
@@ -67,12 +68,30 @@ def run(name: str, arguments: list[str]) -> None:
         if (error.name or "").partition(".")[0] in ("diffratio", "diffratio_kernels"):
             raise
         extra, _ = COMMANDS[name]
-        told = missing(f"diffratio {name}", error, extra)
-        _stop(f"diffratio {name}: {error}" if told is error else str(told))
+        advice = missing(f"diffratio {name}", error, extra)
+        _stop(f"diffratio {name}: {error}" if advice is error else str(advice))
+
+
+def stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command, which ends with one line instead of a traceback when it is interrupted.
+
+    The line is the text of the KeyboardInterrupt, where a command knows better than to start over.
+    """
+
+    @functools.wraps(command)
+    def run(*arguments, **options) -> None:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt as interrupt:
+            how = str(interrupt) or "the same command starts over"
+        # Only here are the frames of the command gone, and with them the bars that they were drawing.
+        _stop(f"\ndiffratio {command.__name__}: stopped; {how}", INTERRUPTED)
+
+    return run
 
 
 def usage() -> str:
-    """The commands, and what each needs."""
+    """Return the commands, and what each needs."""
     rows = [
         f"  {name:8} {does:66} {'torch alone' if extra is None else f'.[{extra}]'}"
         for name, (extra, does) in COMMANDS.items()
@@ -91,6 +110,6 @@ def usage() -> str:
     ])  # fmt: skip
 
 
-def _stop(text: str, code: int = 2) -> None:
+def _stop(text: str, code: int = 2) -> NoReturn:
     print(text, file=sys.stderr)
     sys.exit(code)

@@ -1,36 +1,31 @@
-"""`diffratio bench`: latency and memory of one level, beside everything a user would run instead."""
+"""`diffratio bench`: the entry to the benchmarks of a checkout; they are in no wheel."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
 
-from ..bench.registry import LEVELS
-from ..progress import progress_bar
-from .eval import Device, device_of
-from .output import check_folder, make_folder
+from .eval import Device
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COMPILE_MODES = ("none", "default", "max-autotune-no-cudagraphs")
-KEPT = {"operator": [1.0, 0.5, 0.3], "training": [0.5, 0.6, 0.7, 0.9], "sampling": [0.8, 0.5]}
-"""Where a level has a default of its own."""
+CHECKOUT = Path(__file__).parents[3]
+"""The repository, where this file is in one: diffratio runs from a checkout, or is installed with pip -e."""
+NO_CHECKOUT = (
+    'diffratio bench: needs a checkout of the repository; clone it, then pip install -e ".[diffusers]" in it'
+)
 
 
 def bench(
-    level: Annotated[
+    suite: Annotated[
         str, typer.Argument(help="peak, operator, block, training, model or sampling.")
     ] = "block",
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples; repeatable. Default: 2.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Image tokens N.")] = 1024,
     kept: Annotated[
         list[float] | None,
-        typer.Option(help="Parts of the tokens that are kept, in tenths; repeatable. Default: by the level."),
+        typer.Option(help="Parts of the tokens that are kept, in tenths; repeatable. Default: by the suite."),
     ] = None,
     width: Annotated[int, typer.Option(min=8, help="Width D.")] = 1152,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 16,
@@ -42,103 +37,41 @@ def bench(
     device: Device = "auto",
     compile_mode: Annotated[
         str,
-        typer.Option(help=f"Of compiled peers: {', '.join(COMPILE_MODES)}. On a GPU: default, else none."),
+        typer.Option(
+            help="Of compiled peers: none, default, max-autotune-no-cudagraphs. On a GPU: default, else none."
+        ),
     ] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder with a file per machine; rows are appended.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON, one subject a line.")] = False,
 ) -> None:
-    """Measure one level in turns: candidates within the error budget only, ratios beside absolute figures.
+    """Measure one suite in turns: candidates within the error budget only, ratios beside absolute figures.
 
-    A candidate that raises or is outside of the budget is a row without times, "refused" with the reason, and
+    Needs a checkout of the repository: diffratio installed there with pip install -e, or run from it. A
+    candidate that raises or is outside of the budget is a row without times, "refused" with the reason, and
     the others go on. Exit code 1: a kernel of ours was refused that could have run here.
     """
-    from ..bench.machine import clocks, machine
-    from ..bench.measure import measure
-    from ..bench.options import Options
-    from ..bench.record import append, file_of
-    from ..bench.registry import subjects
-    from ..bench.table import table
+    if not (CHECKOUT / "benchmarks" / "harness").is_dir():
+        typer.echo(NO_CHECKOUT, err=True)
+        raise typer.Exit(2)
+    sys.path.insert(0, str(CHECKOUT))
+    from benchmarks.harness.command import measure_suite
 
-    if level not in LEVELS:
-        raise typer.BadParameter(f"level={level!r} must be one of {', '.join(LEVELS)}")
-    if out is not None:
-        check_folder(out)
-    device = device_of(device)
-    gpu = device == "cuda"
-    options = Options(
+    measure_suite(
+        suite,
+        batches=batch,
+        rounds=rounds,
+        out=out,
+        as_json=as_json,
+        dtype=dtype,
         device=device,
-        dtype=_dtype(dtype, gpu),
+        compile_mode=compile_mode,
+        kept=kept,
         tokens=tokens,
-        kept=_kept(kept or KEPT.get(level) or list(Options.kept)),
         width=width,
         heads=heads,
         text=text,
         layers=layers,
         steps=steps,
-        compile_mode=_compile_mode(compile_mode, gpu),
     )
-    if width % heads or width // heads % 8:
-        raise typer.BadParameter(f"width={width} must be heads={heads} times a multiple of 8")
-    facts = machine() | {"compile_mode": options.compile_mode}
-    file = None if out is None else file_of(out, facts["device"])
-    console = Console() if Console().is_terminal else Console(width=140)
-    measured, failed = 0, {}
-    for size in dict.fromkeys(batch or [options.batch]):
-        found, stopped = [], False
-        try:
-            chosen = list(subjects(level, replace(options, batch=size)))
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        if out is not None:
-            make_folder(out)
-        try:
-            for subject in progress_bar(chosen, show=not as_json, desc=level, leave=False):
-                before = clocks()
-                rows = measure(subject, device, rounds, progress=not as_json)
-                run = facts | {"clocks": {"before": before, "after": clocks()}} if before else facts
-                if file is not None:
-                    append(file, run, rows)
-                if as_json:
-                    typer.echo(json.dumps({**run, "rows": rows}))
-                found += rows
-                failed |= {f"{row['name']}: {row['refused']}": None for row in rows if "failed" in row}
-                measured += 1
-                if gpu:
-                    torch.cuda.empty_cache()
-        except KeyboardInterrupt:
-            stopped = True
-        if found and not as_json:
-            console.print(table(found, gpu))
-        if stopped:
-            break
-    kept_in = "not stored (--out)" if file is None else f"appended to {file}"
-    typer.echo(f"{'stopped: ' * stopped}{measured} subjects measured, {kept_in}", err=True)
-    for reason in failed:
-        typer.echo(f"failed: {reason}", err=True)
-    if stopped or failed:
-        raise typer.Exit(130 if stopped else 1)
-
-
-def _dtype(name: str, gpu: bool) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if gpu else torch.float32
-    if name not in DTYPES:
-        raise typer.BadParameter(f"dtype={name!r} must be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def _compile_mode(name: str, gpu: bool) -> str | None:
-    if name == "auto":
-        return "default" if gpu else None
-    if name not in COMPILE_MODES:
-        raise typer.BadParameter(f"compile_mode={name!r} must be one of {', '.join(COMPILE_MODES)}")
-    return None if name == "none" else name
-
-
-def _kept(parts: list[float]) -> tuple[float, ...]:
-    for part in parts:
-        if not 0 < part <= 1 or abs(10 * part - round(10 * part)) > 1e-9:
-            raise typer.BadParameter(f"kept={part} must be a number of tenths from 0.1 to 1.0")
-    return tuple(dict.fromkeys(round(part, 1) for part in parts))

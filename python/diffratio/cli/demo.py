@@ -7,23 +7,31 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from .eval import print_table
 from .output import check_folder
+from .train import ratio_lines
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for demo.png and demo.json.")] = Path("out/demo"),
-    samples_per_class: Annotated[int, typer.Option(min=1, help="Samples of each digit and model.")] = 20,
+    samples: Annotated[int, typer.Option(min=2, help="Samples of each model.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Sample real images dense and token-sparse; print FLOPs, latency, memory, accuracy; draw a picture."""
-    from ..demo.report import print_report
+    from ..demo.picture import table_rows, title
     from ..demo.run import run_demo
+    from ..evaluation.quality import SampleSettings
 
     check_folder(out)
-    report = run_demo(out, samples_per_class=samples_per_class, seed=seed, progress=not as_json)
+    report = run_demo(out, SampleSettings(samples, seed), progress=not as_json)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
-    else:
-        print_report(report)
+        return
+    console = Console()
+    header, *rows = table_rows(report)
+    print_table(console, title(report), header, rows)
+    console.print(*ratio_lines([[tenths / 10 for tenths in row] for row in report["kept_tenths"]]), sep="\n")
+    console.print(f"{report['picture']} written; {report['seconds']:.0f} s in all")

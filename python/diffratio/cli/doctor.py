@@ -9,15 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from diffratio_kernels import __version__, capabilities
-from diffratio_kernels.kernels import cuda, native
+from diffratio_kernels import __version__, _native, capabilities
 
 PACKAGES = ("torch", "triton", "diffusers", "peft", "accelerate", "safetensors", "flash-attn", "numpy")
-HEADINGS = ("operator", "implementation", "device", "available", "auto for", "why not")
+HEADINGS = ("operator", "backend", "device", "available", "auto for", "why not")
 
 
 def doctor(arguments: list[str]) -> None:
-    """List every implementation of every operator, what is available and why not."""
+    """List every backend of every operator, what is available and why not."""
     parser = argparse.ArgumentParser(prog="diffratio doctor", description=doctor.__doc__)
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     as_json = parser.parse_args(arguments).json
@@ -26,7 +25,7 @@ def doctor(arguments: list[str]) -> None:
 
 
 def report() -> dict:
-    """Versions, devices, the native library and every implementation, as plain JSON types."""
+    """Return versions, devices, the native library and every backend, as plain JSON types."""
     has_gpu = torch.cuda.is_available()
     return {
         "diffratio": __version__,
@@ -36,29 +35,29 @@ def report() -> dict:
         "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_gpu else [],
         "native": {
-            "available": native.unavailable is None,
-            "reason": native.unavailable,
-            "instruction_set": None if native.unavailable else native.instruction_set(),
-            "cuda_kernels": cuda.unavailable is None,
-            "cuda_reason": cuda.unavailable,
+            "available": _native.unavailable is None,
+            "reason": _native.unavailable,
+            "instruction_set": None if _native.unavailable else _native.instruction_set(),
+            "cuda_kernels": _native.cuda_unavailable is None,
+            "cuda_reason": _native.cuda_unavailable,
         },
-        "implementations": capabilities(),
+        "backends": capabilities(),
     }
 
 
 def lines(found: dict) -> list[str]:
-    """A report as text: without a GPU only what is for the CPU."""
+    """Return a report as lines of text; without a GPU only what is for the CPU."""
     gpus = ", ".join(found["gpus"]) or "no GPU"
     lib = found["native"]
     rows = f"{lib['instruction_set']} row kernels" if lib["available"] else lib["reason"]
     compiled = "CUDA kernels" if lib["cuda_kernels"] else f"no CUDA kernels: {lib['cuda_reason']}"
     table = [HEADINGS]
-    for row in found["implementations"]:
+    for row in found["backends"]:
         if row["device"] == "cuda" and not found["gpus"]:
             continue
         mark = "yes" if row["available"] else "no"
         chosen = " ".join(row["auto"])
-        table.append((row["op"], row["implementation"], row["device"], mark, chosen, row["reason"] or ""))
+        table.append((row["op"], row["backend"], row["device"], mark, chosen, row["reason"] or ""))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         f"diffratio {found['diffratio']}, Python {found['python']}, {gpus}",

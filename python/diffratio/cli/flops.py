@@ -9,17 +9,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..flops import (
+from diffratio_kernels import kept_tokens
+
+from ..evaluation.flops import (
     METHODS,
     PRESETS,
     FlopsReport,
     TransformerShape,
     dsap_kept,
-    kept_tokens,
     rows,
     transformer_flops,
 )
-from .shapes import read_json, shape_of
+from .shapes import read_json, shape_of, tenths_of
 
 
 def flops(
@@ -81,28 +82,21 @@ def _kept(
         tenths = read_json(kept_table, "--kept-table")
         if not isinstance(tenths, list):
             raise ValueError(f"--kept-table: {kept_table} holds no list")
-        try:
-            kept = [
-                [kept_tokens(t, shape.tokens) for t in (row if isinstance(row, list) else [row])]
-                for row in tenths
-            ]
-        except ValueError as error:
-            raise ValueError(f"--kept-table: {error}") from error
+        rows = [row if isinstance(row, list) else [row] for row in tenths]
+        kept = [[_kept_of(one, shape.tokens) for one in row] for row in rows]
         return kept, method or "mod"
-    removed = _tenths(compression or 0)
+    removed = tenths_of(compression or 0, "--compression")
     if method in (None, "dense") and removed == 0:
         return None, "dense"
     kept = kept_tokens(10 - removed, shape.tokens)
     return dsap_kept(shape, kept) if method == "atedm" else kept, method or "mod"
 
 
-def _tenths(compression: float) -> int:
-    """The compression as an integer: 0.3 is no binary fraction, and kept counts must not depend on that."""
-    if 0 <= compression <= 1:
-        tenths = round(10 * compression)
-        if abs(10 * compression - tenths) < 1e-9:
-            return tenths
-    raise ValueError(f"--compression: {compression} is not one of 0, 0.1, ... 1")
+def _kept_of(tenths: Any, tokens: int) -> int:
+    """One cell of a table of kept tenths as a count of tokens."""
+    if isinstance(tenths, bool) or not isinstance(tenths, int) or not 0 <= tenths <= 10:
+        raise ValueError(f"--kept-table: {tenths!r} is not an integer from 0 to 10")
+    return kept_tokens(tenths, tokens)
 
 
 def _print_counts(

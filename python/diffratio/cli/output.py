@@ -1,4 +1,4 @@
-"""Whether `--out` can be written, told before the work."""
+"""Checks of `--out` before the work begins."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ import typer
 
 
 def check_folder(out: Path) -> None:
-    """A BadParameter that names `out` where the folder can be neither written to nor made."""
+    """Raise a BadParameter that names `out` where the folder can be neither written to nor made."""
     _check(out, out)
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder, or raise a BadParameter that names `out`: what is only there once it is tried."""
+    """Make the folder; a BadParameter names `out` where it cannot be made after all."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -20,7 +20,7 @@ def make_folder(out: Path) -> None:
 
 
 def check_file(out: Path) -> None:
-    """The same for a file and the folder that it is to lie in."""
+    """Raise a BadParameter that names `out` where the file cannot be written."""
     if out.is_dir():
         raise typer.BadParameter(f"out={str(out)!r} is a folder, must be a file")
     _check(out, out.parent)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+
+from diffratio_kernels import kept_tokens
 
 from .. import plan as planner
-from ..flops import PRESETS, TransformerShape, kept_tokens
-from .plan_tables import BATCHES, KEPT, layers_table, lines, steps_table, sweep_table
-from .shapes import shape_of
-
-WIDTH = 100
+from ..evaluation.flops import PRESETS, TransformerShape
+from .shapes import shape_of, tenths_of
 
 
 def plan(
@@ -30,97 +31,95 @@ def plan(
         float | None, typer.Option(help="Part of the tokens that every layer keeps, in tenths; 0.7.")
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="A trained adapter: its ratios of each layer and region.")
+        Path | None,
+        typer.Option(help="A trained adapter of this model: its ratios."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Predict for one of a100, h100, h200 (h200 when left out).")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Times that `diffratio bench` wrote (.jsonl), for that device.")
+        Path | None, typer.Option(help="Times that `diffratio bench` wrote (.jsonl): peak and operator.")
     ] = None,
     cache_text_kv: Annotated[
         bool, typer.Option(help="The text keys and values are projected once for all steps.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """FLOPs and milliseconds of every layer, and from how few kept tokens on leaving tokens out pays.
+    """FLOPs and milliseconds of every layer, and up to how many kept tokens leaving tokens out pays.
 
-    With --results the seconds lie between measured ones, and the error of predicted blocks is printed;
-    without it everything is predicted from the device's datasheet.
+    Predicted from a device's datasheet; with --results the seconds lie between measured ones.
     """
     try:
         shape = shape_of(preset, model, height, width, text_tokens)
-        counts = _counts(shape, kept, adapter)
-        source, rows = _source(device, results)
+        counts, source = _counts(shape, kept, adapter), _source(device, results)
         found = planner.plan(shape, batch, counts, source, cache_text_kv=cache_text_kv)
-        grid = [
-            [
-                planner.plan(
-                    shape, size, kept_tokens(tenths, shape.tokens), source, cache_text_kv=cache_text_kv
-                )
-                for size in BATCHES
-            ]
-            for tenths in KEPT
-        ]
-        errors = [planner.prediction_error(rows, left_out) for left_out in (False, True)] if rows else []
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    errors = [error for error in errors if error is not None]
     if as_json:
-        ratios = [[one.latency_ratio for one in row] for row in grid]
-        sweep = {"kept": [tenths / 10 for tenths in KEPT], "batches": BATCHES, "latency_ratios": ratios}
-        report = found.to_dict() | {"sweep": sweep, "prediction_error": [e.to_dict() for e in errors]}
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(json.dumps(found.to_dict(), indent=2))
         return
-    console = Console(width=WIDTH)
-    console.print(steps_table(found), layers_table(found), sweep_table(grid))
-    for line in lines(found, errors):
-        console.print(line, highlight=False)
+    Console(width=100).print(_table(found))
+    shares = (found.flop_ratio, found.latency_ratio, found.realised)
+    typer.echo("FLOPs of dense {:.3f}, time of dense {:.3f}, E = {:.3f}".format(*shares))
+    if results and found.not_measured > 0.1:
+        sizes = f"--batch {batch} --tokens {shape.tokens} --width {shape.width} --heads {shape.heads}"
+        typer.echo(
+            f"{found.not_measured:.0%} of the time is of steps that were not measured at these sizes: "
+            f"`diffratio bench operator {sizes} --text {shape.text_tokens}` does it"
+        )
+    typer.echo(found.verdict)
 
 
-def _counts(shape: TransformerShape, kept: float | None, adapter: Path | None) -> object:
-    """Kept tokens: one count, or of an adapter the [L][R] table with None for a layer it does not route."""
+def _counts(shape: TransformerShape, kept: float | None, adapter: Path | None) -> int | list[list[int]]:
+    """Kept tokens: one count, or of an adapter the [L][R] table."""
     if kept is not None and adapter is not None:
         raise ValueError("--kept: give either --kept or --adapter")
     if adapter is None:
-        kept = 0.7 if kept is None else kept
-        tenths = round(10 * kept)
-        if abs(10 * kept - tenths) > 1e-9 or not 0 <= tenths <= 10:
-            raise ValueError(f"--kept: {kept} is not one of 0, 0.1, ... 1")
-        return kept_tokens(tenths, shape.tokens)
-    from ..adapter_file import CONFIG_NAME, read_config
+        return kept_tokens(tenths_of(0.7 if kept is None else kept, "--kept"), shape.tokens)
+    from ..routing.adapter_file import CONFIG_NAME, read_config
 
     try:
         written, config = read_config(adapter / CONFIG_NAME)
     except ValueError as error:
         raise ValueError(f"--adapter: {error}") from error
     names = written["routed_layers"]
-    table: list = [None] * shape.layers
-    for name, row in zip(names, config.kept_tenths(len(names)), strict=True):
-        number = name.rpartition(".")[2]
-        if not number.isdecimal() or int(number) >= shape.layers:
-            raise ValueError(f"--adapter: it routes {name}, the model has {shape.layers} layers")
-        table[int(number)] = [kept_tokens(tenths, shape.tokens) for tenths in row]
-    return table
+    table = dict(zip((n.rpartition(".")[2] for n in names), config.kept_tenths(len(names)), strict=True))
+    layers = [str(layer) for layer in range(shape.layers)]
+    if sorted(n.rpartition(".")[2] for n in names) != sorted(layers):
+        routed = f"{len(names)} layers, {names[0]} to {names[-1]}" if names else "no layer"
+        raise ValueError(f"--adapter: it routes {routed}; the model that is planned has {shape.layers}")
+    return [[kept_tokens(n, shape.tokens) for n in table[layer]] for layer in layers]
 
 
-def _source(device: str | None, results: Path | None) -> tuple[planner.Device | planner.Measured, list[dict]]:
-    """Measured times and the rows that these are from; a device, where nothing was measured."""
+def _source(device: str | None, results: Path | None) -> planner.Device | planner.Measured:
     if results is not None and device is not None:
         raise ValueError("--device: --results says which device")
     if results is None:
         device = device or "h200"
         if device not in planner.DEVICES:
             raise ValueError(f"--device: {device!r} is not one of {', '.join(planner.DEVICES)}")
-        results = planner.shipped(device)
-        if results is None:
-            return planner.DEVICES[device], []
-    from ..bench.record import read
+        return planner.DEVICES[device]
+    from ..evaluation.results import read
 
     if not results.is_file():
         raise ValueError(f"--results: {results} is not a file")
     try:
-        rows = read(results)
-        return planner.Measured(rows), rows
+        return planner.Measured(read(results))
     except ValueError as error:
         raise ValueError(f"--results: {results}: {error}") from error
+
+
+def _table(found: planner.Plan) -> Table:
+    """All layers, a row for each run of alike ones."""
+    shape = found.shape
+    sizes = f"{shape.layers} blocks, B={found.batch} N={shape.tokens} D={shape.width}"
+    table = Table(title=f"{sizes}\n{found.title}")
+    for heading in ("layers", "kept", "GFLOP", "ms", "of dense"):
+        table.add_column(heading, justify="right")
+    for kept, alike in groupby(found.layers, key=lambda layer: layer.kept):
+        run = list(alike)
+        numbers = "-".join(map(str, dict.fromkeys((run[0].layer, run[-1].layer))))
+        parts = " ".join(f"{count / shape.tokens:.2f}" for count in kept)
+        gflop, ms = sum(one.flops for one in run) / 1e9, sum(one.seconds for one in run) * 1e3
+        table.add_row(numbers, parts, f"{gflop:.1f}", f"{ms:.3f}", f"{run[0].of_dense:.3f}")
+    return table

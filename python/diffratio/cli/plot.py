@@ -14,9 +14,7 @@ from .output import check_folder
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of `train`, .jsonl files of `bench`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pictures, with one for each run.")] = Path(
-        "out/plots"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of the pictures, one for each run.")] = Path("out/plots"),
     figure: Annotated[
         list[str] | None,
         typer.Option(help="trajectories, regions, maps or quality; repeatable. Default: all."),

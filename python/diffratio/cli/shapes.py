@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..flops import PRESETS, TransformerShape
+from ..evaluation.flops import PRESETS, TransformerShape
 
 
 def shape_of(
@@ -28,6 +28,18 @@ def shape_of(
     return shape if height is None else shape.resized(height, width)
 
 
+def tenths_of(part: float, option: str) -> int:
+    """A part of the tokens as an integer of tenths; a ValueError names the option.
+
+    0.3 is no binary fraction, and kept counts must not depend on that.
+    """
+    if 0 <= part <= 1:
+        tenths = round(10 * part)
+        if abs(10 * part - tenths) < 1e-9:
+            return tenths
+    raise ValueError(f"{option}: {part} is not one of 0, 0.1, ... 1")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     candidates = [path / "config.json", path / "transformer" / "config.json"] if path.is_dir() else [path]
     found = [candidate for candidate in candidates if candidate.is_file()]
@@ -42,6 +54,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 def read_json(path: Path, option: str) -> Any:
     """A file's JSON; a ValueError names the option."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows puts a byte order mark first
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{option}: cannot read {path}: {error}") from error

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import shlex
 import sys
 import warnings
-from dataclasses import Field, fields
-from typing import Annotated, get_type_hints
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..data.images import BrokenImage
 from ..train.arguments import ArgumentError, TrainArguments
-from .after_train import how_to_go_on, report
-from .stop import Stopped
+from ..train.checkpoints import Checkpoints
+
+RESUME = ("--resume_from_checkpoint", "latest")
+NEXT = {
+    "plot": "ratios over training, router maps, quality on the way",
+    "sample": "what it draws: of held-out captions, or --prompt TEXT",
+    "eval": "quality, latency, FLOPs and memory, dense and sparse",
+}
+"""What to type after a training, and what for."""
 
 
 def train(as_json: bool, **values) -> None:
@@ -28,7 +38,7 @@ def train(as_json: bool, **values) -> None:
         except (ArgumentError, BrokenImage) as error:
             sys.exit(f"diffratio train: {error}")
         except KeyboardInterrupt:
-            raise Stopped(how_to_go_on(values["output_dir"])) from None
+            raise KeyboardInterrupt(how_to_resume(values["output_dir"])) from None
     if not run:
         return
     typer.echo(json.dumps(run, indent=2) if as_json else "\n".join(report(run)))
@@ -41,26 +51,90 @@ def _show_warning(message, *_) -> None:
     tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _option(one: Field, kind: type) -> inspect.Parameter:
-    choices = one.metadata["choices"]
-    # Not in brackets: rich takes those for markup and shows nothing.
-    text = one.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
-    annotation = Annotated[kind, typer.Option(f"--{one.name}", help=text)]
-    return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=annotation
-    )
+def report(run: dict[str, Any]) -> list[str]:
+    """Return the lines at the end of a training; ``run`` is the content of ``run.json``."""
+    folder = run["arguments"]["output_dir"]
+    loss = f"validation {run['loss']} {run['validation_loss']:.4f}"
+    lines = [f"{folder}: {run['step']} steps in {duration(run['seconds'])}, {loss}", *kept_lines(run)]
+    commands = {f"diffratio {name} {shlex.quote(folder)}": what for name, what in NEXT.items()}
+    if run["latents"]:
+        del commands[f"diffratio sample {shlex.quote(folder)}"]
+        commands[f"pipe.transformer, _ = diffratio.train.load_run({folder!r})"] = "in its pipeline, to draw"
+    width = max(map(len, commands))
+    return [*lines, "", *(f"{command:{width}}  # {what}" for command, what in commands.items())]
 
 
-def _options() -> list[inspect.Parameter]:
+def kept_lines(run: dict[str, Any]) -> list[str]:
+    """Return how many tokens are kept: a line for each timestep region, a column for each layer."""
+    arguments = run["arguments"]
+    if arguments["method"] == "mod":
+        return [f"tokens kept in every layer: {1 - arguments['target_compression']:.0%}"]
+    if "ratios" not in run:
+        return []
+    return ratio_lines(run["ratios"])
+
+
+def ratio_lines(ratios: list[list[float]]) -> list[str]:
+    """Return learned kept ratios [L][R] as lines: their mean, and a line for each timestep region."""
+    layers, regions = len(ratios), len(ratios[0])
+    mean = sum(map(sum, ratios)) / (layers * regions)
+    lines = [f"tokens kept, learned: {mean:.1%} on average; in % by timestep (0 is clean) and layer:"]
+    lines.append(f"  {'layer':12}" + "".join(f"{layer:4}" for layer in range(layers)))
+    for region in range(regions):
+        first, after = (-(-1000 * edge // regions) for edge in (region, region + 1))
+        kept = "".join(f"{round(100 * row[region]):4}" for row in ratios)
+        lines.append(f"  {f't {first} to {after - 1}':12}{kept}")
+    return lines
+
+
+def how_to_resume(output_dir: str) -> str:
+    """Return which checkpoint an interrupted run has, and the command that resumes it."""
+    checkpoints = Checkpoints(Path(output_dir))
+    whole = [step for step in checkpoints.steps() if checkpoints.why_broken(step) is None]
+    kept = f"{checkpoints.path(whole[-1])} is kept, go on" if whole else "no checkpoint yet, start over"
+    return f"{kept} with: {_resuming_command()}"
+
+
+def _resuming_command() -> str:
+    """The command that was typed, for a shell, with ``--resume_from_checkpoint latest``."""
+    program, *typed = sys.argv
+    name = Path(program).name
+    if name == "__main__.py":
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        name = "accelerate launch -m diffratio" if launched else "python -m diffratio"
+    given = [place for place, word in enumerate(typed) if word.split("=")[0] == RESUME[0]]
+    for place in reversed(given):  # of two the last would count, but one reads better
+        del typed[place : place + (1 if "=" in typed[place] else 2)]
+    return f"{name} {shlex.join([*typed, *RESUME])}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: 8 s, 2 min 13 s, 3 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _signature() -> inspect.Signature:
+    """An option for each field of `TrainArguments`, and ``--json``."""
     kinds = get_type_hints(TrainArguments)
-    found = [_option(one, kinds[one.name]) for one in fields(TrainArguments)]
-    quiet = Annotated[bool, typer.Option("--json", help="Print the run's description as JSON, and no bar.")]
-    return [
-        *found,
-        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=quiet),
-    ]
+    options = {}
+    for one in fields(TrainArguments):
+        choices = one.metadata["choices"]
+        # Not in brackets: rich takes those for markup and shows nothing.
+        text = one.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
+        options[one.name] = one.default, Annotated[kinds[one.name], typer.Option(f"--{one.name}", help=text)]
+    quiet = typer.Option("--json", help="Print the run's description as JSON, and no bar.")
+    options["as_json"] = False, Annotated[bool, quiet]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature([
+        inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        for name, (default, annotation) in options.items()
+    ])  # fmt: skip
 
 
 # typer reads the command line off the signature.
-train.__signature__ = inspect.Signature(_options())
+train.__signature__ = _signature()
 train.__annotations__ = {one.name: one.annotation for one in train.__signature__.parameters.values()}

@@ -71,7 +71,7 @@ def make_class_tokens(seed: int) -> Tensor:
     """Return float32 ``[11, 4, 32]``: four frozen random tokens for each class and for the null class.
 
     They take the place of a text encoder's output. A trained model only works with the tokens that it was
-    trained on, so they are saved next to its weights and this function is for training alone.
+    trained on: those of seed 0 for the models that ship.
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(CLASSES + 1, TOKENS_PER_CLASS, TOKEN_CHANNELS, generator=generator)

@@ -1,130 +1,93 @@
-"""The demo: sample the dense and the sparse digit model, judge both, measure both, draw the picture."""
+"""The demo: sample the dense and the sparse digits model, judge both, measure both, draw the picture."""
 
 import json
-import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from diffusers import PixArtTransformer2DModel
 
-from .. import record_routing
-from ..adapter_file import RATIOS, WEIGHTS_NAME, read_weights
-from ..data.digits import SIZE
-from ..evaluation.target import Target, load_target
+from .. import DiffRatioConfig, record_routing
+from ..data.digits import TOKEN_CHANNELS, TOKENS_PER_CLASS
+from ..evaluation.cost import model_cost
+from ..evaluation.flops.shapes import PAPER_TEXT_TOKENS
+from ..evaluation.quality import SampleSettings
+from ..evaluation.target import load_target
+from ..plots.router_maps import kept_maps
 from ..plots.style import save
-from .measure import costs
-from .model import ASSETS, load_model
-from .picture import compose
-from .sample import balanced_labels, sample
-from .score import accuracy, held_out_accuracy
-from .train import validate
+from ..routing.apply import route_blocks
+from ..toy import DIGITS_LT30
+from .picture import by_class, compose
 
-COMPRESSION = 0.3
-PICTURE_FILE = "demo.png"
-REPORT_FILE = "demo.json"
+PICTURE_FILE, REPORT_FILE = "demo.png", "demo.json"
 
+_BATCH = 64
+_LATENT = 64  # a 512 x 512 image in PixArt's latent space: 32 x 32 tokens
+_REPEATS = 5
 _MAP_COLUMNS = 8
 
 
-def run_demo(
-    out_dir: Path | str,
-    *,
-    samples_per_class: int = 20,
-    seed: int = 0,
-    steps: int = 20,
-    guidance: float = 2.0,
-    assets: Path = ASSETS,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Sample ``10 * samples_per_class`` digits with each model and write ``demo.png`` and ``demo.json``.
-
-    Runs on the GPU if there is one, else on the CPU.
+def run_demo(out_dir: Path, settings: SampleSettings, *, progress: bool = True) -> dict[str, Any]:
+    """Sample digits with both models and write ``demo.png`` and ``demo.json``; on the GPU if there is one.
 
     Args:
         out_dir: where the two files go; made if need be.
-        samples_per_class: samples of each digit and model.
-        seed: of the starting noise, the same for both models.
-        steps: steps of DPM-Solver++.
-        guidance: weight of classifier-free guidance; 1 is none.
-        assets: folder with the models ``dense`` and ``lt30``.
+        settings: how each model is sampled.
         progress: show progress bars on standard error.
 
     Returns:
-        The report, as in ``demo.json``: the settings; ``real_accuracy``, the classifier's on held-out real
-        digits; ``dense`` and ``sparse`` with the classifier's accuracy on the samples and the loss on
-        held-out digits; ``kept``, the ``ratios`` [L][R] that the sparse model has learned (region 0 is the
-        cleanest) and the ``tenths`` [L][R] that it keeps, with the means of both; ``costs``, one entry per
-        thing measured (see ``measure.costs``); ``seconds``.
-
-    Raises:
-        ValueError: ``samples_per_class`` below 1.
+        The report, as in ``demo.json``: the settings; the figures of ``Judge`` for ``dense``, ``sparse`` and
+        ``real`` held-out digits; the ``kept_tenths`` [L][R] that the sparse model has learned (region 0 is
+        the cleanest) and ``mean_kept``; ``costs``, of each thing measured what ``model_cost`` returns;
+        ``seconds``.
     """
-    if samples_per_class < 1:
-        raise ValueError(f"samples_per_class must be at least 1, got {samples_per_class}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     start = time.perf_counter()
-    out_dir = Path(out_dir)
-    labels = balanced_labels(samples_per_class)
-    settings = {"seed": seed, "steps": steps, "guidance": guidance}
-
-    dense_model, class_tokens = load_model(assets / "dense", device)
-    target = load_target(assets / "lt30", device=device)
-    sparse_model = target.model
-    options = {**settings, "progress": progress}
-    dense = sample(dense_model, class_tokens, labels, description="dense samples", **options)
-    with record_routing(sparse_model) as log:
-        sparse = sample(sparse_model, class_tokens, labels, description="sparse samples", **options)
-    kept, timesteps = kept_maps(log, len(labels))
-    every = math.ceil(len(timesteps) / _MAP_COLUMNS)
-
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dense, sparse = (load_target(path, device=device) for path in ("digits", DIGITS_LT30))
+    judge = dense.judge(settings, progress)
+    dense_images = judge.samples(dense.model, "dense samples")
+    with record_routing(sparse.model) as log:
+        sparse_images = judge.samples(sparse.model, "sparse samples")
     report = {
-        "samples": len(labels),
-        **settings,
-        "compression": COMPRESSION,
+        **vars(settings),
         "device": device,
-        "real_accuracy": held_out_accuracy(),
-        "dense": _quality(dense_model, class_tokens, dense, labels),
-        "sparse": _quality(sparse_model, class_tokens, sparse, labels),
-        "kept": kept_ratios(target, assets / "lt30"),
-        "costs": costs(sparse_model, COMPRESSION, progress),
+        "dense": judge.figures(dense.model, dense_images),
+        "sparse": judge.figures(sparse.model, sparse_images),
+        "real": judge.real,
+        "kept_tenths": sparse.kept_tenths,
+        "mean_kept": sparse.mean_kept,
+        "costs": costs(sparse.model, progress),
         "picture": str(out_dir / PICTURE_FILE),
     }
-    save(compose(dense, sparse, kept[::every], timesteps[::every], report), out_dir / PICTURE_FILE)
+    kept, timesteps = kept_maps(log)
+    # From clean to noisy, as the learned ratios beside them.
+    shown = np.unique(np.linspace(0, len(timesteps) - 1, _MAP_COLUMNS).round().astype(int))[::-1].tolist()
+    labels = judge.held_out.batch(judge.wanted)["attributes"][:, 0]
+    samples = [by_class(images, labels) for images in (dense_images, sparse_images)]
+    shares = kept[:, shown].float().mean(0)
+    save(compose(report, samples, shares, [timesteps[i] for i in shown]), out_dir / PICTURE_FILE)
     report["seconds"] = time.perf_counter() - start
     (out_dir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def kept_ratios(target: Target, folder: Path) -> dict[str, Any]:
-    """Return the ``ratios`` [L][R] in the adapter in ``folder`` and the kept ``tenths`` [L][R] of the model,
-    with ``mean_ratio`` and ``mean_of_bins``."""
-    ratios = read_weights(folder / WEIGHTS_NAME)[RATIOS]
-    return {
-        "ratios": ratios.tolist(),
-        "mean_ratio": ratios.mean().item(),
-        "tenths": target.kept_tenths,
-        "mean_of_bins": target.mean_kept,
-    }
+def costs(digits: PixArtTransformer2DModel, progress: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Return ``model_cost`` of the digits model and of one block of PixArt-XL/2 at 512 x 512 pixels.
 
-
-def kept_maps(log: Sequence[Any], samples: int) -> tuple[Tensor, list[int]]:
-    """Return ``(kept, timesteps)`` from what ``record_routing`` saw during one sampling run.
-
-    ``kept`` is float32 ``[len(timesteps), layers, 8, 8]``: the share of the samples that kept each token, in
-    the half of the batch that knows its class (the last ``samples`` of it). Timesteps come in the order of
-    sampling, from noise to image.
+    A digit has 64 tokens of width 96, so little that calling the operations costs as much as doing them; the
+    full-size block (random weights, 30 % compression at every timestep) is what routing is made for.
     """
-    timesteps = list(dict.fromkeys(int(entry.timestep) for entry in log))
-    layers = 1 + max(entry.layer for entry in log)
-    kept = torch.zeros(len(timesteps), layers, SIZE, SIZE)
-    for entry in log:
-        share = entry.kept()[-samples:].float().mean(0).cpu()
-        kept[timesteps.index(int(entry.timestep)), entry.layer] = share.view(SIZE, SIZE)
-    return kept, timesteps
-
-
-def _quality(model: Any, class_tokens: Tensor, images: Tensor, labels: Tensor) -> dict[str, float]:
-    return {"accuracy": accuracy(images, labels), "v_mse": validate(model, class_tokens)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = PixArtTransformer2DModel(num_layers=1, sample_size=_LATENT, caption_channels=TOKEN_CHANNELS)
+        block = route_blocks(block.eval().to(digits.device), DiffRatioConfig(compression=0.3))
+    measured = (
+        (f"digits, batch {_BATCH}", digits, _BATCH, TOKENS_PER_CLASS),
+        ("full-size block", block, 1, PAPER_TEXT_TOKENS),
+    )
+    return {
+        what: model_cost(model, batch=batch, text_tokens=text_tokens, repeats=_REPEATS, progress=progress)
+        for what, model, batch, text_tokens in measured
+    }

@@ -88,13 +88,12 @@ def classifier(dataset: CaptionedDataset, progress: bool = True) -> Classifier:
         raise ValueError(f"dataset {dataset.name!r} has no attributes that a classifier could learn")
     shipped = ASSETS / f"{dataset.name}.safetensors"
     path = shipped if shipped.is_file() else cache_folder() / f"classifier-{dataset.name}.safetensors"
-    if path.is_file():
-        model = Classifier(dataset.channels, dataset.attribute_sizes)
-        model.load_state_dict(load_file(path))
-        return model.eval()
-    model = train_classifier(dataset, progress=progress)
-    save(model, path)
-    return model
+    if not path.is_file():
+        save(train_classifier(dataset, progress=progress), path)
+    # A new one is read back too: rounded, it judges as it will from now on.
+    model = Classifier(dataset.channels, dataset.attribute_sizes)
+    model.load_state_dict(load_file(path))
+    return model.eval()
 
 
 def cache_folder() -> Path:
@@ -103,10 +102,11 @@ def cache_folder() -> Path:
 
 
 def save(model: Classifier, path: Path) -> None:
-    """Write the weights beside ``path`` and rename them, so that no other process reads half of a file."""
+    """Write the weights in fp16 beside ``path`` and rename them, so that nobody reads half of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(model.state_dict(), partial)
+    tensors = model.state_dict().items()
+    save_file({name: x.half() if x.is_floating_point() else x for name, x in tensors}, partial)
     partial.chmod(0o644)
     partial.replace(path)
 

@@ -1,19 +1,20 @@
 """What a model costs: FLOPs, milliseconds and peak memory, dense and sparse side by side."""
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from diffratio_kernels.testing.memory import peak_bytes
+from diffratio_kernels import kept_tokens
 
-from .. import disable_diffratio, enable_diffratio
-from ..flops import TransformerShape, kept_tokens, transformer_flops
-from ..patch import plan_of, route_blocks
-from ..progress import progress_bar
+from .. import DiffRatioConfig, disable_diffratio, enable_diffratio
+from ..routing.apply import route_blocks
+from ..routing.find import routed_layers, routed_model
+from .flops import TransformerShape, transformer_flops
+from .latency import rotating_times
+from .memory import peak_bytes
 
 
 @torch.inference_mode()
@@ -27,45 +28,35 @@ def compare(
     the most memory (MB) that one call held in new tensors at any moment. "all_tokens" tells what the fused
     kernels save by themselves. The model is left as it was.
     """
-    plan = plan_of(model)
-    config, enabled = plan.config, plan.enabled
+    shared = routed_model(model)
+    config, enabled = shared.config, shared.enabled
     keep_all = replace(config, compression=0.0, overrides={})
-    settings = {
-        "dense": lambda: disable_diffratio(model),
-        "all_tokens": lambda: route_blocks(enable_diffratio(model), keep_all),
-        "sparse": lambda: route_blocks(enable_diffratio(model), config),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    configs = {"dense": None, "all_tokens": keep_all, "sparse": config}
+    passes = dict.fromkeys(configs, call)
+    settings = {name: partial(_route, model, own) for name, own in configs.items()}
     try:
-        # One round more than counts: the first warms up.
-        for _ in progress_bar(range(repeats + 1), show=progress, desc=description, unit="round"):
-            for name, prepare in settings.items():
-                prepare()
-                seconds[name].append(_time(call, model.device))
+        times = rotating_times(
+            passes, 1, repeats, model.device.type, progress, prepare=settings, description=description
+        )
         results = {}
-        for name, prepare in settings.items():
-            prepare()
+        for name, own in configs.items():
+            _route(model, own)
             results[name] = {
-                "milliseconds": statistics.median(seconds[name][1:]) * 1e3,
+                "milliseconds": times[name].median * 1e3,
                 "peak_megabytes": peak_bytes(call, model.device.type) / 1e6,
             }
     finally:
-        settings["sparse"]()
-        plan.enabled = enabled
+        _route(model, config)
+        shared.enabled = enabled
     return results
 
 
-def _time(call: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _route(model: nn.Module, config: DiffRatioConfig | None) -> None:
+    """Route a patched model by ``config``, or run it dense."""
+    if config is None:
+        disable_diffratio(model)
+    else:
+        route_blocks(enable_diffratio(model), config)
 
 
 def model_cost(
@@ -83,8 +74,7 @@ def model_cost(
     timesteps pays on average, peak memory is that of the most expensive region. ``side`` is that of the
     images or latents; None is the one that the model was made for.
     """
-    plan = plan_of(model)
-    regions = plan.config.num_regions
+    regions = routed_model(model).config.num_regions
     side = model.config.sample_size if side is None else side
     timesteps = [int((r + 0.5) * 1000 / regions) for r in range(regions)]
     inputs = [_random_inputs(model, batch, side, text_tokens, timestep) for timestep in timesteps]
@@ -95,7 +85,10 @@ def model_cost(
 
     results = compare(model, call, repeats=repeats, description="measuring latency", progress=progress)
     shape = TransformerShape.from_model(model, side, side, text_tokens)
-    kept = [[kept_tokens(tenths, shape.tokens) for tenths in row] for row in plan.table]
+    kept = [
+        [kept_tokens(tenths, shape.tokens) for tenths in row]
+        for row in (layer.kept for layer in routed_layers(model))
+    ]
     for name, table in (("dense", None), ("all_tokens", shape.tokens), ("sparse", kept)):
         results[name]["milliseconds"] /= regions
         results[name]["gflop"] = transformer_flops(shape, table, batch=batch).total / 1e9

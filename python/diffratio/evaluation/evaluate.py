@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio
-from ..flops.shapes import PAPER_TEXT_TOKENS
-from ..patch import route_blocks
+from ..routing.apply import route_blocks
 from .cost import model_cost
+from .flops.shapes import PAPER_TEXT_TOKENS
 from .published import ClipScore, Fid
 from .quality import Judge, SampleSettings
 from .router_maps import TIMESTEPS, router_auc
@@ -90,9 +90,9 @@ def _quality(target: Target, judge: Judge, fid: Fid | None, clip_score: ClipScor
             found["dense"] = figures(target.model, "sampling dense")
         finally:
             enable_diffratio(target.model)
-    if target.base is not None:
+    if target.run is not None:
         try:
-            base = target.base()
+            base = target.load_base()
         except (ValueError, OSError) as error:
             return found | {"why_no_base": str(error)}
         found["base"] = figures(base, "sampling the base")

@@ -9,14 +9,13 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ..data import load_dataset
-from ..models import PREDICTED
+from ..diffusion import PREDICTED
+from ..diffusion.prediction import QUARTILES, prediction_error
+from ..diffusion.sampling import GuidedText, sample
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
-from .prediction import QUARTILES, prediction_error
-from .sampling import sample
 
 _REFERENCE = 2048  # real images that samples are compared with
-_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -117,41 +116,57 @@ class Judge:
         Raises:
             ValueError: the data set has no text for one of the captions.
         """
-        settings = self.settings
+        tokens = self._batch["tokens"] if captions is None else self.held_out.encode(captions)
         return sample(
             model,
-            self._batch["tokens"] if captions is None else self.held_out.encode(captions),
-            self.held_out.null_tokens,
-            seed=settings.seed,
+            GuidedText(tokens, self.held_out.null_tokens, self.settings.guidance),
+            seed=self.settings.seed,
+            steps=self.settings.steps,
             side=self.held_out.size,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            chunk=_CHUNK,
             schedule=schedule,
-            description=description,
-            progress=self.progress,
+            bar=description if self.progress else None,
         )
 
     def __call__(
         self, model: nn.Module, description: str = "sampling", schedule: DDPMScheduler | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the samples of ``model`` and its figures: ``frechet``, ``accuracy`` by attribute,
-        ``accuracy_mean``, ``accuracy_joint``, ``v_mse``, ``v_mse_by_quartile``.
+        """Return the samples of ``model`` and their ``figures``.
+
+        ``schedule`` is what it was trained with; None is that of the package's models.
+        """
+        images = self.samples(self._fitting(model), description, schedule)
+        return images, self.figures(model, images, schedule)
+
+    def figures(
+        self, model: nn.Module, images: Tensor, schedule: DDPMScheduler | None = None
+    ) -> dict[str, Any]:
+        """Return how good a model is: ``frechet``, ``accuracy`` by attribute, ``accuracy_mean``,
+        ``accuracy_joint``, ``v_mse``, ``v_mse_by_quartile``.
 
         The first four are left out where the data set has no attributes to train a classifier on. A model
         that predicts the noise or the image has ``noise_mse`` or ``image_mse`` instead of the last two.
-        ``schedule`` is what it was trained with; None is that of the package's models.
+
+        Args:
+            model: what predicts held-out images.
+            images: its ``samples``, ``[n, C, H, W]``.
+            schedule: what it was trained with; None is that of the package's models.
+
+        Raises:
+            ValueError: the model does not fit the data set, or that is too small.
         """
+        error = prediction_error(self._fitting(model), self.held_out, schedule=schedule)
+        kind = "v" if schedule is None else PREDICTED[schedule.config.prediction_type]
+        errors = {f"{kind}_mse": error.overall, f"{kind}_mse_by_quartile": error.by_quartile}
+        return self._verdict(images) | errors
+
+    def _fitting(self, model: nn.Module) -> nn.Module:
+        """The model; a ValueError where it cannot be judged here."""
         reason = self.why_not(model)
         if reason is not None:
             raise ValueError(f"model: {reason}")
         if self.why_no_quality is not None:
             raise ValueError(f"dataset: {self.why_no_quality}")
-        images = self.samples(model, description, schedule)
-        error = prediction_error(model, self.held_out, schedule=schedule)
-        kind = "v" if schedule is None else PREDICTED[schedule.config.prediction_type]
-        errors = {f"{kind}_mse": error.overall, f"{kind}_mse_by_quartile": error.by_quartile}
-        return images, self._verdict(images) | errors
+        return model
 
     def _verdict(self, images: Tensor) -> dict[str, Any]:
         if not self.held_out.attribute_sizes:

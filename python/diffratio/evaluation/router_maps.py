@@ -7,8 +7,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ..data import CaptionedDataset
-from ..models import noise_schedule
-from ..patch import plan_of, routed_blocks
+from ..diffusion import noise_schedule
+from ..routing.find import routed_blocks, routed_model
 
 TIMESTEPS = (124, 374, 624, 874)  # the middle of each quarter
 _OBJECT, _BACKGROUND = 0.5, 0.05  # part of a token that the object covers
@@ -24,7 +24,7 @@ def router_logits(
 ) -> Tensor:
     """Return the routers' logits ``[L, B, N]`` at one timestep, for images ``[B, C, H, W]`` that get noise of
     seed 0 by ``schedule`` (None: that of the package's models) and text ``[B, M, E]``."""
-    plan_of(model)
+    routed_model(model)
     logits: list[Tensor] = []
 
     def collect(block: nn.Module, args: tuple, kwargs: dict) -> None:

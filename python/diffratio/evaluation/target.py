@@ -1,23 +1,24 @@
 """What is evaluated, sampled or drawn: a run, one of its checkpoints, an adapter, or a plain model."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoModel, DDPMScheduler
 from torch import nn
 
-from ..adapter import CONFIG_NAME, load_diffratio
-from ..adapter_file import check_files
 from ..data import BUILT_IN
 from ..data.images import CaptionedImages
-from ..models import PRETRAINED, noise_schedule
+from ..diffusion import noise_schedule
+from ..diffusion.schedules import SCHEDULE_FILE, read_schedule
 from ..names import located
-from ..patch import plan_of
+from ..routing.adapter import CONFIG_NAME, load_diffratio
+from ..routing.adapter_file import check_files
+from ..routing.find import routed_layers
+from ..toy import PRETRAINED
 from .quality import Judge, SampleSettings
-from .schedule import FILE, read_schedule
 
 RUN_FILE = "run.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ DATA_OPTIONS = ("resolution", "caption_column", "image_column")
 @dataclass
 class Target:
     """A model ready for inference, and what it was trained on: a data set (None where nothing tells) and a
-    noise schedule (None where ``why_no_schedule`` tells why). ``base`` loads the model that a run began with.
+    noise schedule (None where ``why_no_schedule`` tells why). ``run`` is what ``run.json`` tells of a run.
     """
 
     model: nn.Module
@@ -39,17 +40,17 @@ class Target:
     image_column: str | None = None
     schedule: DDPMScheduler | None = None
     why_no_schedule: str | None = None
-    base: Callable[[], nn.Module] | None = None
+    run: dict[str, Any] | None = None
 
     @property
     def routed(self) -> bool:
         """Whether the model has routers."""
-        return "_diffratio_plan" in vars(self.model)
+        return "_diffratio_model" in vars(self.model)
 
     @property
     def kept_tenths(self) -> list[list[int]] | None:
         """Kept tenths [L][R], None for a model without routers."""
-        return [list(row) for row in plan_of(self.model).table] if self.routed else None
+        return [list(layer.kept) for layer in routed_layers(self.model)] if self.routed else None
 
     @property
     def mean_kept(self) -> float:
@@ -60,7 +61,13 @@ class Target:
     @property
     def untrained_routers(self) -> list[int]:
         """Layers whose router nothing has trained."""
-        return [state.layer for state in plan_of(self.model).layers if state.untrained] if self.routed else []
+        return [layer.number for layer in routed_layers(self.model) if layer.untrained]
+
+    def load_base(self) -> nn.Module:
+        """Return the model that the run began with, ready as ``model`` is."""
+        from ..train.result import load_start
+
+        return _ready(load_start(self.run), self.model.device, self.model.dtype)
 
     def why_not(self, judge: Judge) -> str | None:
         """Why ``judge`` cannot judge the model; None where it can."""
@@ -104,17 +111,16 @@ def load_target(
     if run is not None:
         if base is not None:
             raise ValueError(f"base={str(base)!r}: {str(path)!r} is of a run, which knows its own base")
-        from ..train.result import load_run, load_start
+        from ..train.result import load_run
 
         model, info = load_run(run, step)
         name = run.name if step is None else f"{run.name}, step {step}"
-        target = Target(model, name, _located(dataset) or info["dataset"])
+        target = Target(model, name, _located(dataset) or info["dataset"], run=info)
         if target.dataset == info["dataset"]:
             for option in DATA_OPTIONS:
                 setattr(target, option, info["arguments"].get(option))
         if target.dataset == info["dataset"] or target.dataset not in BUILT_IN:
             target.resolution = info.get("resolution", target.resolution)
-        target.base = lambda: _ready(load_start(info), device, dtype)
         began = info["base_model"]
         written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
         _find_schedule(target, [written, Path(began)], began in PRETRAINED)
@@ -202,5 +208,5 @@ def _find_schedule(target: Target, folders: list[Path], packaged: bool) -> None:
     elif target.schedule is None:
         target.why_no_schedule = (
             f"the noise that {target.name!r} was trained with is not known: "
-            f"no {FILE} in {' or '.join(map(str, looked))}"
+            f"no {SCHEDULE_FILE} in {' or '.join(map(str, looked))}"
         )

@@ -2,35 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import chain
-from math import lcm
+from itertools import takewhile
 from statistics import fmean
+from typing import Any
 
-from ..flops import TransformerShape
-from .cost import Cost, Predicted
+from diffratio_kernels import kept_tokens
+
+from ..evaluation.flops import KeptTable, TransformerShape, block_steps, kept_table, step_cost
 from .device import Device
 from .measured import Measured
-from .result import LayerPlan, Plan
-from .steps import Sizes, dense_steps, routed_steps
 
-Source = Device | Measured
-Kept = int | None | Sequence[int | None | Sequence[int]]
-"""Kept tokens of every layer, of each layer, or of each layer and region; None is a layer not routed."""
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer: its kept tokens in each region; FLOPs and seconds of one forward of the whole batch, means
+    over the regions; and its seconds over the dense block's."""
+
+    layer: int
+    kept: tuple[int, ...]
+    flops: float
+    seconds: float
+    of_dense: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One forward of all blocks, which is what a step of sampling costs beside the embeddings.
+
+    Args:
+        title: where the seconds are from.
+        shape, batch, layers: what is planned.
+        dense_flops, dense_seconds: of one dense block, by the same kernels.
+        break_even: the largest tenth of the tokens up to which a layer is no slower than a dense one.
+        not_measured: part of the time that is of steps without a measurement at these sizes.
+    """
+
+    title: str
+    shape: TransformerShape
+    batch: int
+    layers: tuple[LayerPlan, ...]
+    dense_flops: int
+    dense_seconds: float
+    break_even: float
+    not_measured: float
+
+    @property
+    def flop_ratio(self) -> float:
+        """FLOPs over the FLOPs of the dense blocks."""
+        return fmean(layer.flops for layer in self.layers) / self.dense_flops
+
+    @property
+    def latency_ratio(self) -> float:
+        """Seconds over the seconds of the dense blocks."""
+        return fmean(layer.of_dense for layer in self.layers)
+
+    @property
+    def realised(self) -> float:
+        """E, FLOP ratio over latency ratio: 1 where all FLOPs that are saved are time that is saved."""
+        return self.flop_ratio / self.latency_ratio
+
+    @property
+    def verdict(self) -> str:
+        """Whether it pays, in a line."""
+        saved = 1 - self.latency_ratio
+        found = f"{abs(saved):.0%} of the blocks' time {'saved' if saved > 0 else 'lost'}"
+        limit = f"a layer pays up to {self.break_even} of the tokens kept"
+        if not self.break_even:
+            limit = "no kept count makes a layer faster"
+        return f"{'pays' if saved > 0 else 'does not pay'}: {found}; {limit}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON: the fields and the properties."""
+        properties = ("flop_ratio", "latency_ratio", "realised", "verdict")
+        return asdict(self) | {name: getattr(self, name) for name in properties}
 
 
 def plan(
-    shape: TransformerShape, batch: int, kept: Kept, source: Source, *, cache_text_kv: bool = True
+    shape: TransformerShape,
+    batch: int,
+    kept: KeptTable,
+    source: Device | Measured,
+    *,
+    cache_text_kv: bool = True,
 ) -> Plan:
     """What one forward of the blocks costs, and whether leaving tokens out pays.
 
     Args:
         shape: the transformer and its tokens N.
         batch: samples in the forward; classifier-free guidance doubles it.
-        kept: tokens kept, 0 to N: one count, one of each layer, or [L][R] of equally long regions. None, or
-            None for a layer, is the dense block.
+        kept: tokens kept, 0 to N: one count, one of each layer, or [L][R] of equally long regions.
         source: a `Device` (seconds are predicted) or `Measured` (from a results file).
         cache_text_kv: the text keys and values are projected once for all steps, on both sides.
 
@@ -39,112 +101,26 @@ def plan(
     """
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch: {batch!r} must be a positive integer")
-    table = _table(shape, kept)
-    compiled = source.compiled_dense if isinstance(source, Measured) else lambda sizes: None
-    source = Predicted(source) if isinstance(source, Device) else source
-    sizes = Sizes.of(shape, batch, shape.tokens, source.itemsize)
-    dense = tuple(source.cost(step) for step in dense_steps(sizes, cache_text_kv, source.is_one_kernel))
-    dense_seconds = sum(cost.seconds for cost in dense)
+    table = kept_table(kept, shape)
 
     @cache
-    def routed(block: RoutedBlock) -> tuple[Cost, ...]:
-        sizes = Sizes.of(shape, batch, block.kept, source.itemsize)
-        steps = routed_steps(sizes, cache_text_kv, source.is_one_kernel, block.scored, block.scores_next)
-        return tuple(source.cost(step) for step in steps)
+    def block(count: int | None) -> tuple[int, float, float]:
+        """FLOPs, seconds, and unmeasured seconds of a block that keeps so many tokens; None is dense."""
+        steps = block_steps(shape.text_tokens > 0, count is not None, cache_text_kv)
+        operators = ["copy"] if count == 0 else [step.operator for step in steps]
+        rows = shape.tokens if count is None else count
+        flops = sum(step_cost(operator, shape, rows, batch=batch).flops for operator in operators)
+        times = [source.seconds(operator, shape, rows, batch) for operator in operators]
+        missing = sum(seconds for seconds, origin in times if origin != "measured")
+        return flops, sum(seconds for seconds, _ in times), missing
 
-    def alike(count: int) -> float:
-        blocks = routed_blocks([(count,)] * shape.layers, source.makes_next_logits)
-        return sum(cost.seconds for block in chain(*blocks) for cost in routed(block))
-
-    layers = []
-    of_layers = routed_blocks(table, source.makes_next_logits)
-    for number, (counts, blocks) in enumerate(zip(table, of_layers, strict=True)):
-        costs = [routed(block) for block in blocks] or [dense]
-        flops = fmean(sum(cost.step.flops for cost in block) for block in costs)
-        seconds = fmean(sum(cost.seconds for cost in block) for block in costs)
-        layers.append(LayerPlan(number, counts, flops, seconds, seconds / dense_seconds))
-    everything = list(chain(*of_layers)) or [RoutedBlock(shape.tokens)]
-    kept = [block.kept for block in everything]
-    most = max(kept, key=kept.count)
-    shown = max((block for block in everything if block.kept == most), key=everything.count)
-    return Plan(
-        source.title,
-        shape,
-        batch,
-        tuple(layers),
-        shown.kept,
-        routed(shown),
-        dense,
-        break_even(alike, shape.tokens, shape.layers * dense_seconds),
-        compiled(sizes),
-    )
-
-
-@dataclass(frozen=True)
-class RoutedBlock:
-    """A layer in a region. scored, scores_next: whether the layer before has made its router logits, and it
-    makes those of the next layer."""
-
-    kept: int
-    scored: bool = False
-    scores_next: bool = False
-
-
-def routed_blocks(
-    table: Sequence[tuple[int, ...] | None], makes_next_logits: bool
-) -> list[list[RoutedBlock]]:
-    """One list for each layer of `table`, empty where it is not routed: a block for each of so many equally
-    long times that every layer's regions are made of them.
-
-    makes_next_logits: whether a layer that keeps rows scores them for a next one that keeps some too.
-    """
-    times = lcm(*(len(counts) for counts in table if counts))
-
-    def kept(layer: int, time: int) -> int:
-        counts = table[layer] if 0 <= layer < len(table) else None
-        return counts[time * len(counts) // times] if counts else 0
-
-    def block(layer: int, time: int) -> RoutedBlock:
-        own = kept(layer, time)
-        hands = makes_next_logits and own > 0
-        return RoutedBlock(own, hands and kept(layer - 1, time) > 0, hands and kept(layer + 1, time) > 0)
-
-    return [
-        [block(layer, time) for time in range(times)] if counts else [] for layer, counts in enumerate(table)
-    ]
-
-
-def break_even(seconds: Callable[[int], float], tokens: int, limit: float) -> int:
-    """The largest kept count up to which `seconds` of it are at most `limit`: N, or 0 for none.
-
-    Measured times need not rise with the count: the first of 16 counts that takes longer ends the search, and
-    bisection finds the place before it.
-    """
-    steps = sorted({-(-tokens * part // 16) for part in range(1, 17)})
-    high = next((count for count in steps if seconds(count) > limit), None)
-    if high is None:
-        return tokens
-    low = max((count for count in steps if count < high), default=0)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if seconds(middle) <= limit else (low, middle)
-    return low
-
-
-def _table(shape: TransformerShape, kept: Kept) -> list[tuple[int, ...] | None]:
-    if kept is None or isinstance(kept, int):
-        kept = [kept] * shape.layers
-    if not isinstance(kept, Sequence) or isinstance(kept, str):
-        raise ValueError(f"kept: {kept!r} is neither a count nor a list")
-    if len(kept) != shape.layers:
-        raise ValueError(f"kept: {len(kept)} rows for {shape.layers} layers")
-    table = []
-    for row in kept:
-        counts = None if row is None else tuple(row) if isinstance(row, Sequence) else (row,)
-        for count in counts if counts is not None else ():
-            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= shape.tokens:
-                raise ValueError(f"kept: {count!r} is not an integer from 0 to {shape.tokens}")
-        if counts == ():
-            raise ValueError("kept: a layer needs at least one region")
-        table.append(counts)
-    return table
+    dense_flops, dense_seconds, missing = block(None)
+    layers, total = [], dense_seconds
+    for number, counts in enumerate(table):
+        flops, seconds, unmeasured = map(fmean, zip(*map(block, counts), strict=True))
+        layers.append(LayerPlan(number, tuple(counts), flops, seconds, seconds / dense_seconds))
+        missing, total = missing + unmeasured, total + seconds
+    pays = takewhile(lambda n: block(kept_tokens(n, shape.tokens))[1] <= dense_seconds, range(1, 11))
+    break_even = max(pays, default=0) / 10
+    sizes = shape, batch, tuple(layers)
+    return Plan(source.title, *sizes, dense_flops, dense_seconds, break_even, missing / total)

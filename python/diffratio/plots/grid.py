@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from .router_maps import picture
@@ -23,3 +25,17 @@ def draw_grid(path: Path, images: Tensor, captions: Sequence[str], columns: int,
         axes.imshow(picture(image), interpolation="nearest")
         axes.set_xlabel(textwrap.fill(caption, 22), fontsize=6, color=MUTED)
     return save(figure, path)
+
+
+def draw_rows(axes: Axes, rows: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Draw a row of images ``[n, C, S, S]`` in [-1, 1] for each of ``names``; n may differ."""
+    step = rows[0].shape[-1] + 1  # a pixel apart
+    canvas = np.ones((len(rows) * step - 1, max(map(len, rows)) * step - 1, 3))
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            top, left = row * step, column * step
+            canvas[top : top + step - 1, left : left + step - 1] = picture(image)
+    bare(axes)
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_yticks([row * step + step / 2 - 1 for row in range(len(rows))], names)
+    axes.tick_params(length=0, labelsize=9, labelcolor=MUTED)

@@ -7,26 +7,26 @@ from itertools import cycle
 
 from matplotlib.figure import Figure
 
-from ..bench.record import machine_name
+from ..evaluation.results import machine_name
 from .style import INK, MUTED, RUNS, new_figure, plain
 
-LEVELS = ("block", "model", "sampling")
+SUITES = ("block", "model", "sampling")
 SHAPE = {
     "batch": "B", "tokens": "N", "width": "D", "heads": "H", "text": "M", "layers": "L", "steps": "steps"
 }  # fmt: skip
 PANELS = (("of_baseline", "latency / dense"), ("memory", "peak memory / dense"))
 
 
-def latency_figure(rows: Sequence[dict], level: str) -> Figure:
-    """One line of panels per shape of a level; `rows` are flat results of one machine, dtype and mode. What
+def latency_figure(rows: Sequence[dict], suite: str) -> Figure:
+    """One line of panels per shape of a suite; `rows` are flat results of one machine, dtype and mode. What
     counts no FLOPs (a part of a block) is left out.
 
     Raises ValueError where nothing was measured.
     """
-    rows = [row for row in rows if row["level"] == level and "of_baseline" in row and row["flops"]]
+    rows = [row for row in rows if row["suite"] == suite and "of_baseline" in row and row["flops"]]
     shapes = sorted({_shape(row) for row in rows})
     if not shapes:
-        raise ValueError(f"results: no row of level {level!r}")
+        raise ValueError(f"results: no row of suite {suite!r}")
     title = f"{rows[0]['subject']}, {rows[0]['dtype']}, {machine_name(rows[0])}"
     figure = new_figure(10, 3.4 * len(shapes) + 0.5, title)
     for shape, line in zip(shapes, figure.subplots(len(shapes), 2, squeeze=False), strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..models import PREDICTED
+from ..diffusion import PREDICTED
 from .style import MUTED, RUNS, new_figure, plain
 
 # Entry of `Judge`'s figures, name on the axis, factor.

@@ -1,9 +1,11 @@
 """Learned ratios: their way through training (paper fig. 4 and 8), and where they end (fig. 5)."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from .style import INK, KEPT, LAYERS, MUTED, TARGET, new_figure, plain
 
@@ -47,6 +49,16 @@ def region_map(ratios: np.ndarray, title: str) -> Figure:
     layers, regions = ratios.shape
     figure = new_figure(max(4.6, 1.05 * regions + 2.4), max(3.2, 0.34 * layers + 1.9), title)
     axes = figure.subplots()
+    bar = figure.colorbar(draw_regions(axes, ratios), ax=axes, pad=0.03)
+    bar.set_label("kept tokens (%)", fontsize=11, color=INK)
+    bar.ax.tick_params(labelsize=10, colors=MUTED)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def draw_regions(axes: Axes, ratios: np.ndarray) -> AxesImage:
+    """Draw the kept ratios ``[L, R]`` in [0, 1] as a heat map; returns what a colour bar is made from."""
+    layers, regions = ratios.shape
     image = axes.imshow(100 * ratios, cmap=KEPT, vmin=0, vmax=100, aspect="auto")
     edges = [round(1000 * r / regions) for r in range(regions + 1)]
     names = [f"{low}–{high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
@@ -61,11 +73,7 @@ def region_map(ratios: np.ndarray, title: str) -> Figure:
         for (layer, region), ratio in np.ndenumerate(ratios):
             colour = "white" if ratio < 0.6 else INK
             axes.text(region, layer, f"{100 * ratio:.0f}", ha="center", va="center", color=colour, fontsize=9)
-    bar = figure.colorbar(image, ax=axes, pad=0.03)
-    bar.set_label("kept tokens (%)", fontsize=11, color=INK)
-    bar.ax.tick_params(labelsize=10, colors=MUTED)
-    bar.outline.set_visible(False)
-    return figure
+    return image
 
 
 def _few(count: int) -> list[int]:

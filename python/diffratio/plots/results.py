@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from ..bench.record import file_of, read, select
-from ..bench.roofline import roof_of
-from .latency import LEVELS, latency_figure
+from ..evaluation.results import file_of, read, select
+from ..evaluation.roofline import roof_of
+from .latency import SUITES, latency_figure
 from .roofline import roofline_figure
 from .style import save
 
@@ -27,16 +27,16 @@ def draw_results(path: Path, out: Path) -> list[Path]:
         device, threads, dtype = machine
         own = _captured([row for row in rows if tuple(row[name] for name in MACHINE) == machine])
         stem = f"{file_of(out, device).stem}-{threads}-{dtype}"
-        for level in LEVELS:
-            if any(row["level"] == level and "of_baseline" in row for row in own):
-                written.append(save(latency_figure(own, level), out / f"{stem}-{level}.png"))
+        for suite in SUITES:
+            if any(row["suite"] == suite and "of_baseline" in row for row in own):
+                written.append(save(latency_figure(own, suite), out / f"{stem}-{suite}.png"))
         roof = roof_of(own, device, dtype, threads)
-        operators = sorted(select(own, level="operator"), key=_shape)
+        operators = sorted(select(own, suite="operator"), key=_shape)
         for shape, group in groupby(operators, key=_shape) if roof is not None else ():
             name = f"{stem}-roofline-{'x'.join(map(str, shape))}.png"
             written.append(save(roofline_figure(list(group), roof), out / name))
     if not written:
-        raise ValueError(f"results: {path} has no level to draw ({', '.join(LEVELS)}, or peak and operator)")
+        raise ValueError(f"results: {path} has no suite to draw ({', '.join(SUITES)}, or peak and operator)")
     return written
 
 
@@ -45,6 +45,6 @@ def _shape(row: dict) -> tuple[int, ...]:
 
 
 def _captured(rows: list[dict]) -> list[dict]:
-    """Rows of CUDA graphs; of the levels whose baseline has none, eager ones too."""
-    graphs = {row["level"] for row in rows if row["mode"] == "graph" and "of_baseline" in row}
-    return [row for row in rows if row["mode"] == "graph" or row["level"] not in graphs]
+    """Rows of CUDA graphs; of the suites whose baseline has none, eager ones too."""
+    graphs = {row["suite"] for row in rows if row["mode"] == "graph" and "of_baseline" in row}
+    return [row for row in rows if row["mode"] == "graph" or row["suite"] not in graphs]

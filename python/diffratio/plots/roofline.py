@@ -8,20 +8,20 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..bench.record import machine_name, select
-from ..bench.roofline import Roof
+from ..evaluation.results import machine_name, select
+from ..evaluation.roofline import Roof
 from .style import INK, new_figure, plain
 
 
 def roofline_figure(rows: Sequence[dict], roof: Roof) -> Figure:
-    """Rows of level "operator" of one machine, dtype, mode and shape: the fastest candidate of each operator
+    """Rows of suite "operator" of one machine, dtype, mode and shape: the fastest candidate of each operator
     at each kept part, plain PyTorch's beside it. What has no FLOPs, as a selection, has no place in it.
 
     Raises ValueError where nothing was measured.
     """
-    rows = [row for row in select(rows, level="operator") if row["flops"]]
+    rows = [row for row in select(rows, suite="operator") if row["flops"]]
     if not rows:
-        raise ValueError("results: no row of level 'operator'")
+        raise ValueError("results: no row of suite 'operator'")
     first = rows[0]
     title = f"operators, B={first['batch']} N={first['tokens']}, {first['dtype']}, {machine_name(first)}"
     figure = new_figure(9, 6, title)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
-from .style import INK, MUTED, bare, new_figure
+from .style import INK, KEPT, MUTED, bare, new_figure
 
 _DROPPED = (0.97, 0.80, 0.82)
 _FADE = 0.85  # how far a token that is not kept goes towards that colour, which no picture of the project has
@@ -63,15 +63,38 @@ def router_maps(images: Tensor, kept: Tensor, timesteps: Sequence[int], title: s
     return figure
 
 
-def kept_maps(log: Sequence, samples: int) -> tuple[Tensor, list[int]]:
-    """Return ``(kept, timesteps)`` from what ``record_routing`` saw during one sampling run.
+def kept_maps(log: Sequence) -> tuple[Tensor, list[int]]:
+    """Return ``(kept, timesteps)`` from what ``record_routing`` saw during one call of ``sample``.
 
-    ``kept`` is bool ``[samples, len(timesteps), L, N]``, of the half of the batch that has its text (the last
-    ``samples`` of it). Timesteps come in the order of sampling.
+    ``kept`` is bool ``[n, len(timesteps), L, N]``, of the half of every batch that has its text. Timesteps
+    come in the order of sampling.
     """
     timesteps = list(dict.fromkeys(int(entry.timestep) for entry in log))
-    layers = 1 + max(entry.layer for entry in log)
-    kept = torch.zeros(samples, len(timesteps), layers, log[0].shape[1], dtype=torch.bool)
+    layers = range(1 + max(entry.layer for entry in log))
+    masks: dict[tuple[int, int], list[Tensor]] = {(t, layer): [] for t in timesteps for layer in layers}
     for entry in log:
-        kept[:, timesteps.index(int(entry.timestep)), entry.layer] = entry.kept()[-samples:].cpu()
-    return kept, timesteps
+        mask = entry.kept()
+        masks[int(entry.timestep), entry.layer].append(mask[len(mask) // 2 :].cpu())
+    # Images are made in chunks, one after the other.
+    columns = [torch.stack([torch.cat(masks[t, layer]) for layer in layers], dim=1) for t in timesteps]
+    return torch.stack(columns, dim=1), timesteps
+
+
+def draw_shares(figure: FigureBase, shares: Tensor, timesteps: Sequence[int]) -> None:
+    """Draw which part of the samples keeps each token, layers downwards and timesteps to the right.
+
+    ``shares`` is ``[len(timesteps), L, N]`` in [0, 1], of tokens that are a square.
+    """
+    if len(shares) != len(timesteps):
+        raise ValueError(f"shares has {len(shares)} timesteps but timesteps lists {len(timesteps)}")
+    layers, side = shares.shape[1], round(shares.shape[2] ** 0.5)
+    figure.suptitle("Which tokens: the part of the samples that keeps them", fontsize=12, color=INK)
+    grid = figure.subplots(layers, len(timesteps), squeeze=False)
+    for (layer, column), axes in np.ndenumerate(grid):
+        bare(axes)
+        image = axes.imshow(shares[column, layer].view(side, side).numpy(), cmap=KEPT, vmin=0, vmax=1)
+        if layer == 0:
+            axes.set_title(f"t = {timesteps[column]}", fontsize=9, color=MUTED)
+    bar = figure.colorbar(image, ax=grid, ticks=(0, 0.5, 1))
+    bar.ax.set_yticklabels(("never", "half", "always"), fontsize=9, color=MUTED)
+    bar.outline.set_visible(False)

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from .. import record_routing
 from ..evaluation.quality import Judge, SampleSettings
-from ..evaluation.sampling import sample
 from ..evaluation.target import DATA_OPTIONS, load_target
 from ..train.checkpoints import Checkpoints
 from ..train.run_log import RATIOS, RUN, read_lines
@@ -99,19 +98,9 @@ def _maps(run: Run, device: str, progress: bool) -> Figure:
     reason = target.why_not(judge) or judge.why_no_quality
     if reason is not None:
         raise ValueError(f"maps: {reason}")
-    held_out, items = judge.held_out, range(_MAP_SAMPLES)
     with record_routing(target.model) as log:
-        images = sample(
-            target.model,
-            held_out.batch(items)["tokens"],
-            held_out.null_tokens,
-            seed=0,
-            side=held_out.size,
-            schedule=target.schedule,
-            description="sampling with routing recorded",
-            progress=progress,
-        )
-    kept, timesteps = kept_maps(log, _MAP_SAMPLES)
+        images = judge.samples(target.model, "sampling with routing recorded", target.schedule)
+    kept, timesteps = kept_maps(log)
     shown = np.linspace(0, len(timesteps) - 1, _MAP_COLUMNS).round().astype(int).tolist()
     title = f"Tokens that each layer keeps (pale red: skipped)\n{run.title}"
     return router_maps(images, kept[:, shown], [timesteps[i] for i in shown], title)

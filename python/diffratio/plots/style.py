@@ -1,5 +1,6 @@
 """What all figures share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -43,6 +44,17 @@ def bare(axes: Axes) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def draw_table(axes: Axes, rows: Sequence[Sequence[str]]) -> None:
+    """Write a table without lines: the header first, the first column on the left."""
+    axes.set_axis_off()
+    table = axes.table([list(row) for row in rows], loc="center", edges="open", cellLoc="right")
+    table.auto_set_font_size(False)
+    table.auto_set_column_width(range(len(rows[0])))
+    for (row, column), cell in table.get_celld().items():
+        cell.set_text_props(fontsize=10, color=MUTED if row == 0 else INK, ha="right" if column else "left")
+        cell.set_height(1 / len(rows))
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from typing import NoReturn
 
-from diffratio_kernels.modules.router import STARTS
+from diffratio_kernels.blocks.router import STARTS
 
 METHODS = ("dense", "mod", "l", "lt")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -15,8 +16,8 @@ class ArgumentError(ValueError):
     """A value that cannot be used; the text begins with the name of the argument."""
 
 
-def _argument(default, text: str, choices: tuple[str, ...] | None = None, least: float | None = None):
-    return field(default=default, metadata={"help": text, "choices": choices, "least": least})
+def _arg(default, text: str, choices: tuple[str, ...] | None = None, least=None, most=None):
+    return field(default=default, metadata={"help": text, "choices": choices, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -27,119 +28,121 @@ class TrainArguments:
         ArgumentError: a value out of range, or two that exclude each other; the text names the argument.
     """
 
-    pretrained_model_name_or_path: str = _argument(
+    pretrained_model_name_or_path: str = _arg(
         "digits",
         "digits, shapes, a folder or a hub id: a diffusers model, or a repository with a transformer.",
     )
-    revision: str | None = _argument(None, "Revision of the hub repository.")
-    variant: str | None = _argument(None, "Variant of the weights, such as fp16.")
-    dataset_name: str | None = _argument(
+    revision: str | None = _arg(None, "Revision of the hub repository.")
+    variant: str | None = _arg(None, "Variant of the weights, such as fp16.")
+    dataset_name: str | None = _arg(
         None,
         "digits, shapes, a folder of images, or a name that `datasets` knows. Default: that of the model's "
         "name. Captions of a folder: metadata.jsonl or metadata.csv (file_name, text), a .txt beside each "
         "image, or a folder for each class. Every tenth image is held out, where there are no folders train "
         "and validation.",
     )
-    image_column: str | None = _argument(None, "The column of `datasets` with the images. Default: image.")
-    caption_column: str | None = _argument(
+    image_column: str | None = _arg(None, "The column of `datasets` with the images. Default: image.")
+    caption_column: str | None = _arg(
         None, "The column with the captions, of metadata or `datasets`. Default: text or caption."
     )
-    max_sequence_length: int = _argument(120, "Text tokens: 120 for PixArt-alpha, 300 for -Sigma.", least=1)
-    output_dir: str = _argument("diffratio-model", "The run: logs, checkpoints and the result.")
-    seed: int = _argument(0, "Decides every random number of the run.", least=0)
-    resolution: int | None = _argument(
+    max_sequence_length: int = _arg(120, "Text tokens: 120 for PixArt-alpha, 300 for -Sigma.", least=1)
+    output_dir: str = _arg("diffratio-model", "The run: logs, checkpoints and the result.")
+    seed: int = _arg(0, "Decides every random number of the run.", least=0)
+    resolution: int | None = _arg(
         None, "Side of the images in pixels. Default: that which the model was made for.", least=1
     )
-    train_batch_size: int = _argument(16, "Samples per process and forward pass.", least=1)
-    gradient_accumulation_steps: int = _argument(1, "Forward passes per optimiser step.", least=1)
-    gradient_checkpointing: bool = _argument(False, "Recompute the blocks in the backward pass.")
-    dataloader_num_workers: int = _argument(0, "Processes that prepare batches.", least=0)
-    proportion_empty_prompts: float = _argument(
-        0.1, "Part of the captions that are dropped. DiT always drops a tenth of its classes.", least=0
+    train_batch_size: int = _arg(16, "Samples per process and forward pass.", least=1)
+    gradient_accumulation_steps: int = _arg(1, "Forward passes per optimiser step.", least=1)
+    gradient_checkpointing: bool = _arg(False, "Recompute the blocks in the backward pass.")
+    dataloader_num_workers: int = _arg(0, "Processes that prepare batches.", least=0)
+    proportion_empty_prompts: float = _arg(
+        0.1,
+        "Part of the captions that are dropped. DiT always drops a tenth of its classes.",
+        least=0,
+        most=1,
     )
-    max_train_steps: int = _argument(1000, "Optimiser steps.", least=1)
-    train_mode: str = _argument("lora", "What is trained beside routers and ratios.", ("lora", "full"))
-    rank: int = _argument(32, "Rank of LoRA.", least=1)
-    learning_rate: float = _argument(1e-4, "Of the model's weights or its LoRA.", least=0)
-    lr_scheduler: str = _argument("constant", "Shape of all learning rates.", SCHEDULES)
-    lr_warmup_steps: int = _argument(0, "Steps over which the learning rates rise.", least=0)
-    mixed_precision: str = _argument(
-        "no", "bf16 computes in bf16, with fp32 training weights.", ("no", "bf16")
-    )
-    adam_beta1: float = _argument(0.9, "First momentum.", least=0)
-    adam_beta2: float = _argument(0.999, "Second momentum.", least=0)
-    adam_weight_decay: float = _argument(
-        1e-2, "Of the model's weights; routers and ratios have none.", least=0
-    )
-    adam_epsilon: float = _argument(1e-8, "Epsilon of AdamW.", least=0)
-    max_grad_norm: float = _argument(1.0, "Limit of the gradient's norm, ratios apart.", least=0)
-    use_ema: bool = _argument(False, "Keep a moving average of the weights, which is the result.")
-    ema_max_decay: float = _argument(0.9999, "Decay of the moving average.", least=0)
-    snr_gamma: float | None = _argument(None, "min-SNR weighting of the loss; 5.0 is usual.", least=0)
-    checkpointing_steps: int = _argument(500, "Steps between checkpoints.", least=1)
-    checkpoints_total_limit: int | None = _argument(None, "Older checkpoints are deleted.", least=1)
-    resume_from_checkpoint: str | None = _argument(None, "latest, or the name of a checkpoint of this run.")
-    validation_steps: int = _argument(100, "Steps between validations on held-out images.", least=1)
-    report_to: str = _argument("tensorboard", "Where curves and images go.", ("tensorboard", "none"))
-    logging_dir: str = _argument("logs", "Folder of the curves, inside of output_dir.")
-    method: str = _argument(
+    max_train_steps: int = _arg(1000, "Optimiser steps.", least=1)
+    train_mode: str = _arg("lora", "What is trained beside routers and ratios.", ("lora", "full"))
+    rank: int = _arg(32, "Rank of LoRA.", least=1)
+    learning_rate: float = _arg(1e-4, "Of the model's weights or its LoRA.", least=0)
+    lr_scheduler: str = _arg("constant", "Shape of all learning rates.", SCHEDULES)
+    lr_warmup_steps: int = _arg(0, "Steps over which the learning rates rise.", least=0)
+    mixed_precision: str = _arg("no", "bf16 computes in bf16, with fp32 training weights.", ("no", "bf16"))
+    adam_beta1: float = _arg(0.9, "First momentum.", least=0)
+    adam_beta2: float = _arg(0.999, "Second momentum.", least=0)
+    adam_weight_decay: float = _arg(1e-2, "Of the model's weights; routers and ratios have none.", least=0)
+    adam_epsilon: float = _arg(1e-8, "Epsilon of AdamW.", least=0)
+    max_grad_norm: float = _arg(1.0, "Limit of the gradient's norm, ratios apart.", least=0)
+    use_ema: bool = _arg(False, "Keep a moving average of the weights, which is the result.")
+    ema_max_decay: float = _arg(0.9999, "Decay of the moving average.", least=0, most=1)
+    snr_gamma: float | None = _arg(None, "min-SNR weighting of the loss; 5.0 is usual.", least=0)
+    checkpointing_steps: int = _arg(500, "Steps between checkpoints.", least=1)
+    checkpoints_total_limit: int | None = _arg(None, "Older checkpoints are deleted.", least=1)
+    resume_from_checkpoint: str | None = _arg(None, "latest, or the name of a checkpoint of this run.")
+    validation_steps: int = _arg(100, "Steps between validations on held-out images.", least=1)
+    report_to: str = _arg("tensorboard", "Where curves and images go.", ("tensorboard", "none"))
+    logging_dir: str = _arg("logs", "Folder of the curves, inside of output_dir.")
+    method: str = _arg(
         "lt", "dense (control), mod (uniform), l (a ratio per layer) or lt (and timestep region).", METHODS
     )
-    target_compression: float = _argument(0.3, "Part of the tokens that the layers skip on average.", least=0)
-    num_regions: int = _argument(4, "Timestep regions of lt, and of the validation loss.", least=1)
-    ratio_lr: float | None = _argument(
-        None, "Learning rate of the ratios. Default: by steps and target.", least=0
+    target_compression: float = _arg(
+        0.3, "Part of the tokens that the layers skip on average.", least=0, most=1
     )
-    ratio_loss_weight: str = _argument(
-        "auto", "A number (0.3 in the paper), or auto: from the measured gradient."
-    )
-    ratio_mode: str = _argument("default", "faithful: the authors' clamp and bins.", ("default", "faithful"))
-    router_start: str = _argument("identity", "faithful: the authors' sigmoid.", STARTS)
-    router_lr: float | None = _argument(
-        None, "Learning rate of the routers. Default: learning_rate.", least=0
-    )
+    num_regions: int = _arg(4, "Timestep regions of lt, and of the validation loss.", least=1, most=1000)
+    ratio_lr: float | None = _arg(None, "Learning rate of the ratios. Default: by steps and target.", least=0)
+    ratio_loss_weight: str = _arg("auto", "A number (0.3 in the paper), or auto: from the measured gradient.")
+    ratio_mode: str = _arg("default", "faithful: the authors' clamp and bins.", ("default", "faithful"))
+    router_start: str = _arg("identity", "faithful: the authors' sigmoid.", STARTS)
+    router_lr: float | None = _arg(None, "Learning rate of the routers. Default: learning_rate.", least=0)
 
     def __post_init__(self):
         for one in fields(self):
-            _check(one, getattr(self, one.name))
-        for name in ("proportion_empty_prompts", "ema_max_decay", "target_compression"):
-            _require(getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie in [0, 1]")
+            self._check(one)
         for name in ("adam_beta1", "adam_beta2"):
-            _require(getattr(self, name) < 1, f"{name}={getattr(self, name)} must lie in [0, 1)")
-        _require(
-            self.lr_warmup_steps <= self.max_train_steps,
-            f"lr_warmup_steps={self.lr_warmup_steps} must not exceed max_train_steps={self.max_train_steps}",
-        )
-        _require(
-            self.lr_warmup_steps == 0 or self.lr_scheduler != "constant",
-            f"lr_warmup_steps={self.lr_warmup_steps} is not for constant: lr_scheduler=constant_with_warmup",
-        )
-        _require(self.num_regions <= 1000, f"num_regions={self.num_regions} must lie in 1..1000")
-        self._check_target()
+            if getattr(self, name) >= 1:
+                self._refuse(name, "must be less than 1")
+        if self.lr_warmup_steps > self.max_train_steps:
+            self._refuse("lr_warmup_steps", f"must not exceed max_train_steps={self.max_train_steps}")
+        if self.lr_warmup_steps > 0 and self.lr_scheduler == "constant":
+            self._refuse("lr_warmup_steps", "is not for constant: lr_scheduler=constant_with_warmup")
+        target = self.target_compression
+        if self.method == "mod" and (target == 1 or abs(10 * target - round(10 * target)) >= 1e-6):
+            self._refuse("target_compression", "must be a tenth below 1 for method mod")
+        if self.learns_ratios and target > 0.7:
+            self._refuse("target_compression", "must not exceed 0.7, the bins of the ratios")
         self.fixed_ratio_weight()
 
-    def _check_target(self):
-        target = self.target_compression
-        if self.method == "mod":
-            tenth = abs(10 * target - round(10 * target)) < 1e-6
-            _require(
-                tenth and target < 1, f"target_compression={target} must be a tenth below 1 for method mod"
-            )
-        elif self.method in ("l", "lt"):
-            _require(
-                target <= 0.7, f"target_compression={target} must not exceed 0.7, the bins of the ratios"
-            )
+    def _check(self, one: Field) -> None:
+        """Check type, choices and range of one argument."""
+        name, value = one.name, getattr(self, one.name)
+        if value is None and one.type.endswith("None"):
+            return
+        wanted = {"str": str, "int": int, "float": (int, float), "bool": bool}[one.type.split(" | ")[0]]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            self._refuse(name, f"must be of type {one.type}")
+        if isinstance(value, float) and not math.isfinite(value):
+            self._refuse(name, "must be finite")
+        choices, least, most = (one.metadata[limit] for limit in ("choices", "least", "most"))
+        if choices is not None and value not in choices:
+            self._refuse(name, f"must be one of {', '.join(choices)}")
+        if least is not None and value < least:
+            self._refuse(name, f"must be at least {least}")
+        if most is not None and value > most:
+            self._refuse(name, f"must be at most {most}")
+
+    def _refuse(self, name: str, rule: str) -> NoReturn:
+        raise ArgumentError(f"{name}={getattr(self, name)!r} {rule}")
 
     def fixed_ratio_weight(self) -> float | None:
-        """The number in ratio_loss_weight, None for "auto"."""
+        """Return the number in ratio_loss_weight, None for "auto"."""
         if self.ratio_loss_weight == "auto":
             return None
         try:
             weight = float(self.ratio_loss_weight)
         except ValueError:
             weight = math.nan
-        good = weight >= 0 and math.isfinite(weight)
-        _require(good, f"ratio_loss_weight={self.ratio_loss_weight!r} must be auto or a number from 0 on")
+        if not 0 <= weight < math.inf:
+            self._refuse("ratio_loss_weight", "must be auto or a number from 0 on")
         return weight
 
     @property
@@ -149,24 +152,5 @@ class TrainArguments:
 
     @property
     def learns_ratios(self) -> bool:
+        """Whether the method learns how much to keep."""
         return self.method in ("l", "lt")
-
-
-def _require(good: bool, text: str) -> None:
-    if not good:
-        raise ArgumentError(text)
-
-
-def _check(one, value) -> None:
-    """Type, choices and least value of one field."""
-    wanted = {"str": str, "int": int, "float": (int, float), "bool": bool}[one.type.split(" | ")[0]]
-    if value is None and one.type.endswith("None"):
-        return
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ArgumentError(f"{one.name}={value!r} must be of type {one.type}")
-    if one.metadata["choices"] is not None and value not in one.metadata["choices"]:
-        raise ArgumentError(f"{one.name}={value!r} must be one of {', '.join(one.metadata['choices'])}")
-    if isinstance(value, float):
-        _require(math.isfinite(value), f"{one.name}={value!r} must be finite")
-    if one.metadata["least"] is not None and value < one.metadata["least"]:
-        raise ArgumentError(f"{one.name}={value!r} must be at least {one.metadata['least']}")

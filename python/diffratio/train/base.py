@@ -13,10 +13,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from ..config import DiffRatioConfig
-from ..models import DIFFUSION_SCHEDULERS, PRETRAINED, noise_schedule
+from ..diffusion import DIFFUSION_SCHEDULERS, noise_schedule
 from ..names import is_hub_id, on_disk
-from ..patch import route_blocks, transformer_of
-from ..ratios import learn_ratios
+from ..routing.apply import route_blocks
+from ..routing.find import transformer_of
+from ..routing.ratios import learn_ratios
+from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
 from .objective import Objective
 
@@ -25,7 +27,7 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 @dataclass
 class Base:
-    """`model` in fp32, the schedule that it was trained on and the loss that follows from both."""
+    """`model` in fp32, the noise that it was trained on and the loss that follows from both."""
 
     model: nn.Module
     scheduler: DDPMScheduler
@@ -33,7 +35,11 @@ class Base:
 
 
 def load_base(arguments: TrainArguments) -> Base:
-    """The transformer and the schedule that `pretrained_model_name_or_path` names."""
+    """Load the transformer and the schedule that `pretrained_model_name_or_path` names.
+
+    Raises:
+        ArgumentError: there is no transformer, or it was not trained for a diffusion with betas.
+    """
     name = arguments.pretrained_model_name_or_path
     if name in PRETRAINED:
         model, scheduler = _load_transformer(PRETRAINED[name], None, None), noise_schedule()
@@ -46,9 +52,8 @@ def load_base(arguments: TrainArguments) -> Base:
 
 def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
     try:
-        config = DDPMScheduler.load_config(
-            name, subfolder="scheduler", revision=revision, local_files_only=on_disk(name)
-        )
+        hub = {"revision": revision, "local_files_only": on_disk(name)}
+        config = DDPMScheduler.load_config(name, subfolder="scheduler", **hub)
     except OSError:
         warnings.warn(
             f"{name} has no scheduler: training predicts the noise on a linear schedule of 1000 steps",
@@ -67,17 +72,11 @@ def _load_transformer(name: str | Path, revision: str | None, variant: str | Non
     name = str(name)
     if not on_disk(name) and not is_hub_id(name):
         raise ArgumentError(f"pretrained_model_name_or_path={name!r} is no folder")
+    hub = {"revision": revision, "variant": variant, "local_files_only": on_disk(name)}
     failures = []
     for subfolder in ("transformer", None):
         try:
-            return AutoModel.from_pretrained(
-                name,
-                subfolder=subfolder,
-                revision=revision,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=on_disk(name),
-            )
+            return AutoModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **hub)
         except (OSError, ValueError) as error:
             failures.append(str(error).splitlines()[0])
     raise ArgumentError(
@@ -87,11 +86,19 @@ def _load_transformer(name: str | Path, revision: str | None, variant: str | Non
 
 
 def prepare_model(model: nn.Module, arguments: TrainArguments) -> nn.Module:
-    """Freeze, add LoRA, routers and ratios as the arguments say. Returns the module to train."""
+    """Freeze, add LoRA, routers and ratios as the arguments say.
+
+    Returns:
+        The module to train: `model`, or PEFT's wrapper of it.
+
+    Raises:
+        ArgumentError: the model cannot be routed, or nothing is left to train.
+    """
     if arguments.train_mode == "lora":
         if arguments.mixed_precision == "bf16":
             _cast(model.parameters(), torch.bfloat16)
-        model = get_peft_model(model, lora_config(arguments))
+        rank = arguments.rank
+        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
         _cast((p for p in model.parameters() if p.requires_grad), torch.float32)
     add_routing(model, arguments)
     if arguments.gradient_checkpointing:
@@ -101,27 +108,21 @@ def prepare_model(model: nn.Module, arguments: TrainArguments) -> nn.Module:
     return model
 
 
-def lora_config(arguments: TrainArguments) -> LoraConfig:
-    return LoraConfig(
-        r=arguments.rank,
-        lora_alpha=arguments.rank,
-        target_modules=list(LORA_TARGETS),
-    )
-
-
 def _cast(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)
 
 
 def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
-    """Routers for every method but dense, and ratios for l and lt."""
+    """Add routers for every method but dense, and ratios for l and lt.
+
+    Raises:
+        ArgumentError: the model has no block that can be routed.
+    """
     if arguments.method == "dense":
         return
     compression = arguments.target_compression if arguments.method == "mod" else 0.0
-    config = DiffRatioConfig(
-        compression=compression, num_regions=arguments.regions, router_start=arguments.router_start
-    )
+    config = DiffRatioConfig(compression, num_regions=arguments.regions, router_start=arguments.router_start)
     try:
         route_blocks(model, config)
     except ValueError as error:

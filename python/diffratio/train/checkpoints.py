@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +22,22 @@ MANIFEST = "checkpoint.json"
 
 
 class Checkpoints:
-    """The folders `checkpoint-N` of a run."""
+    """The folders `checkpoint-N` of the run in `root`, of which the newest `limit` are kept (None: all)."""
 
     def __init__(self, root: Path, limit: int | None = None):
         self.root, self.limit = root, limit
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, broken ones too, ascending."""
+        """Return the steps of all checkpoints, broken ones too, ascending."""
         matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.root.glob("checkpoint-*"))
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint, whether there is one or not."""
         return self.root / f"checkpoint-{step}"
 
     def why_broken(self, step: int) -> str | None:
-        """What is wrong with a checkpoint: a file missing, or shorter than it was; None where nothing is."""
+        """Return why a checkpoint cannot be used, as a file that is missing or cut off; None if it can."""
         path = self.path(step)
         try:
             files = json.loads((path / MANIFEST).read_text())["files"]
@@ -45,7 +47,10 @@ class Checkpoints:
         return f"{wrong[0]} has another size than when it was written" if wrong else None
 
     def find(self, wanted: str) -> int | None:
-        """The step to resume from: of `latest` the newest that is whole, None where there is none.
+        """Return the step to resume from; None where the run has no whole checkpoint.
+
+        Args:
+            wanted: "latest" (the newest that is whole), or a checkpoint's name or path.
 
         Raises:
             ArgumentError: a named checkpoint is not one of this run, or is broken.
@@ -60,7 +65,6 @@ class Checkpoints:
         return None
 
     def _named(self, wanted: str) -> int:
-        """A checkpoint by its name or its path."""
         name, steps = Path(wanted).name, self.steps()
         step = next((one for one in steps if self.path(one).name == name), None)
         elsewhere = wanted.rstrip("/") != name and Path(wanted).resolve() != (self.root / name).resolve()
@@ -74,25 +78,22 @@ class Checkpoints:
             raise ArgumentError(f"resume_from_checkpoint={wanted!r} is broken: {reason}")
         return step
 
-    def save(self, accelerator: Accelerator, step: int, write: Callable[[Path], None]) -> None:
-        """Call `write(folder)` on every process, then give the folder its name."""
-
-        def write_and_list(folder: Path) -> None:
-            write(folder)
+    @contextmanager
+    def writing(self, accelerator: Accelerator, step: int) -> Iterator[Path]:
+        """Like `replacing`, for the checkpoint of a step; then delete those beyond the limit."""
+        with replacing(accelerator, self.path(step)) as folder:
+            yield folder
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                files = {
-                    str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()
-                }
-                (folder / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n")
-
-        replace_folder(accelerator, self.path(step), write_and_list)
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+                (folder / MANIFEST).write_text(json.dumps({"step": step, "files": sizes}, indent=2) + "\n")
         if accelerator.is_main_process and self.limit is not None:
             for old in [one for one in self.steps() if one <= step][: -self.limit]:
                 _delete(self.path(old))
 
     def set_aside_after(self, step: int) -> None:
-        """What a run that goes back to `step` had later stays as `checkpoint-N.old`; nothing resumes that."""
+        """Rename checkpoints after `step`, where the run resumes, to `checkpoint-N.old`: nothing reads it."""
         for later in [one for one in self.steps() if one > step]:
             path = self.path(later)
             old = path.with_name(f"{path.name}.old")
@@ -104,15 +105,17 @@ class Checkpoints:
             )
 
     def clear_leftovers(self) -> None:
-        """What a killed run left behind: halves of folders that were being written or deleted."""
+        """Delete what a killed run was writing or deleting."""
         for path in [*self.root.glob(".*.partial"), *self.root.glob(".*.deleted")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def replace_folder(accelerator: Accelerator, place: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(folder)` on every process; only when all are done the folder takes its place.
+@contextmanager
+def replacing(accelerator: Accelerator, place: Path) -> Iterator[Path]:
+    """Give every process a folder to write to, which takes its place when all of them are done.
 
-    What cannot be written is an ArgumentError, and what stood there before still does.
+    Raises:
+        ArgumentError: it cannot be written; what was in its place before still is.
     """
     partial = _hidden(place, "partial")
     try:
@@ -120,8 +123,8 @@ def replace_folder(accelerator: Accelerator, place: Path, write: Callable[[Path]
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         accelerator.wait_for_everyone()
-        write(partial)
-    # safetensors and torch.save have error classes of their own for a full disk.
+        yield partial
+    # A full disk is another error of safetensors and of torch.save.
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ArgumentError(f"output_dir: {place} could not be written: {error}") from error
@@ -134,7 +137,7 @@ def replace_folder(accelerator: Accelerator, place: Path, write: Callable[[Path]
 
 
 def _delete(folder: Path) -> None:
-    """First out of sight, so that nobody takes a half of it for the whole."""
+    """Hide the folder first, so that nobody takes a half of it for the whole."""
     hidden = _hidden(folder, "deleted")
     folder.rename(hidden)
     shutil.rmtree(hidden)

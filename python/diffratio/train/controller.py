@@ -9,21 +9,21 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from diffratio_kernels.modules import RatioTable
+from diffratio_kernels.blocks.ratio_table import RatioTable
 
-from ..ratios import diffratio_loss
+from ..routing.ratios import diffratio_loss
 
 FAITHFUL_WEIGHT = 0.3
 _WATER_FILLING = 5  # passes; what ratios that meet a bound leave over goes to the others in the next one
 
 _PATIENCE = 10
-"""Steps without a change of the ratios before that is said: fp16's loss scaler skips the first few itself."""
+"""Steps without a change of the ratios before the warning: fp16's loss scaler skips the first few itself."""
 _APART = 0.1
 """Part of the target that ratios lie apart halfway through training, if only by their gradients' noise."""
 
 
 def ratio_learning_rate(target_compression: float, steps: int) -> float:
-    """Adam's learning rate for the ratios: in `steps` it goes four times the way from 0 to the target."""
+    """Return Adam's learning rate for the ratios: in `steps` it goes four times from 0 to the target."""
     return 4 * target_compression / steps
 
 
@@ -53,9 +53,17 @@ class RatioController:
         optimizer.step()
         controller.after_step()      # projects the table
 
-    table: from `learn_ratios`. target_compression: mean over the table that is skipped, 0..1. steps:
-    optimiser steps of the whole training. ramp: the part of them in which the target falls; settle: the part
-    at the end in which the ratios stand on bins.
+    Args:
+        table: what `learn_ratios` returned.
+        target_compression: part of the tokens to skip, the mean over the table, 0..1.
+        steps: optimiser steps of the whole training.
+        weight: of the penalty; None is the constraint.
+        ramp: part of the steps in which the target falls.
+        settle: part of the steps at the end in which the ratios stand on bins.
+
+    Raises:
+        TypeError: `table` is no RatioTable.
+        ValueError: a number out of range; the text names the argument.
     """
 
     def __init__(
@@ -92,24 +100,24 @@ class RatioController:
         self.step, self.start = 0, table.mean().item()
         self._reached = self.start
         horizon = max(1, min(50, steps // 10))
-        self.forget = 1 / horizon
+        self._share = 1 / horizon  # of a step in the averages over steps
         ratios = table.ratios.detach()
         self._gradient, self._present = torch.zeros_like(ratios), torch.zeros_like(ratios[0])
         self._price = ratios.new_zeros(())
         self._settled: Tensor | None = None
         self._warned = False
         self._left: Tensor | None = ratios.clone()
-        """The ratios as they were left, until an optimiser is seen to move them."""
+        """The ratios after the last step, until an optimiser is seen to move them."""
         self._unmoved = 0
 
     @property
     def learning_rate(self) -> float:
-        """What the ratios need of Adam for this target and these steps."""
+        """Adam's learning rate that the ratios need for this target and these steps."""
         return ratio_learning_rate(self.target_compression, self.steps)
 
     @property
     def target(self) -> float:
-        """The mean kept ratio that holds now. More steps than before slow the ramp and never turn it back."""
+        """The mean kept ratio to hold now. More steps than before slow the ramp and never turn it back."""
         final = 1 - self.target_compression
         if self.penalty is not None or self.step >= self.ramp * self.steps:
             return final
@@ -118,11 +126,11 @@ class RatioController:
 
     @property
     def weight(self) -> float:
-        """Of the penalty; without one the price, in loss per unit of mean kept ratio. For logs: waits."""
+        """The penalty's weight, else the price in loss per unit of mean kept ratio. For logs: it syncs."""
         return self._price.item() * self._gradient.numel() if self.penalty is None else self.penalty
 
     def loss(self, model_or_pipe) -> Tensor:
-        """The ratio loss of the last forward pass, a scalar: zero where the target is a constraint."""
+        """Return the ratio loss of the last forward pass, a scalar: zero where the target is a constraint."""
         if self.penalty is None:
             return self.table.ratios.new_zeros(())
         return diffratio_loss(model_or_pipe, self.target_compression, self.penalty)
@@ -135,8 +143,8 @@ class RatioController:
             return
         self._follow()
         present = (ratios.grad != 0).any(0).to(ratios.dtype)  # a small batch does not reach every region
-        self._gradient.lerp_(-ratios.grad, self.forget)
-        self._present.lerp_(present, self.forget)
+        self._gradient.lerp_(-ratios.grad, self._share)
+        self._present.lerp_(present, self._share)
         low, high = self.table.interval
         worth = self._gradient / self._present.clamp(min=torch.finfo(ratios.dtype).tiny)
         seen = (self._present > 0).expand_as(ratios)
@@ -168,7 +176,7 @@ class RatioController:
         self.table.ratios.copy_(self._settled)
 
     def _follow(self) -> None:
-        """The model may have moved since, as accelerate's `prepare` moves it."""
+        """Move to the device of the table, which accelerate's `prepare` moves."""
         device = self.table.ratios.device
         self._gradient, self._present = self._gradient.to(device), self._present.to(device)
         self._price = self._price.to(device)
@@ -219,7 +227,7 @@ class RatioController:
             ratios.add_(share * movable).clamp_(low, high)
 
     def state_dict(self) -> dict:
-        """Plain numbers and lists, exact: a resumed training takes the same steps."""
+        """Return plain numbers and lists, exact: a resumed training takes the same steps."""
         return {
             "step": self.step,
             "start": self.start,
@@ -231,27 +239,27 @@ class RatioController:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a `state_dict`; ValueError where it is not one of this table."""
-        names = {"step", "start", "target", "price", "gradient", "present", "settled"}
-        if not isinstance(state, dict) or set(state) | {"target"} != names:  # older states have no target
+        """Continue from a `state_dict`.
+
+        Raises:
+            ValueError: `state` is not one of such a table; nothing is changed.
+        """
+        names = self.state_dict().keys()
+        if not isinstance(state, dict) or state.keys() != names:
             raise ValueError(f"state must have the entries {sorted(names)}")
         like = self.table.ratios
+        shapes = {"gradient": like.shape, "present": like.shape[1:], "price": (), "settled": like.shape}
+        given = [name for name in shapes if name != "settled" or state[name] is not None]
         try:
-            gradient, present, price = (
-                torch.tensor(state[name], dtype=like.dtype, device=like.device)
-                for name in ("gradient", "present", "price")
-            )
-            settled = state["settled"]
-            settled = None if settled is None else torch.tensor(settled, dtype=like.dtype, device=like.device)
-            step, start = int(state["step"]), float(state["start"])
-            reached = float(state.get("target", start))
+            tensors = {name: like.new_tensor(state[name]) for name in given}
+            step, start, reached = int(state["step"]), float(state["start"]), float(state["target"])
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"state holds something else than numbers ({error})") from None
-        if gradient.shape != like.shape or present.shape != like.shape[1:] or price.shape:
-            raise ValueError(f"state is of a table {tuple(gradient.shape)}, this one is {tuple(like.shape)}")
-        if settled is not None and settled.shape != like.shape:
-            raise ValueError(f"state has settled ratios {tuple(settled.shape)}, not {tuple(like.shape)}")
-        self._gradient, self._present, self._price, self._settled = gradient, present, price, settled
+        for name, tensor in tensors.items():
+            if tensor.shape != shapes[name]:
+                raise ValueError(f"state has {name} {tuple(tensor.shape)}, not {tuple(shapes[name])}")
+        self._gradient, self._present, self._price = (tensors[name] for name in given[:3])
+        self._settled = tensors.get("settled")
         self.step, self.start, self._reached = step, start, reached
         self._left, self._unmoved = like.detach().clone(), 0
 

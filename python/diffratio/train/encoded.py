@@ -21,12 +21,23 @@ from .run_log import replace_text
 
 CHUNK = 64
 AT_ONCE = 4  # images in the VAE, whose memory grows with their pixels
-NULL = "null.safetensors"
+ENCODED, NULL = "encoded", "null.safetensors"
 SETTINGS = "settings.json"
+ENCODED_BY = (
+    "dataset_name",
+    "image_column",
+    "pretrained_model_name_or_path",
+    "revision",
+    "max_sequence_length",
+)
+"""Arguments that latents and embeddings depend on."""
 
 
 class EncodedDataset(Dataset):
-    """Items of an `encode`d data set, read from disk one by one: `latents` [C, h, w], `tokens` [M, E], ..."""
+    """The `count` images in a folder that `Encoders.encode` wrote: `latents` [C, h, w], `tokens` [M, E], ...
+
+    They are read from disk one by one.
+    """
 
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
@@ -50,27 +61,51 @@ class EncodedDataset(Dataset):
 class Encoders:
     """The VAE and, for a captioned model, the text encoder of the repository that the model came from.
 
-    They are loaded when something is to be encoded.
+    They are loaded when something is to be encoded; every process encodes its share.
     """
 
-    def __init__(self, arguments: TrainArguments, captioned: bool, device: torch.device):
-        self.arguments, self.captioned, self.device = arguments, captioned, device
+    def __init__(self, arguments: TrainArguments, captioned: bool, accelerator: Accelerator, progress: bool):
+        self.arguments, self.captioned = arguments, captioned
+        self.accelerator, self.device, self.progress = accelerator, accelerator.device, progress
+
+    @torch.no_grad()
+    def encode(self, dataset, part: str, count: int) -> EncodedDataset:
+        """Encode the first `count` images of a data set, unless they are in `output_dir/encoded/part`.
+
+        Raises:
+            ArgumentError: an image that cannot be read, an encoder that is missing, or a folder that was
+                encoded with other settings.
+        """
+        folder, accelerator = Path(self.arguments.output_dir) / ENCODED / part, self.accelerator
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings(dataset, count, folder)
+        chunks = range(accelerator.process_index, -(-count // CHUNK), accelerator.num_processes)
+        missing = [number for number in chunks if not _chunk(folder, number).exists()]
+        show = self.progress and bool(missing)
+        for number in progress_bar(missing, show=show, desc=f"encoding {part}", unit="chunk"):
+            rows = range(number * CHUNK, min(count, (number + 1) * CHUNK))
+            try:
+                batch = dataset.batch(rows)
+            except ValueError as error:
+                raise ArgumentError(f"dataset_name={self.arguments.dataset_name!r}: {error}") from None
+            tensors = self._images(batch["pixel_values"]) | self._captions(dataset.captions(rows))
+            _write(tensors | {"attributes": batch["attributes"]}, _chunk(folder, number))
+        if accelerator.is_main_process and not (folder / NULL).exists():
+            null = self._captions([""])
+            _write({name: tensor[0] for name, tensor in null.items()}, folder / NULL)
+        accelerator.wait_for_everyone()
+        return EncodedDataset(folder, count)
 
     @cached_property
-    def vae(self) -> AutoencoderKL:
+    def _vae(self) -> AutoencoderKL:
         return self._load(AutoencoderKL, "vae").eval().to(self.device)
 
     @cached_property
-    def tokenizer(self):
-        from transformers import AutoTokenizer
+    def _tokenizer_and_text(self):
+        from transformers import AutoTokenizer, T5EncoderModel
 
-        return self._load(AutoTokenizer, "tokenizer")
-
-    @cached_property
-    def text(self):
-        from transformers import T5EncoderModel
-
-        return self._load(T5EncoderModel, "text_encoder").eval().to(self.device)
+        tokenizer = self._load(AutoTokenizer, "tokenizer")
+        return tokenizer, self._load(T5EncoderModel, "text_encoder").eval().to(self.device)
 
     def _load(self, kind, subfolder: str):
         name = self.arguments.pretrained_model_name_or_path
@@ -78,12 +113,8 @@ class Encoders:
             # diffusers would take the folder's own config for that of a subfolder that is not there.
             if on_disk(name) and not Path(name, subfolder).is_dir():
                 raise OSError("no such folder")
-            return kind.from_pretrained(
-                name,
-                subfolder=subfolder,
-                revision=self.arguments.revision,
-                local_files_only=on_disk(name),
-            )
+            hub = {"revision": self.arguments.revision, "local_files_only": on_disk(name)}
+            return kind.from_pretrained(name, subfolder=subfolder, **hub)
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ArgumentError(
@@ -91,69 +122,43 @@ class Encoders:
                 f"installed) and text_encoder for captions, to work on images; {subfolder}: {reason}"
             ) from None
 
-    def check_settings(self, dataset, count: int, folder: Path, write: bool) -> None:
-        """What lies in `folder` was encoded from the same images and captions, by the same encoders."""
-        names = ("dataset_name", "pretrained_model_name_or_path", "revision", "max_sequence_length")
-        settings = {name: getattr(self.arguments, name) for name in names}
+    def _check_settings(self, dataset, count: int, folder: Path) -> None:
+        """Refuse a folder that was encoded from other images and captions, or by other encoders."""
+        settings = {name: getattr(self.arguments, name) for name in ENCODED_BY}
         settings |= {"images": dataset.name, "count": count, "chunk": CHUNK}
-        if self.arguments.image_column is not None:
-            settings["image_column"] = self.arguments.image_column
         path = folder / SETTINGS
         if path.exists() and json.loads(path.read_text()) != settings:
             raise ArgumentError(
                 f"output_dir={self.arguments.output_dir!r} holds images encoded with other settings: "
                 f"give another folder, or delete {folder.parent}"
             )
-        if write:
+        if self.accelerator.is_main_process:
             replace_text(path, json.dumps(settings, indent=2) + "\n")
 
-    def images(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _images(self, pixels: Tensor) -> dict[str, Tensor]:
         """[n, 3, H, W] in [-1, 1] -> the mode of the VAE's distribution, in the model's scale."""
-        config = self.vae.config
-        parts = [self.vae.encode(some.to(self.device)).latent_dist.mode() for some in pixels.split(AT_ONCE)]
+        vae = self._vae
+        parts = [vae.encode(some.to(self.device)).latent_dist.mode() for some in pixels.split(AT_ONCE)]
         latents = torch.cat(parts)
-        latents = (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        latents = (latents - shift) * vae.config.scaling_factor
         size = torch.tensor(pixels.shape[-2:]).expand(len(pixels), 2)
-        return {"latents": latents, "original_size": size.contiguous()}
+        return {"latents": latents, "original_size": size}
 
-    def captions(self, captions: list[str]) -> dict[str, Tensor]:
+    def _captions(self, captions: list[str]) -> dict[str, Tensor]:
         """`tokens` [n, M, E] and which of them count, `mask` [n, M]; nothing for a model without text."""
         if not self.captioned:
             return {}
-        found = self.tokenizer(
+        tokenizer, text = self._tokenizer_and_text
+        found = tokenizer(
             [caption.lower().strip() for caption in captions],
             padding="max_length",
             max_length=self.arguments.max_sequence_length,
             truncation=True,
             return_tensors="pt",
         ).to(self.device)
-        tokens = self.text(found.input_ids, attention_mask=found.attention_mask)[0]
+        tokens = text(found.input_ids, attention_mask=found.attention_mask)[0]
         return {"tokens": tokens, "mask": found.attention_mask}
-
-
-@torch.no_grad()
-def encode(
-    dataset, encoders: Encoders, folder: Path, count: int, accelerator: Accelerator, progress: bool
-) -> EncodedDataset:
-    """The first `count` items of a data set; every process encodes its share of what is not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    encoders.check_settings(dataset, count, folder, write=accelerator.is_main_process)
-    chunks = range(accelerator.process_index, -(-count // CHUNK), accelerator.num_processes)
-    missing = [number for number in chunks if not _chunk(folder, number).exists()]
-    show = progress and bool(missing)
-    for number in progress_bar(missing, show=show, desc=f"encoding {folder.name}", unit="chunk"):
-        rows = range(number * CHUNK, min(count, (number + 1) * CHUNK))
-        try:
-            batch = dataset.batch(rows)
-        except ValueError as error:
-            raise ArgumentError(f"dataset_name={encoders.arguments.dataset_name!r}: {error}") from None
-        tensors = encoders.images(batch["pixel_values"]) | encoders.captions(dataset.captions(rows))
-        _write(tensors | {"attributes": batch["attributes"]}, _chunk(folder, number))
-    if accelerator.is_main_process and not (folder / NULL).exists():
-        null = encoders.captions([""])
-        _write({name: tensor[0] for name, tensor in null.items()}, folder / NULL)
-    accelerator.wait_for_everyone()
-    return EncodedDataset(folder, count)
 
 
 def _plain(tensor: Tensor) -> Tensor:

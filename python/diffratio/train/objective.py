@@ -1,25 +1,33 @@
-"""The diffusion loss, in whatever the scheduler says that the model predicts."""
+"""The diffusion loss, in whatever the scheduler says that the model predicts, and its held-out mean."""
 
 from __future__ import annotations
 
 import inspect
 
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from ..models import PREDICTED
-from ..patch import transformer_of
+from ..diffusion import PREDICTED
+from ..progress import progress_bar
+from ..routing.find import transformer_of
 from .arguments import ArgumentError
-from .samples import CLEAN
+from .samples import clean_image
 
 
 class Objective:
-    """`objective(model, batch)` -> the loss of each sample, float32 [B].
+    """The loss of each sample, weighted by min-SNR where asked for.
 
-    batch: latents or pixel_values [B, C, H, W], noise like them, timestep int64 [B], and tokens [B, M, E]
-    with an optional mask [B, M] (PixArt) or attributes [B, A] with the class first (DiT).
+    Args:
+        model: the transformer; says whether it takes text (PixArt) or classes (DiT).
+        scheduler: the noise that it was trained on, and what it predicts.
+        snr_gamma: the largest signal-to-noise ratio that counts; None weighs all timesteps alike.
+
+    Raises:
+        ArgumentError: the scheduler predicts something else than noise, velocity or image.
     """
 
     def __init__(self, model: nn.Module, scheduler: DDPMScheduler, snr_gamma: float | None = None):
@@ -34,8 +42,14 @@ class Objective:
             )
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        clean = next(batch[name] for name in CLEAN if name in batch)
-        noise, timestep = batch["noise"], batch["timestep"]
+        """Return float32 [B].
+
+        Args:
+            model: as given to the constructor, or a wrapper of it.
+            batch: latents or pixel_values [B, C, H, W], noise like them, timestep int64 [B], and tokens
+                [B, M, E] with an optional mask [B, M] (PixArt) or attributes [B, A], class first (DiT).
+        """
+        clean, noise, timestep = clean_image(batch), batch["noise"], batch["timestep"]
         noisy = self.scheduler.add_noise(clean, noise, timestep)
         predicted = model(noisy, timestep=timestep, **self._condition(batch), return_dict=False)[0]
         # A model that learns its variance predicts it in the second half of the channels.
@@ -45,7 +59,7 @@ class Objective:
 
     @property
     def name(self) -> str:
-        """Of the loss, as in evaluation: v-MSE, noise-MSE or image-MSE."""
+        """The loss, named as in evaluation: v-MSE, noise-MSE or image-MSE."""
         name = f"{PREDICTED[self.scheduler.config.prediction_type]}-MSE"
         return name if self.snr_gamma is None else f"{name}, min-SNR weighted"
 
@@ -74,3 +88,48 @@ class Objective:
         clamped = snr.clamp(max=self.snr_gamma)
         kind = self.scheduler.config.prediction_type
         return clamped / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
+
+
+@torch.no_grad()
+def validate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: Objective,
+    loader: DataLoader,
+    regions: int,
+    progress: bool = False,
+) -> dict:
+    """Average the loss over held-out images, at noise and timesteps that never change.
+
+    Args:
+        accelerator: of the processes that share the images.
+        model, objective: what is judged, and by what.
+        loader: over `ValidationSamples`, as `accelerator.prepare` returned it.
+        regions: R, timestep regions to tell apart.
+        progress: whether to show a bar.
+
+    Returns:
+        `validation_loss`, and `validation_by_region` [R] from the cleanest timesteps to the noisiest, None
+        where a region has no image. The same on every process.
+    """
+    training = model.training
+    model.eval()
+    losses, timesteps, rows = [], [], []
+    for batch in progress_bar(loader, show=progress, desc="validating", unit="batch", leave=False):
+        with accelerator.autocast():
+            error = objective(model, batch)
+        error, timestep, row = accelerator.gather((error, batch["timestep"], batch["row"]))
+        losses.append(error.double().cpu())
+        timesteps.append(timestep.cpu())
+        rows += row.tolist()
+    model.train(training)
+    # Processes get equally many batches of one size: some images twice.
+    once = sorted({row: place for place, row in reversed([*enumerate(rows)])}.values())
+    error, timestep = torch.cat(losses)[once], torch.cat(timesteps)[once]
+    horizon = objective.scheduler.config.num_train_timesteps
+    region = (timestep * regions // horizon).clamp(max=regions - 1)
+    means = [error[region == r] for r in range(regions)]
+    return {
+        "validation_loss": error.mean().item(),
+        "validation_by_region": [one.mean().item() if len(one) else None for one in means],
+    }

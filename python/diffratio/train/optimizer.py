@@ -8,8 +8,9 @@ from numbers import Real
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..patch import transformer_of
+from ..routing.find import transformer_of
 from .arguments import TrainArguments
 from .controller import ratio_learning_rate
 
@@ -17,13 +18,13 @@ GROUPS = ("weights", "routers", "ratios")
 
 
 def group_of(name: str) -> str:
-    """Which group a parameter of this name belongs to."""
+    """Return which of `GROUPS` a parameter of this name belongs to."""
     parts = name.split(".")
     return "ratios" if "diffratio_ratios" in parts else "routers" if "diffratio" in parts else "weights"
 
 
 def trained(model: nn.Module, *groups: str) -> list[nn.Parameter]:
-    """The parameters that are trained, of some groups or (without names) of all."""
+    """Return the trained parameters of some groups, without names of all."""
     return [
         parameter
         for name, parameter in model.named_parameters()
@@ -39,7 +40,7 @@ def parameter_groups(
     ratio_learning_rate: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict]:
-    """What to make an optimizer of: all that a model trains, as groups of weights, routers and ratios.
+    """Return what to make an optimizer of: all that a model trains, as weights, routers and ratios.
 
     Adam moves every parameter by about its learning rate, however small the gradient. Ratios must cross
     tenths in the steps that there are: at the rate of the weights they hardly part, and the table ends as
@@ -97,7 +98,7 @@ def parameter_groups(
 
 
 def make_optimizer(model: nn.Module, arguments: TrainArguments) -> torch.optim.AdamW:
-    """AdamW as the arguments say."""
+    """Return AdamW as the arguments say."""
     ratio_lr = arguments.ratio_lr
     if ratio_lr is None:
         ratio_lr = ratio_learning_rate(arguments.target_compression, arguments.max_train_steps)
@@ -112,7 +113,8 @@ def make_optimizer(model: nn.Module, arguments: TrainArguments) -> torch.optim.A
     return torch.optim.AdamW(groups, betas=betas, eps=arguments.adam_epsilon)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, arguments: TrainArguments):
+def make_schedule(optimizer: torch.optim.Optimizer, arguments: TrainArguments) -> LRScheduler:
+    """Return the schedule of all learning rates."""
     return get_scheduler(
         arguments.lr_scheduler,
         optimizer=optimizer,

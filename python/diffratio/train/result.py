@@ -1,4 +1,4 @@
-"""What a run leaves behind, for evaluation, plots and inference."""
+"""The model that a run leaves behind, written and loaded."""
 
 from __future__ import annotations
 
@@ -9,19 +9,40 @@ from pathlib import Path
 
 from diffusers import AutoModel
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import nn
 
-from ..adapter import CONFIG_NAME, load_diffratio
-from ..adapter_file import check_files
+from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
+from ..routing.adapter_file import check_files
+from ..routing.find import transformer_of
 from .arguments import TrainArguments
 from .base import load_base
 from .checkpoints import Checkpoints
+from .optimizer import group_of
 from .run_log import RUN
-from .state import ADAPTER, WEIGHTS
+
+ADAPTER = "adapter"
+"""The model's folder in a checkpoint."""
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def write_model(model: nn.Module, folder: Path) -> None:
+    """Write LoRA in PEFT's layout or plain weights in diffusers', and routers and ratios beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = transformer_of(model)
+    if plain is not model:
+        model.save_pretrained(str(folder), safe_serialization=True)
+    else:
+        plain.save_config(folder)
+        state = plain.state_dict().items()
+        weights = {name: tensor.contiguous() for name, tensor in state if group_of(name) == "weights"}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    if "_diffratio_model" in vars(plain):
+        save_diffratio(plain, folder)
 
 
 def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tuple[nn.Module, dict]:
-    """The model of a run, ready for inference, and what `run.json` tells about it.
+    """Load the model of a run, ready for inference, and what `run.json` tells about it.
 
     Args:
         directory: what was `output_dir` of the training.
@@ -58,6 +79,6 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
 
 
 def load_start(info: dict) -> nn.Module:
-    """The model that a run started from; `info` is the content of its `run.json`."""
+    """Load the model that a run started from; `info` is the content of its `run.json`."""
     arguments = TrainArguments(**info["arguments"])
     return load_base(replace(arguments, pretrained_model_name_or_path=info["base_model"])).model

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-# Items that stand for the clean image, in the order in which they are looked for.
-CLEAN = ("latents", "pixel_values")
+
+def clean_image(item: dict[str, Tensor]) -> Tensor:
+    """Return the latents of an item or batch, else its pixels."""
+    return item["latents"] if "latents" in item else item["pixel_values"]
 
 
 class TrainingSamples(Dataset):
@@ -18,6 +20,7 @@ class TrainingSamples(Dataset):
 
     Every epoch is a new order of the data set. Since no state is carried along, neither a resumed run nor
     another number of processes, workers or accumulation steps changes which samples an optimiser step sees.
+    A part `drop` of the captions is left out.
     """
 
     def __init__(self, dataset, seed: int, first: int, count: int, *, timesteps: int, drop: float):
@@ -46,10 +49,10 @@ class TrainingSamples(Dataset):
 
     def _complete(self, item: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(_mixed(self.seed, number, 1))
-        clean = next(item[name] for name in CLEAN if name in item)
         timestep = torch.randint(self.timesteps, (), generator=generator)
         dropped = torch.rand((), generator=generator) < self.drop
-        item = item | {"timestep": timestep, "noise": torch.randn(clean.shape, generator=generator)}
+        noise = torch.randn(clean_image(item).shape, generator=generator)
+        item = item | {"timestep": timestep, "noise": noise}
         return item | self._null if dropped and "tokens" in item else item
 
 
@@ -65,10 +68,9 @@ class ValidationSamples(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         item = self.dataset[row]
-        clean = next(item[name] for name in CLEAN if name in item)
         generator = torch.Generator().manual_seed(_mixed(0, row, 2))
         timestep = self._places[row] * self.timesteps // self.count
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(clean_image(item).shape, generator=generator)
         return item | {"row": torch.tensor(row), "timestep": timestep, "noise": noise}
 
 

@@ -8,16 +8,22 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from ..ratios import TABLE_NAME
+from ..routing.ratios import TABLE_NAME
 from .arguments import ArgumentError, TrainArguments
+from .base import load_base, prepare_model
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
+    """Return whether FSDP shards the model."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def prepare_sharding(accelerator: Accelerator, arguments: TrainArguments) -> None:
-    """Before `accelerator.prepare`. Sharded like the weights, ratios would be rounded to their precision."""
+    """Set up FSDP, before `accelerator.prepare`. Sharded, ratios would be rounded as the weights are.
+
+    Raises:
+        ArgumentError: FSDP of version 1, or a moving average.
+    """
     if not is_sharded(accelerator):
         return
     if not accelerator.is_fsdp2:
@@ -36,6 +42,25 @@ def prepare_sharding(accelerator: Accelerator, arguments: TrainArguments) -> Non
 
 
 def reduce_ratio_gradient(accelerator: Accelerator, ratios: nn.Parameter) -> None:
-    """FSDP averages the gradients of what it shards, and of nothing else."""
+    """Average the ratios' gradient over processes: FSDP does so for what it shards alone."""
     if is_sharded(accelerator) and ratios.grad is not None:
         ratios.grad = accelerator.reduce(ratios.grad, "mean")
+
+
+def full_model(accelerator: Accelerator, model: nn.Module, arguments: TrainArguments) -> nn.Module | None:
+    """Return the model unsharded and without wrappers on the main process, None on the others.
+
+    Args:
+        model: what `accelerator.prepare` returned; of a sharded one every process gives its part.
+        arguments: those that `prepare_model` made it from.
+    """
+    if not is_sharded(accelerator):
+        return accelerator.unwrap_model(model) if accelerator.is_main_process else None
+    weights = accelerator.get_state_dict(model)
+    if not accelerator.is_main_process:
+        return None
+    # New LoRA weights are drawn; the generators' states are in the checkpoint already.
+    with torch.random.fork_rng(devices=[]):
+        full = prepare_model(load_base(arguments).model, arguments)
+    full.load_state_dict(weights)
+    return full

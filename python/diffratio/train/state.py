@@ -1,121 +1,114 @@
-"""What is written of a run: the state that it resumes from, and the model that others load."""
+"""The state that a run resumes from: all that its next step depends on."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..adapter import save_diffratio
-from ..patch import transformer_of
-from .base import load_base, prepare_model
+from ..routing.find import transformer_of
+from .controller import RatioController
+from .optimizer import trained
 from .sharding import is_sharded
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
-ADAPTER, TRAINED, AVERAGE, PROGRESS = "adapter", "trained.safetensors", "ema.safetensors", "progress.json"
-SCHEDULER = "scheduler"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+TRAINED, AVERAGE, PROGRESS = "trained.safetensors", "ema.safetensors", "progress.json"
 
 
-def save_state(trainer: Trainer, folder: Path) -> None:
-    """Everything that the next step depends on, and the model so far as an adapter. Runs on every process."""
-    trainer.accelerator.save_state(str(folder))
-    if trainer.accelerator.is_main_process:
-        progress = {"step": trainer.step, "schedule": trainer.schedule.state_dict()}
-        if trainer.controller is not None:
-            progress["controller"] = trainer.controller.state_dict()
-        if trainer.ema is not None:
-            average = trainer.ema.state_dict()
-            tensors = average.pop("shadow_params")
+@dataclass
+class RunState:
+    """What a step changes and the next one needs. Every process saves and loads it.
+
+    Attributes:
+        accelerator: saves the optimiser it prepared and each process's random number generators.
+        model: as `accelerator.prepare` returned it; only its trained parameters are saved.
+        schedule: of the learning rates.
+        controller: of the ratios; None where none are learned.
+        ema: the moving average of `weights`; None where none is kept.
+        step: optimiser steps done.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    schedule: LRScheduler
+    controller: RatioController | None
+    ema: EMAModel | None
+    step: int = 0
+
+    def __post_init__(self):
+        if not is_sharded(self.accelerator):  # accelerate saves the shards of FSDP itself
+            self.accelerator.register_save_state_pre_hook(self._save_trained)
+            self.accelerator.register_load_state_pre_hook(self._load_trained)
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Trained weights and routers. An average would leave the ratios short of their target."""
+        return trained(self.model, "weights", "routers")
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the moving average replaces the weights, where there is one."""
+        if self.ema is None:
+            yield
+            return
+        weights = self.weights
+        self.ema.store(weights)
+        self.ema.copy_to(weights)
+        try:
+            yield
+        finally:
+            self.ema.restore(weights)
+
+    def save(self, folder: Path) -> None:
+        """Write everything into `folder`, on every process."""
+        self.accelerator.save_state(str(folder))
+        if not self.accelerator.is_main_process:
+            return
+        # Not by accelerate's register_for_checkpointing, which unpickles whatever lies in the folder.
+        progress = {"step": self.step, "schedule": self.schedule.state_dict()}
+        if self.controller is not None:
+            progress["controller"] = self.controller.state_dict()
+        if self.ema is not None:
+            progress["ema"] = self.ema.state_dict()
+            tensors = progress["ema"].pop("shadow_params")
             save_file({str(i): tensor.contiguous() for i, tensor in enumerate(tensors)}, folder / AVERAGE)
-            progress["ema"] = average
         (folder / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n")
-    save_adapter(trainer, folder / ADAPTER)
 
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote: the next step is the one that would have followed, bit by bit."""
+        self.accelerator.load_state(str(folder))
+        progress = json.loads((folder / PROGRESS).read_text())
+        self.step = progress["step"]
+        self.schedule.load_state_dict(progress["schedule"])
+        if self.controller is not None:
+            self.controller.load_state_dict(progress["controller"])
+        if self.ema is not None:
+            tensors = load_file(folder / AVERAGE)
+            average = {"shadow_params": [tensors[str(i)] for i in range(len(tensors))]}
+            self.ema.load_state_dict(progress["ema"] | average)
+            self.ema.to(self.accelerator.device)
 
-def load_state(trainer: Trainer, folder: Path) -> int:
-    """Undo `save_state`; returns the step."""
-    trainer.accelerator.load_state(str(folder))
-    progress = json.loads((folder / PROGRESS).read_text())
-    trainer.schedule.load_state_dict(progress["schedule"])
-    if trainer.controller is not None:
-        trainer.controller.load_state_dict(progress["controller"])
-    if trainer.ema is not None:
-        tensors = load_file(folder / AVERAGE)
-        average = {"shadow_params": [tensors[str(i)] for i in range(len(tensors))]}
-        trainer.ema.load_state_dict(progress["ema"] | average)
-        trainer.ema.to(trainer.accelerator.device)
-    return progress["step"]
+    def _save_trained(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
+        weights.clear()  # accelerate saves what is left here: nothing
+        if self.accelerator.is_main_process:
+            save_file(self._trained(), Path(folder) / TRAINED)
 
+    def _load_trained(self, models: list[nn.Module], folder: str) -> None:
+        models.clear()  # accelerate loads what is left here: nothing
+        tensors, parameters = load_file(Path(folder) / TRAINED), self._trained()
+        if tensors.keys() != parameters.keys():
+            others = sorted(tensors.keys() ^ parameters.keys())[:3]
+            raise ValueError(f"{folder}: {TRAINED} is of another model: {others}")
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
 
-def keep_trained_only(accelerator: Accelerator) -> None:
-    """Let accelerate save and load the trained parameters alone; FSDP's shards stay its own matter."""
-    if is_sharded(accelerator):
-        return
-
-    def save(models: list[nn.Module], weights: list[dict], folder: str) -> None:
-        weights.clear()
-        if accelerator.is_main_process:
-            save_file(_trained(models[0]), Path(folder) / TRAINED)
-
-    def load(models: list[nn.Module], folder: str) -> None:
-        tensors, trained = load_file(Path(folder) / TRAINED), _trained(models.pop())
-        if set(tensors) != set(trained):
-            raise ValueError(
-                f"{folder}: {TRAINED} is of another model: {sorted(set(tensors) ^ set(trained))[:3]}"
-            )
-        for name, tensor in trained.items():
-            tensor.copy_(tensors[name])
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    plain = transformer_of(model)
-    return {name: p.detach() for name, p in plain.named_parameters() if p.requires_grad}
-
-
-def save_adapter(trainer: Trainer, folder: Path) -> None:
-    """The model as `load_run` reads it: its weights or LoRA, and the routers with their ratios; and beside it
-    the noise that it was trained with, as in diffusers' pipelines."""
-    accelerator = trainer.accelerator
-    if accelerator.is_main_process:
-        trainer.base.scheduler.save_pretrained(folder / SCHEDULER)
-    if is_sharded(accelerator):
-        weights = accelerator.get_state_dict(trainer.model)  # every process takes part
-        if accelerator.is_main_process:
-            # New LoRA weights are drawn; the generators' states are in the checkpoint already.
-            with torch.random.fork_rng(devices=[]):
-                model = prepare_model(load_base(trainer.arguments).model, trainer.arguments)
-            model.load_state_dict(weights)
-            write_model(model, folder)
-        return
-    with trainer.averaged():
-        if accelerator.is_main_process:
-            write_model(accelerator.unwrap_model(trainer.model), folder)
-
-
-def write_model(model: nn.Module, folder: Path) -> None:
-    """LoRA in PEFT's layout or plain weights in diffusers', neither with routers; those beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = transformer_of(model)
-    if plain is not model:
-        model.save_pretrained(str(folder), safe_serialization=True)
-    else:
-        plain.save_config(folder)
-        weights = {
-            name: tensor.contiguous()
-            for name, tensor in plain.state_dict().items()
-            if "diffratio" not in name.split(".") and not name.startswith("diffratio_ratios.")
-        }
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    if "_diffratio_plan" in vars(plain):
-        save_diffratio(plain, folder)
+    def _trained(self) -> dict[str, Tensor]:
+        plain = transformer_of(self.model)
+        return {name: p.detach() for name, p in plain.named_parameters() if p.requires_grad}

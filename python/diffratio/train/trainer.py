@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,32 +15,43 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
-from ..patch import transformer_of
 from ..progress import progress_bar
-from ..ratios import table_of
+from ..routing.find import transformer_of
+from ..routing.ratios import table_of
 from .arguments import ArgumentError, TrainArguments
 from .base import load_base, prepare_model
-from .checkpoints import Checkpoints, replace_folder
+from .checkpoints import replacing
 from .controller import RatioController
-from .data import load_splits, places, training_loader, validation_loader
+from .data import load_splits, origin, training_loader, validation_loader
 from .encoded import EncodedDataset
+from .objective import validate
 from .optimizer import make_optimizer, make_schedule, trained
 from .output import Output
-from .sharding import prepare_sharding, reduce_ratio_gradient
-from .state import keep_trained_only, load_state, save_adapter, save_state
-from .validation import validate
+from .result import ADAPTER, write_model
+from .sharding import full_model, prepare_sharding, reduce_ratio_gradient
+from .state import RunState
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHOWN = {"loss": "loss", "ratio": "mean_ratio", "target": "target"}
+"""Figures beside the bar, by their names in the log."""
 RESUME = "Checkpoints are kept: make room and go on with --resume_from_checkpoint latest"
 
 
 class Trainer:
-    """One run: `Trainer(arguments).fit()`."""
+    """One run: `Trainer(arguments).fit()`.
+
+    Args:
+        arguments: all that a run depends on.
+        progress: whether to show bars on a terminal.
+
+    Raises:
+        ArgumentError: an argument that does not fit the model, the data, the folder or accelerate's launch.
+    """
 
     def __init__(self, arguments: TrainArguments, progress: bool = True):
-        self.arguments, self.progress = arguments, progress
-        self.root = Path(arguments.output_dir)
+        self.arguments = arguments
         _check_launch(arguments)
+        root = Path(arguments.output_dir)
         self.accelerator = Accelerator(
             # Without an accelerator, launched processes would not know of each other.
             cpu=not torch.accelerator.is_available(),
@@ -49,77 +59,95 @@ class Trainer:
             # The number alone would give way to one in the environment.
             gradient_accumulation_plugin=GradientAccumulationPlugin(arguments.gradient_accumulation_steps),
             log_with=None if arguments.report_to == "none" else arguments.report_to,
-            project_config=ProjectConfiguration(self.root, str(self.root / arguments.logging_dir)),
+            project_config=ProjectConfiguration(root, str(root / arguments.logging_dir)),
         )
+        self.progress = progress and self.accelerator.is_local_main_process
         prepare_sharding(self.accelerator, arguments)
         set_seed(arguments.seed)
-        self.checkpoints = Checkpoints(self.root, arguments.checkpoints_total_limit)
-        self.output = Output(arguments, self.accelerator, self.checkpoints)
+        self.output = Output(arguments, self.accelerator)
         self.base = load_base(arguments)
-        self.objective = self.base.objective
-        self.dataset, held_out = load_splits(arguments, self.base, self.accelerator, progress)
+        self.dataset, held_out = load_splits(arguments, self.base, self.accelerator, self.progress)
         model = prepare_model(self.base.model, arguments)
         optimizer = make_optimizer(model, arguments)
-        self.schedule = make_schedule(optimizer, arguments)
-        self.model, self.optimizer, self.validation = self.accelerator.prepare(
+        schedule = make_schedule(optimizer, arguments)
+        model, self.optimizer, self.validation = self.accelerator.prepare(
             model, optimizer, validation_loader(arguments, self.base, held_out)
         )
-        self.controller = self._controller() if arguments.learns_ratios else None
-        self.ema = None
+        controller = ema = None
+        if arguments.learns_ratios:
+            controller = RatioController(
+                table_of(model),
+                arguments.target_compression,
+                arguments.max_train_steps,
+                weight=arguments.fixed_ratio_weight(),
+            )
         if arguments.use_ema:
-            self.ema = EMAModel(self.averaged_parameters(), decay=arguments.ema_max_decay, foreach=True)
-        keep_trained_only(self.accelerator)
-        self.step, self.last_validation = 0, {}
-
-    def _controller(self) -> RatioController:
-        target, steps = self.arguments.target_compression, self.arguments.max_train_steps
-        weight = self.arguments.fixed_ratio_weight()
-        return RatioController(table_of(self.model), target, steps, weight=weight)
+            weights = trained(model, "weights", "routers")
+            ema = EMAModel(weights, decay=arguments.ema_max_decay, foreach=True)
+        self.state = RunState(self.accelerator, model, schedule, controller, ema)
+        self.last_validation = {}
 
     def fit(self) -> dict:
-        """Train to the last step, write `final/`, and return the content of `run.json`."""
+        """Train to the last step and write the model to `final/`.
+
+        Returns:
+            The content of `run.json` on the main process, nothing on the others.
+
+        Raises:
+            ArgumentError: a loss that is not finite, or a checkpoint that cannot be written.
+        """
         # Processes must not drop the same class labels.
         set_seed(self.arguments.seed, device_specific=True)
-        resumed = self.output.resumes_from
-        if resumed is not None:
-            self.step = load_state(self, self.checkpoints.path(resumed))
+        if self.output.resumes_from is not None:
+            self.state.load(self.output.checkpoints.path(self.output.resumes_from))
         self.output.open(self._facts())
-        if self.step < self.arguments.max_train_steps:
-            if self.step == 0:
+        if self.state.step < self.arguments.max_train_steps:
+            if self.state.step == 0:
                 self._validate()
             self._train()
         else:  # killed after its last checkpoint, or finished before
             self.last_validation = self._held_out_loss()
-        replace_folder(self.accelerator, self.root / "final", lambda folder: save_adapter(self, folder))
-        ratios = {} if self.controller is None else {"ratios": self.controller.table.host()}
-        return self.output.close(step=self.step, **self.last_validation, **ratios)
+        with replacing(self.accelerator, self.output.root / "final") as folder:
+            self.save_adapter(folder)
+        controller = self.state.controller
+        ratios = {} if controller is None else {"ratios": controller.table.host()}
+        return self.output.close(step=self.state.step, **self.last_validation, **ratios)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the model so far as `load_run` reads it, and beside it the noise that it was trained with, as
+        in diffusers' pipelines. Every process takes part."""
+        if self.accelerator.is_main_process:
+            self.base.scheduler.save_pretrained(folder / "scheduler")
+        with self.state.averaged():
+            model = full_model(self.accelerator, self.state.model, self.arguments)
+            if model is not None:
+                write_model(model, folder)
 
     def _facts(self) -> dict:
-        everything = transformer_of(self.model).parameters()
+        parameters = transformer_of(self.state.model).parameters()
         return {
-            **places(self.arguments, self.base.model.config),
-            "loss": self.objective.name,
+            **origin(self.arguments, self.base.model.config),
+            "loss": self.base.objective.name,
             "latents": isinstance(self.dataset, EncodedDataset),
             "processes": self.accelerator.num_processes,
             "parameters": {
-                "total": sum(p.numel() for p in everything),
-                "trained": sum(p.numel() for p in trained(self.model)),
+                "total": sum(p.numel() for p in parameters),
+                "trained": sum(p.numel() for p in trained(self.state.model)),
             },
         }
 
     def _train(self) -> None:
         processes = self.accelerator.num_processes
-        loader = training_loader(self.arguments, self.base, self.dataset, processes, self.step)
+        loader = training_loader(self.arguments, self.base, self.dataset, processes, self.state.step)
         loader = self.accelerator.prepare(loader)
-        bar = progress_bar(
+        self.state.model.train()
+        with progress_bar(
             total=self.arguments.max_train_steps,
-            show=self.progress and self.accelerator.is_local_main_process,
-            initial=self.step,
+            show=self.progress,
+            initial=self.state.step,
             desc=f"training {self.arguments.method}",
             unit="step",
-        )
-        self.model.train()
-        with bar:
+        ) as bar:
             self._run_steps(loader, bar)
 
     def _run_steps(self, loader, bar: tqdm) -> None:
@@ -130,103 +158,84 @@ class Trainer:
                 continue
             entry = self._finish_step(losses)
             self.output.log(entry | {"seconds": time.perf_counter() - start})
-            bar.set_postfix(_postfix(entry), refresh=False)
+            shown = {short: f"{entry[name]:.4f}" for short, name in SHOWN.items() if name in entry}
+            bar.set_postfix(shown, refresh=False)
             bar.update()
-            losses.clear()
+            losses = []
             self._validate_and_save()
             start = time.perf_counter()
 
     def _forward_backward(self, batch: dict[str, Tensor]) -> Tensor:
         """One micro-batch; the optimiser steps when it is the last of its step. Returns both losses, [2]."""
-        with self.accelerator.accumulate(self.model):
+        model, controller = self.state.model, self.state.controller
+        with self.accelerator.accumulate(model):
             with self.accelerator.autocast():
-                loss = self.objective(self.model, batch).mean()
-            ratio_loss = (
-                torch.zeros_like(loss) if self.controller is None else self.controller.loss(self.model)
-            )
+                loss = self.base.objective(model, batch).mean()
+            ratio_loss = torch.zeros_like(loss) if controller is None else controller.loss(model)
             self.accelerator.backward(loss + ratio_loss)
             if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.averaged_parameters(), self.arguments.max_grad_norm)
-                if self.controller is not None:
-                    reduce_ratio_gradient(self.accelerator, self.controller.table.ratios)
-                    self.controller.before_step()
+                self.accelerator.clip_grad_norm_(self.state.weights, self.arguments.max_grad_norm)
+                if controller is not None:
+                    reduce_ratio_gradient(self.accelerator, controller.table.ratios)
+                    controller.before_step()
             self.optimizer.step()
             self.optimizer.zero_grad()
         return torch.stack([loss.detach(), ratio_loss.detach()])
 
     def _finish_step(self, losses: list[Tensor]) -> dict:
-        """What follows an optimiser step; returns its line of the log."""
-        self.step += 1
+        """Update what follows the optimiser; returns the step's line of the log."""
+        state = self.state
+        state.step += 1
         loss, ratio_loss = self.accelerator.reduce(torch.stack(losses).mean(0), "mean").tolist()
         self._check_finite("loss", loss + ratio_loss)
-        entry = {"step": self.step, "loss": loss, "lr": self.schedule.get_last_lr()[0]}
-        self.schedule.step()
-        if self.ema is not None:
-            self.ema.step(self.averaged_parameters())
-        if self.controller is not None:
-            self.controller.after_step()
-            ratios = self.controller.table.host()
-            self.output.log_ratios(self.step, ratios)
+        entry = {"step": state.step, "loss": loss, "lr": state.schedule.get_last_lr()[0]}
+        state.schedule.step()
+        if state.ema is not None:
+            state.ema.step(state.weights)
+        if state.controller is not None:
+            state.controller.after_step()
+            ratios = state.controller.table.host()
+            self.output.log_ratios(state.step, ratios)
             entry |= {
                 "ratio_loss": ratio_loss,
-                "ratio_weight": self.controller.weight,
+                "ratio_weight": state.controller.weight,
                 "mean_ratio": sum(map(sum, ratios)) / sum(map(len, ratios)),
-                "target": self.controller.target,
+                "target": state.controller.target,
             }
         return entry
 
     def _validate_and_save(self) -> None:
-        last = self.step == self.arguments.max_train_steps
-        if last or self.step % self.arguments.validation_steps == 0:
+        step = self.state.step
+        last = step == self.arguments.max_train_steps
+        if last or step % self.arguments.validation_steps == 0:
             self._validate()
-        if last or self.step % self.arguments.checkpointing_steps == 0:
-            self.checkpoints.save(self.accelerator, self.step, lambda folder: save_state(self, folder))
+        if last or step % self.arguments.checkpointing_steps == 0:
+            with self.output.checkpoints.writing(self.accelerator, step) as folder:
+                self.state.save(folder)
+                self.save_adapter(folder / ADAPTER)
             self.output.keep_seconds()
 
+    def _validate(self) -> None:
+        self.last_validation = self._held_out_loss()
+        self.output.log({"step": self.state.step} | self.last_validation)
+        if self.state.controller is not None:
+            self.output.picture(self.state.step, self.state.controller.table.host())
+
     def _held_out_loss(self) -> dict:
-        with self.averaged():
-            found = validate(
-                self.accelerator,
-                self.model,
-                self.objective,
-                self.validation,
-                self.arguments.num_regions,
-                progress=self.progress and self.accelerator.is_local_main_process,
-            )
+        model, objective, regions = self.state.model, self.base.objective, self.arguments.num_regions
+        with self.state.averaged():
+            found = validate(self.accelerator, model, objective, self.validation, regions, self.progress)
         self._check_finite("validation loss", found["validation_loss"])
         return found
 
     def _check_finite(self, what: str, loss: float) -> None:
         if not math.isfinite(loss):
-            blamed = "learning_rate" if self.step else "pretrained_model_name_or_path"
+            step = self.state.step
+            blamed = "learning_rate" if step else "pretrained_model_name_or_path"
             raise ArgumentError(
-                f"{blamed}={getattr(self.arguments, blamed)!r}: the {what} of step {self.step} is {loss}; "
+                f"{blamed}={getattr(self.arguments, blamed)!r}: the {what} of step {step} is {loss}; "
                 "the run stops here and keeps its checkpoints"
             )
-
-    def _validate(self) -> None:
-        self.last_validation = self._held_out_loss()
-        self.output.log({"step": self.step} | self.last_validation)
-        if self.controller is not None:
-            self.output.picture(self.step, self.controller.table.host())
-
-    def averaged_parameters(self) -> list[torch.nn.Parameter]:
-        """Weights and routers. An average would leave the ratios short of their target."""
-        return trained(self.model, "weights", "routers")
-
-    @contextmanager
-    def averaged(self):
-        """The moving average takes the place of the weights inside, where there is one."""
-        if self.ema is None:
-            yield
-            return
-        parameters = self.averaged_parameters()
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
 
 
 def _check_launch(arguments: TrainArguments) -> None:
@@ -237,13 +246,19 @@ def _check_launch(arguments: TrainArguments) -> None:
         )
 
 
-def _postfix(entry: dict) -> dict:
-    names = {"loss": "loss", "mean_ratio": "ratio", "target": "target"}
-    return {short: f"{entry[name]:.4f}" for name, short in names.items() if name in entry}
-
-
 def train(arguments: TrainArguments, progress: bool = True) -> dict:
-    """Run a training to its end; returns the content of `run.json` (on the main process, else nothing)."""
+    """Run a training to its end.
+
+    Args:
+        arguments: all that a run depends on.
+        progress: whether to show bars on a terminal.
+
+    Returns:
+        The content of `run.json` on the main process, nothing on the others.
+
+    Raises:
+        ArgumentError: what `Trainer` and its `fit` raise, and a disk that is full.
+    """
     try:
         return Trainer(arguments, progress).fit()
     except OSError as error:

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from diffratio.models import PRETRAINED
 from diffratio.names import is_hub_id, located, on_disk
+from diffratio.toy import PRETRAINED
 
 NETWORK = 99
 SHORT = ["--max_train_steps", "1", "--rank", "2", "--train_batch_size", "2", "--report_to", "none"]

@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
-from diffratio.cli.after_train import duration, kept_lines, report
-from diffratio.flops import TransformerShape, transformer_flops
-from diffratio.models import PRETRAINED, noise_schedule
+from diffratio.cli.train import duration, kept_lines, report
+from diffratio.diffusion import noise_schedule
+from diffratio.evaluation.flops import TransformerShape, transformer_flops
+from diffratio.toy import PRETRAINED
 from diffratio.train import load_run
 
 EVAL = ["--samples", 4, "--steps", 1, "--batch", 1]

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from diffratio.cli.stop import stoppable
+from diffratio.cli import stoppable
+from diffratio.cli.train import how_to_resume
 
 NAMES = ["--pretrained_model_name_or_path", "shapes", "--dataset_name", "photos", "--report_to", "none"]
 QUICK = [*NAMES, "--train_mode", "full", "--method", "mod", "--train_batch_size", "4"]
@@ -85,6 +86,24 @@ def test_every_command_ends_with_one_line(words, under_way, terminal, tmp_path):
     else:
         assert line == f"diffratio {words[0]}: stopped; the same command starts over"
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    "program, launched, name",
+    [
+        ("/bin/diffratio", False, "diffratio"),
+        ("/lib/diffratio/__main__.py", False, "python -m diffratio"),
+        ("/lib/diffratio/__main__.py", True, "accelerate launch -m diffratio"),
+    ],
+)
+def test_a_training_is_resumed_as_it_was_started(program, launched, name, tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    typed = ["train", "--resume_from_checkpoint", "checkpoint-1", "--rank=2"]
+    monkeypatch.setattr("sys.argv", [program, *typed])
+    command = f"{name} train --rank=2 --resume_from_checkpoint latest"
+    assert how_to_resume(str(tmp_path)) == f"no checkpoint yet, start over with: {command}"
 
 
 def test_what_is_no_interrupt_passes():

@@ -85,4 +85,4 @@ def test_accuracy_counts_each_attribute_and_all_together():
 
 
 def test_the_shipped_classifiers_are_small():
-    assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 1_300_000
+    assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 650_000

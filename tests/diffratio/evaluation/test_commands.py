@@ -17,8 +17,9 @@ from diffratio.cli.eval import eval as eval_command
 from diffratio.cli.plot import plot
 from diffratio.cli.sample import sample
 from diffratio.data import load_dataset
-from diffratio.models import noise_schedule, small_pixart
-from diffratio.train.state import write_model
+from diffratio.diffusion import noise_schedule
+from diffratio.toy import small_pixart
+from diffratio.train.result import write_model
 
 FAST = ["--steps", "2", "--device", "cpu"]
 

@@ -3,33 +3,36 @@ import torch
 
 from diffratio import disable_diffratio, summary
 from diffratio.evaluation.cost import compare, model_cost
-from diffratio.flops import TransformerShape, kept_tokens, transformer_flops
-from diffratio.patch import plan_of
+from diffratio.evaluation.flops import TransformerShape, transformer_flops
+from diffratio.routing.find import routed_layers, routed_model
+from diffratio_kernels import kept_tokens
 
 
 def test_compare_runs_every_setting_in_turns_and_leaves_the_model_as_it_was(tiny):
     model = tiny.route(tiny.make("dit"), 0.5, num_regions=2, overrides={1: [0.2, 0.9]})
-    config, seen = plan_of(model).config, []
+    config, seen = routed_model(model).config, []
 
     def call():
-        plan = plan_of(model)
-        seen.append(plan.table if plan.enabled else "dense")
+        shared = routed_model(model)
+        seen.append([layer.kept for layer in routed_layers(model)] if shared.enabled else "dense")
         return torch.empty(1000 * (1 + len(seen) % 3))
 
     disable_diffratio(model)
     results = compare(model, call, repeats=2, description="", progress=False)
     keep_all, sparse = [[10, 10]] * 3, [[5, 5], [8, 1], [5, 5]]
-    assert seen == ["dense", keep_all, sparse] * 3 + ["dense", keep_all, sparse]
+    # once untimed and once timed in each of two turns, and once for the memory
+    turn = [setting for setting in ("dense", keep_all, sparse) for _ in range(2)]
+    assert seen == turn * 2 + ["dense", keep_all, sparse]
     assert results["dense"]["peak_megabytes"] == pytest.approx(1000 * 4 * 2 / 1e6, rel=0.2)
     assert results.keys() == {"dense", "all_tokens", "sparse"}
-    assert plan_of(model).config == config and not summary(model).enabled
+    assert routed_model(model).config == config and not summary(model).enabled
 
 
 def test_compare_puts_things_back_after_an_error(tiny):
     model = tiny.route(tiny.make("dit"), 0.5)
     with pytest.raises(ZeroDivisionError):
         compare(model, lambda: 1 / 0, repeats=1, description="", progress=False)
-    assert summary(model).enabled and plan_of(model).table == [[5]] * 3
+    assert summary(model).enabled and [layer.kept for layer in routed_layers(model)] == [[5]] * 3
 
 
 @pytest.mark.parametrize("kind, text", [("pixart", 6), ("dit", 0)])

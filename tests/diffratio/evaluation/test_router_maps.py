@@ -4,8 +4,8 @@ import torch
 from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.data import load_dataset
 from diffratio.evaluation.router_maps import auc, router_auc, router_logits, token_masks
-from diffratio.models import small_pixart
-from diffratio.patch import routed_blocks
+from diffratio.routing.find import routed_blocks
+from diffratio.toy import small_pixart
 
 
 @pytest.fixture(scope="module")

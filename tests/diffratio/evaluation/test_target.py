@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from diffratio import DiffRatioConfig
-from diffratio.adapter import CONFIG_NAME, WEIGHTS_NAME
 from diffratio.evaluation.target import load_target
-from diffratio.models.small_pixart import PRETRAINED
+from diffratio.routing.adapter import CONFIG_NAME, WEIGHTS_NAME
+from diffratio.toy import PRETRAINED
 
-LT30 = PRETRAINED["digits"].with_name("lt30")
+LT30 = PRETRAINED["digits"].with_name("digits-lt30")
 
 
 def tenths(synthetic, step):

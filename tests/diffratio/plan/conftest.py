@@ -1,11 +1,11 @@
-"""Rows of a results file that follow a known law, so that every prediction has a known answer."""
+"""Rows of a results file that follow a known law, so that every time has a known answer."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from diffratio.plan.rows import row_sizes
-from diffratio.plan.steps import routed_steps, step
+from diffratio.evaluation.flops import TransformerShape, step_cost
+from diffratio_kernels import kept_tokens
 
 KEPT = (1.0, 0.8, 0.7, 0.5, 0.3)
 FACTS = {
@@ -27,46 +27,44 @@ OPERATORS = ("route", "gather_adaln", "linear qkv", "attention", "linear out", "
 FIXED = 3e-6
 
 
-def seconds_of(one):
-    """The law: a fixed part, and 300 TFLOP/s or 1 TB/s."""
-    return FIXED + one.work / (3e14 if one.computes else 1e12)
+def law(operator, tokens, kept, batch, width=128):
+    """A fixed part, and 300 TFLOP/s or 1 TB/s."""
+    cost = step_cost(operator, TransformerShape(1, width, 4, tokens, 16), kept, batch=batch)
+    computes = operator == "mlp" or "linear" in operator or "attention" in operator
+    return FIXED + (cost.flops / 3e14 if computes else cost.bytes / 1e12)
 
 
 def operator_row(subject, batch, tokens, kept, name="triton", **more):
-    row = {**FACTS, **SHAPE, "level": "operator", "subject": subject, "batch": batch, "tokens": tokens,
-           "kept": kept, "name": name, "mode": "graph", "cache": "cold"} | more  # fmt: skip
-    return {"seconds": seconds_of(step(subject, row_sizes(row, 2))), **row}
+    row = {**FACTS, **SHAPE, "suite": "operator", "subject": subject, "batch": batch, "tokens": tokens,
+           "kept": kept, "name": name, "mode": "graph", "cache": "cold"}  # fmt: skip
+    seconds = law(subject, tokens, kept_tokens(round(10 * kept), tokens), batch)
+    return {"seconds": seconds, **row, **more}
 
 
 def operator_rows(batch, tokens, ratios=KEPT):
     return [operator_row(subject, batch, tokens, kept) for subject in OPERATORS for kept in ratios]
 
 
-def block_rows(batch, tokens, ratios=KEPT, name="mod_block triton", factor=1.0, **steps):
-    rows = []
-    for kept in ratios:
-        row = {**FACTS, **SHAPE, "level": "block", "subject": "PixArt block", "batch": batch,
-               "tokens": tokens, "kept": kept, "name": name, "mode": "graph", "cache": "cold"}  # fmt: skip
-        seconds = sum(seconds_of(one) for one in routed_steps(row_sizes(row, 2), **steps))
-        rows.append(row | {"seconds": factor * seconds, "spread": 0.04})
-    return rows
-
-
 def peak_rows():
     return [
-        {**FACTS, "level": "peak", "subject": subject, "name": "torch", "kept": 1.0, **figures}
+        {**FACTS, "suite": "peak", "subject": subject, "name": "torch", "kept": 1.0, **figures}
         for subject, figures in PEAKS.items()
     ]
+
+
+def block_row():
+    return {**FACTS, **SHAPE, "suite": "block", "subject": "PixArt block", "batch": 2, "tokens": 1024,
+            "kept": 1.0, "name": "mod_block triton", "seconds": 1e-3}  # fmt: skip
 
 
 @pytest.fixture
 def synthetic():
     """The functions above by name."""
     return SimpleNamespace(
+        law=law,
         operator_row=operator_row,
         operator_rows=operator_rows,
-        block_rows=block_rows,
         peak_rows=peak_rows,
-        seconds_of=seconds_of,
+        block_row=block_row,
         facts=FACTS,
     )

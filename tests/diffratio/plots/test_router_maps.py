@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffratio.plots.grid import draw_grid
-from diffratio.plots.router_maps import _DROPPED, kept_maps, kept_picture, picture, router_maps
+from diffratio.plots.grid import draw_grid, draw_rows
+from diffratio.plots.router_maps import (
+    _DROPPED,
+    draw_shares,
+    kept_maps,
+    kept_picture,
+    picture,
+    router_maps,
+)
+from diffratio.plots.style import draw_table, new_figure
 
 
 class Entry:
@@ -20,9 +28,48 @@ class Entry:
 
 def test_kept_maps_are_those_of_the_samples_with_text():
     log = [Entry(0, 999.0, [0, 8, 13]), Entry(1, 999.0, [12]), Entry(0, 499.0, [15]), Entry(1, 499.0, [4])]
-    kept, timesteps = kept_maps(log, samples=2)
+    kept, timesteps = kept_maps(log)
     assert timesteps == [999, 499] and kept.shape == (2, 2, 2, 4)
     assert kept.nonzero().tolist() == [[0, 0, 0, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 3]]
+
+
+def test_kept_maps_of_chunks_stand_one_after_the_other():
+    log = [Entry(0, 999.0, [8]), Entry(0, 499.0, [13]), Entry(0, 999.0, [9, 3]), Entry(0, 499.0, [14])]
+    kept, timesteps = kept_maps(log)
+    assert timesteps == [999, 499] and kept.shape == (4, 2, 1, 4)
+    assert kept.nonzero().tolist() == [[0, 0, 0, 0], [1, 1, 0, 1], [2, 0, 0, 1], [3, 1, 0, 2]]
+
+
+def test_shares_have_layers_down_and_timesteps_right():
+    figure, shares = new_figure(4, 3, "shares"), torch.rand(3, 2, 16)
+    draw_shares(figure, shares, [1, 500, 999])
+    *maps, bar = figure.axes
+    grid = np.array(maps).reshape(2, 3)
+    assert [axes.get_title() for axes in grid[0]] == ["t = 1", "t = 500", "t = 999"]
+    for (layer, column), axes in np.ndenumerate(grid):
+        assert (axes.images[0].get_array() == shares[column, layer].view(4, 4).numpy()).all()
+        assert axes.images[0].get_clim() == (0, 1)
+    with pytest.raises(ValueError, match="shares has 3 timesteps but timesteps lists 1"):
+        draw_shares(figure, shares, [1])
+
+
+def test_rows_of_images_stand_below_each_other():
+    axes = new_figure(2, 2, "").subplots()
+    rows = [torch.full((1, 1, 8, 8), -1.0), torch.linspace(-1, 1, 2).view(2, 1, 1, 1).expand(2, 1, 8, 8)]
+    draw_rows(axes, rows, ["a", "b"])
+    canvas = axes.images[0].get_array()
+    assert canvas.shape == (17, 17, 3) and [one.get_text() for one in axes.get_yticklabels()] == ["a", "b"]
+    assert (canvas[:9] == 1).all() and (canvas[9:, :9] == 1).all()  # -1 is paper, and so are the gaps
+    assert (canvas[9:, 9:] == 0).all()
+
+
+def test_a_table_shows_every_cell():
+    axes, rows = new_figure(4, 2, "").subplots(), [("", "x"), ("what", "1 ms")]
+    draw_table(axes, rows)
+    cells = axes.tables[0].get_celld()
+    assert {place: cell.get_text().get_text() for place, cell in cells.items()} == {
+        (r, c): cell for r, row in enumerate(rows) for c, cell in enumerate(row)
+    }
 
 
 def test_tokens_that_are_dropped_turn_pale_red():

@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 
-from diffratio.models import noise_schedule
+from diffratio.diffusion import noise_schedule
 from diffratio.train import TrainArguments, data, train
 
 SMALL = {

@@ -40,7 +40,7 @@ def gradients(one: Trainer) -> dict[str, Tensor]:
 
     def recording_step(**options):
         if one.accelerator.sync_gradients:
-            for name, parameter in one.model.named_parameters():
+            for name, parameter in one.state.model.named_parameters():
                 gradient = parameter.grad
                 whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
                 found[name.removeprefix("module.")] = whole.clone()
@@ -93,8 +93,8 @@ def main(folder: Path, model: str) -> None:
     with sharding():
         one = run("fsdp", gradient_checkpointing=True)
         found["fsdp"] = gradients(one)
-        assert any(hasattr(parameter, "full_tensor") for parameter in one.model.parameters())
-        assert not hasattr(one.controller.table.ratios, "full_tensor")
+        assert any(hasattr(parameter, "full_tensor") for parameter in one.state.model.parameters())
+        assert not hasattr(one.state.controller.table.ratios, "full_tensor")
         fresh()
         found["resumed"] = gradients(
             run("fsdp", gradient_checkpointing=True, resume_from_checkpoint="checkpoint-1")
@@ -110,11 +110,11 @@ def main(folder: Path, model: str) -> None:
 
 def die_in_step(step: int, one: Trainer) -> None:
     """Train; the last process dies as the kernel kills, without a word to the others."""
-    (one.root / f"process-{one.accelerator.process_index}").write_text(str(os.getpid()))
+    (one.output.root / f"process-{one.accelerator.process_index}").write_text(str(os.getpid()))
     finish = one._finish_step
 
     def dying(losses):
-        if one.accelerator.is_last_process and one.step == step - 1:
+        if one.accelerator.is_last_process and one.state.step == step - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return finish(losses)
 

@@ -116,12 +116,12 @@ def test_a_warning_is_one_plain_line(monkeypatch):
     assert warnings.showwarning is shown
 
 
-def test_both_commands_show_their_help_without_diffusers():
+def test_the_command_shows_its_help_without_diffusers():
     code = (
         "import sys, runpy\n"
         "sys.modules['diffusers'] = sys.modules['accelerate'] = sys.modules['peft'] = None\n"
-        "sys.argv = ['train', '--help']\n"
-        "runpy.run_module('diffratio.train', run_name='__main__')\n"
+        "sys.argv = ['diffratio', 'train', '--help']\n"
+        "runpy.run_module('diffratio', run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffratio.patch import plan_of
+from diffratio.routing.find import routed_layers
 from diffratio.train import TrainArguments, load_run, train
 
 
@@ -29,5 +29,5 @@ def test_150_steps_on_the_digits_reach_the_target(method, target, runs, tmp_path
     assert max(map(max, ratios)) - min(map(min, ratios)) > 0.05
     assert run["validation_loss"] < 0.5
     model, _ = load_run(tmp_path)
-    kept = plan_of(model).table
+    kept = [layer.kept for layer in routed_layers(model)]
     assert abs(sum(map(sum, kept)) / sum(map(len, kept)) / 10 - (1 - target)) < 0.05

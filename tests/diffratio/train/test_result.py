@@ -9,16 +9,16 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, PixArtTran
 
 from diffratio import load_diffratio, summary
 from diffratio.data import load_dataset
-from diffratio.patch import plan_of
+from diffratio.routing.find import routed_layers, routed_model
 from diffratio.train import ArgumentError, Trainer, load_run
-from diffratio.train.validation import validate
+from diffratio.train.objective import validate
 
 REGIONS = 4
 
 
 def held_out_loss(trainer, model):
     """The validation loss of a model outside of the trainer."""
-    return validate(trainer.accelerator, model, trainer.objective, trainer.validation, REGIONS)
+    return validate(trainer.accelerator, model, trainer.base.objective, trainer.validation, REGIONS)
 
 
 @pytest.mark.parametrize("train_mode", ["full", "lora"])
@@ -36,7 +36,7 @@ def test_the_result_is_the_model_that_was_validated(method, train_mode, tiny, tm
     assert found["validation_by_region"] == pytest.approx(info["validation_by_region"], rel=1e-5)
     if method != "dense":
         assert all(row.path == "mod_block" for row in summary(model, tokens=16))
-        assert plan_of(model).config.num_regions == arguments.regions
+        assert routed_model(model).config.num_regions == arguments.regions
 
 
 def test_checkpoints_are_by_products(tiny, tmp_path):
@@ -45,7 +45,7 @@ def test_checkpoints_are_by_products(tiny, tmp_path):
     assert first[1]["checkpoint"] == 3
     ratios = json.loads((tmp_path / "ratios.jsonl").read_text().splitlines()[2])["ratios"]
     kept = [[sorted(range(3, 11), key=lambda t: abs(t / 10 - r))[0] for r in row] for row in ratios]
-    assert plan_of(first[0]).table == kept
+    assert [layer.kept for layer in routed_layers(first[0])] == kept
     weights = [model.transformer_blocks[0].attn1.to_q.weight for model, _ in (first, last)]
     assert not torch.equal(*weights)
 
@@ -66,8 +66,8 @@ def test_the_moving_average_is_the_result(tiny, tmp_path):
     trainer = Trainer(tiny.arguments(tmp_path, method="mod", use_ema=True, ema_max_decay=0.5), progress=False)
     trainer.fit()
     model, _ = load_run(tmp_path)
-    raw = dict(trainer.model.named_parameters())
-    with trainer.averaged():
+    raw = dict(trainer.state.model.named_parameters())
+    with trainer.state.averaged():
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, raw[name].detach()) or name.startswith("pos_embed.pos_embed"), name
     assert not torch.equal(model.proj_out.weight, raw["proj_out.weight"])

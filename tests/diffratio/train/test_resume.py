@@ -32,7 +32,7 @@ def cut(tiny, folder, monkeypatch, step, **changes):
 
     def stop(self):
         original(self)
-        if self.step == step:
+        if self.state.step == step:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -22,7 +22,7 @@ def test_weights_routers_and_ratios_have_groups_of_their_own(tiny, tmp_path):
     assert found == {"weights": (1e-3, 0.1), "routers": (2e-3, 0.0), "ratios": (3e-3, 0.0)}
     sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in one.optimizer.param_groups}
     assert sizes["routers"] == 3 * 32 and sizes["ratios"] == 3 * 4
-    assert sum(sizes.values()) == sum(p.numel() for p in one.model.parameters())
+    assert sum(sizes.values()) == sum(p.numel() for p in one.state.model.parameters())
     assert group_of("transformer_blocks.0.diffratio.router_weight") == "routers"
     assert group_of("base_model.model.diffratio_ratios.ratios") == "ratios"
 
@@ -30,10 +30,10 @@ def test_weights_routers_and_ratios_have_groups_of_their_own(tiny, tmp_path):
 def test_lora_trains_lora_routers_and_ratios_alone(tiny, tmp_path):
     given = {"method": "lt", "train_mode": "lora", "rank": 4, "mixed_precision": "bf16"}
     one = Trainer(tiny.arguments(tmp_path, **given), progress=False)
-    names = {name: p for name, p in one.model.named_parameters() if p.requires_grad}
+    names = {name: p for name, p in one.state.model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "diffratio" in name for name in names)
     assert {p.dtype for p in names.values()} == {torch.float32}
-    frozen = {p.dtype for name, p in one.model.named_parameters() if name not in names}
+    frozen = {p.dtype for name, p in one.state.model.named_parameters() if name not in names}
     assert frozen == {torch.bfloat16}
 
 
@@ -60,9 +60,9 @@ def test_the_limit_of_the_gradient_leaves_the_ratios_alone(tiny, runs, tmp_path)
     }
     for name, limit in (("free", 1e9), ("held", 1e-9)):
         one = Trainer(tiny.arguments(tmp_path / name, max_grad_norm=limit, **settings), progress=False)
-        before = one.model.proj_out.weight.detach().clone()
+        before = one.state.model.proj_out.weight.detach().clone()
         one.fit()
-        moved = (one.model.proj_out.weight - before).abs().max()
+        moved = (one.state.model.proj_out.weight - before).abs().max()
         assert (moved > 1e-5) == (name == "free")
     first = [runs.lines(tmp_path / name, "ratios.jsonl")[0]["ratios"] for name in ("free", "held")]
     assert first[0] == first[1] and first[0] != [[1.0] * 4] * 3
@@ -93,7 +93,9 @@ def spoil(monkeypatch, one, factor, training):
     original = Objective.__call__
 
     def spoiled(self, model, batch):
-        return original(self, model, batch) * (factor if one.step == 3 and model.training == training else 1)
+        return original(self, model, batch) * (
+            factor if one.state.step == 3 and model.training == training else 1
+        )
 
     monkeypatch.setattr(Objective, "__call__", spoiled)
 
@@ -104,7 +106,7 @@ def test_a_loss_that_is_no_number_ends_the_run(method, tiny, runs, tmp_path, mon
     spoil(monkeypatch, one, math.nan, training=True)
     with pytest.raises(ArgumentError, match="^learning_rate=0.001: the loss of step 4 is nan"):
         one.fit()
-    assert runs.lines(tmp_path)[-1]["step"] == 3 and one.checkpoints.find("latest") == 3
+    assert runs.lines(tmp_path)[-1]["step"] == 3 and one.output.checkpoints.find("latest") == 3
 
 
 def test_a_validation_loss_that_is_no_number_leaves_no_checkpoint(tiny, tmp_path, monkeypatch):
@@ -112,7 +114,7 @@ def test_a_validation_loss_that_is_no_number_leaves_no_checkpoint(tiny, tmp_path
     spoil(monkeypatch, one, math.inf, training=False)
     with pytest.raises(ArgumentError, match="^learning_rate=0.001: the validation loss of step 3 is inf"):
         one.fit()
-    assert one.checkpoints.steps() == []
+    assert one.output.checkpoints.steps() == []
 
 
 def test_validation_shows_a_bar_of_its_own(tiny, tmp_path, capsys, monkeypatch):

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from torch import nn
 
-from diffratio.train.validation import validate
+from diffratio.train.objective import validate
 
 
 class Given:

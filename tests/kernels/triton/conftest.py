@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffratio_kernels.testing.triton_calls import kernel_device, working_dtypes
+from tools.launchers.calls import kernel_device, working_dtypes
 
 PLACES = ("test_fences.py", "test_layouts.py", "test_untouched_rows.py")
 """They ask which memory is read and written, of which the dtype decides little: fp16 is in `make fuzz`."""

@@ -1,14 +1,14 @@
-"""No launcher reads or writes outside of a tensor: each lies beside a page that nobody may touch."""
+"""No kernel reads or writes outside of a tensor: each lies beside a page that nobody may touch."""
 
 from unittest import mock
 
 import pytest
 import torch
 
-from diffratio_kernels.testing.fence import fenced, survives
-from diffratio_kernels.testing.interpreter import interpreted
-from diffratio_kernels.testing.triton_calls import VARIANTS, typical_call
-from diffratio_kernels.testing.triton_check import same_bits
+from tools.guards.fence import fenced, survives
+from tools.guards.interpreter import interpreted
+from tools.launchers.calls import VARIANTS, typical_call
+from tools.launchers.check import same_bits
 
 pytestmark = pytest.mark.skipif(
     not interpreted(),

@@ -4,41 +4,32 @@ On the CPU the memory is only promised: programs that would touch all of it are 
 """
 
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from unittest import mock
 
 import pytest
 import torch
 
-from diffratio_kernels.kernels.triton import (
-    gather_adaln,
-    gather_adaln_backward,
-    launch,
-    launcher,
-    linear_gate_residual,
-    linear_gelu,
-    linear_scatter,
-    router_logits,
-    row_places,
-    scatter_rescale,
-    scatter_rescale_backward,
-    two_bin_blend,
-    two_bin_blend_backward,
-    two_bin_gelu,
-)
-from diffratio_kernels.kernels.triton.launch import ROWS_PER_SLICE
-from diffratio_kernels.testing.interpreter import interpreted, overflow_trap
-from diffratio_kernels.testing.triton_check import same_bits
+from diffratio_kernels._triton import row_map
+from diffratio_kernels._triton.launch import ROWS_PER_SLICE, launch
+from diffratio_kernels.ops.adaln import triton as adaln
+from diffratio_kernels.ops.attention import triton as attention
+from diffratio_kernels.ops.fused_linear import gate_residual as fused_gate_residual
+from diffratio_kernels.ops.fused_linear import scatter as fused_scatter
+from diffratio_kernels.ops.mlp import triton as mlp
+from diffratio_kernels.ops.route import triton as route
+from diffratio_kernels.ops.scatter_rescale import triton as scatter
+from diffratio_kernels.ops.two_bin_attention import triton as two_bin_attention
+from diffratio_kernels.ops.two_bin_blend import triton as two_bin_blend
+from diffratio_kernels.ops.two_bin_gelu import triton as two_bin_gelu
+from diffratio_kernels.types import Bins, Linear, Nested, PackedRows, Rescale, Seqlens
+from tools.guards.interpreter import interpreted, overflow_trap
+from tools.launchers.check import same_bits
 
 TOO_MANY = 2**31
 WIDTH = 1152
 ROWS = TOO_MANY // WIDTH + 40
-LAUNCHING = (
-    router_logits, gather_adaln_backward, scatter_rescale, scatter_rescale_backward, linear_gelu,
-    linear_gate_residual, linear_scatter,
-)  # fmt: skip
-LAUNCHING_ADALN = (gather_adaln,)
-LAUNCHING_TWO_BINS = (row_places, two_bin_blend, two_bin_blend_backward, two_bin_gelu)
+LAUNCHING = (adaln, route, scatter, mlp, fused_gate_residual, fused_scatter)
+LAUNCHING_TWO_BINS = (row_map, two_bin_blend, two_bin_gelu)
 LAST = ROWS % ROWS_PER_SLICE
 """Rows of the last program of a backward pass."""
 FEW = 40
@@ -59,7 +50,7 @@ def last_programs(modules=LAUNCHING):
         return
     from triton.runtime.interpreter import interpreter_builder as builder
 
-    set_dim, set_idx, plain = builder.set_grid_dim, builder.set_grid_idx, launch.launch
+    set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
 
     def only_the_last(kernel, grid, *args, **options):
         grid = (*grid, 1, 1)[:3]
@@ -67,7 +58,7 @@ def last_programs(modules=LAUNCHING):
             mock.patch.object(builder, "set_grid_dim", lambda *_: set_dim(*grid)),
             mock.patch.object(builder, "set_grid_idx", lambda *_: set_idx(*(size - 1 for size in grid))),
         ):
-            plain(kernel, (1,), *args, **options)
+            launch(kernel, (1,), *args, **options)
 
     with ExitStack() as patches:
         for module in modules:
@@ -105,8 +96,8 @@ def test_rows_are_gathered(end, device):
     rows, small, index = end
     shift, scale = half(2, 1, WIDTH, device=device)
     x = large(1, ROWS, WIDTH, device=device, last=rows)
-    results = launcher("gather_adaln")(x, index, shift, scale, 1e-6)
-    expected = launcher("gather_adaln")(rows[None], small, shift, scale, 1e-6)
+    results = adaln.gather_adaln(x, PackedRows(index, ROWS), shift, scale, 1e-6)
+    expected = adaln.gather_adaln(rows[None], PackedRows(small, FEW), shift, scale, 1e-6)
     assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
 
 
@@ -116,9 +107,9 @@ def test_packed_rows_are_normalised(end, device):
     packed = large(ROWS, WIDTH, device=device, last=rows)
     index = torch.empty(ROWS, dtype=torch.int64, device=device)
     index[-FEW:] = torch.arange(FEW, device=device)
-    with last_programs(LAUNCHING_ADALN):
-        normed = launcher("adaln")(packed, index, ROWS, shift, scale, 1e-6)
-    expected = launcher("adaln")(rows, index[-FEW:], ROWS, shift, scale, 1e-6)
+    with last_programs():
+        normed = adaln.adaln(packed, PackedRows(index, ROWS), shift, scale, 1e-6)
+    expected = adaln.adaln(rows, PackedRows(index[-FEW:], ROWS), shift, scale, 1e-6)
     assert same_bits(normed[-1], expected[-1])
 
 
@@ -127,8 +118,8 @@ def test_gathered_rows_get_their_gradients(end, device):
     scale, grad = half(1, WIDTH, device=device), half(4, WIDTH, device=device)
     kept = rows[small]
     with last_programs():
-        result, *_ = launcher("adaln_backward")(kept, index, ROWS, scale, 1e-6, None, grad, ROWS)
-    expected, *_ = launcher("adaln_backward")(kept, small, FEW, scale, 1e-6, None, grad, FEW)
+        result, *_ = adaln.adaln_backward(kept, PackedRows(index, ROWS), scale, 1e-6, None, grad, ROWS)
+    expected, *_ = adaln.adaln_backward(kept, PackedRows(small, FEW), scale, 1e-6, None, grad, FEW)
     assert same_bits(result[-LAST:], expected[-LAST:])
 
 
@@ -137,10 +128,9 @@ def test_rows_are_finished_in_place(rescale, end, device):
     rows, small, index = end
     logits = torch.randn(1, ROWS, device=device)
     x, twin = large(1, ROWS, WIDTH, device=device, last=rows), rows.clone()[None]
-    arguments = finish(device)
-    in_place = partial(launcher("scatter_rescale"), in_place=True)
-    in_place(x, index, *arguments, logits, rescale, 1.0)
-    in_place(twin, small, *arguments, logits[:, -FEW:], rescale, 1.0)
+    arguments, how = finish(device), Rescale(rescale)
+    scatter.scatter_rescale_(x, PackedRows(index, ROWS), *arguments, logits, how)
+    scatter.scatter_rescale_(twin, PackedRows(small, FEW), *arguments, logits[:, -FEW:], how)
     assert same_bits(x[0, -FEW:], twin[0]) and not same_bits(twin[0], rows)
 
 
@@ -148,12 +138,13 @@ def test_rows_are_finished_and_differentiated(end, device):
     rows, small, index = end
     logits = torch.randn(1, ROWS, device=device)
     x, arguments = large(1, ROWS, WIDTH, device=device, last=rows), finish(device)
+    call = PackedRows(index, ROWS), *arguments, logits, Rescale("residual")
     with last_programs():
-        out = launcher("scatter_rescale")(x, index, *arguments, logits, "residual", 1.0)
-        grads = launcher("scatter_rescale_backward")(x, x, index, *arguments, logits, "residual", 1.0)
-    call = small, *arguments, logits[:, -FEW:], "residual", 1.0
-    expected = launcher("scatter_rescale")(rows[None], *call)
-    expected_grads = launcher("scatter_rescale_backward")(rows[None], rows[None], *call)
+        out = scatter.scatter_rescale(x, *call)
+        grads = scatter.scatter_rescale_backward(x, x, *call)
+    call = PackedRows(small, FEW), *arguments, logits[:, -FEW:], Rescale("residual")
+    expected = scatter.scatter_rescale(rows[None], *call)
+    expected_grads = scatter.scatter_rescale_backward(rows[None], rows[None], *call)
     assert same_bits(out[0, -1], expected[0, -1])
     assert same_bits(grads[0][0, -LAST:], expected_grads[0][0, -LAST:])
     assert same_bits(grads[4][0, -LAST:], expected_grads[4][0, -LAST:])
@@ -164,10 +155,10 @@ def test_rows_are_scored(end, device):
     x, weight = large(1, ROWS, WIDTH, device=device, last=rows), half(WIDTH, device=device)
     grad = torch.randn(1, ROWS, device=device)
     with last_programs():
-        logits = launcher("router_logits")(x, weight, None)
-        grad_x, _ = launcher("router_logits_backward")(grad, x, weight)
-    assert same_bits(logits[:, -8:], launcher("router_logits")(rows[None, -8:], weight, None))
-    expected, _ = launcher("router_logits_backward")(grad[:, -FEW:].contiguous(), rows[None], weight)
+        logits = route.router_logits(x, weight, None)
+        grad_x, _ = route.router_logits_backward(grad, x, weight)
+    assert same_bits(logits[:, -8:], route.router_logits(rows[None, -8:], weight, None))
+    expected, _ = route.router_logits_backward(grad[:, -FEW:].contiguous(), rows[None], weight)
     assert same_bits(grad_x[0, -LAST:], expected[0, -LAST:])
 
 
@@ -178,11 +169,11 @@ def test_rows_of_the_mlp(device):
     x = torch.empty(rows, inner, dtype=torch.float16, device=device)
     x[-FEW:] = last
     with last_programs():
-        out, pre = launcher("linear_gelu")(x, weight, None, True)
-        grad_pre, again = launcher("linear_gelu_backward")(x, weight.t(), pre)
+        out, pre = mlp.linear_gelu_with_pre(x, Linear(weight))
+        grad_pre, again = mlp.linear_gelu_backward(x, weight.t(), pre)
     assert out.numel() > TOO_MANY
-    expected, small = launcher("linear_gelu")(last, weight, None, True)
-    expected_grad, expected_again = launcher("linear_gelu_backward")(last, weight.t(), small)
+    expected, small = mlp.linear_gelu_with_pre(last, Linear(weight))
+    expected_grad, expected_again = mlp.linear_gelu_backward(last, weight.t(), small)
     pairs = (out, expected), (pre, small), (grad_pre, expected_grad), (again, expected_again)
     for actual, twin in pairs:  # the last program has the last columns of the last rows
         assert same_bits(actual[-1, -8:], twin[-1, -8:])
@@ -193,24 +184,27 @@ def test_a_product_joins_the_residual_stream(device):
     inner, width = 8, 200
     rows = TOO_MANY // width + FEW
     hidden, last, gate = (half(FEW, size, device=device) for size in (width, inner, width))
-    weight, index = half(width, inner, device=device), torch.empty(rows, dtype=torch.int64, device=device)
+    linear = Linear(half(width, inner, device=device))
+    index = torch.empty(rows, dtype=torch.int64, device=device)
     index[-FEW:] = torch.arange(rows - FEW, rows)
     x = torch.empty(rows, inner, dtype=torch.float16, device=device)
     x[-FEW:] = last
     all_hidden, all_gate = (large(rows, width, device=device, last=t) for t in (hidden, gate))
+    add = fused_gate_residual.linear_gate_residual
     with last_programs():
-        out = launcher("linear_gate_residual")(all_hidden, x, weight, None, all_gate, index, 1)
-    few = torch.arange(FEW, device=device)
-    expected = launcher("linear_gate_residual")(hidden, last, weight, None, gate, few, 1)
+        out = add(all_hidden, x, linear, all_gate, PackedRows(index, 1))
+    few = PackedRows(torch.arange(FEW, device=device), 1)
+    expected = add(hidden, last, linear, gate, few)
     assert same_bits(out[-1, -8:], expected[-1, -8:])
 
 
 def test_residual_rows_of_a_product_are_found_in_x(end, device):
     rows, small, index = end
     x = large(1, ROWS, WIDTH, device=device, last=rows)
-    product = half(4, 8, device=device), half(WIDTH, 8, device=device), None, half(1, WIDTH, device=device)
-    out = launcher("linear_gate_residual")(x, *product, index, ROWS)
-    expected = launcher("linear_gate_residual")(rows[None], *product, small, FEW)
+    linear, add = Linear(half(WIDTH, 8, device=device)), fused_gate_residual.linear_gate_residual
+    product = half(4, 8, device=device), linear, half(1, WIDTH, device=device)
+    out = add(x, *product, PackedRows(index, ROWS))
+    expected = add(rows[None], *product, PackedRows(small, FEW))
     assert same_bits(out, expected)
 
 
@@ -218,16 +212,15 @@ def test_residual_rows_of_a_product_are_found_in_x(end, device):
 def test_a_product_is_put_back(rescale, end, device):
     rows, small, index = end
     hidden, _, gate = finish(device)
-    inner, weight, logits = half(4, 8, device=device), half(WIDTH, 8, device=device), torch.randn(1, ROWS)
-    logits, product = logits.to(device), (hidden, inner, weight, None, gate)
+    inner, linear = half(4, 8, device=device), Linear(half(WIDTH, 8, device=device))
+    logits, how, product = torch.randn(1, ROWS).to(device), Rescale(rescale), (hidden, inner, linear, gate)
     x, twin = large(1, ROWS, WIDTH, device=device, last=rows), rows.clone()[None]
-    put = launcher("linear_scatter")
-    in_place = partial(put, in_place=True)
-    in_place(twin, small, *product, logits[:, -FEW:], rescale, 1.0)
+    fused_scatter.linear_scatter_(twin, PackedRows(small, FEW), *product, (logits[:, -FEW:], how))
+    call = x, PackedRows(index, ROWS), *product, (logits, how)
     with last_programs():
-        out = put(x, index, *product, logits, rescale, 1.0)
+        out = fused_scatter.linear_scatter(*call)
     assert same_bits(out[0, -1, -8:], twin[0, -1, -8:])
-    in_place(x, index, *product, logits, rescale, 1.0)
+    fused_scatter.linear_scatter_(*call)
     assert same_bits(x[0, -FEW:], twin[0]) and not same_bits(twin[0], rows)
 
 
@@ -239,12 +232,12 @@ def test_attention_at_the_end_of_packed_rows(device):
     query, key, value, grad_out = (large(*shape, device=device, last=t) for t in (q, k, v, grad))
     offsets = torch.tensor([rows - FEW, rows - 17, rows], dtype=torch.int32, device=device)
     small = offsets - (rows - FEW)
-    out, lse = launcher("attention")(query, key, value, offsets, offsets, 23, 23, None, None, True)
-    expected, small_lse = launcher("attention")(q, k, v, small, small, 23, 23, None, None, True)
+    seqlens, few = (Seqlens(each, each, 23, 23) for each in (offsets, small))
+    out, lse = attention.attention(query, key, value, seqlens, None, save_lse=True)
+    expected, small_lse = attention.attention(q, k, v, few, None, save_lse=True)
     assert same_bits(out[-FEW:], expected) and same_bits(lse[:, -FEW:], small_lse)
-    packing = 23, 23, None, None
-    grads = launcher("attention_backward")(grad_out, query, key, value, out, lse, offsets, offsets, *packing)
-    expected = launcher("attention_backward")(grad, q, k, v, expected, small_lse, small, small, *packing)
+    grads = attention.attention_backward(grad_out, query, key, value, out, lse, seqlens, None)
+    expected = attention.attention_backward(grad, q, k, v, expected, small_lse, few, None)
     for name, actual, twin in zip("qkv", grads, expected, strict=True):
         assert same_bits(actual[-FEW:], twin), name
 
@@ -257,9 +250,9 @@ def test_attention_to_rows_far_apart(device):
     query = memory.as_strided((rows, heads, head_dim), (apart, head_dim, 1))
     query.copy_(values)
     offsets = torch.tensor([0, rows], dtype=torch.int32, device=device)
-    packing = offsets, offsets, rows, rows, None, None
-    out = launcher("attention")(query, values, values, *packing)
-    assert same_bits(out, launcher("attention")(values, values, values, *packing))
+    seqlens = Seqlens(offsets, offsets, rows, rows)
+    out = attention.attention(query, values, values, seqlens, None)
+    assert same_bits(out, attention.attention(values, values, values, seqlens, None))
 
 
 def test_rows_of_two_bins_in_the_mlp(device):
@@ -270,13 +263,14 @@ def test_rows_of_two_bins_in_the_mlp(device):
     pre = large(rows + FEW, width, device=device, last=last)
     grad = large(rows, width, device=device, last=last_grad)
     offsets = torch.tensor([[0, rows - FEW, rows], [0, 0, FEW]], dtype=torch.int32, device=device)
-    bins = weights, *offsets
+    bins = Bins(weights, *offsets, rows, FEW)
     with last_programs(LAUNCHING_TWO_BINS):
-        out = launcher("two_bin_gelu")(pre, *bins, rows)
-        grad_pre, dots = launcher("two_bin_gelu_backward")(grad, pre, *bins)
+        out = two_bin_gelu.two_bin_gelu(pre, bins)
+        grad_pre, dots = two_bin_gelu.two_bin_gelu_backward(grad, pre, bins)
     few = torch.tensor([0, FEW], dtype=torch.int32, device=device)
-    expected = launcher("two_bin_gelu")(last, weights[1:], few, few, FEW)
-    expected_grad, expected_dots = launcher("two_bin_gelu_backward")(last_grad, last, weights[1:], few, few)
+    few = Bins(weights[1:], few, few, FEW, FEW)
+    expected = two_bin_gelu.two_bin_gelu(last, few)
+    expected_grad, expected_dots = two_bin_gelu.two_bin_gelu_backward(last_grad, last, few)
     assert same_bits(out[-1], expected[-1]) and same_bits(dots[-1], expected_dots[-1])
     assert all(same_bits(grad_pre[row], expected_grad[row]) for row in (-1, -1 - FEW))
 
@@ -292,11 +286,12 @@ def test_rows_of_two_bins_are_blended_and_differentiated(device):
     all_hidden[ROWS - FEW : ROWS] = hidden[0]
 
     def run(x, grad, branch, hidden):
-        rows = x.shape[1]
-        bins = torch.tensor([0, rows], dtype=torch.int32, device=device)
-        modulation = gate, logits[:, -rows:], weights, bins, bins
-        call = x, torch.arange(rows, device=device), hidden, branch, *modulation, "residual", 1.0
-        return launcher("two_bin_blend")(*call), *launcher("two_bin_blend_backward")(grad, *call)
+        count = x.shape[1]
+        cu_seqlens = torch.tensor([0, count], dtype=torch.int32, device=device)
+        bins = Bins(weights, cu_seqlens, cu_seqlens, count, count)
+        rows = PackedRows(torch.arange(count, device=device), count, bins=bins)
+        call = x, rows, hidden, branch, gate, logits[:, -count:], Rescale("residual")
+        return two_bin_blend.two_bin_blend(*call), *two_bin_blend.two_bin_blend_backward(grad, *call)
 
     with last_programs(LAUNCHING_TWO_BINS):
         out, *grads = run(all_x, all_grad, all_branch, all_hidden)
@@ -317,13 +312,14 @@ def test_attention_of_two_bins_at_the_end_of_packed_rows(device):
     many = [large(rows, heads, head_dim, device=device, last=t) for t in few]
     grad = half(FEW + small, heads, head_dim, device=device)
     grad_out = large(rows + small, heads, head_dim, device=device, last=grad)
-    small_offsets = torch.tensor([0, 7, small], dtype=torch.int32, device=device)
+    cu_seqlens_small = torch.tensor([0, 7, small], dtype=torch.int32, device=device)
 
     def run(tensors, grad_out, first):
-        large_offsets = torch.tensor([first, first + 23, first + FEW], dtype=torch.int32, device=device)
-        packing = large_offsets, small_offsets, 23, 9, small, None
-        out, lse = launcher("two_bin_attention")(*tensors, *packing, True)
-        return out, lse.t(), *launcher("two_bin_attention_backward")(grad_out, *tensors, out, lse, *packing)
+        cu_seqlens_large = torch.tensor([first, first + 23, first + FEW], dtype=torch.int32, device=device)
+        nested = Nested(cu_seqlens_large, cu_seqlens_small, 23, 9, small)
+        out, lse = two_bin_attention.two_bin_attention(*tensors, nested, None, save_lse=True)
+        backward = two_bin_attention.two_bin_attention_backward
+        return out, lse.t(), *backward(grad_out, *tensors, out, lse, nested, None)
 
     for actual, twin in zip(run(many, grad_out, rows - FEW), run(few, grad, 0), strict=True):
         assert same_bits(actual[-len(twin) :], twin)

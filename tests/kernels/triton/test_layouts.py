@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from diffratio_kernels.kernels.triton import launcher
-from diffratio_kernels.reference import packed_offsets
-from diffratio_kernels.testing.inputs import LAYOUTS, laid_out
-from diffratio_kernels.testing.interpreter import interpreted
-from diffratio_kernels.testing.triton_calls import VARIANTS, kernel_device, typical_call, working_dtypes
-from diffratio_kernels.testing.triton_check import same_bits
+from diffratio_kernels._backends import kernels
+from diffratio_kernels.testing.cases import LAYOUTS, laid_out
+from diffratio_kernels.types import Seqlens
+from tools.guards.interpreter import interpreted
+from tools.launchers.calls import VARIANTS, kernel_device, typical_call, working_dtypes
+from tools.launchers.cases import seqlens_of
+from tools.launchers.check import same_bits
 
 HELD_IN = (*working_dtypes(kernel_device())[1:], torch.float64)
 MODULATION = ("router_weight", "router_bias", "shift", "scale", "gate", "weight_large")
@@ -90,25 +91,19 @@ def test_layout_of_the_index_does_not_matter(kind, device):
 
 def test_layout_of_offsets_and_lengths_does_not_matter(device):
     _, a = typical_call("attention, cross", torch.float32, device)
-    offsets = [packed_offsets(lengths, a["query"].device) for lengths in (a["queries"], a["keys"])]
-    lengths = torch.tensor(a["key_lengths"], dtype=torch.int32, device=device)
+    triton, tensors = kernels("attention", "triton"), (a["query"], a["key"], a["value"])
+    plain = seqlens_of(a["queries"], a["keys"], 0, a["key_lengths"], a["query"].device)
+    strided = Seqlens(
+        column(plain.cu_seqlens_q), column(plain.cu_seqlens_k), plain.max_seqlen_q, plain.max_seqlen_k,
+        column(plain.key_lengths),
+    )  # fmt: skip
 
-    def run(change):
-        shared = *map(change, offsets), max(a["queries"]), max(a["keys"]), change(lengths), None
-        tensors = a["query"], a["key"], a["value"]
-        out, lse = launcher("attention")(*tensors, *shared, save_lse=True)
-        return dict(enumerate(launcher("attention_backward")(a["grad_out"], *tensors, out, lse, *shared)))
+    def run(seqlens):
+        out, lse = triton.attention(*tensors, seqlens, None, save_lse=True)
+        grads = triton.attention_backward(a["grad_out"], *tensors, out, lse, seqlens, None)
+        return dict(enumerate(grads))
 
-    assert_same(run(column), run(lambda t: t))
-
-
-def test_layout_of_kept_counts_does_not_matter(device):
-    _, a = typical_call("topk_select, two bins", torch.float32, device)
-    offsets = packed_offsets(a["keep"], a["logits"].device)
-    small = torch.tensor(a["keep_small"], dtype=torch.int32, device=device)
-    select = launcher("topk_select")
-    strided = select(a["logits"], column(offsets), sum(a["keep"]), column(small))
-    assert torch.equal(strided, select(a["logits"], offsets, sum(a["keep"]), small))
+    assert_same(run(strided), run(plain))
 
 
 @pytest.mark.parametrize("held_in", HELD_IN, ids=str)

@@ -6,9 +6,9 @@ Only where kernels are compiled: the interpreter has no pipelines.
 import pytest
 import torch
 
-from diffratio_kernels.testing.interpreter import interpreted
-from diffratio_kernels.testing.triton_cases import Draw
-from diffratio_kernels.testing.triton_check import check_call
+from tools.guards.interpreter import interpreted
+from tools.launchers.cases import Draw
+from tools.launchers.check import check_call
 
 pytestmark = pytest.mark.skipif(
     interpreted(), reason="the interpreter has no pipelines: for make ptx, or a GPU"

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 import pytest
 import torch
 
-from diffratio_kernels.testing.triton_calls import random_call
-from diffratio_kernels.testing.triton_check import check_kernels
+from tools.launchers.calls import random_call
+from tools.launchers.check import check_kernels
 
 SEEDS = 80
 STEP = 20

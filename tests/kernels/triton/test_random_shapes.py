@@ -1,13 +1,15 @@
-"""Every launcher, forward and backward, over random shapes: within the error budget, all guards on."""
+"""Every Triton kernel, forward and backward, over random shapes: within the error budget, all guards on."""
 
 from collections import Counter, defaultdict
 
 import pytest
 import torch
 
-from diffratio_kernels.testing import budget, triton_cases
-from diffratio_kernels.testing.triton_calls import random_call
-from diffratio_kernels.testing.triton_check import check_kernels, same_bits
+from diffratio_kernels.ops.adaln import triton as adaln
+from diffratio_kernels.testing import budget
+from tools.launchers import cases
+from tools.launchers.calls import random_call
+from tools.launchers.check import check_kernels, same_bits
 
 SEEDS = 320
 STEP = 20
@@ -51,32 +53,29 @@ def test_seeds_reach_the_edges():
             seen[a["rescale"]] += 1
             seen["all kept"] += index.numel() == a["logits"].numel() > 0
             seen["two bins"] += not torch.equal(index, index.sort().values)
-        if name == "topk_select":
+        if name == "select":
             seen["none of some"] += 0 in a["keep"] and a["logits"].numel() > 0
             seen["all"] += a["logits"].shape[1] in a["keep"]
             seen["two bins"] += a["keep_small"] is not None
-    assert set(found) == set(triton_cases.OPERATORS)
+    assert set(found) == set(cases.OPERATORS)
     rows = ("no samples", "one token", "no rows")
     wanted = {name: rows for name in ("gather_adaln", "adaln", "gate_residual", "scatter_rescale")}
     wanted["scatter_rescale"] += ("mlp", "residual", "output", "none", "all kept", "two bins")
-    wanted |= {"router_logits": rows[:2], "topk_select": ("no samples", "none of some", "all", "two bins")}
+    wanted |= {"router_logits": rows[:2], "select": ("no samples", "none of some", "all", "two bins")}
     wanted["attention"] = ("nothing counts", "no keys", "no queries", "self")
     missing = [(name, edge) for name, edges in wanted.items() for edge in edges if not found[name][edge]]
-    assert not missing and heads == set(triton_cases.HEAD_DIMS)
+    assert not missing and heads == set(cases.HEAD_DIMS)
 
 
 def test_a_failure_says_how_to_repeat_it(device, monkeypatch):
     """The check fires on a result that is 1 % too large, and names the seed."""
-    plain = triton_cases.launcher
+    plain = adaln.gather_adaln
 
-    def launcher(name):
-        def call(*args, **kwargs):
-            rows, normed = plain(name)(*args, **kwargs)
-            return rows, normed * 1.01
+    def gather_adaln(*args, **kwargs):
+        rows, normed = plain(*args, **kwargs)
+        return rows, normed * 1.01
 
-        return call if name == "gather_adaln" else plain(name)
-
-    monkeypatch.setattr(triton_cases, "launcher", launcher)
+    monkeypatch.setattr(adaln, "gather_adaln", gather_adaln)
     monkeypatch.setattr(budget, "worst", {})  # the table of a run is not about this
     [seed, *_] = (
         s

@@ -5,13 +5,13 @@ from itertools import accumulate
 import pytest
 import torch
 
-from diffratio_kernels.testing.interpreter import guarded
-from diffratio_kernels.testing.triton_calls import VARIANTS, typical_call
-from diffratio_kernels.testing.triton_check import same_bits
+from tools.guards.interpreter import guarded
+from tools.launchers.calls import VARIANTS, typical_call
+from tools.launchers.check import same_bits
 
 ORDERS = 2
-SHARED = ("router_weight", "router_bias", "weight", "bias", "next_weight", "next_bias")
-ACROSS_SAMPLES = ("d router_weight",)
+SHARED = ("router_weight", "router_bias", "weight", "bias", "next_weight")
+ACROSS_SAMPLES = ("d router_weight", "cu_seqlens", "row_map")
 WITH_SAMPLES = [kind for kind in VARIANTS if kind != "linear_gelu" and not kind.startswith("two_bin")]
 
 

@@ -5,12 +5,13 @@ from functools import cache
 import pytest
 import torch
 
-from diffratio_kernels.kernels import native
-from diffratio_kernels.kernels.triton import launcher
-from diffratio_kernels.reference import packed_offsets, select_tokens
-from diffratio_kernels.testing.interpreter import guarded
-from diffratio_kernels.testing.scores import expected_selection
-from diffratio_kernels.testing.scores import score_matrices as draw_score_matrices
+from diffratio_kernels import _native
+from diffratio_kernels._backends import kernels
+from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels.reference import cu_seqlens_of, select_tokens
+from tools.checks.scores import expected_selection
+from tools.checks.scores import score_matrices as draw_score_matrices
+from tools.guards.interpreter import guarded
 
 score_matrices = cache(draw_score_matrices)
 
@@ -20,10 +21,7 @@ NAMES = tuple(score_matrices(1))
 
 
 def select(scores, keep, device, small=None):
-    offsets = packed_offsets(keep, torch.device(device))
-    if small is not None:
-        small = torch.tensor(small, dtype=torch.int32, device=device)
-    return launcher("topk_select")(scores.to(device), offsets, sum(keep), small).tolist()
+    return kernels("route", "triton").select(scores.to(device), keep, small)[0].tolist()
 
 
 def expected(scores, keep):
@@ -40,8 +38,8 @@ def test_kept_tokens_are_those_of_plain_python(name, tokens, device):
     keep = [tokens // 2, ends[(NAMES.index(name) + tokens) % len(ends)]]
     index = select(scores, keep, device)
     assert index == expected(scores, keep)
-    if native.unavailable is None:
-        assert index == native.topk_select(scores, packed_offsets(keep, scores.device), sum(keep)).tolist()
+    if _native.unavailable is None:
+        assert index == kernels("route", "cpu").select(scores, keep)[0].tolist()
 
 
 @pytest.mark.parametrize("keep", [[0, 64], [1, 63], [64, 0], [21, 50]], ids=str)
@@ -79,18 +77,15 @@ def test_two_bins_of_few_tokens(keep, small, device):
     [(1, [1, 1]), (300, [0, 0]), (300, [1, 1]), (300, [300, 300]), (300, [20, 150]), (4097, [150, 150])],
     ids=str,
 )
-def test_offsets_and_places_come_with_the_selection(tokens, keep, device):
+def test_cu_seqlens_and_the_row_map_come_with_the_selection(tokens, keep, device):
     """Into poisoned memory, by programs in any order."""
     scores = score_matrices(tokens)["everything"].to(device)
-    given = packed_offsets(keep, scores.device)
-    for small in (None, torch.tensor([k // 2 for k in keep], dtype=torch.int32, device=device)):
+    for small in (None, [k // 2 for k in keep]):
         with guarded(seed=tokens):
-            index, offsets, place = launcher("topk_places")(
-                scores, keep, given if len(set(keep)) > 1 else None, small
-            )
-        assert torch.equal(index, launcher("topk_select")(scores, given, sum(keep), small))
-        assert torch.equal(offsets, given)
-        assert torch.equal(place, launcher("row_places")(index, scores.numel()))
+            index, cu_seqlens, row_map = kernels("route", "triton").select(scores, keep, small)
+        assert torch.equal(index.cpu(), select_tokens(scores.cpu(), keep, small)[0])
+        assert torch.equal(cu_seqlens, cu_seqlens_of(keep, scores.device))
+        assert torch.equal(row_map, row_map_of(index, scores.numel()))
 
 
 def test_there_are_enough_matrices():

@@ -7,23 +7,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffratio_kernels.kernels.triton import config
+from diffratio_kernels._triton import tiles
 
 SOURCE = re.compile(r"predicted|measured on .+, \d{4}-\d\d-\d\d, commit [0-9a-f]{7,}")
 KERNELS = ("linear_gelu", "linear_gelu_backward", "linear_gate_residual", "linear_scatter")
 
 
 def test_every_entry_says_where_it_comes_from():
-    table = json.loads(config.TABLE.read_text())
+    table = json.loads(tiles.TABLE.read_text())
     entries = table["products"] + table["attention"]
     assert len(entries) > 20 and all(SOURCE.fullmatch(entry["source"]) for entry in entries)
 
 
 def test_every_kernel_has_entries_once_for_both_architectures():
-    keys = [(e.kernel, e.architecture, e.columns, e.rows, e.inner) for e in config.PRODUCT_TILES]
+    keys = [(e.kernel, e.architecture, e.columns, e.rows, e.inner) for e in tiles.PRODUCT_TILES]
     assert len(set(keys)) == len(keys)
     assert {key[:2] for key in keys} == {(kernel, a) for kernel in KERNELS for a in (80, 90)}
-    for entry in config.PRODUCT_TILES:
+    for entry in tiles.PRODUCT_TILES:
         *blocks, group, warps, stages = entry.tile
         assert all(block in (16, 32, 64, 128, 256) for block in blocks) and group >= 1
         assert warps in (4, 8) and 1 <= stages <= 5 and entry.of_library > 0
@@ -32,14 +32,14 @@ def test_every_kernel_has_entries_once_for_both_architectures():
 @pytest.fixture
 def table(monkeypatch):
     def entry(rows, columns, inner, tile):
-        first = replace(config.PRODUCT_TILES[0], kernel="product", architecture=90, tile=tile)
+        first = replace(tiles.PRODUCT_TILES[0], kernel="product", architecture=90, tile=tile)
         return replace(first, rows=rows, columns=columns, inner=inner)
 
     made = [entry(1000, 1152, 1152, (1,)), entry(8000, 1152, 1152, (2,)), entry(2000, 1152, 4608, (3,))]
-    monkeypatch.setattr(config, "PRODUCT_TILES", made)
-    config.nearest.cache_clear()
+    monkeypatch.setattr(tiles, "PRODUCT_TILES", made)
+    tiles.nearest.cache_clear()
     yield
-    config.nearest.cache_clear()
+    tiles.nearest.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def table(monkeypatch):
     ],
 )  # fmt: skip
 def test_the_nearest_weight_counts_first_then_the_nearest_number_of_rows(rows, columns, inner, tile, table):
-    assert config.nearest("product", 90, columns, rows, inner).tile == (tile,)
+    assert tiles.nearest("product", 90, columns, rows, inner).tile == (tile,)
 
 
 def test_counts_of_rows_that_differ_from_call_to_call_fill_no_memory():
-    assert config.nearest.cache_parameters()["maxsize"] is not None
+    assert tiles.nearest.cache_parameters()["maxsize"] is not None
 
 
 def test_products_in_fp32_take_small_tiles():
     rows = torch.empty(33, 40)
-    assert config.product_tiles("linear_gelu", rows, 72)["BLOCK_M"] == config.PRODUCT_FP32[0]
-    assert config.product_tiles("linear_gelu", rows.half(), 72)["BLOCK_M"] > config.PRODUCT_FP32[0]
+    assert tiles.product_tiles("linear_gelu", rows, 72)["BLOCK_M"] == tiles.PRODUCT_FP32[0]
+    assert tiles.product_tiles("linear_gelu", rows.half(), 72)["BLOCK_M"] > tiles.PRODUCT_FP32[0]

@@ -1,17 +1,20 @@
-"""Launchers of two bins over random shapes: within the error budget, all guards on."""
+"""Kernels of two bins over random shapes: within the error budget, all guards on."""
 
 from collections import Counter, defaultdict
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
 
-from diffratio_kernels.kernels.triton import launcher
-from diffratio_kernels.testing import budget, triton_two_bin
-from diffratio_kernels.testing.interpreter import guarded
-from diffratio_kernels.testing.triton_calls import VARIANTS, random_call, typical_call
-from diffratio_kernels.testing.triton_check import check_kernels, same_bits
-from diffratio_kernels.testing.triton_two_bin import TWO_BIN, TWO_BIN_HEAD_DIMS
+from diffratio_kernels.ops.two_bin_attention import triton as attention
+from diffratio_kernels.ops.two_bin_gelu import triton as gelu
+from diffratio_kernels.testing import budget
+from diffratio_kernels.types import Nested
+from tools.guards.interpreter import guarded
+from tools.launchers import two_bin
+from tools.launchers.calls import VARIANTS, random_call, typical_call
+from tools.launchers.check import check_kernels, same_bits
+from tools.launchers.two_bin import TWO_BIN, TWO_BIN_HEAD_DIMS
 
 SEEDS = 90
 STEP = 15
@@ -67,16 +70,13 @@ def test_seeds_reach_the_edges():
 
 def test_a_failure_says_how_to_repeat_it(device, monkeypatch):
     """The check fires on a gradient that is 1 % too large, and names the seed."""
-    plain = triton_two_bin.launcher
+    plain = gelu.two_bin_gelu_backward
 
-    def launcher(name):
-        def call(*args, **kwargs):
-            grad_pre, dots = plain(name)(*args, **kwargs)
-            return grad_pre, dots * 1.01
+    def two_bin_gelu_backward(*args):
+        grad_pre, dots = plain(*args)
+        return grad_pre, dots * 1.01
 
-        return call if name == "two_bin_gelu_backward" else plain(name)
-
-    monkeypatch.setattr(triton_two_bin, "launcher", launcher)
+    monkeypatch.setattr(gelu, "two_bin_gelu_backward", two_bin_gelu_backward)
     monkeypatch.setattr(budget, "worst", {})
     seed = next(s for s in range(0, 60, 3) if sum(random_call(s, family="two bins")[2]["keep_large"]) > 0)
     with pytest.raises(AssertionError, match=rf"check_kernels\({seed}, '{device}', 'two bins'\).*d weights"):
@@ -170,44 +170,44 @@ def test_rows_of_both_bins_do_not_read_x(rescale, dtype, device):
 def test_layout_of_offsets_and_weights_does_not_matter(device):
     """As a column of a table; what lies between must not be read."""
     operator, arguments = typical_call("two_bin_gelu", torch.float32, device)
-    large, small = triton_two_bin.offsets(
-        arguments["keep_large"], arguments["keep_small"], torch.device(device)
-    )
-    pre, grad, weight, rows = (
-        arguments["pre"],
-        arguments["grad"],
-        arguments["weight_large"],
-        arguments["grad"].shape[0],
-    )
-
-    def column(t):
-        return torch.stack([t, torch.full_like(t, 3)], dim=1)[:, 0]
-
+    pre, grad = arguments["pre"], arguments["grad"]
+    plain = two_bin.bins_of(*(arguments[key] for key in ("weight_large", "keep_large", "keep_small")))
+    cu_seqlens = {
+        name: column(getattr(plain, name)) for name in ("cu_seqlens_large", "cu_seqlens_small")
+    }  # fmt: skip
+    strided = replace(plain, weight_large=column(plain.weight_large), **cu_seqlens)
     expected = operator.kernels(**arguments)
-    for change in (column, lambda t: t.double() if t.is_floating_point() else t):
-        bins = [change(t) for t in (weight, large, small)]
-        assert same_bits(launcher("two_bin_gelu")(pre, *bins, rows), expected["inner"])
-        grad_pre, dots = launcher("two_bin_gelu_backward")(grad, pre, *bins)
+    for bins in (strided, replace(plain, weight_large=plain.weight_large.double())):
+        assert same_bits(gelu.two_bin_gelu(pre, bins), expected["inner"])
+        grad_pre, dots = gelu.two_bin_gelu_backward(grad, pre, bins)
         assert same_bits(grad_pre, expected["d pre"]) and same_bits(dots, expected["d weights"])
+
+
+def column(t):
+    """The same numbers as a column of a table."""
+    return torch.stack([t, torch.full_like(t, 3)], dim=1)[:, 0]
 
 
 def test_offsets_of_attention_may_be_strided(device):
     operator, a = typical_call("two_bin_attention", torch.float32, device)
-    large, small, *longest = triton_two_bin.packing(a["keep_large"], a["keep_small"], 0, torch.device(device))
+    plain = two_bin.nested_of(a["keep_large"], a["keep_small"], 0, torch.device(device))
+    strided = replace(
+        plain,
+        cu_seqlens_large=column(plain.cu_seqlens_large),
+        cu_seqlens_small=column(plain.cu_seqlens_small),
+    )
     tensors = a["query"], a["key"], a["value"]
 
-    def run(change):
-        shared = change(large), change(small), *longest, None
-        out, lse = launcher("two_bin_attention")(*tensors, *shared, save_lse=True)
-        return out, *launcher("two_bin_attention_backward")(a["grad_out"], *tensors, out, lse, *shared)
+    def run(nested):
+        out, lse = attention.two_bin_attention(*tensors, nested, None, save_lse=True)
+        grads = attention.two_bin_attention_backward(a["grad_out"], *tensors, out, lse, nested, None)
+        return out, *grads
 
-    strided = run(lambda t: torch.stack([t, torch.full_like(t, 3)], dim=1)[:, 0])
-    assert all(map(same_bits, strided, run(lambda t: t)))
+    assert all(map(same_bits, run(strided), run(plain)))
 
 
 def test_heads_that_are_too_wide_are_refused(device):
     rows = torch.zeros(2, 1, 136, device=device)
     offsets = torch.tensor([0, 2], dtype=torch.int32, device=device)
-    attend = partial(launcher("two_bin_attention"), rows, rows, rows, offsets, offsets, 2, 2, 2)
     with pytest.raises(ValueError, match="head_dim 136.*two bins take up to 128"):
-        attend()
+        attention.two_bin_attention(rows, rows, rows, Nested(offsets, offsets, 2, 2, 2), None)

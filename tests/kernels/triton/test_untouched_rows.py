@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from diffratio_kernels.kernels.triton import launcher
-from diffratio_kernels.testing.triton_calls import typical_call
-from diffratio_kernels.testing.triton_check import same_bits
+from diffratio_kernels._backends import kernels
+from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels.types import Linear, PackedRows, Rescale
+from tools.launchers.calls import typical_call
+from tools.launchers.check import same_bits
 
 NAN, INF = float("nan"), float("inf")
 RESCALE = ("mlp", "residual", "output", "none")
@@ -63,13 +65,13 @@ def test_a_product_leaves_rows_that_are_not_kept_alone(rescale, dtype, device):
 def test_a_product_that_takes_its_residual_rows_from_x_reads_no_others(gated, dtype, device):
     """And has the bits of one that is given those rows."""
     _, a = typical_call("linear_gate_residual", dtype, device)
-    x, index, tokens = a["x"], a["index"], a["tokens"]
-    hidden = x.flatten(0, 1)[index]
+    x, rows = a["x"], PackedRows(a["index"], a["tokens"])
+    hidden = x.flatten(0, 1)[rows.index]
     untouched = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
-    untouched.flatten()[index] = False
+    untouched.flatten()[rows.index] = False
     x[untouched] = NAN
-    rest = a["rows"], a["weight"], a["bias"], a["gate"] if gated else None, index, tokens
-    before, join = x.clone(), launcher("linear_gate_residual")
+    rest = a["rows"], Linear(a["weight"], a["bias"]), a["gate"] if gated else None, rows
+    before, join = x.clone(), kernels("fused_linear", "gate_residual").linear_gate_residual
     assert same_bits(join(x, *rest), join(hidden, *rest)) and same_bits(x, before)
     with pytest.raises(ValueError, match="packed"):
         join(x, *rest, in_place=True)
@@ -96,22 +98,26 @@ def test_a_score_that_scales_nothing_may_be_nan(kind, dtype, device):
 
 
 @pytest.mark.parametrize("kind", ["scatter_rescale", "linear_scatter"])
-def test_places_change_nothing_in_place(kind, dtype, device):
-    _, arguments = typical_call(f"{kind}, mlp", dtype, device)
-    for other in ("grad_out", "next_weight", "next_bias"):
-        arguments.pop(other, None)
-    expected = launcher(kind)(**arguments)
-    x = arguments["x"]
-    place = launcher("row_places")(arguments["index"], x.shape[0] * x.shape[1])
-    for given in (None, place):
-        out = launcher(kind)(**arguments | {"x": x.clone(), "place": given}, in_place=True)
-        assert same_bits(out, expected)
+def test_a_row_map_that_is_given_changes_nothing(kind, dtype, device):
+    """Neither into a new tensor nor in place."""
+    _, a = typical_call(f"{kind}, mlp", dtype, device)
+    x, index, how = a["x"], a["index"], Rescale("mlp", a["score_scale"])
+    if kind == "scatter_rescale":
+        module, rest = kernels(kind, "triton"), (a["hidden"], a["branch"], a["gate"], a["logits"], how)
+    else:
+        module, scores = kernels("fused_linear", "scatter"), (a["logits"], how)
+        rest = a["hidden"], a["inner"], Linear(a["weight"], a["bias"]), a["gate"], scores
+    function, in_place = getattr(module, kind), getattr(module, f"{kind}_")
+    expected = function(x, PackedRows(index, x.shape[1]), *rest)
+    for row_map in (None, row_map_of(index, x.shape[0] * x.shape[1])):
+        rows, copy = PackedRows(index, x.shape[1], row_map=row_map), x.clone()
+        in_place(copy, rows, *rest)
+        assert same_bits(copy, expected) and same_bits(function(x, rows, *rest), expected)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the mean of such a row
 def test_kept_rows_are_gathered_bit_equal(dtype, device):
-    _, arguments = typical_call("gather_adaln", dtype, device)
-    x = odd_values(arguments["x"])
-    call = arguments["index"], arguments["shift"], arguments["scale"], 1e-6
-    rows, _ = launcher("gather_adaln")(x, *call)
-    assert same_bits(rows, x.flatten(0, 1)[arguments["index"]])
+    _, a = typical_call("gather_adaln", dtype, device)
+    x, packed = odd_values(a["x"]), PackedRows(a["index"], a["x"].shape[1])
+    rows, _ = kernels("adaln", "triton").gather_adaln(x, packed, a["shift"], a["scale"], 1e-6)
+    assert same_bits(rows, x.flatten(0, 1)[a["index"]])

@@ -1,0 +1,147 @@
+"""Which backend of an operator runs: the fastest that can, or exactly the one asked for.
+
+A backend of an operator is the module of its name in the operator's folder: `ops/adaln/cpu.py`. All of them
+have the same functions with the same arguments."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from . import _libraries, _native, _triton
+
+BACKENDS = {
+    "route": ("cpu", "cuda", "triton", "reference"),
+    "gather_adaln": ("cpu", "cuda", "triton", "reference"),
+    "adaln": ("cpu", "cuda", "triton", "reference"),
+    "gate_residual": ("triton", "reference"),
+    "attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
+    "mlp": ("cublaslt", "triton", "reference"),
+    "scatter_rescale": ("cpu", "cuda", "triton", "reference"),
+    "mod_block": ("cpu", "cuda", "triton", "reference"),
+    "two_bin_attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
+    "two_bin_gelu": ("cpu", "cuda", "triton", "reference"),
+    "two_bin_blend": ("cpu", "cuda", "triton", "reference"),
+    "two_bin_block": ("cpu", "cuda", "triton", "reference"),
+}
+"""Operator -> its backends. The last one runs everywhere."""
+
+_EVERY = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_HALF = (torch.bfloat16, torch.float16)
+DTYPES = {
+    "cuda": _EVERY[:3],
+    "triton": _EVERY[:3],
+    "cublaslt": _HALF,
+    "cudnn": _HALF,
+    "varlen": _HALF,
+    "flash_attn": _HALF,
+}
+"""Backend -> dtypes it takes; those not listed take every float dtype."""
+
+_AUTO = {
+    "cpu": ("cpu", "sdpa", "reference"),
+    "cuda": ("cuda", "cublaslt", "triton", "sdpa", "reference"),
+}
+"""Device type -> the order in which "auto" tries. No GPU has measured the second row yet: it is predicted."""
+
+_PRODUCTS = ("attention", "mlp", "two_bin_attention")
+"""Operators of matrix products: in fp32 the Triton kernels compute them exactly, without matrix units, and
+"auto" leaves them to torch."""
+
+
+class NotAvailable(ValueError):
+    """A backend was asked for by name that this device, dtype or installation does not have."""
+
+
+@cache
+def kernels(folder: str, backend: str) -> ModuleType:
+    """The module of a backend in an operator's folder. Triton's are imported here, at the first launch."""
+    return importlib.import_module(f"{__package__}.ops.{folder}.{backend}")
+
+
+def unavailable_reason(backend: str, device_type: str, dtype: torch.dtype | None = None) -> str | None:
+    """Why a backend cannot run on a device (and, if given, in a dtype); None where it can."""
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
+    if dtype is not None and dtype not in DTYPES.get(backend, _EVERY):
+        return f"the {backend} kernels do not take {_short(dtype)}"
+    if backend == "triton":
+        return _triton.unavailable_reason(device_type)
+    if backend == "cpu":
+        return _native.unavailable if device_type == "cpu" else f"it is for CPU tensors, not {device_type}"
+    if backend in ("reference", "sdpa"):
+        return None
+    if device_type != "cuda":  # cuda, cublaslt and the libraries
+        return f"it is for CUDA tensors, not {device_type}"
+    return _native.cuda_unavailable if backend == "cuda" else _libraries.missing(backend)
+
+
+def choose(
+    op: str, backend: str, device: torch.device, dtype: torch.dtype | None = None, unfit: str | None = None
+) -> str:
+    """The backend to run. An explicit choice that cannot run is an error, never another one.
+
+    Args:
+        op: an operator of BACKENDS.
+        backend: "auto", or one of its backends.
+        device, dtype: of the tensors.
+        unfit: a backend that does not take these arguments, which "auto" leaves out.
+
+    Raises:
+        ValueError: no backend of this operator.
+        NotAvailable: it cannot run here.
+    """
+    known = BACKENDS[op]
+    if backend == "auto":
+        exact = "triton" if op in _PRODUCTS and dtype == torch.float32 else None
+        for name in _AUTO.get(device.type, ()):
+            if (
+                name in known
+                and name not in (unfit, exact)
+                and not unavailable_reason(name, device.type, dtype)
+            ):
+                return name
+        return known[-1]
+    if backend not in known:
+        raise ValueError(f"{op}: backend={backend!r} must be one of {('auto', *known)}")
+    reason = unavailable_reason(backend, device.type, dtype)
+    if reason is not None:
+        raise NotAvailable(f"{op}: backend={backend!r} is not available: {reason}")
+    return backend
+
+
+def capabilities() -> list[dict]:
+    """Every operator x backend x device type.
+
+    Returns:
+        Rows with `op`, `backend`, `device`, the `dtypes` it takes, whether it is `available` here and, where
+        it is not, the `reason`; `auto`, the dtypes for which it is what "auto" chooses.
+
+    Example:
+        >>> here = [row["backend"] for row in capabilities() if row["op"] == "mlp" and row["available"]]
+        >>> "reference" in here
+        True
+    """
+    rows = []
+    for op, names in BACKENDS.items():
+        for device in ("cpu", "cuda"):
+            chosen = {dtype: choose(op, "auto", torch.device(device), dtype) for dtype in _EVERY}
+            for name in names:
+                reason = unavailable_reason(name, device)
+                rows.append({
+                    "op": op,
+                    "backend": name,
+                    "device": device,
+                    "dtypes": [_short(dtype) for dtype in DTYPES.get(name, _EVERY)],
+                    "available": reason is None,
+                    "reason": reason,
+                    "auto": [_short(d) for d in _EVERY if reason is None and chosen[d] == name],
+                })  # fmt: skip
+    return rows
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,93 @@
+"""The products of a block between its operators: by raw weights into a shared buffer, with a row step as
+their epilogue where one kernel is faster, or by whatever module there is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._backends import choose, kernels, unavailable_reason
+from .._triton import tiles
+from ..ops.mlp.op import choose_mlp
+from ..types import Linear, Product, Run
+from .stream import Mlp, SelfAttention
+
+
+def run_of(op: str, backend: str, attention: str, x: Tensor, direct: bool) -> Run:
+    """Row steps by `backend`; attention, gate and MLP by it too where it has them, else by "auto"."""
+    others = backend if backend in ("triton", "reference") else "auto"
+    return Run(
+        rows=choose(op, backend, x.device, x.dtype),
+        others=others,
+        attention=others if attention == "auto" else attention,
+        gate=choose("gate_residual", others, x.device, x.dtype),
+        direct=direct,
+    )
+
+
+def project(run: Run, normed: Tensor, attention: SelfAttention) -> tuple[Tensor, Tensor, Tensor]:
+    """normed [T, D] -> query, key and value [T, H, d]."""
+    parts, heads = attention.project, attention.heads
+    if isinstance(parts, Linear):
+        return product(run, normed, parts).unflatten(-1, (3, heads, -1)).unbind(1)
+    if run.buffer is None or not all(isinstance(part, Linear) for part in parts):
+        return tuple(part(normed).unflatten(-1, (heads, -1)) for part in parts)
+    count, columns = normed.shape[0], parts[0].weight.shape[0]
+    joined = run.buffer.as_strided((count, 3 * columns), (3 * columns, 1))
+    for n, part in enumerate(parts):
+        _multiply(normed, part.weight, part.bias, joined[:, n * columns : (n + 1) * columns])
+    return joined.unflatten(-1, (3, heads, -1)).unbind(1)
+
+
+def inner_of(run: Run, normed: Tensor, mlp: Mlp) -> Tensor:
+    """gelu(fc1(normed)) [T, F]."""
+    fc1 = mlp.fc1
+    if not run.direct or not isinstance(fc1, Linear):
+        return F.gelu(fc1(normed), approximate="tanh")
+    chosen = choose_mlp(run.others, normed, fc1.bias, gradient=False)
+    if chosen == "reference":
+        return torch.ops.aten.gelu_(product(run, normed, fc1), approximate="tanh")
+    width = fc1.weight.shape[0]
+    out = run.buffer.as_strided((normed.shape[0], width), (width, 1))
+    return kernels("mlp", chosen).linear_gelu(normed, fc1, out)
+
+
+def product(run: Run, inputs: Tensor, linear: Product, out: Tensor | None = None) -> Tensor:
+    """linear(inputs) [T, F]; by raw weights into `out` or the start of the run's buffer."""
+    if not isinstance(linear, Linear):
+        return linear(inputs)
+    weight, bias = linear.weight, linear.bias
+    buffer = run.buffer if out is None else out
+    if buffer is None:
+        return F.linear(inputs, weight, bias)
+    columns, width = weight.shape
+    out = buffer.as_strided((inputs.shape[0], columns), (columns, 1))
+    # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
+    if inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.shape[0] >= 128:
+        for first in range(0, columns, width):
+            slab = slice(first, first + width)
+            _multiply(inputs, weight[slab], None if bias is None else bias[slab], out[:, slab])
+        return out
+    return _multiply(inputs, weight, bias, out)
+
+
+def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, weight.t(), out=out)
+    return torch.addmm(bias, rows, weight.t(), out=out)
+
+
+def fuses(run: Run, kernel: str, like: Tensor, rows: int, linear: Product | None) -> bool:
+    """Whether a product of so many rows, of the dtype and device of `like`, takes the Triton kernel that has
+    a row step as its
+    epilogue: always where Triton was asked for, else where the table of tiles says that it is faster."""
+    if not run.direct or not isinstance(linear, Linear) or run.others == "reference":
+        return False
+    if run.others == "triton":
+        return True
+    half = like.dtype in (torch.float16, torch.bfloat16)  # in fp32 Triton's products have no matrix units
+    if not half or like.device.type != "cuda" or unavailable_reason("triton", "cuda", like.dtype):
+        return False
+    columns, inner = linear.weight.shape
+    return tiles.beats_library(kernel, like.device, columns, rows, inner)

@@ -1,0 +1,134 @@
+"""The routed block: F(x, k) on the kept rows, for every block that is bound to a `Call` (paper section 3.2).
+
+x [B, N, D] ---- route ----> index [T], logits [B, N]
+|  gather_adaln: rows at the index, layer norm, shift1, scale1
+hidden, normed [T, D] -- project --> query, key, value [T, H, d] -- attention among each sample's rows --> out
+|  + gate1 * out
+hidden [T, D] -- attention to the text, where there is one --> +
+|  adaln: layer norm, shift2, scale2
+normed [T, D] -- fc1, GELU, fc2 --> branch [T, D]
+|  scatter_rescale: hidden + score * gate2 * branch (or as `rescale` says), into a copy of x
+out [B, N, D]: rows that are not kept are those of x, bit by bit
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.adaln.op import run_adaln, run_gather_adaln
+from ..ops.attention.op import run_attention
+from ..ops.gate_residual.op import run_gate_residual
+from ..ops.mlp.op import run_mlp, run_mlp_takes
+from ..ops.route.reference import equal_cu_seqlens
+from ..ops.scatter_rescale.op import run_scatter_rescale
+from ..types import Linear, PackedRows, Product, Rescale, Run, Seqlens
+from . import products
+from .stream import Call, CrossAttention, Mlp, SelfAttention, Stream
+
+
+def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: Run) -> Any:
+    """What the block's forward returns, computed on `rows` alone; other rows of the tokens come back
+    bit-equal.
+
+    Args:
+        call: the block's parts and inputs.
+        rows: of `run_route`, with counts and cu_seqlens.
+        logits: [B, N], of the router.
+        rescale: what the router's score multiplies.
+        run: how the steps run.
+    """
+    image = call.image
+    if not any(rows.counts):
+        return call.output(image.tokens.clone(memory_format=torch.contiguous_format))
+    modulation = image.modulation.float() if run.rows == "cuda" else image.modulation  # one cast, not six
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
+    ours = isinstance(image.attention, SelfAttention)
+
+    out = image.attention.out if ours else None
+    joined = products.fuses(run, "linear_gate_residual", image.tokens, rows.index.shape[0], out)
+    hidden, normed = run_gather_adaln(
+        run, image.tokens, rows, shift1, scale1, image.eps, keep_rows=not joined
+    )
+    if run.direct:
+        run.buffer = normed.new_empty(normed.shape[0] * _widest(image))
+    if ours:
+        query, key, value = products.project(run, normed, image.attention)
+        del normed
+        attended = run_attention(run, run.attention, query, key, value, among(rows))
+        del query, key, value
+        hidden = _add_product(run, hidden, attended, out, gate1, rows)
+        del attended
+    else:
+        hidden = run_gate_residual(run, hidden, image.attention(normed, rows), gate1, rows)
+        del normed
+
+    if isinstance(call.after_attention, CrossAttention):
+        attended = cross_attend(run, hidden, rows, call.after_attention)
+        hidden = _add_product(run, hidden, attended, call.after_attention.out, None, rows)
+        del attended
+    elif call.after_attention is not None:
+        hidden = run_gate_residual(run, hidden, call.after_attention(hidden, rows), None, rows)
+
+    normed = run_adaln(run, hidden, rows, shift2, scale2, image.mlp_eps)
+    return call.output(_finish(run, image, rows, hidden, normed, gate2, (logits, rescale)))
+
+
+def _add_product(
+    run: Run, hidden: Tensor, inputs: Tensor, linear: Product, gate: Tensor | None, rows: PackedRows
+) -> Tensor:
+    """hidden + gate * linear(inputs) [T, D], without a gate hidden + linear(inputs)."""
+    if products.fuses(run, "linear_gate_residual", hidden, inputs.shape[0], linear):
+        from ..ops.fused_linear.gate_residual import linear_gate_residual
+
+        return linear_gate_residual(hidden, inputs, linear, gate, rows, in_place=hidden.dim() == 2)
+    return run_gate_residual(run, hidden, products.product(run, inputs, linear), gate, rows)
+
+
+def among(rows: PackedRows) -> Seqlens:
+    """Attention of packed rows among themselves."""
+    longest = max(rows.counts)
+    return Seqlens(rows.cu_seqlens, rows.cu_seqlens, longest, longest)
+
+
+def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttention) -> Tensor:
+    """hidden [T, D] -> its attention to the text [T, D], before `out`."""
+    query = products.product(run, hidden, cross.query).unflatten(-1, (cross.heads, -1))
+    samples, length = cross.keys_values.shape[:2]
+    keys_values = cross.keys_values.to(query.dtype).flatten(0, 1).unflatten(-1, (cross.heads, -1))
+    cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
+    seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length, cross.lengths)
+    return run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
+
+
+def _widest(image: Stream) -> int:
+    """Columns of the widest product into the shared buffer."""
+    columns = [3 * image.tokens.shape[2]]
+    if isinstance(image.mlp, Mlp) and isinstance(image.mlp.fc1, Linear):
+        columns.append(image.mlp.fc1.weight.shape[0])
+    return max(columns)
+
+
+def _finish(
+    run: Run, image: Stream, rows: PackedRows, hidden: Tensor, normed: Tensor, gate: Tensor, scores
+) -> Tensor:
+    """The MLP [T, D] -> [T, D], and the finished rows in a copy of the tokens [B, N, D]."""
+    x, mlp = image.tokens, image.mlp
+    if not isinstance(mlp, Mlp):
+        branch = mlp(normed, rows)
+    elif not run.direct and run_mlp_takes(run, normed, mlp.fc1, mlp.fc2):
+        branch = run_mlp(normed, mlp.fc1, mlp.fc2)
+    elif not run.direct:
+        branch = mlp.fc2(products.inner_of(run, normed, mlp))
+    else:
+        inner = products.inner_of(run, normed, mlp)
+        if products.fuses(run, "linear_scatter", inner, inner.shape[0], mlp.fc2):
+            from ..ops.fused_linear.scatter import linear_scatter
+
+            return linear_scatter(x, rows, hidden, inner, mlp.fc2, gate, scores)
+        branch = products.product(run, inner, mlp.fc2, out=normed)  # which is read no more
+        del inner
+        run.buffer = None
+    return run_scatter_rescale(run, x, rows, hidden, branch, gate, scores)

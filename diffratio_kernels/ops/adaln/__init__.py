@@ -1,0 +1,1 @@
+"""Kept rows of x and their adaptive layer norm."""

@@ -1,0 +1,61 @@
+"""`gather_adaln` and `adaln` by the CUDA C++ kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...types import PackedRows
+from .. import cuda
+from ..cuda import column_sums, fp32_rows, row_map_of, stream
+
+
+def gather_adaln(
+    x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool = True
+) -> tuple[Tensor | None, Tensor]:
+    """Kept rows of x [B, N, D], or None where they are not wanted, and the same after adaLN, each [T, D]."""
+    normed = torch.empty(rows.index.shape[0], x.shape[2], dtype=x.dtype, device=x.device)
+    gathered = torch.empty_like(normed) if keep_rows else None
+    cuda.operators.gather_adaln(
+        x.contiguous(), rows.index.contiguous(), rows.tokens, True, fp32_rows(shift), fp32_rows(scale), eps,
+        gathered, normed, stream(x),
+    )  # fmt: skip
+    return gathered, normed
+
+
+def adaln(hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """adaLN of packed rows [T, D]."""
+    normed = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    cuda.operators.gather_adaln(
+        hidden.contiguous(), rows.index.contiguous(), rows.tokens, False, fp32_rows(shift),
+        fp32_rows(scale), eps, None, normed, stream(hidden),
+    )  # fmt: skip
+    return normed
+
+
+def adaln_backward(
+    hidden: Tensor,
+    rows: PackedRows,
+    scale: Tensor,
+    eps: float,
+    grad_rows: Tensor | None,
+    grad_normed: Tensor,
+    x_rows: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden [T, D] or, with x_rows, of the flattened x [x_rows, D] that it was gathered from;
+    and of shift and scale [B, D].
+
+    grad_rows: gradient of the gathered rows themselves, if any.
+    """
+    (count, width), samples, tokens = hidden.shape, scale.shape[0], rows.tokens
+    like = {"dtype": hidden.dtype, "device": hidden.device}
+    grad_x = torch.empty(count if x_rows is None else x_rows, width, **like)
+    stats = torch.empty(count, 2, dtype=torch.float32, device=hidden.device)
+    partial, grad_modulation = column_sums(hidden, 2, samples, tokens, width)
+    cuda.operators.gather_adaln_backward(
+        hidden.contiguous(), rows.index.contiguous(), row_map_of(rows.index, samples * tokens), tokens,
+        x_rows is not None, fp32_rows(scale), None if grad_rows is None else grad_rows.contiguous(),
+        grad_normed.contiguous(), eps, grad_x, stats, partial, grad_modulation, stream(hidden),
+    )  # fmt: skip
+    grad_shift, grad_scale = grad_modulation.unbind(0)
+    return grad_x, grad_shift, grad_scale

@@ -1,0 +1,250 @@
+"""`gather_adaln` (kept rows of x, then adaLN) and `adaln` (rows that are packed already)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose, kernels
+from ..._checks import Check
+from ..._register import register
+from ...types import PackedRows, Run
+from . import reference
+
+
+class _GatherAdaln(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, backend, x, index, shift, scale, eps):
+        rows, normed = torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, backend=backend)
+        ctx.save_for_backward(rows, index, shift, scale)
+        ctx.x_shape, ctx.eps, ctx.backend = x.shape, eps, backend
+        ctx.set_materialize_grads(False)
+        return rows, normed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_rows, grad_normed):
+        rows, index, shift, scale = ctx.saved_tensors
+        batch, tokens, _ = ctx.x_shape
+        if grad_normed is None:
+            grad_normed = torch.zeros_like(rows)
+        grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
+            rows,
+            index,
+            tokens,
+            scale,
+            ctx.eps,
+            grad_rows,
+            grad_normed,
+            batch * tokens,
+            backend=ctx.backend,
+        )
+        return (
+            None,
+            grad_x.view(ctx.x_shape),
+            None,
+            grad_shift.to(shift.dtype),
+            grad_scale.to(scale.dtype),
+            None,
+        )
+
+
+class _Adaln(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, backend, rows, index, tokens, shift, scale, eps):
+        normed = torch.ops.diffratio.adaln(rows, index, tokens, shift, scale, eps, backend=backend)
+        ctx.save_for_backward(rows, index, shift, scale)
+        ctx.tokens, ctx.eps, ctx.backend = tokens, eps, backend
+        return normed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_normed):
+        rows, index, shift, scale = ctx.saved_tensors
+        grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
+            rows,
+            index,
+            ctx.tokens,
+            scale,
+            ctx.eps,
+            None,
+            grad_normed,
+            None,
+            backend=ctx.backend,
+        )
+        return None, grad_x, None, None, grad_shift.to(shift.dtype), grad_scale.to(scale.dtype), None
+
+
+def _check_gather(x, index, shift, scale, eps):
+    check = Check("gather_adaln")
+    check.tensor("x", x, "B N D")
+    check.tensor("shift", shift, "B D")
+    check.tensor("scale", scale, "B D")
+    check.index(index, x.shape[0] * x.shape[1])
+    check.positive("eps", eps)
+
+
+def _check_adaln(rows, index, tokens, shift, scale, eps):
+    check = Check("adaln")
+    check.tensor("rows", rows, "T D")
+    check.tensor("shift", shift, "B D")
+    check.tensor("scale", scale, "B D")
+    if tokens < 1:
+        check.fail(f"tokens={tokens} must be positive")
+    check.index(index, shift.shape[0] * tokens)
+    check.positive("eps", eps)
+
+
+def _gather_adaln(x, index, shift, scale, eps=1e-6, *, backend="auto"):
+    _check_gather(x, index, shift, scale, eps)
+    chosen = choose("gather_adaln", backend, x.device, x.dtype)
+    return kernels("adaln", chosen).gather_adaln(x, PackedRows(index, x.shape[1]), shift, scale, eps)
+
+
+def _gather_adaln_differentiable(x, index, shift, scale, eps=1e-6, *, backend="auto"):
+    _check_gather(x, index, shift, scale, eps)
+    chosen = choose("gather_adaln", backend, x.device, x.dtype)
+    if chosen == "reference":
+        return reference.gather_adaln(x, PackedRows(index, x.shape[1]), shift, scale, eps)
+    return _GatherAdaln.apply(chosen, x, index, shift, scale, eps)
+
+
+def _adaln(rows, index, tokens, shift, scale, eps=1e-6, *, backend="auto"):
+    _check_adaln(rows, index, tokens, shift, scale, eps)
+    chosen = choose("adaln", backend, rows.device, rows.dtype)
+    return kernels("adaln", chosen).adaln(rows, PackedRows(index, tokens), shift, scale, eps)
+
+
+def _adaln_differentiable(rows, index, tokens, shift, scale, eps=1e-6, *, backend="auto"):
+    _check_adaln(rows, index, tokens, shift, scale, eps)
+    chosen = choose("adaln", backend, rows.device, rows.dtype)
+    if chosen == "reference":
+        return reference.adaln(rows, PackedRows(index, tokens), shift, scale, eps)
+    return _Adaln.apply(chosen, rows, index, tokens, shift, scale, eps)
+
+
+def _adaln_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, backend):
+    packed = PackedRows(index, tokens)
+    backward = kernels("adaln", backend).adaln_backward
+    return backward(rows, packed, scale, eps, grad_rows, grad_normed, x_rows)
+
+
+def _fake_gather(x, index, shift, scale, eps=1e-6, *, backend="auto"):
+    _check_gather(x, index, shift, scale, eps)
+    rows = x.new_empty(index.shape[0], x.shape[2])
+    return rows, torch.empty_like(rows)
+
+
+def _fake(rows, index, tokens, shift, scale, eps=1e-6, *, backend="auto"):
+    _check_adaln(rows, index, tokens, shift, scale, eps)
+    return rows.new_empty(rows.shape)
+
+
+def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, backend):
+    count = rows.shape[0] if x_rows is None else x_rows
+    grad_scale = scale.new_empty(scale.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return rows.new_empty(count, rows.shape[1]), grad_scale, torch.empty_like(grad_scale)
+
+
+register(
+    "gather_adaln(Tensor x, Tensor index, Tensor shift, Tensor scale, float eps=1e-6, *, "
+    'str backend="auto") -> (Tensor, Tensor)',
+    kernel=_gather_adaln,
+    fake=_fake_gather,
+    differentiable=_gather_adaln_differentiable,
+)
+register(
+    "adaln(Tensor rows, Tensor index, SymInt tokens, Tensor shift, Tensor scale, float eps=1e-6, *, "
+    'str backend="auto") -> Tensor',
+    kernel=_adaln,
+    fake=_fake,
+    differentiable=_adaln_differentiable,
+)
+register(
+    "adaln_backward(Tensor rows, Tensor index, SymInt tokens, Tensor scale, float eps, Tensor? grad_rows, "
+    "Tensor grad_normed, SymInt? x_rows, *, str backend) -> (Tensor, Tensor, Tensor)",
+    kernel=_adaln_backward,
+    fake=_fake_backward,
+)
+
+
+def gather_adaln(
+    x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The kept rows of x, and LN(rows) * (1 + scale) + shift with each row's own sample's modulation.
+
+    Args:
+        x: tokens [B, N, D]; statistics are computed in fp32 (fp64 for fp64).
+        index: int64 [T], rows of the flattened [B*N], each at most once.
+        shift, scale: [B, D], any float dtype.
+        eps: of the layer norm.
+        backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        rows and normed, both [T, D] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
+
+    Example:
+        >>> rows, normed = gather_adaln(x, index, shift, scale)
+    """
+    return torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, backend=backend)
+
+
+def adaln(
+    rows: Tensor,
+    index: Tensor,
+    tokens: int,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """LN(rows) * (1 + scale) + shift for rows that are packed already.
+
+    Args:
+        rows: [T, D].
+        index: int64 [T]; row t belongs to sample index[t] // tokens.
+        tokens: N of a sample.
+        shift, scale: [B, D], any float dtype.
+        eps: of the layer norm.
+        backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T, D] in the dtype of rows.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
+
+    Example:
+        >>> normed = adaln(hidden, index, N, shift, scale)
+    """
+    return torch.ops.diffratio.adaln(rows, index, tokens, shift, scale, eps, backend=backend)
+
+
+def run_gather_adaln(
+    run: Run,
+    x: Tensor,
+    rows: PackedRows,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    keep_rows: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`gather_adaln` as blocks run it: hidden and normed [T, D]. Without keep_rows hidden is x itself where a
+    kernel can leave the rows out."""
+    if not run.direct:
+        return torch.ops.diffratio.gather_adaln(x, rows.index, shift, scale, eps, backend=run.rows)
+    module = kernels("adaln", run.rows)
+    if not keep_rows and run.rows in ("cuda", "triton"):
+        return x, module.gather_adaln(x, rows, shift, scale, eps, keep_rows=False)[1]
+    return module.gather_adaln(x, rows, shift, scale, eps)
+
+
+def run_adaln(run: Run, hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """`adaln` as blocks run it: hidden [T, D] -> [T, D]."""
+    if run.direct:
+        return kernels("adaln", run.rows).adaln(hidden, rows, shift, scale, eps)
+    return torch.ops.diffratio.adaln(hidden, rows.index, rows.tokens, shift, scale, eps, backend=run.rows)

@@ -1,0 +1,137 @@
+"""Kept rows of x, then layer norm without affine, then the scale and shift of each row's own sample.
+
+Backward: gradients of the rows, and of shift and scale without atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
+from ..._triton.row_map import row_map_of
+from ...types import PackedRows
+
+
+@triton.jit
+def row_stats(row, d, D: tl.constexpr, eps):
+    """Mean and 1/std of a row whose elements beyond D are zero."""
+    mean = tl.sum(row, axis=0) / D
+    centred = tl.where(d < D, row - mean, 0.0)
+    return mean, tl.rsqrt(tl.sum(centred * centred, axis=0) / D + eps)
+
+
+@triton.jit
+def _gather_adaln_fwd(
+    x_ptr, index_ptr, shift_ptr, scale_ptr, rows_ptr, normed_ptr,
+    tokens, stride_shift, stride_scale, eps, GATHER: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    index = tl.load(index_ptr + t)
+    sample = index // tokens
+    source = index if GATHER else t
+    raw = tl.load(x_ptr + source * D + d, mask=d < D, other=0.0)
+    if rows_ptr is not None:
+        tl.store(rows_ptr + t * D + d, raw, mask=d < D)
+    row = raw.to(tl.float32)
+    mean, rstd = row_stats(row, d, D, eps)
+    scale = tl.load(scale_ptr + sample * stride_scale + d, mask=d < D, other=0.0).to(tl.float32)
+    shift = tl.load(shift_ptr + sample * stride_shift + d, mask=d < D, other=0.0).to(tl.float32)
+    normed = (row - mean) * rstd * (1 + scale) + shift
+    tl.store(normed_ptr + t * D + d, normed.to(normed_ptr.dtype.element_ty), mask=d < D)
+
+
+def _run(x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool):
+    count, width = rows.index.shape[0], x.shape[-1]
+    normed = torch.empty(count, width, dtype=x.dtype, device=x.device)
+    gathered = torch.empty_like(normed) if keep_rows else None
+    shift, scale = unit_rows(shift), unit_rows(scale)
+    launch(
+        _gather_adaln_fwd, (count,),
+        x.contiguous(), rows.index.contiguous(), shift, scale, gathered, normed,
+        rows.tokens, shift.stride(0), scale.stride(0), eps, GATHER=x.dim() == 3, **row_block(width),
+    )  # fmt: skip
+    return gathered, normed
+
+
+def gather_adaln(
+    x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool = True
+) -> tuple[Tensor | None, Tensor]:
+    """Kept rows of x [B, N, D], or None where they are not wanted, and the same after adaLN, each [T, D].
+    shift, scale [B, D]."""
+    return _run(x, rows, shift, scale, eps, keep_rows)
+
+
+def adaln(hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """adaLN of packed rows [T, D]."""
+    return _run(hidden, rows, shift, scale, eps, False)[1]
+
+
+@triton.jit
+def _gather_adaln_bwd(
+    rows_ptr, row_map_ptr, scale_ptr, grad_rows_ptr, grad_normed_ptr, grad_x_ptr, partial_shift_ptr,
+    partial_scale_ptr, tokens, stride_scale, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, SCATTER: tl.constexpr,
+):  # fmt: skip
+    """ROWS tokens of a sample. grad_x has all rows of x with SCATTER, packed rows without."""
+    part = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    dtype = grad_x_ptr.dtype.element_ty
+    scale = tl.load(scale_ptr + sample * stride_scale + d, mask=d < D, other=0.0).to(tl.float32)
+    total_shift = tl.zeros((BLOCK_D,), tl.float32)
+    total_scale = tl.zeros((BLOCK_D,), tl.float32)
+    begin = sample * tokens + part * ROWS
+    for token in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+        t = tl.load(row_map_ptr + token).to(tl.int64)
+        grad_row = tl.zeros((BLOCK_D,), tl.float32)
+        if t >= 0:
+            row = tl.load(rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            grad = tl.load(grad_normed_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            mean, rstd = row_stats(row, d, D, eps)
+            normed = tl.where(d < D, (row - mean) * rstd, 0.0)
+            total_shift += grad
+            total_scale += grad * normed
+            # rstd (g - mean(g) - n mean(g n)) + the gradient of the row itself, with g = grad (1 + scale)
+            g = grad * (1 + scale)
+            grad_row = rstd * (g - tl.sum(g, axis=0) / D - normed * (tl.sum(g * normed, axis=0) / D))
+            if grad_rows_ptr is not None:
+                grad_row += tl.load(grad_rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            if not SCATTER:
+                tl.store(grad_x_ptr + t * D + d, grad_row.to(dtype), mask=d < D)
+        if SCATTER:
+            tl.store(grad_x_ptr + token * D + d, grad_row.to(dtype), mask=d < D)
+    partial = (sample * tl.num_programs(0) + part) * D + d
+    tl.store(partial_shift_ptr + partial, total_shift, mask=d < D)
+    tl.store(partial_scale_ptr + partial, total_scale, mask=d < D)
+
+
+def adaln_backward(
+    hidden: Tensor,
+    rows: PackedRows,
+    scale: Tensor,
+    eps: float,
+    grad_rows: Tensor | None,
+    grad_normed: Tensor,
+    x_rows: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden [T, D] or, with x_rows, of the flattened x [x_rows, D] that it was gathered from;
+    and of shift and scale [B, D], in fp32.
+
+    grad_rows: gradient of the gathered rows themselves, if any.
+    """
+    (count, width), batch, tokens = hidden.shape, scale.shape[0], rows.tokens
+    grad_x = torch.empty(count if x_rows is None else x_rows, width, dtype=hidden.dtype, device=hidden.device)
+    scale, slices = unit_rows(scale), triton.cdiv(tokens, ROWS_PER_SLICE)
+    partial_shift, partial_scale = (accumulator(batch, slices, width, like=hidden) for _ in range(2))
+    launch(
+        _gather_adaln_bwd, (slices, batch),
+        hidden.contiguous(), row_map_of(rows.index, batch * tokens), scale,
+        None if grad_rows is None else grad_rows.contiguous(), grad_normed.contiguous(),
+        grad_x, partial_shift, partial_scale, tokens, scale.stride(0), eps,
+        ROWS=ROWS_PER_SLICE, SCATTER=x_rows is not None, **row_block(width),
+    )  # fmt: skip
+    return grad_x, partial_shift.sum(1), partial_scale.sum(1)

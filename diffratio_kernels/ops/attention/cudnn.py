@@ -1,0 +1,15 @@
+"""Packed attention through cuDNN, by torch's scaled_dot_product_attention. Autograd sees through it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...types import Seqlens
+from . import sdpa
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale: float | None) -> Tensor:
+    """query [T, H, d]; key, value [S, H, d] -> [T, H, d]."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa.attention(query, key, value, seqlens, scale)

@@ -1,0 +1,55 @@
+"""What the launchers of the CUDA C++ kernels (csrc/cuda) share. They allocate outputs and bring inputs into
+the layout that the kernels read. Outputs come from `torch.empty`, so that the test bench can poison them.
+Nothing waits for the device, and no value
+is looked at: an index out of range is undefined here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Bins, PackedRows
+
+SLICE_TOKENS = 256  # kSliceTokens in column_sums.cuh
+operators = torch.ops.diffratio_cuda
+"""Those of the native library; tests put a simulator's here."""
+
+
+def stream(t: Tensor) -> int:
+    """The current stream of a tensor's device."""
+    return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else 0
+
+
+def fp32(t: Tensor) -> Tensor:
+    """`t` in contiguous fp32."""
+    return t.float().contiguous()
+
+
+def fp32_rows(t: Tensor) -> Tensor:
+    """[B, D] in fp32, each row contiguous: a vector of `modulation.unbind(1)` in fp32 is read where it is."""
+    t = t.float()
+    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
+
+
+def column_sums(like: Tensor, sums: int, samples: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    """partial [slices, sums, B, D] and sums [sums, B, D]; with one slice they are the same memory."""
+    slices = -(-tokens // SLICE_TOKENS)
+    out = torch.empty(sums, samples, width, dtype=torch.float32, device=like.device)
+    return out if slices == 1 else out.new_empty(slices, *out.shape), out
+
+
+def row_map_of(index: Tensor, rows: int) -> Tensor:
+    """[rows] int32: which packed row each row of x became, -1 where none."""
+    row_map = torch.full((rows,), -1, dtype=torch.int32, device=index.device)
+    operators.row_map(index.contiguous(), row_map, stream(index))
+    return row_map
+
+
+def row_map(rows: PackedRows, x: Tensor) -> Tensor:
+    """The row map of rows of x [B, N, D], made where it is not there yet."""
+    return row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
+
+
+def two_bins(bins: Bins) -> tuple[Tensor, Tensor, Tensor]:
+    """weight_large, cu_seqlens_large and cu_seqlens_small as the kernels read them."""
+    return fp32(bins.weight_large), bins.cu_seqlens_large.contiguous(), bins.cu_seqlens_small.contiguous()

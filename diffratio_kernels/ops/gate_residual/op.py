@@ -1,0 +1,154 @@
+"""`gate_residual`: the end of the attention branch, hidden + gate * branch."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose, kernels
+from ..._checks import Check
+from ..._register import register
+from ...types import PackedRows, Run
+from ..attention.sdpa import runs
+from . import reference
+
+
+class _GateResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, branch, gate, index, tokens):
+        ctx.save_for_backward(branch, gate, index)
+        ctx.tokens = tokens
+        return torch.ops.diffratio.gate_residual(hidden, branch, gate, index, tokens, backend="triton")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        branch, gate, index = ctx.saved_tensors
+        grad_branch, grad_gate = torch.ops.diffratio.gate_residual_backward(
+            grad_out, branch, gate, index, ctx.tokens, backend="triton"
+        )
+        return grad_out, grad_branch, grad_gate.to(gate.dtype), None, None
+
+
+def _check(hidden, branch, gate, index, tokens):
+    check = Check("gate_residual")
+    check.tensor("hidden", hidden, "T D")
+    check.tensor("branch", branch, "T D", dtype_of=("hidden", hidden))
+    check.tensor("gate", gate, "B D")
+    if tokens < 1:
+        check.fail(f"tokens={tokens} must be positive")
+    check.index(index, gate.shape[0] * tokens)
+
+
+def _gate_residual(hidden, branch, gate, index, tokens, *, backend="auto"):
+    _check(hidden, branch, gate, index, tokens)
+    chosen = choose("gate_residual", backend, hidden.device, hidden.dtype)
+    return kernels("gate_residual", chosen).gate_residual(hidden, branch, gate, PackedRows(index, tokens))
+
+
+def _gate_residual_differentiable(hidden, branch, gate, index, tokens, *, backend="auto"):
+    _check(hidden, branch, gate, index, tokens)
+    if choose("gate_residual", backend, hidden.device, hidden.dtype) == "reference":
+        return reference.gate_residual(hidden, branch, gate, PackedRows(index, tokens))
+    return _GateResidual.apply(hidden, branch, gate, index, tokens)
+
+
+def _gate_residual_backward(grad_out, branch, gate, index, tokens, *, backend):
+    backward = kernels("gate_residual", backend).gate_residual_backward
+    return backward(grad_out, branch, gate, PackedRows(index, tokens))
+
+
+def _fake(hidden, branch, gate, index, tokens, *, backend="auto"):
+    _check(hidden, branch, gate, index, tokens)
+    return hidden.new_empty(hidden.shape)
+
+
+def _fake_backward(grad_out, branch, gate, index, tokens, *, backend):
+    dtype = torch.promote_types(branch.dtype, torch.float32)
+    return branch.new_empty(branch.shape), gate.new_empty(gate.shape, dtype=dtype)
+
+
+def _autocast(hidden, branch, *args, **kwargs):
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.ops.diffratio.gate_residual(hidden, branch.to(hidden.dtype), *args, **kwargs)
+
+
+register(
+    "gate_residual(Tensor hidden, Tensor branch, Tensor gate, Tensor index, SymInt tokens, *, "
+    'str backend="auto") -> Tensor',
+    kernel=_gate_residual,
+    fake=_fake,
+    differentiable=_gate_residual_differentiable,
+    autocast=_autocast,
+)
+register(
+    "gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor index, SymInt tokens, *, "
+    "str backend) -> (Tensor, Tensor)",
+    kernel=_gate_residual_backward,
+    fake=_fake_backward,
+)
+
+
+def gate_residual(
+    hidden: Tensor, branch: Tensor, gate: Tensor, index: Tensor, tokens: int, *, backend: str = "auto"
+) -> Tensor:
+    """hidden + gate * branch for packed rows: the end of a branch.
+
+    Args:
+        hidden: the residual stream [T, D].
+        branch: [T, D] in the dtype of hidden.
+        gate: [B, D], any float dtype; the sum is fp32 with one rounding.
+        index: int64 [T]; row t belongs to sample index[t] // tokens.
+        tokens: N of a sample.
+        backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T, D] in the dtype of hidden.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
+
+    Example:
+        >>> hidden = gate_residual(hidden, branch, gate, index, N)
+    """
+    return torch.ops.diffratio.gate_residual(hidden, branch, gate, index, tokens, backend=backend)
+
+
+def run_gate_residual(
+    run: Run, hidden: Tensor, branch: Tensor, gate: Tensor | None, rows: PackedRows
+) -> Tensor:
+    """hidden + gate * branch [T, D] with each sample's own gate [B, D], without a gate hidden + branch."""
+    if gate is None:
+        return hidden.add_(branch) if run.direct else (hidden + branch).to(hidden.dtype)
+    if run.gate != "triton":
+        return _add_gated(hidden, branch, gate, rows, run.direct)
+    if run.direct:
+        return kernels("gate_residual", "triton").gate_residual(hidden, branch, gate, rows, in_place=True)
+    branch = branch.to(hidden.dtype)
+    return torch.ops.diffratio.gate_residual(hidden, branch, gate, rows.index, rows.tokens, backend="triton")
+
+
+def _add_gated(hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, in_place: bool) -> Tensor:
+    """By torch, samples of equal counts together: without a [T, D] copy of the gate."""
+    counts = rows.counts
+    if rows.uniform is not None:
+        shape = gate.shape[0], rows.uniform, hidden.shape[1]
+        if in_place:
+            hidden.view(shape).addcmul_(gate[:, None], branch.view(shape))
+            return hidden
+        added = torch.addcmul(hidden.reshape(shape), gate[:, None], branch.reshape(shape))
+        return added.to(hidden.dtype).flatten(0, 1)
+    alike = runs(counts)
+    firsts = [0, *accumulate(alike)][:-1]
+    sizes = [n * counts[first] for first, n in zip(firsts, alike, strict=True)]
+    parts = zip(hidden.split(sizes), branch.split(sizes), gate.split(alike), alike, strict=True)
+    done = []
+    for rows, updates, gates, n in parts:
+        rows, updates = (t.unflatten(0, (n, t.shape[0] // n)) for t in (rows, updates))
+        if in_place:
+            rows.addcmul_(gates[:, None], updates)
+        else:
+            done.append(torch.addcmul(rows, gates[:, None], updates).to(hidden.dtype).flatten(0, 1))
+    return hidden if in_place else torch.cat(done)

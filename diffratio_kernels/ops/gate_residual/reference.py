@@ -1,0 +1,15 @@
+"""`gate_residual` in eager PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...types import PackedRows
+from ..route.reference import accumulation_dtype
+
+
+def gate_residual(hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows) -> Tensor:
+    """hidden + gate * branch; hidden, branch [T, D]; gate [B, D] of each row's own sample."""
+    dtype = accumulation_dtype(hidden.dtype)
+    gates = gate.to(dtype)[rows.index // rows.tokens]
+    return (hidden.to(dtype) + gates * branch.to(dtype)).to(hidden.dtype)

@@ -1,0 +1,1 @@
+"""Two products around GELU."""

@@ -1,0 +1,158 @@
+"""`mlp`: two products around GELU (tanh); in training only what GELU was given is kept, not what it gave."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose, kernels
+from ..._checks import Check
+from ..._register import register
+from ...types import Linear, Product, Run
+from . import reference
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+        inner, pre = torch.ops.diffratio.linear_gelu(rows, fc1_weight, fc1_bias)
+        ctx.save_for_backward(rows, pre, fc1_weight, fc2_weight)
+        ctx.biases = fc1_bias is not None, fc2_bias is not None
+        return Linear(fc2_weight, fc2_bias)(inner)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        rows, pre, fc1_weight, fc2_weight = ctx.saved_tensors
+        grad_pre, inner = torch.ops.diffratio.linear_gelu_backward(grad_out, fc2_weight, pre)
+        return (
+            grad_pre @ fc1_weight,
+            grad_pre.t() @ rows,
+            grad_pre.sum(0) if ctx.biases[0] else None,
+            grad_out.t() @ inner,
+            grad_out.sum(0) if ctx.biases[1] else None,
+        )
+
+
+def _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    check = Check("mlp")
+    like_rows = {"dtype_of": ("rows", rows)}
+    check.tensor("rows", rows, "T D")
+    check.tensor("fc1_weight", fc1_weight, "F D", **like_rows)
+    check.optional("fc1_bias", fc1_bias, "F", **like_rows)
+    check.tensor("fc2_weight", fc2_weight, "D F", **like_rows)
+    check.optional("fc2_bias", fc2_bias, "D", **like_rows)
+
+
+def choose_mlp(backend: str, rows: Tensor, fc1_bias: Tensor | None, gradient: bool) -> str:
+    """The backend for these arguments: cuBLASLt's epilogue needs a bias, gives no gradient."""
+    reason = "gives no gradient" if gradient else "needs fc1_bias" if fc1_bias is None else None
+    if backend == "cublaslt" and reason:
+        raise ValueError(f"mlp: backend='cublaslt' {reason}")
+    return choose("mlp", backend, rows.device, rows.dtype, "cublaslt" if reason else None)
+
+
+def _mlp(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, backend="auto"):
+    _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    chosen = choose_mlp(backend, rows, fc1_bias, gradient=False)
+    inner = kernels("mlp", chosen).linear_gelu(rows, Linear(fc1_weight, fc1_bias))
+    return Linear(fc2_weight, fc2_bias)(inner)
+
+
+def _mlp_differentiable(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, backend="auto"):
+    _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    if choose_mlp(backend, rows, fc1_bias, gradient=True) == "triton":
+        return _Mlp.apply(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return Linear(fc2_weight, fc2_bias)(reference.linear_gelu(rows, Linear(fc1_weight, fc1_bias)))
+
+
+def _linear_gelu(rows, weight, bias):
+    return kernels("mlp", "triton").linear_gelu_with_pre(rows, Linear(weight, bias))
+
+
+def _linear_gelu_backward(grad, weight, pre):
+    return kernels("mlp", "triton").linear_gelu_backward(grad, weight, pre)
+
+
+def _fake(rows, *weights, backend="auto"):
+    _check(rows, *weights)
+    return rows.new_empty(rows.shape)
+
+
+def _autocast(rows, *weights, backend="auto"):
+    device = rows.device.type
+    with torch.autocast(device, enabled=False):
+        dtype = torch.get_autocast_dtype(device)
+        cast = (t if t is None else t.to(dtype) for t in (rows, *weights))
+        return torch.ops.diffratio.mlp(*cast, backend=backend)
+
+
+def _fake_linear_gelu(rows, weight, bias):
+    inner = rows.new_empty(rows.shape[0], weight.shape[0])
+    return inner, torch.empty_like(inner)
+
+
+def _fake_linear_gelu_backward(grad, weight, pre):
+    return pre.new_empty(pre.shape), pre.new_empty(pre.shape)
+
+
+register(
+    "mlp(Tensor rows, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, *, "
+    'str backend="auto") -> Tensor',
+    kernel=_mlp,
+    fake=_fake,
+    differentiable=_mlp_differentiable,
+    autocast=_autocast,
+)
+register(
+    "linear_gelu(Tensor rows, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",
+    kernel=_linear_gelu,
+    fake=_fake_linear_gelu,
+)
+register(
+    "linear_gelu_backward(Tensor grad, Tensor weight, Tensor pre) -> (Tensor, Tensor)",
+    kernel=_linear_gelu_backward,
+    fake=_fake_linear_gelu_backward,
+)
+
+
+def mlp(
+    rows: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """fc2(gelu(fc1(rows))) with the tanh GELU.
+
+    Args:
+        rows: [T, D].
+        fc1_weight, fc1_bias: [F, D] and [F] or None, in the dtype of rows.
+        fc2_weight, fc2_bias: [D, F] and [D] or None, in the dtype of rows.
+        backend: "auto", "cublaslt" (fp16 and bf16; needs fc1_bias, gives no gradient), "triton" or
+            "reference".
+
+    Returns:
+        [T, D].
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
+
+    Example:
+        >>> branch = mlp(rows, fc1, None, fc2, None)
+    """
+    return torch.ops.diffratio.mlp(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, backend=backend)
+
+
+def run_mlp_takes(run: Run, rows: Tensor, fc1: Product, fc2: Product) -> bool:
+    """Whether a block's MLP runs as one operator where autograd looks: raw weights, on the Triton kernels."""
+    raw = isinstance(fc1, Linear) and isinstance(fc2, Linear)
+    return raw and choose_mlp(run.others, rows, fc1.bias, gradient=True) == "triton"
+
+
+def run_mlp(rows: Tensor, fc1: Linear, fc2: Linear) -> Tensor:
+    """`mlp` as blocks run it where autograd looks."""
+    weights = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+    return torch.ops.diffratio.mlp(rows, *weights, backend="triton")

@@ -1,0 +1,1 @@
+"""Score every token, keep the best of each sample."""

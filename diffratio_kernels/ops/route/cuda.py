@@ -1,0 +1,50 @@
+"""Router logits and radix top-k by the CUDA C++ kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import cuda
+from ..cuda import column_sums, fp32, row_map_of, stream  # noqa: F401
+from .cu_seqlens import copied_cu_seqlens
+
+
+def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) -> Tensor:
+    """x [B, N, D] -> logits [B, N] fp32."""
+    logits = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    bias = None if router_bias is None else router_bias.float()
+    cuda.operators.router_logits(x.contiguous(), fp32(router_weight), bias, logits, stream(x))
+    return logits
+
+
+def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x [B, N, D] in its dtype and of router_weight [D] in fp32."""
+    batch, tokens, width = x.shape
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    partial, grad_weight = column_sums(x, 1, 1, batch * tokens, width)
+    cuda.operators.router_logits_backward(
+        fp32(grad_logits), x.contiguous(), fp32(router_weight), grad_x, partial, grad_weight, stream(x)
+    )
+    return grad_x, grad_weight.flatten()
+
+
+def select(
+    logits: Tensor, counts: list[int], counts_small: list[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The counts[b] best tokens of each sample of logits [B, N] fp32, in one launch.
+
+    counts_small: at most as many; each sample's small set comes first, both parts ascending.
+    Returns index [T] int64, cu_seqlens [B+1] int32 and row_map [B*N] int32.
+    """
+    (batch, tokens), device = logits.shape, logits.device
+    index = torch.empty(sum(counts), dtype=torch.int64, device=device)
+    row_map = torch.empty(logits.numel(), dtype=torch.int32, device=device)
+    equal = counts[0] if tokens > 0 and len(set(counts)) == 1 else -1  # then the kernel writes cu_seqlens
+    if equal < 0:
+        cu_seqlens = copied_cu_seqlens(counts, device)
+    else:
+        cu_seqlens = torch.empty(batch + 1, dtype=torch.int32, device=device)
+    small = None if counts_small is None else copied_cu_seqlens(counts_small, device).diff()
+    cuda.operators.topk_select(logits.contiguous(), equal, cu_seqlens, small, index, row_map, stream(logits))
+    return index, cu_seqlens, row_map

@@ -1,0 +1,184 @@
+"""`route`: score every token, keep the best of each sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose, kernels
+from ..._checks import Check, counts
+from ..._register import register
+from ...types import Linear, PackedRows, Run
+from . import reference
+from .cu_seqlens import cu_seqlens_for
+
+
+def select_rows(
+    backend: str,
+    logits: Tensor,
+    keep: list[int],
+    index: Tensor | None = None,
+    keep_small: list[int] | None = None,
+) -> PackedRows:
+    """The rows that logits [B, N] select, or those of `index`, a selection made before."""
+    tokens = logits.shape[1]
+    if index is not None:
+        return PackedRows(index, tokens, keep, cu_seqlens_for(keep, logits))
+    index, cu_seqlens, row_map = kernels("route", backend).select(logits, keep, keep_small)
+    return PackedRows(index, tokens, keep, cu_seqlens, row_map)
+
+
+class _Route(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, backend, x, router_weight, keep, router_bias, index, keep_small):
+        index, offsets, logits = torch.ops.diffratio.route(
+            x,
+            router_weight,
+            keep,
+            router_bias=router_bias,
+            index=index,
+            keep_small=keep_small,
+            backend=backend,
+        )
+        ctx.save_for_backward(x, router_weight, router_bias)
+        ctx.backend = backend
+        ctx.mark_non_differentiable(index, offsets)
+        return index, offsets, logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, _index, _offsets, grad_logits):
+        x, router_weight, router_bias = ctx.saved_tensors
+        grad_x, grad_weight = torch.ops.diffratio.router_logits_backward(
+            grad_logits, x, router_weight, backend=ctx.backend
+        )
+        grad_bias = None if router_bias is None else grad_logits.sum().to(router_bias.dtype).reshape(1)
+        return None, grad_x, grad_weight.to(router_weight.dtype), None, grad_bias, None, None
+
+
+def _check(x, router_weight, keep, router_bias, index, keep_small):
+    check = Check("route")
+    check.tensor("x", x, "B N D")
+    check.tensor("router_weight", router_weight, "D")
+    check.optional("router_bias", router_bias, "1")
+    keep = check.keep(keep)
+    if keep_small is not None:
+        keep_small = check.keep_small(keep_small, keep)
+    if index is not None:
+        check.index(index, x.shape[0] * x.shape[1], keep)
+    return keep, keep_small
+
+
+def _route(x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, backend="auto"):
+    keep, keep_small = _check(x, router_weight, keep, router_bias, index, keep_small)
+    chosen = choose("route", backend, x.device, x.dtype)
+    logits = kernels("route", chosen).router_logits(x, router_weight, router_bias)
+    rows = select_rows(chosen, logits, keep, index, keep_small)
+    # An operator's output is none of its inputs.
+    return rows.index if index is None else index.clone(), rows.cu_seqlens, logits
+
+
+def _route_differentiable(
+    x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, backend="auto"
+):
+    keep, keep_small = _check(x, router_weight, keep, router_bias, index, keep_small)
+    chosen = choose("route", backend, x.device, x.dtype)
+    if chosen == "reference":
+        logits = reference.router_logits(x, router_weight, router_bias)
+        rows = select_rows("reference", logits, keep, index, keep_small)
+        return rows.index if index is None else index.clone(), rows.cu_seqlens, logits
+    return _Route.apply(chosen, x, router_weight, keep, router_bias, index, keep_small)
+
+
+def _router_logits_backward(grad_logits, x, router_weight, *, backend):
+    return kernels("route", backend).router_logits_backward(grad_logits, x, router_weight)
+
+
+def _fake(
+    x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, backend="auto"
+):  # fmt: skip
+    keep, _ = _check(x, router_weight, keep, router_bias, index, keep_small)
+    logits = x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
+    kept = keep[0] * x.shape[0] if len(keep) == 1 else sum(keep)
+    index = x.new_empty(kept, dtype=torch.int64)
+    return index, x.new_empty(x.shape[0] + 1, dtype=torch.int32), logits
+
+
+def _fake_backward(grad_logits, x, router_weight, *, backend):
+    return x.new_empty(x.shape), router_weight.new_empty(router_weight.shape, dtype=grad_logits.dtype)
+
+
+register(
+    "route(Tensor x, Tensor router_weight, SymInt[] keep, *, Tensor? router_bias=None, Tensor? index=None, "
+    'SymInt[]? keep_small=None, str backend="auto") -> (Tensor, Tensor, Tensor)',
+    kernel=_route,
+    fake=_fake,
+    differentiable=_route_differentiable,
+)
+register(
+    "router_logits_backward(Tensor grad_logits, Tensor x, Tensor router_weight, *, str backend) "
+    "-> (Tensor, Tensor)",
+    kernel=_router_logits_backward,
+    fake=_fake_backward,
+)
+
+
+def route(
+    x: Tensor,
+    router_weight: Tensor,
+    keep: int | list[int],
+    *,
+    router_bias: Tensor | None = None,
+    index: Tensor | None = None,
+    keep_small: int | list[int] | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score every token with the router and keep the `keep` best of each sample (paper section 3.2).
+
+    Larger logit first, -0 equals +0, NaN below -inf, ties to the lowest token.
+
+    Args:
+        x: tokens [B, N, D].
+        router_weight: [D], any float dtype.
+        keep: one int, or B ints in 0..N. `torch.ops` takes a list only.
+        router_bias: [1] or None, any float dtype.
+        index: int64 [T], a selection made before (checkpointing, masks): only the logits are computed.
+        keep_small: at most `keep`, asks for two bins: each sample's small set comes first in the index.
+        backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        index [T] int64 (kept rows of the flattened [B*N], ascending in each set), offsets [B+1] int32
+        (cumulative kept counts) and logits [B, N] (fp32; fp64 for fp64 x; differentiable).
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
+
+    Example:
+        >>> index, cu_seqlens, logits = route(x, router, 180)  # 180 tokens of each sample
+    """
+    return torch.ops.diffratio.route(
+        x,
+        router_weight,
+        counts(keep),
+        router_bias=router_bias,
+        index=index,
+        keep_small=None if keep_small is None else counts(keep_small),
+        backend=backend,
+    )
+
+
+def run_route(
+    run: Run,
+    x: Tensor,
+    router: Linear,
+    keep: list[int],
+    index: Tensor | None = None,
+    keep_small: list[int] | None = None,
+) -> tuple[PackedRows, Tensor]:
+    """The rows of x [B, N, D] that the router (weight [D], bias [1]) keeps, and its logits [B, N]."""
+    if run.direct:
+        logits = kernels("route", run.rows).router_logits(x, router.weight, router.bias)
+        return select_rows(run.rows, logits, keep, index, keep_small), logits
+    options = {"router_bias": router.bias, "index": index, "keep_small": keep_small, "backend": run.rows}
+    index, cu_seqlens, logits = torch.ops.diffratio.route(x, router.weight, keep, **options)
+    return PackedRows(index, x.shape[1], keep, cu_seqlens), logits

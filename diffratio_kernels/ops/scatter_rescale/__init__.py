@@ -1,0 +1,1 @@
+"""Finish the kept rows and scatter them into a copy of x."""

@@ -1,0 +1,174 @@
+"""Finish the kept rows (residual + gated branch, rescaled by the router score) and scatter them into a copy
+of x.
+
+Backward: every row of x once, gate gradients without atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
+from ..._triton.row_map import row_map_of
+from ...types import PackedRows, Rescale
+
+
+@triton.jit
+def finish(x, hidden, update, RESCALE: tl.constexpr):
+    """A finished row is base + factor * delta, where the factor is the score (1 for "none")."""
+    if RESCALE == "residual":
+        base, delta = (
+            x,
+            (hidden - x) + update,
+        )  # in this order: hidden and x are close, their difference exact
+    elif RESCALE == "output":
+        base, delta = 0.0, hidden + update
+    else:
+        base, delta = hidden, update
+    return base, delta
+
+
+@triton.jit
+def _scatter_rescale_fwd(
+    x_ptr, index_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, out_ptr,
+    tokens, stride_gate, score_scale, RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, BLOCK_D)
+    if row_map_ptr is None:  # in place: one program per kept row
+        t = tl.program_id(0).to(tl.int64)
+        row = tl.load(index_ptr + t)
+    else:  # one program per row of x
+        row = tl.program_id(0).to(tl.int64)
+        t = tl.load(row_map_ptr + row).to(tl.int64)
+    x_ptr += row * D
+    out_ptr += row * D
+    if t < 0:
+        tl.store(out_ptr + d, tl.load(x_ptr + d, mask=d < D), mask=d < D)
+    else:
+        hidden = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
+        branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
+        gate = tl.load(gate_ptr + (row // tokens) * stride_gate + d, mask=d < D).to(tl.float32)
+        factor = 1.0
+        x = 0.0
+        if RESCALE != "none":
+            factor = score_scale * tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
+        if RESCALE == "residual":
+            x = tl.load(x_ptr + d, mask=d < D).to(tl.float32)
+        base, delta = finish(x, hidden, gate * branch, RESCALE)
+        tl.store(out_ptr + d, (base + factor * delta).to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+def scatter_rescale(
+    x: Tensor,
+    rows: PackedRows,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: Rescale,
+) -> Tensor:
+    """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
+    x = x.contiguous()
+    row_map = row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
+    out, gate = torch.empty(x.shape, dtype=x.dtype, device=x.device), unit_rows(gate)
+    launch(
+        _scatter_rescale_fwd, (row_map.shape[0],),
+        x, None, row_map, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(), out,
+        x.shape[1], gate.stride(0), rescale.score_scale, RESCALE=rescale.mode, **row_block(x.shape[2]),
+    )  # fmt: skip
+    return out
+
+
+def scatter_rescale_(
+    x: Tensor,
+    rows: PackedRows,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: Rescale,
+) -> None:
+    """The same into x itself, which must be contiguous: only the kept rows are read and written."""
+    index, gate = rows.index.contiguous(), unit_rows(gate)
+    launch(
+        _scatter_rescale_fwd, (index.shape[0],),
+        x, index, None, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(), x,
+        x.shape[1], gate.stride(0), rescale.score_scale, RESCALE=rescale.mode, **row_block(x.shape[2]),
+    )  # fmt: skip
+
+
+@triton.jit
+def _scatter_rescale_bwd(
+    grad_ptr, x_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr,
+    grad_x_ptr, grad_hidden_ptr, grad_branch_ptr, grad_logits_ptr, partial_ptr,
+    tokens, stride_gate, score_scale, RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    dtype = grad_x_ptr.dtype.element_ty
+    gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    begin = sample * tokens + part * ROWS
+    for row in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+        raw = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0)
+        t = tl.load(row_map_ptr + row).to(tl.int64)
+        if t < 0:
+            tl.store(grad_x_ptr + row * D + d, raw, mask=d < D)
+            tl.store(grad_logits_ptr + row, 0.0)
+        else:
+            grad = raw.to(tl.float32)
+            hidden = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
+            factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
+            x = (
+                tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+                if RESCALE == "residual"
+                else 0.0
+            )
+            base, delta = finish(x, hidden, gate * branch, RESCALE)
+            grad_factor = tl.sum(grad * delta, axis=0)
+            # A logit without a say may be NaN.
+            grad_logit = 0.0 if RESCALE == "none" else grad_factor * factor * (1 - sigmoid)
+            tl.store(grad_logits_ptr + row, grad_logit)
+            total += factor * branch * grad
+            hidden_weight = factor if RESCALE == "residual" or RESCALE == "output" else 1.0
+            x_weight = 1 - factor if RESCALE == "residual" else 0.0
+            tl.store(grad_x_ptr + row * D + d, (x_weight * grad).to(dtype), mask=d < D)
+            tl.store(grad_hidden_ptr + t * D + d, (hidden_weight * grad).to(dtype), mask=d < D)
+            tl.store(grad_branch_ptr + t * D + d, (factor * gate * grad).to(dtype), mask=d < D)
+    tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
+
+
+def scatter_rescale_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    rows: PackedRows,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: Rescale,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden, branch in their dtype, of gate [B, D] and logits [B, N] in fp32."""
+    batch, tokens, width = x.shape
+    gate, slices = unit_rows(gate), triton.cdiv(tokens, ROWS_PER_SLICE)
+    grad_x, grad_hidden, grad_branch = (
+        torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in (x, hidden, branch)
+    )
+    grad_logits = accumulator(batch, tokens, like=x)
+    partial = accumulator(batch, slices, width, like=x)
+    launch(
+        _scatter_rescale_bwd, (slices, batch),
+        grad_out.contiguous(), x.contiguous(), row_map_of(rows.index, batch * tokens), hidden.contiguous(),
+        branch.contiguous(), gate, logits.contiguous(),
+        grad_x, grad_hidden, grad_branch, grad_logits, partial,
+        tokens, gate.stride(0), rescale.score_scale,
+        RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width),
+    )  # fmt: skip
+    return grad_x, grad_hidden, grad_branch, partial.sum(1), grad_logits

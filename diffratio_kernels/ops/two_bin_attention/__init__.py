@@ -1,0 +1,1 @@
+"""Attention of two nested sets of rows."""

@@ -1,0 +1,191 @@
+"""`two_bin_attention`: attention among each sample's large set and among its small set, which is a prefix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose, kernels
+from ..._checks import Check
+from ..._register import register
+from ...types import Nested
+
+
+class _TwoBinAttention(torch.autograd.Function):
+    """The Triton kernels: one pass over the keys serves both bins, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, cu_seqlens_large, cu_seqlens_small, *options):
+        out, lse = torch.ops.diffratio.two_bin_attention_with_lse(
+            query, key, value, cu_seqlens_large, cu_seqlens_small, *options
+        )
+        ctx.save_for_backward(query, key, value, out, lse, cu_seqlens_large, cu_seqlens_small)
+        ctx.options = options
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        grads = torch.ops.diffratio.two_bin_attention_backward(grad_out, *ctx.saved_tensors, *ctx.options)
+        return *grads, None, None, None, None, None, None
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, nested: Nested, scale: float | None) -> None:
+    check = Check("two_bin_attention")
+    check.tensor("query", query, "T H d")
+    for name, other in (("key", key), ("value", value)):
+        check.tensor(name, other, "T H d", dtype_of=("query", query))
+    if query.shape[2] % 8 or query.shape[2] == 0:
+        check.fail(f"query has head_dim {query.shape[2]}, must be a positive multiple of 8")
+    check.nested(nested, ("query", query.shape[0]), ("small", nested.small))
+    if scale is not None:
+        check.positive("scale", scale)
+
+
+LARGEST_HEAD_DIM = 128
+"""Of the Triton kernels of two bins."""
+
+
+def choose_two_bin_attention(backend: str, query: Tensor) -> str:
+    """The backend for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
+    if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM:
+        backend = "sdpa"
+    return choose("two_bin_attention", backend, query.device, query.dtype)
+
+
+def _two_bin_attention(
+    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
+    *, scale=None, backend="auto",
+):  # fmt: skip
+    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
+    _check(query, key, value, nested, scale)
+    module = kernels("two_bin_attention", choose_two_bin_attention(backend, query))
+    return module.two_bin_attention(query, key, value, nested, scale).contiguous()
+
+
+def _two_bin_attention_differentiable(
+    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
+    *, scale=None, backend="auto",
+):  # fmt: skip
+    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
+    _check(query, key, value, nested, scale)
+    chosen = choose_two_bin_attention(backend, query)
+    if chosen != "triton":  # autograd sees through the others
+        module = kernels("two_bin_attention", chosen)
+        return module.two_bin_attention(query, key, value, nested, scale).contiguous()
+    flat = cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small, scale
+    return _TwoBinAttention.apply(query, key, value, *flat)
+
+
+def _two_bin_attention_with_lse(
+    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small, scale
+):
+    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
+    module = kernels("two_bin_attention", "triton")
+    return module.two_bin_attention(query, key, value, nested, scale, save_lse=True)
+
+
+def _two_bin_attention_backward(
+    grad_out, query, key, value, out, lse, cu_seqlens_large, cu_seqlens_small, max_seqlen_large,
+    max_seqlen_small, small, scale,
+):  # fmt: skip
+    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
+    backward = kernels("two_bin_attention", "triton").two_bin_attention_backward
+    return backward(grad_out, query, key, value, out, lse, nested, scale)
+
+
+def _fake(
+    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
+    *, scale=None, backend="auto",
+):  # fmt: skip
+    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
+    _check(query, key, value, nested, scale)
+    return query.new_empty(query.shape[0] + small, *query.shape[1:])
+
+
+def _fake_with_lse(
+    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small, scale
+):
+    rows = query.shape[0] + small
+    return query.new_empty(rows, *query.shape[1:]), query.new_empty(query.shape[1], rows, dtype=torch.float32)
+
+
+def _autocast(query, key, value, *args, **kwargs):
+    dtype = torch.get_autocast_dtype(query.device.type)
+    with torch.autocast(query.device.type, enabled=False):
+        return torch.ops.diffratio.two_bin_attention(
+            query.to(dtype), key.to(dtype), value.to(dtype), *args, **kwargs
+        )
+
+
+def _fake_backward(grad_out, query, key, value, *_):
+    return tuple(t.new_empty(t.shape) for t in (query, key, value))
+
+
+register(
+    "two_bin_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_large, "
+    "Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, SymInt small, *, "
+    'float? scale=None, str backend="auto") -> Tensor',
+    kernel=_two_bin_attention,
+    fake=_fake,
+    differentiable=_two_bin_attention_differentiable,
+    autocast=_autocast,
+)
+register(
+    "two_bin_attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_large, "
+    "Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, SymInt small, float? scale) "
+    "-> (Tensor, Tensor)",
+    kernel=_two_bin_attention_with_lse,
+    fake=_fake_with_lse,
+)
+register(
+    "two_bin_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
+    "Tensor lse, Tensor cu_seqlens_large, Tensor cu_seqlens_small, SymInt max_seqlen_large, "
+    "SymInt max_seqlen_small, SymInt small, float? scale) -> (Tensor, Tensor, Tensor)",
+    kernel=_two_bin_attention_backward,
+    fake=_fake_backward,
+)
+
+
+def two_bin_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_large: Tensor,
+    cu_seqlens_small: Tensor,
+    max_seqlen_large: int,
+    max_seqlen_small: int,
+    small: int,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Self-attention of two nested sets of rows.
+
+    Args:
+        query, key, value: [T, H, d], d a multiple of 8.
+        cu_seqlens_large, cu_seqlens_small: int32 [B+1]: sample b's rows,
+            and how many of the first of them are its
+            small set.
+        max_seqlen_large, max_seqlen_small: the most rows of one sample, in each set.
+        small: S = cu_seqlens_small[B], the small rows of all samples.
+        scale: of the products; None is 1/sqrt(d).
+        backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T + S, H, d]: attention among each sample's large set, then among its small set.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
+
+    Example:
+        >>> large = torch.tensor([0, 180, 360], dtype=torch.int32)
+        >>> small = torch.tensor([0, 154, 308], dtype=torch.int32)
+        >>> both = two_bin_attention(q, k, v, large, small, 180, 154, 308)
+        >>> both.shape == (360 + 308, H, D // H)
+        True
+    """
+    return torch.ops.diffratio.two_bin_attention(
+        query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
+        scale=scale, backend=backend,
+    )  # fmt: skip

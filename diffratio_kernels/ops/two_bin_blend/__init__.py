@@ -1,0 +1,1 @@
+"""Blend, finish and scatter the rows of two bins."""

@@ -1,0 +1,175 @@
+"""Blend the residual streams of two bins, finish the kept rows as scatter_rescale does, put them back.
+
+Backward: every row of x once, gate gradients without atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
+from ..._triton.row_map import row_map_of
+from ..._triton.two_bin_rows import columns_if, contiguous, small_row
+from ...types import PackedRows, Rescale
+
+
+@triton.jit
+def blend(x, large, small, update, weight, in_small, RESCALE: tl.constexpr):
+    """A finished row is base + factor * delta, where the factor is the score (1 for "none").
+
+    A row that the small bin does not have went through it unchanged, so there x takes its place.
+    """
+    other = tl.where(in_small, small, x)
+    if RESCALE == "residual":  # differences first: hidden and x are close
+        base, delta = x, weight * (large - x) + (1 - weight) * (other - x) + update
+    elif RESCALE == "output":  # and x is not rescaled
+        base = tl.where(in_small, 0.0, (1 - weight) * x)
+        delta = weight * large + tl.where(in_small, (1 - weight) * small, 0.0) + update
+    else:
+        base, delta = weight * large + (1 - weight) * other, update
+    return base, delta
+
+
+@triton.jit
+def _two_bin_blend(
+    x_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, weight_ptr, cu_seqlens_large_ptr,
+    cu_seqlens_small_ptr, out_ptr, tokens, rows, stride_gate, score_scale,
+    RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    t = tl.load(row_map_ptr + row).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    x_ptr += row * D
+    out_ptr += row * D
+    if t < 0:
+        tl.store(out_ptr + d, tl.load(x_ptr + d, mask=d < D), mask=d < D)
+    else:
+        sample = row // tokens
+        in_small, other = small_row(cu_seqlens_large_ptr, cu_seqlens_small_ptr, sample, t, rows)
+        weight = tl.load(weight_ptr + sample).to(tl.float32)
+        large = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
+        small = tl.load(hidden_ptr + other * D + d, mask=columns_if(in_small, d < D)).to(tl.float32)
+        branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
+        gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D).to(tl.float32)
+        needs_x = (d < D) if RESCALE == "residual" else columns_if(in_small == 0, d < D)
+        x = tl.load(x_ptr + d, mask=needs_x).to(tl.float32)
+        factor = 1.0
+        if RESCALE != "none":
+            factor = score_scale * tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
+        base, delta = blend(x, large, small, gate * branch, weight, in_small, RESCALE)
+        tl.store(out_ptr + d, (base + factor * delta).to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+def two_bin_blend(
+    x: Tensor,
+    rows: PackedRows,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: Rescale,
+) -> Tensor:
+    """A new [B, N, D]: kept rows blended, finished and rescaled, the others as in x.
+
+    hidden [T + S, D] of both bins; branch [T, D].
+    """
+    x, gate = x.contiguous(), unit_rows(gate)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    row_map = row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
+    launch(
+        _two_bin_blend, (row_map.shape[0],),
+        x, row_map, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(),
+        *contiguous(rows.bins), out, x.shape[1], rows.bins.rows, gate.stride(0), rescale.score_scale,
+        RESCALE=rescale.mode, **row_block(x.shape[2]),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _two_bin_blend_bwd(
+    grad_ptr, x_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, weight_ptr,
+    cu_seqlens_large_ptr,
+    cu_seqlens_small_ptr, grad_x_ptr, grad_hidden_ptr, grad_branch_ptr, grad_logits_ptr, dots_ptr,
+    partial_ptr,
+    tokens, rows, stride_gate, score_scale, RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    dtype = grad_x_ptr.dtype.element_ty
+    gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + sample).to(tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    begin = sample * tokens + part * ROWS
+    for row in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+        raw = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0)
+        t = tl.load(row_map_ptr + row).to(tl.int64)
+        if t < 0:
+            tl.store(grad_x_ptr + row * D + d, raw, mask=d < D)
+            tl.store(grad_logits_ptr + row, 0.0)
+        else:
+            grad = raw.to(tl.float32)
+            in_small, other = small_row(cu_seqlens_large_ptr, cu_seqlens_small_ptr, sample, t, rows)
+            both = columns_if(in_small, d < D)
+            large = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            small = tl.load(hidden_ptr + other * D + d, mask=both, other=0.0).to(tl.float32)
+            branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            needs_x = (d < D) if RESCALE == "residual" else columns_if(in_small == 0, d < D)
+            x = tl.load(x_ptr + row * D + d, mask=needs_x, other=0.0).to(tl.float32)
+            sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
+            factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
+            base, delta = blend(x, large, small, gate * branch, weight, in_small, RESCALE)
+            grad_factor = tl.sum(grad * delta, axis=0)
+            # A logit without a say may be NaN.
+            grad_logit = 0.0 if RESCALE == "none" else grad_factor * factor * (1 - sigmoid)
+            tl.store(grad_logits_ptr + row, grad_logit)
+
+            # What the row is a sum of: hidden times its bin's weight times stream, and in place of the small
+            # hidden, where there is none, x times (1 - w) times passed.
+            stream = factor if RESCALE == "residual" or RESCALE == "output" else 1.0
+            passed = factor if RESCALE == "residual" else 1.0
+            apart = stream * large - tl.where(in_small, stream * small, passed * x)
+            tl.store(dots_ptr + t, tl.sum(grad * apart, axis=0))
+            x_weight = tl.where(in_small, 0.0, (1 - weight) * passed)
+            if RESCALE == "residual":
+                x_weight += 1 - factor
+            tl.store(grad_x_ptr + row * D + d, (x_weight * grad).to(dtype), mask=d < D)
+            tl.store(grad_hidden_ptr + t * D + d, (weight * stream * grad).to(dtype), mask=d < D)
+            tl.store(grad_hidden_ptr + other * D + d, ((1 - weight) * stream * grad).to(dtype), mask=both)
+            tl.store(grad_branch_ptr + t * D + d, (factor * gate * grad).to(dtype), mask=d < D)
+            total += factor * branch * grad
+    tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
+
+
+def two_bin_blend_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    rows: PackedRows,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    logits: Tensor,
+    rescale: Rescale,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, hidden [T + S, D] and branch in their dtype, of gate [B, D] and logits [B, N] in fp32,
+    and what each packed row adds to that of weight_large [T] fp32."""
+    batch, tokens, width = x.shape
+    gate, slices = unit_rows(gate), triton.cdiv(tokens, ROWS_PER_SLICE)
+    grad_x, grad_hidden, grad_branch = (
+        torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in (x, hidden, branch)
+    )
+    grad_logits, dots = accumulator(batch, tokens, like=x), accumulator(rows.bins.rows, like=x)
+    partial = accumulator(batch, slices, width, like=x)
+    launch(
+        _two_bin_blend_bwd, (slices, batch),
+        grad_out.contiguous(), x.contiguous(), row_map_of(rows.index, batch * tokens), hidden.contiguous(),
+        branch.contiguous(), gate, logits.contiguous(), *contiguous(rows.bins),
+        grad_x, grad_hidden, grad_branch, grad_logits, dots, partial,
+        tokens, rows.bins.rows, gate.stride(0), rescale.score_scale,
+        RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width),
+    )  # fmt: skip
+    return grad_x, grad_hidden, grad_branch, partial.sum(1), grad_logits, dots

@@ -1,0 +1,1 @@
+"""The blend of two bins' GELUs."""

@@ -1,0 +1,130 @@
+"""`two_bin_gelu`: the blend of both bins' GELUs, before fc2; in training only what GELU was given is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._backends import choose, kernels
+from ..._checks import Check
+from ..._register import register
+from ...types import Bins
+from . import reference
+
+
+def sample_sums(rows: Tensor, offsets: Tensor) -> Tensor:
+    """[T] -> [B]: the sum over each sample's packed rows, in fp64 and in one order."""
+    return torch.segment_reduce(rows.double(), "sum", offsets=offsets.long(), initial=0)
+
+
+class _TwoBinGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, backend, pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows):
+        ctx.save_for_backward(pre, weight_large, cu_seqlens_large, cu_seqlens_small)
+        ctx.backend = backend
+        return torch.ops.diffratio.two_bin_gelu(
+            pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, backend=backend
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        pre, weight_large, cu_seqlens_large, cu_seqlens_small = ctx.saved_tensors
+        grad_pre, dots = torch.ops.diffratio.two_bin_gelu_backward(
+            grad, pre, weight_large, cu_seqlens_large, cu_seqlens_small, backend=ctx.backend
+        )
+        return None, grad_pre, sample_sums(dots, cu_seqlens_large).to(weight_large.dtype), None, None, None
+
+
+def _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows):
+    check = Check("two_bin_gelu")
+    check.tensor("pre", pre, "T+S F")
+    bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, pre.shape[0] - rows)
+    check.two_bins(bins, ("rows", rows), ("pre", pre.shape[0]))
+
+
+def _two_bin_gelu(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, *, backend="auto"):
+    _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
+    bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, pre.shape[0] - rows)
+    chosen = choose("two_bin_gelu", backend, pre.device, pre.dtype)
+    return kernels("two_bin_gelu", chosen).two_bin_gelu(pre, bins)
+
+
+def _two_bin_gelu_differentiable(
+    pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, *, backend="auto"
+):
+    _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
+    chosen = choose("two_bin_gelu", backend, pre.device, pre.dtype)
+    if chosen == "reference":
+        bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, pre.shape[0] - rows)
+        return reference.two_bin_gelu(pre, bins)
+    return _TwoBinGelu.apply(chosen, pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
+
+
+def _two_bin_gelu_backward(grad, pre, weight_large, cu_seqlens_large, cu_seqlens_small, *, backend):
+    rows = grad.shape[0]
+    bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, pre.shape[0] - rows)
+    return kernels("two_bin_gelu", backend).two_bin_gelu_backward(grad, pre, bins)
+
+
+def _fake(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, *, backend="auto"):
+    _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
+    return pre.new_empty(rows, pre.shape[1])
+
+
+def _fake_backward(grad, pre, *_, backend):
+    dtype = torch.promote_types(pre.dtype, torch.float32)
+    return pre.new_empty(pre.shape), pre.new_empty(grad.shape[0], dtype=dtype)
+
+
+register(
+    "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
+    "SymInt rows, "
+    '*, str backend="auto") -> Tensor',
+    kernel=_two_bin_gelu,
+    fake=_fake,
+    differentiable=_two_bin_gelu_differentiable,
+)
+register(
+    "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, "
+    "Tensor cu_seqlens_small, *, str backend) -> (Tensor, Tensor)",
+    kernel=_two_bin_gelu_backward,
+    fake=_fake_backward,
+)
+
+
+def two_bin_gelu(
+    pre: Tensor,
+    weight_large: Tensor,
+    cu_seqlens_large: Tensor,
+    cu_seqlens_small: Tensor,
+    rows: int,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """w gelu(large) + (1 - w) gelu(small), tanh GELU: fc2 is linear, and runs once on the blend.
+
+    Args:
+        pre: [T + S, F], the T large rows of all samples, then their S small rows again.
+        weight_large: [B], w of each sample.
+        cu_seqlens_large, cu_seqlens_small: int32 [B+1]: sample b's large rows,
+            the first of which are its small
+            set.
+        rows: T.
+        backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
+
+    Returns:
+        [T, F] in the dtype of pre.
+
+    Raises:
+        ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
+
+    Example:
+        >>> large = torch.tensor([0, 180, 360], dtype=torch.int32)
+        >>> small = torch.tensor([0, 154, 308], dtype=torch.int32)
+        >>> pre, weight = torch.randn(360 + 308, F), torch.tensor([0.3, 0.3])
+        >>> inner = two_bin_gelu(pre, weight, large, small, 360)  # [360, F]
+    """
+    return torch.ops.diffratio.two_bin_gelu(
+        pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, backend=backend
+    )

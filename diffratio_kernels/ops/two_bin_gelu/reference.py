@@ -1,0 +1,54 @@
+"""`two_bin_gelu` in eager PyTorch, and the weights of the rows of two bins (paper section 3.3).
+
+On a packed row, w = weight_large of its sample, its small weight is 1 - w if it is in the small set and 0 if
+not, and omega is the sum of the two."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...types import Bins
+from ..route.reference import accumulation_dtype
+
+
+def small_rows(cu_seqlens_large: Tensor, cu_seqlens_small: Tensor, count: int) -> Tensor:
+    """[S] packed row of each small row: sample b's begin where its large rows do."""
+    at = torch.arange(count, device=cu_seqlens_large.device)
+    sample = torch.bucketize(at, cu_seqlens_small[1:].long(), right=True)
+    return at - cu_seqlens_small.long()[sample] + cu_seqlens_large.long()[sample]
+
+
+def small_rows_of(bins: Bins) -> Tensor:
+    """`small_rows` of two bins."""
+    return small_rows(bins.cu_seqlens_large, bins.cu_seqlens_small, bins.small)
+
+
+def blend(both: Tensor, bins: Bins) -> Tensor:
+    """Rows [T + S, .] of both bins -> [T, .]: w * large (+ (1 - w) * small on small rows)."""
+    small = small_rows_of(bins)
+    weight = _row_weights(bins, both.dtype)
+    return (weight * both[: bins.rows]).index_add(0, small, (1 - weight[small]) * both[bins.rows :])
+
+
+def _row_weights(bins: Bins, dtype: torch.dtype) -> Tensor:
+    at = torch.arange(bins.rows, device=bins.cu_seqlens_large.device)
+    sample = torch.bucketize(at, bins.cu_seqlens_large[1:].long(), right=True)
+    return bins.weight_large.to(dtype)[sample, None]
+
+
+def branch_weight(bins: Bins) -> Tensor:
+    """omega [T, 1]: 1 where both bins hold a row, w where only the large one does."""
+    small = small_rows_of(bins)
+    weight = _row_weights(bins, accumulation_dtype(bins.weight_large.dtype))
+    return weight.index_add(0, small, 1 - weight[small])
+
+
+def two_bin_gelu(pre: Tensor, bins: Bins) -> Tensor:
+    """pre [T + S, F] of both bins -> the blend [T, F] of their GELUs (tanh): fc2 runs once on it.
+
+    w (g_l W) + (1 - w) (g_s W) = (w g_l + (1 - w) g_s) W.
+    """
+    inner = F.gelu(pre.to(accumulation_dtype(pre.dtype)), approximate="tanh")
+    return blend(inner, bins).to(pre.dtype)

@@ -1,0 +1,136 @@
+"""The bundles in which arguments travel: schemas of operators are flat, functions inside of the package take
+these.
+
+Letters everywhere: B samples, N tokens, K kept, D width, H heads, d width of a head, M text tokens, T packed
+rows, S packed rows of the smaller of two bins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Bins:
+    """What the packed rows of two bins have besides (paper section 3.3).
+
+    Each sample's large set is packed with its small set first. Tensors of "both" bins have T + S rows: the
+    large rows of all samples, then the small rows of all samples again."""
+
+    weight_large: Tensor
+    """[B], any float dtype: w of each sample's large bin; the small one weighs 1 - w."""
+    cu_seqlens_large: Tensor
+    """[B+1] int32, cumulative kept counts."""
+    cu_seqlens_small: Tensor
+    rows: int
+    """T."""
+    small: int
+    """S."""
+    counts_small: list[int] | None = None
+    """Small rows of each sample, known to the host."""
+
+
+@dataclass(slots=True)
+class PackedRows:
+    """Which rows of x [B, N, D] are computed, packed sample after sample.
+
+    One form for equal and unequal kept counts, ragged text and two bins (DESIGN 3).
+    """
+
+    index: Tensor
+    """[T] int64: row of the flattened [B*N], each at most once; row t belongs to sample index[t] //
+    tokens."""
+    tokens: int
+    """N."""
+    counts: list[int] | None = None
+    """Kept rows of each sample, known to the host: no launch waits for the device. One number is that of
+    every sample: a compiled graph is for any number of them."""
+    cu_seqlens: Tensor | None = None
+    """[B+1] int32, cumulative counts."""
+    row_map: Tensor | None = None
+    """[B*N] int32: the packed row of each row of x, -1 where none; None until some kernel has made it."""
+    bins: Bins | None = None
+    """With two bins; counts and cu_seqlens are then those of the large one."""
+
+    @property
+    def uniform(self) -> int | None:
+        """How many rows every sample keeps, None where that differs."""
+        first = self.counts[0] if self.counts else None
+        return first if len(self.counts) == 1 or all(count == first for count in self.counts) else None
+
+
+@dataclass(slots=True)
+class Seqlens:
+    """Where each sample's queries and keys lie, as in varlen flash-attention."""
+
+    cu_seqlens_q: Tensor
+    """[B+1] int32; sample b owns rows cu_seqlens[b]:cu_seqlens[b+1]."""
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+    key_lengths: Tensor | None = None
+    """[B] int32: only the first ones of a sample's keys count (padded text)."""
+
+
+@dataclass(slots=True)
+class Nested:
+    """Two nested sets of rows of each sample for `two_bin_attention`: the small set is the first rows of the
+    large one."""
+
+    cu_seqlens_large: Tensor
+    """[B+1] int32, cumulative counts of the T rows."""
+    cu_seqlens_small: Tensor
+    max_seqlen_large: int
+    max_seqlen_small: int
+    small: int
+    """S."""
+
+
+@dataclass(slots=True)
+class Rescale:
+    """What the factor score_scale * sigmoid(logit) multiplies: `mode` as in `scatter_rescale`."""
+
+    mode: str = "mlp"
+    score_scale: float = 1.0
+
+
+@dataclass(slots=True)
+class Linear:
+    """A product by raw weights, which are the whole truth: kernels may read them.
+
+    weight [F, D]; bias [F] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows [T, D] -> [T, F]."""
+        return F.linear(rows, self.weight, self.bias)
+
+
+Product = Linear | Callable[[Tensor], Tensor]
+"""A product on packed rows: raw weights, or whatever a LoRA'd, quantised or hooked module computes."""
+
+
+@dataclass(slots=True)
+class Run:
+    """How the operators of one call of a block run.
+
+    direct is the way without autograd: launchers are called as they are, products share a buffer and rows are
+    changed in place. The other way goes through `torch.ops.diffratio`, which autograd, autocast and
+    compilers see."""
+
+    rows: str
+    """Backend of the row steps."""
+    others: str
+    """"triton" or "reference" where that was asked for, else "auto": for attention, gate and products."""
+    attention: str
+    """Backend of attention among kept rows, or "auto"."""
+    gate: str
+    direct: bool
+    buffer: Tensor | None = None
+    """What products write into; on the CPU fresh pages cost percents of a block."""

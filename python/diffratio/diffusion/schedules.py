@@ -1,0 +1,82 @@
+"""Noise schedules of training and sampling: the package's models predict velocity, cosine, 1000 timesteps;
+other models have theirs in a file beside the weights."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+
+DIFFUSION_SCHEDULERS = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+"""Classes whose configs describe a diffusion with betas, as `DDPMScheduler` reads it: not flow matching."""
+
+PREDICTED = {"v_prediction": "v", "epsilon": "noise", "sample": "image"}
+"""What a model predicts, by the ``prediction_type`` of its scheduler: its error is the v-MSE, noise-MSE or
+image-MSE, the mean squared error of that on held-out images; in JSON ``v_mse`` and so on."""
+
+TIMESTEPS = 1000
+SCHEDULE_FILE = Path("scheduler", "scheduler_config.json")
+
+# What a schedule consists of, in the configs of all of diffusers' schedulers.
+_NAMES = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+_SCHEDULE = {
+    "num_train_timesteps": TIMESTEPS,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+}
+
+
+def noise_schedule() -> DDPMScheduler:
+    """Return the schedule that the package's models were trained with."""
+    return DDPMScheduler(**_SCHEDULE)
+
+
+def sampling_scheduler(schedule: DDPMScheduler | None = None) -> DPMSolverMultistepScheduler:
+    """Return DPM-Solver++ (second order) on a training ``schedule`` (None: ``noise_schedule()``).
+
+    Trailing timesteps start from pure noise, as training does; the predicted image is clipped to [-1, 1] at
+    every step, without which guidance drives pixels out of range.
+    """
+    config = (noise_schedule() if schedule is None else schedule).config
+    return DPMSolverMultistepScheduler(
+        **{name: config[name] for name in _NAMES},
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        timestep_spacing="trailing",
+        thresholding=True,
+        sample_max_value=1.0,
+    )
+
+
+def read_schedule(folders: Iterable[Path]) -> DDPMScheduler | None:
+    """Return the schedule of the first of ``folders`` with a ``scheduler/scheduler_config.json``, else None.
+
+    Raises:
+        ValueError: evaluation cannot use it; the text names what of it.
+    """
+    folder = next((one for one in folders if (one / SCHEDULE_FILE).is_file()), None)
+    if folder is None:
+        return None
+    config = DDPMScheduler.load_config(folder, subfolder=SCHEDULE_FILE.parent.name)
+    schedule = DDPMScheduler.from_config(config)
+    for name, value, usable in (
+        ("_class_name", config.get("_class_name"), DIFFUSION_SCHEDULERS),
+        ("prediction_type", schedule.config.prediction_type, PREDICTED),
+        ("num_train_timesteps", schedule.config.num_train_timesteps, (TIMESTEPS,)),
+    ):
+        if value not in usable:
+            wanted = ", ".join(map(str, usable))
+            raise ValueError(f"{folder / SCHEDULE_FILE}: {name}={value!r} cannot be evaluated, only {wanted}")
+    try:
+        sampling_scheduler(schedule)
+    except NotImplementedError as error:
+        raise ValueError(f"{folder / SCHEDULE_FILE}: DPM-Solver++ cannot sample with it ({error})") from None
+    return schedule

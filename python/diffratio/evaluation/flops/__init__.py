@@ -1,0 +1,35 @@
+"""How many FLOPs a diffusion transformer spends: truly, and as the paper counts them."""
+
+from .count import (
+    METHODS,
+    FlopsReport,
+    KeptTable,
+    block_flops,
+    dsap_kept,
+    kept_table,
+    transformer_flops,
+)
+from .published import PublishedRow, rows
+from .shapes import PRESETS, TransformerShape
+from .table import JOINED, Cost, Step, block_steps, products, step_cost, training_flops
+
+__all__ = [
+    "JOINED",
+    "METHODS",
+    "PRESETS",
+    "Cost",
+    "FlopsReport",
+    "KeptTable",
+    "PublishedRow",
+    "Step",
+    "TransformerShape",
+    "block_flops",
+    "block_steps",
+    "dsap_kept",
+    "kept_table",
+    "products",
+    "rows",
+    "step_cost",
+    "training_flops",
+    "transformer_flops",
+]

@@ -1,0 +1,220 @@
+"""Counting: the MACs of one block, summed over layers and averaged over timestep regions."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .shapes import TransformerShape
+from .table import block_steps, step_cost
+
+# The stages of a block that run on the kept tokens only; every other stage runs on all tokens.
+METHODS: dict[str, frozenset[str]] = {
+    "dense": frozenset(),
+    "mod": frozenset({"self", "cross", "mlp", "norm1", "norm2"}),
+    # The paper's ToMe rows merge in the MLP; tomesd's default merges in the self-attention.
+    "tome": frozenset({"mlp"}),
+    "tome-attn": frozenset({"self"}),
+    "tome-block": frozenset({"self", "cross", "mlp"}),
+    "atedm": frozenset({"cross", "mlp", "norm2"}),
+}
+CONVENTIONS = ("true", "paper")
+
+KeptTable = int | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """FLOPs of one forward of a whole batch, by part.
+
+    `parts` maps a part to FLOPs (1 FLOP = half a MAC). An [L][R] table gives means over the R regions.
+    """
+
+    convention: str
+    method: str
+    batch: int
+    parts: dict[str, int | float]
+
+    @property
+    def total(self) -> int | float:
+        """FLOPs of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def macs(self) -> int | float:
+        """Multiply-accumulates: half the FLOPs."""
+        return _divide(self.total, 2)
+
+    def saving(self, dense: "FlopsReport") -> float:
+        """Fraction of the FLOPs of `dense` that this forward does without."""
+        return 1 - self.total / dense.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON: the fields, `total` and `macs`."""
+        return {**asdict(self), "total": self.total, "macs": self.macs}
+
+
+def dsap_kept(shape: TransformerShape, kept: int, *, steps: int = 20, open_steps: int = 6) -> list[list[int]]:
+    """AT-EDM's denoising-steps-aware pruning: kept tokens as a table [layers][steps].
+
+    In the first `open_steps` of `steps` the outer layers (a seventh at each end, so 8 of 28) prune nothing.
+    This reading gives the paper's AT-EDM row to 1.4e-6; the authors' own adaptation is not public.
+    """
+    end = shape.layers // 7
+    outer = [shape.tokens] * open_steps + [kept] * (steps - open_steps)
+    inner = [kept] * steps
+    return [outer if layer < end or layer >= shape.layers - end else inner for layer in range(shape.layers)]
+
+
+def transformer_flops(
+    shape: TransformerShape,
+    kept: KeptTable | None = None,
+    *,
+    convention: str = "true",
+    batch: int = 1,
+    method: str | None = None,
+    cache_text_kv: bool = False,
+) -> FlopsReport:
+    """FLOPs of one forward of the transformer.
+
+    Args:
+        shape: the transformer and its tokens.
+        kept: tokens kept: None (all), one int for every layer, L ints, or an [L][R] table whose regions
+            count equally. For ToMe it is the tokens left after merging. A MoD layer that keeps 0 is bypassed.
+        convention: "true" counts every matrix product, attention scores and values included. "paper" is the
+            paper's Table 1, as found by reproducing it: thop's MACs (linear and convolution layers, 2 per
+            element of a LayerNorm without affine, no attention products), times 2 and the batch.
+        batch: samples in the forward; classifier-free guidance doubles it.
+        method: a key of `METHODS`; None means "dense" without `kept` and "mod" with it. Not counted: ToMe's
+            averaging and AT-EDM's token importance, whose iterations are not public.
+        cache_text_kv: the text keys and values come from an earlier timestep, so they cost nothing.
+
+    Raises:
+        ValueError: an impossible argument; the message starts with its name.
+    """
+    method = _check_method(method, kept)
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention: {convention!r} is not one of {', '.join(CONVENTIONS)}")
+    if not _is_int(batch) or batch < 1:
+        raise ValueError(f"batch: {batch!r} must be a positive integer")
+    table = kept_table(kept, shape, method)
+    regions = len(table[0])
+    macs: Counter[str] = Counter()
+    for region in range(regions):
+        column = [row[region] for row in table]
+        for count in column:
+            macs.update(_block_macs(shape, count, convention, method, cache_text_kv))
+        macs.update(_frame_macs(shape, len(column) - column.count(0), convention))
+    parts = {part: _divide(2 * batch * value, regions) for part, value in macs.items() if value}
+    return FlopsReport(convention, method, batch, parts)
+
+
+def block_flops(
+    tokens: int,
+    kept: int | None,
+    width: int,
+    text_tokens: int,
+    *,
+    mlp_ratio: float = 4,
+    cache_text_kv: bool = True,
+    method: str | None = None,
+) -> int:
+    """True FLOPs of one sample through one routed block, router included.
+
+    Args:
+        tokens, kept: N and K; None is the dense block, which has no router.
+        width: D.
+        text_tokens: M; 0 is a block without cross-attention.
+        mlp_ratio: hidden width of the MLP over D.
+        cache_text_kv: the text keys and values are already projected.
+        method: a key of `METHODS`; None means "dense" without `kept` and "mod" with it.
+
+    Raises:
+        ValueError: an impossible argument; the message starts with its name.
+    """
+    shape = TransformerShape(1, width, 1, tokens, text_tokens, mlp_ratio)
+    method = _check_method(method, kept)
+    count = tokens if kept is None else _check_kept(kept, tokens, method)
+    return 2 * sum(_block_macs(shape, count, "true", method, cache_text_kv).values())
+
+
+def kept_table(kept: KeptTable | None, shape: TransformerShape, method: str = "mod") -> list[list[int]]:
+    """Kept tokens as a table [L][R], from one count, one of each layer, or the table itself.
+
+    Raises:
+        ValueError: it does not fit the shape, or a count is impossible; the message starts with "kept".
+    """
+    if kept is None or _is_int(kept):
+        kept = [shape.tokens if kept is None else kept] * shape.layers
+    if not isinstance(kept, Sequence) or isinstance(kept, str):
+        raise ValueError(f"kept: {kept!r} is neither an integer nor a list")
+    if len(kept) != shape.layers:
+        raise ValueError(f"kept: {len(kept)} rows for {shape.layers} layers")
+    table = [list(row) if isinstance(row, Sequence) else [row] for row in kept]
+    if not table[0] or any(len(row) != len(table[0]) for row in table):
+        raise ValueError("kept: every layer needs the same number of regions, at least one")
+    return [[_check_kept(count, shape.tokens, method) for count in row] for row in table]
+
+
+def _block_macs(
+    shape: TransformerShape, kept: int, convention: str, method: str, cache_text_kv: bool
+) -> Counter[str]:
+    """MACs of one sample through one block, by step."""
+    macs: Counter[str] = Counter()
+    if kept == 0:
+        return macs
+    tokens, width, on_kept = shape.tokens, shape.width, METHODS[method]
+    for step in block_steps(shape.text_tokens > 0, method == "mod", cache_text_kv):
+        rows = kept if step.stage in on_kept else tokens
+        macs[step.name] += step_cost(step.operator, shape, rows).flops // 2
+    if method.startswith("tome"):
+        targets = tokens // 4
+        macs["matching"] = width * targets * (tokens - targets)
+    if convention == "paper":
+        # thop sees modules only: attention and matching are function calls, LayerNorms are modules.
+        for functional in ("attention", "cross_attention", "matching"):
+            macs[functional] = 0
+        macs["norms"] = sum(2 * width * (kept if norm in on_kept else tokens) for norm in ("norm1", "norm2"))
+    return macs
+
+
+def _frame_macs(shape: TransformerShape, active_layers: int, convention: str) -> dict[str, int]:
+    """MACs per sample outside the blocks."""
+    width, pixels = shape.width, shape.patch**2 * shape.tokens
+    caption = 0 if shape.caption_channels is None else (shape.caption_channels + width) * width
+    macs = {
+        "conditioning": shape.conditioning_macs(active_layers),
+        "caption": caption * shape.text_tokens,
+        "patch_embedding": shape.in_channels * width * pixels,
+        "output": shape.out_channels * width * pixels,
+    }
+    if convention == "paper":
+        macs["norms"] = 2 * width * shape.tokens
+    return macs
+
+
+def _check_method(method: str | None, kept: KeptTable | None) -> str:
+    if method is None:
+        return "dense" if kept is None else "mod"
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+    if method == "dense" and kept is not None:
+        raise ValueError("method: 'dense' keeps every token, so it takes no kept counts")
+    return method
+
+
+def _check_kept(count: int, tokens: int, method: str) -> int:
+    # ToMe cannot merge below its targets, a quarter of the tokens; AT-EDM copies from a kept token.
+    least = {"mod": 0}.get(method, tokens // 4 if method.startswith("tome") else 1)
+    if not _is_int(count) or not least <= count <= tokens:
+        raise ValueError(f"kept: {count!r} is not an integer from {least} to {tokens} (method {method!r})")
+    return count
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _divide(value: int | float, by: int) -> int | float:
+    """An exact int where there is one, so that dense and single-region counts never pass through floats."""
+    return value // by if isinstance(value, int) and value % by == 0 else value / by

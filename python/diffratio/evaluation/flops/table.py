@@ -1,0 +1,181 @@
+"""The cost table: FLOPs and bytes of every step of a block. `flops`, `bench` and `plan` all take theirs here.
+
+Letters: B samples of N tokens, K of them kept, T = B K packed rows, D width, M text tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .shapes import TransformerShape
+
+JOINED = {
+    "linear_gate_residual": ("linear out", "gate_residual"),
+    "linear_scatter": ("linear fc2", "scatter_rescale"),
+}
+"""Product that ends in the residual stream -> the product and the row step that it is."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step costs.
+
+    Args:
+        flops: of matrix products, attention's included: a FLOP is half a multiply-accumulate.
+        elementwise: other operations, which no count of FLOPs includes.
+        bytes: that must move, each input read once and each output written once.
+    """
+
+    flops: int
+    elementwise: int
+    bytes: int
+
+    @property
+    def operations(self) -> int:
+        """All arithmetic, as `diffratio bench` holds it against the roofline."""
+        return self.flops + self.elementwise
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a block.
+
+    Args:
+        name: in the block.
+        operator: in the cost table, and the subject of `diffratio bench operator` that times it.
+        stage: "self", "cross" or "mlp": methods other than routing keep other tokens in each.
+    """
+
+    name: str
+    operator: str
+    stage: str
+
+
+def products(shape: TransformerShape) -> dict[str, tuple[int, int]]:
+    """Product of a block's rows -> its columns and inner dimension.
+
+    The query of the cross-attention and both output projections are "linear out".
+    """
+    width, hidden = shape.width, shape.mlp_width
+    return {
+        "linear qkv": (3 * width, width),
+        "linear out": (width, width),
+        "linear fc1": (hidden, width),
+        "linear fc2": (width, hidden),
+    }
+
+
+def step_cost(
+    operator: str,
+    shape: TransformerShape,
+    kept: int,
+    *,
+    batch: int = 1,
+    itemsize: int = 2,
+    kept_small: int = 0,
+) -> Cost:
+    """What an operator costs in one block of a transformer.
+
+    Args:
+        operator: a name of the table.
+        shape: N, D, M, and the channels of the MLP and of the text.
+        kept: K, the tokens of each sample that the step computes on.
+        batch: B.
+        itemsize: bytes of an element.
+        kept_small: tokens of each sample in the small bin, of the operators of two bins.
+
+    Raises:
+        ValueError: an operator that the table does not hold.
+    """
+    tokens, rows, small, text = (batch * n for n in (shape.tokens, kept, kept_small, shape.text_tokens))
+    width, hidden = shape.width, shape.mlp_width
+    row = width * itemsize  # bytes
+
+    def product(rows: int, columns: int, inner: int) -> Cost:
+        moved = rows * inner + inner * columns + rows * columns
+        return Cost(2 * rows * columns * inner, 0, moved * itemsize)
+
+    if operator in products(shape):
+        return product(rows, *products(shape)[operator])
+    if operator == "linear text":
+        return product(text, 2 * width, shape.context_width or width)
+    if operator in JOINED:
+        # The branch [T, D] is neither written nor read.
+        parts = [step_cost(part, shape, kept, batch=batch, itemsize=itemsize) for part in JOINED[operator]]
+        moved = sum(part.bytes for part in parts) - 2 * rows * row
+        return Cost(sum(p.flops for p in parts), sum(p.elementwise for p in parts), moved)
+    table = {
+        "route": (2 * tokens * width, 0, tokens * (row + 4) + 8 * rows),
+        "gather_adaln": (0, 8 * rows * width, 3 * rows * row),
+        "adaln": (0, 8 * rows * width, 2 * rows * row),
+        "attention": (4 * rows * kept * width, 0, 4 * rows * row),
+        "cross_attention": (4 * rows * shape.text_tokens * width, 0, 2 * (rows + text) * row),
+        "gate_residual": (0, 2 * rows * width, 3 * rows * row),
+        "mlp": (4 * rows * width * hidden, 0, 2 * rows * row + 2 * hidden * row),
+        "scatter_rescale": (0, 3 * rows * width, (2 * tokens + rows) * row),
+        "scatter_rescale_": (0, 3 * rows * width, 3 * rows * row),
+        "copy": (0, 0, 2 * tokens * row),
+        "two_bin_gelu": (0, 8 * (rows + small) * hidden, (2 * rows + small) * hidden * itemsize),
+        "two_bin_blend": (0, (8 * rows + small) * width, (2 * (tokens + rows) + small) * row),
+    }
+    if operator not in table:
+        known = ", ".join([*table, *products(shape), "linear text", *JOINED])
+        raise ValueError(f"operator: {operator!r} is not one of {known}")
+    return Cost(*table[operator])
+
+
+def block_steps(text: bool, routed: bool, cache_text_kv: bool = False) -> list[Step]:
+    """What one block does, in order.
+
+    Args:
+        text: whether it has cross-attention.
+        routed: with router, gather and scatter; else the same kernels on all tokens.
+        cache_text_kv: the text keys and values are there already.
+    """
+    first = [Step("router", "route", "self"), Step("gather_adaln", "gather_adaln", "self")]
+    last = Step("scatter_rescale", "scatter_rescale", "mlp")
+    if not routed:
+        first, last = [Step("self_adaln", "adaln", "self")], Step("mlp_residual", "gate_residual", "mlp")
+    cross = [
+        *([] if cache_text_kv else [Step("text_kv", "linear text", "cross")]),
+        Step("cross_q", "linear out", "cross"),
+        Step("cross_attention", "cross_attention", "cross"),
+        Step("cross_out", "linear out", "cross"),
+        Step("cross_residual", "gate_residual", "cross"),
+    ]
+    return [
+        *first,
+        Step("qkv", "linear qkv", "self"),
+        Step("attention", "attention", "self"),
+        Step("attention_out", "linear out", "self"),
+        Step("attention_residual", "gate_residual", "self"),
+        *(cross if text else []),
+        Step("mlp_adaln", "adaln", "mlp"),
+        Step("mlp", "mlp", "mlp"),
+        last,
+    ]
+
+
+def training_flops(
+    tokens: int, keep_large: int, keep_small: int, width: int, text_tokens: int, *, packed: bool = True
+) -> int:
+    """FLOPs of one sample through one block, forward and backward, with the text keys and values given.
+
+    A product costs twice its forward in the backward; attention 2.5 times (its scores are computed again).
+
+    Args:
+        tokens, keep_large, keep_small: N and the kept tokens of both bins; keep_small 0 is one bin.
+        width, text_tokens: D and M.
+        packed: QKV, attention's keys and fc2 once for both bins; else two passes.
+    """
+    if not packed:
+        return sum(training_flops(tokens, k, 0, width, text_tokens) for k in (keep_large, keep_small))
+    shape, both = TransformerShape(1, width, 1, tokens, text_tokens), keep_large + keep_small
+
+    def flops(operator: str, kept: int) -> int:
+        return step_cost(operator, shape, kept).flops
+
+    large = flops("route", keep_large) + flops("linear qkv", keep_large) + flops("linear fc2", keep_large)
+    each = 3 * flops("linear out", both) + flops("linear fc1", both)
+    attention = 7 * (flops("attention", keep_large) + flops("cross_attention", both)) // 2
+    return 3 * (large + each) + attention + flops("attention", keep_small)

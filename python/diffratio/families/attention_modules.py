@@ -1,0 +1,89 @@
+"""diffusers' attention and MLP modules in the terms of the routed block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+
+from diffratio_kernels.types import Linear, PackedRows, Product
+
+from .inspection import foreign_dropout, global_hooks, hooked, patched, remember
+
+remember(Attention, AttnProcessor2_0)
+
+
+def by_count(
+    module: Callable[..., Tensor], values: Tensor, rows: PackedRows, *per_sample: Tensor | None
+) -> Tensor:
+    """Call a module that wants samples [b, k, D] on packed rows: samples of equal counts together.
+
+    Args:
+        module: given [b, k, D] and what follows.
+        values: packed rows [T, D].
+        rows: which rows these are.
+        per_sample: tensors [B, ...] or None, of which each call gets those of its samples.
+
+    Returns:
+        [T, D].
+
+    Example:
+        >>> from diffratio_kernels.types import PackedRows
+        >>> attend = nn.Identity()  # a module that wants [b, k, D]
+        >>> out = by_count(attend, hidden, PackedRows(index, N, [180, 180]))
+    """
+    if not any(rows.counts):
+        return values
+    if rows.uniform is not None:
+        return module(values.unflatten(0, (-1, rows.uniform)), *per_sample).flatten(0, 1)
+    parts, done = values.split(rows.counts), {}
+    for count in sorted(set(rows.counts) - {0}):
+        samples = [b for b, kept in enumerate(rows.counts) if kept == count]
+        given = (t if t is None or t.shape[0] == 1 else t[samples] for t in per_sample)
+        results = module(torch.stack([parts[b] for b in samples]), *given)
+        done.update(zip(samples, results.unbind(0), strict=True))
+    return torch.cat([done[b] for b in sorted(done)])
+
+
+def product_of(module: nn.Module, raw: bool) -> Product:
+    """A Linear's weights where they are the whole truth, else the module itself."""
+    return Linear(module.weight, module.bias) if raw else module
+
+
+def foreign_attention(name: str, attention: nn.Module) -> str | None:
+    """Why the module of a name is not the plain attention of its four Linears, None where it is."""
+    reason = _foreign_attention(attention)
+    if reason is not None:
+        return f"{name}: {reason}"
+    parts = {name: attention, f"{name}.to_out": attention.to_out, f"{name}.to_out.1": attention.to_out[1]}
+    return next(
+        (f"{part}: {why}" for part, module in parts.items() if (why := hooked(module))), global_hooks()
+    )
+
+
+def _foreign_attention(attention: nn.Module) -> str | None:
+    if type(attention) is not Attention:
+        return f"a {type(attention).__name__}, not diffusers' Attention"
+    if type(attention.processor) is not AttnProcessor2_0:
+        return f"its processor is {type(attention.processor).__name__}"
+    if patched(Attention) or patched(AttnProcessor2_0):
+        return patched(Attention) or patched(AttnProcessor2_0)
+    extras = (
+        attention.spatial_norm,
+        attention.group_norm,
+        attention.norm_q,
+        attention.norm_k,
+        attention.norm_cross,
+    )
+    if any(extra is not None for extra in extras) or attention.added_kv_proj_dim is not None:
+        return "it has norms or projections of its own"
+    if attention.residual_connection or attention.rescale_output_factor != 1.0:
+        return "it adds a residual or rescales"
+    if attention.inner_dim != attention.out_dim or attention.inner_kv_dim != attention.inner_dim:
+        return "its widths differ"
+    head_dim = attention.inner_dim // attention.heads
+    if head_dim % 8:
+        return f"head_dim {head_dim} is not a multiple of 8"
+    return foreign_dropout(attention.to_out[1])

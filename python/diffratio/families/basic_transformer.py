@@ -1,0 +1,258 @@
+"""diffusers' BasicTransformerBlock as PixArt (ada_norm_single) and DiT (ada_norm_zero) use it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.activations import GELU
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.normalization import AdaLayerNormZero
+from torch import Tensor, nn
+
+from diffratio_kernels.blocks.stream import Call, CrossAttention, Mlp, SelfAttention, Stream
+from diffratio_kernels.types import PackedRows
+
+from .attention_modules import by_count, foreign_attention, product_of
+from .inspection import (
+    affine_linear,
+    bias_of,
+    foreign_dropout,
+    global_hooks,
+    hooked,
+    moves_arguments,
+    patched,
+    patched_forward,
+    plain_linear,
+    remember,
+)
+from .registry import Spec, inspected, register_block_spec
+from .text_mask import keys_values_of, text_lengths
+
+_signature = inspect.signature(BasicTransformerBlock.forward)
+remember(FeedForward, GELU, AdaLayerNormZero)
+
+
+@dataclass(slots=True)
+class _Inspected:
+    """What a block's modules are: why one is not the plain one, None where it is."""
+
+    attn1: str | None
+    attn2: str | None
+    ff: str | None
+    fc2: str | None
+    """Why fc2 is not affine."""
+    norms: str | None
+    raw: dict[str, bool]
+    """Linear -> whether its weight is the whole of what it computes."""
+    slow: str | None
+
+
+class BasicTransformerSpec(Spec):
+    """One stream, cross-attention after attention."""
+
+    def unsupported_reason(self, block):
+        if block.norm_type not in ("ada_norm_single", "ada_norm_zero"):
+            return f"norm_type {block.norm_type!r} is not adaLN"
+        if block.norm_type == "ada_norm_zero" and block.attn2 is not None:
+            return "ada_norm_zero with cross-attention normalises the cross-attention input"
+        if block.pos_embed is not None:
+            return "positions are added inside the block"
+        if block.only_cross_attention or hasattr(block, "fuser"):
+            return "only_cross_attention and gated attention are not adaLN self-attention"
+        if any(type(norm) is not nn.LayerNorm or norm.weight is not None for norm in _layer_norms(block)):
+            return "its norms are not layer norms without an affine part"
+        return None
+
+    def width(self, block):
+        return block.dim
+
+    def timestep(self, block, *args, **kwargs):
+        """DiT's blocks are given the timestep itself, PixArt's an embedding of it."""
+        if block.norm_type != "ada_norm_zero":
+            return None
+        return _signature.bind(block, *args, **kwargs).arguments.get("timestep")
+
+    def inspect(self, block):
+        linears = _linears(block)
+        raw = {name: plain_linear(linear) for name, linear in linears.items()}
+        attn1 = foreign_attention("attn1", block.attn1)
+        attn2 = None if block.attn2 is None else foreign_attention("attn2", block.attn2)
+        ff = _foreign_mlp(block.ff)
+        norms = next((why for norm in _norms(block) if (why := _foreign_norm(norm))), None)
+        linear = next((f"{name}: {why}" for name, why in raw.items() if why), None)
+        return _Inspected(
+            attn1=attn1,
+            attn2=attn2,
+            ff=ff,
+            fc2=None if ff else affine_linear(block.ff.net[2]),
+            norms=norms,
+            raw={name: why is None for name, why in raw.items()},
+            slow=attn1 or attn2 or ff or linear,
+        )
+
+    def slow_reason(self, block):
+        return inspected(block).slow
+
+    def bind(
+        self,
+        block,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        timestep=None,
+        cross_attention_kwargs=None,
+        class_labels=None,
+        added_cond_kwargs=None,
+    ):
+        found: _Inspected = inspected(block)
+        if found.norms:
+            raise ValueError(
+                f"norms: a routed block computes its layer norms itself, but {found.norms}; undo that"
+            )
+        if attention_mask is not None:
+            raise ValueError("attention_mask over image tokens is not supported by a routed block")
+        kwargs = cross_attention_kwargs
+        if kwargs:
+            kwargs = dict(kwargs)
+            if kwargs.pop("gligen", None) is not None:
+                raise ValueError("cross_attention_kwargs['gligen'] is not supported by a routed block")
+        own = _Call(block, found, kwargs or {}, encoder_hidden_states, encoder_attention_mask)
+        if block.norm_type == "ada_norm_single":
+            modulation = block.scale_shift_table[None] + timestep.reshape(hidden_states.shape[0], 6, -1)
+            eps, mlp_eps = block.norm1.eps, block.norm2.eps
+        else:
+            norm = block.norm1
+            embedded = norm.emb(timestep, class_labels, hidden_dtype=hidden_states.dtype)
+            modulation = norm.linear(norm.silu(embedded)).unflatten(-1, (6, -1))
+            eps, mlp_eps = norm.norm.eps, block.norm3.eps
+        image = Stream(hidden_states, modulation, own.self_attention(), own.mlp(), eps, mlp_eps)
+        return Call(image, None if block.attn2 is None else own.cross_attention())
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a block: its modules, what they were found to be, and what belongs to attention."""
+
+    block: nn.Module
+    found: _Inspected
+    kwargs: dict
+    text: Tensor | None
+    mask: Tensor | None
+
+    def self_attention(self):
+        """attn1 by its products, or the module on the kept rows of each sample."""
+        attn = self.block.attn1
+        if self.found.attn1 or self.kwargs:
+            return self._attend
+        raw = self.found.raw
+        project = tuple(
+            product_of(getattr(attn, name), raw[f"attn1.{name}"]) for name in ("to_q", "to_k", "to_v")
+        )
+        return SelfAttention(project, product_of(attn.to_out[0], raw["attn1.to_out.0"]), attn.heads)
+
+    def _attend(self, normed: Tensor, rows: PackedRows) -> Tensor:
+        def attn1(samples: Tensor) -> Tensor:
+            return self.block.attn1(samples, **self.kwargs)
+
+        return by_count(attn1, normed, rows)
+
+    def cross_attention(self):
+        """attn2 by its products on the text's keys and values, or the module."""
+        attn = self.block.attn2
+        if self.found.attn2 or self.kwargs or self.text is None:
+            return self._cross_attend
+        order, lengths, layer = None, None, self.block._diffratio
+        if self.mask is not None:
+            known = text_lengths(self.mask, layer.model)
+            if known is None:  # it does more than leave tokens out
+                return self._cross_attend
+            order, lengths = known
+        raw = self.found.raw
+        query = product_of(attn.to_q, raw["attn2.to_q"])
+        out = product_of(attn.to_out[0], raw["attn2.to_out.0"])
+        keys_values = keys_values_of(attn.to_k, attn.to_v, self.text, order, layer)
+        return CrossAttention(query, out, attn.heads, keys_values, lengths)
+
+    def _cross_attend(self, hidden: Tensor, rows: PackedRows) -> Tensor:
+        def attn2(samples: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
+            return self.block.attn2(samples, encoder_hidden_states=text, attention_mask=mask, **self.kwargs)
+
+        return by_count(attn2, hidden, rows, self.text, self.mask)
+
+    def mlp(self):
+        """The MLP by its products where both bins may run fc2 once, or the module."""
+        ff, found = self.block.ff, self.found
+        if found.ff or found.fc2 or self.block._chunk_size is not None:
+            return self._feed_forward
+        raw, fc2 = found.raw, ff.net[2]
+        known = raw["ff.net.2"]
+        return Mlp(
+            product_of(ff.net[0].proj, raw["ff.net.0.proj"]),
+            product_of(fc2, known),
+            None if known else bias_of(fc2),
+        )
+
+    def _feed_forward(self, normed: Tensor, rows: PackedRows) -> Tensor:
+        chunk = self.block._chunk_size
+        if chunk is None:
+            return by_count(self.block.ff, normed, rows)
+        # diffusers wants chunks that divide the tokens; rows of an MLP do not know of each other
+        return torch.cat([self.block.ff(part) for part in normed.split(chunk)])
+
+
+def _linears(block: nn.Module) -> dict[str, nn.Module]:
+    found = {f"attn1.{name}": getattr(block.attn1, name, None) for name in ("to_q", "to_k", "to_v")}
+    found["attn1.to_out.0"] = _first(getattr(block.attn1, "to_out", None))
+    net = getattr(block.ff, "net", ())
+    found["ff.net.0.proj"] = getattr(_first(net), "proj", None)
+    found["ff.net.2"] = net[2] if len(net) > 2 else None
+    if block.attn2 is not None:
+        found["attn2.to_q"] = getattr(block.attn2, "to_q", None)
+        found["attn2.to_out.0"] = _first(getattr(block.attn2, "to_out", None))
+    return {name: linear for name, linear in found.items() if linear is not None}
+
+
+def _first(modules) -> nn.Module | None:
+    return modules[0] if modules else None
+
+
+def _foreign_mlp(ff: nn.Module) -> str | None:
+    """Why a module is not fc2(gelu(fc1(x))) with the tanh GELU, None where it is."""
+    if type(ff) is not FeedForward:
+        return "ff: not diffusers' FeedForward"
+    if len(ff.net) != 3 or type(ff.net[0]) is not GELU or ff.net[0].approximate != "tanh":
+        return "ff: not a tanh-GELU MLP"
+    reason = patched(FeedForward) or patched(GELU) or foreign_dropout(ff.net[1])
+    if reason:
+        return f"ff: {reason}"
+    parts = {"ff": ff, "ff.net.0": ff.net[0], "ff.net.1": ff.net[1]}
+    return next((f"{name}: {why}" for name, part in parts.items() if (why := hooked(part))), global_hooks())
+
+
+def _layer_norms(block: nn.Module) -> list[nn.Module]:
+    if block.norm_type == "ada_norm_single":
+        return [block.norm1, block.norm2]
+    return [block.norm1.norm, block.norm3]
+
+
+def _foreign_norm(norm: nn.Module) -> str | None:
+    """Why a norm is not what the routed block computes in its place, None where it is."""
+    if type(norm) not in (nn.LayerNorm, AdaLayerNormZero):
+        return f"one is a {type(norm).__name__}"
+    if getattr(norm, "weight", None) is not None:
+        return "one has an affine part"
+    reason = None if moves_arguments(norm) else hooked(norm)
+    return f"of one {reason}" if reason else patched_forward(type(norm))
+
+
+def _norms(block: nn.Module) -> list[nn.Module]:
+    """What the routed block computes itself."""
+    if block.norm_type == "ada_norm_single":
+        return [block.norm1, block.norm2]
+    return [block.norm1, block.norm1.norm, block.norm3]
+
+
+register_block_spec(BasicTransformerBlock, BasicTransformerSpec())

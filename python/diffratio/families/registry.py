@@ -1,0 +1,114 @@
+"""The contract between routing and a family of transformer blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from diffratio_kernels.blocks.stream import Call
+
+TIMESTEP_UNITS = {"training": (0.0, 1000.0), "noise": (0.0, 1.0)}
+"""The interval of a model's timesteps, the cleanest first: training timesteps 0..999, or noise levels in [0,
+1] (flow families)."""
+
+
+class Spec:
+    """Subclass for a block class of your own and pass an instance to `register_block_spec`.
+
+    Example:
+        >>> class MyBlock(nn.Module):
+        ...     pass  # norm1, q, k, v, out, heads, table, fc1, fc2
+        >>> class MySpec(Spec):
+        ...     def width(self, block):
+        ...         return block.norm1.normalized_shape[0]
+        ...
+        ...     def bind(self, block, x, t):
+        ...         attention = SelfAttention((block.q, block.k, block.v), block.out, block.heads)
+        ...         modulation = (block.table + t).unflatten(-1, (6, -1))
+        ...         return Call(Stream(x, modulation, attention, Mlp(block.fc1, block.fc2)))
+        >>> register_block_spec(MyBlock, MySpec())
+    """
+
+    timestep_units: str = "training"
+    """What the model is given as timestep: "training" (0..999) or "noise" (a level in [0, 1])."""
+
+    def width(self, block: nn.Module) -> int:
+        """D."""
+        raise NotImplementedError
+
+    def bind(self, block: nn.Module, *args, **kwargs) -> Call:
+        """One call of the block (its arguments, positional or by keyword) in the terms of the routed block.
+
+        Parts that are `diffratio_kernels.types.Linear` may be fused; any other callable is called on packed
+        rows [T, D]. A module that wants samples [b, k, D] is called through `by_count`."""
+        raise NotImplementedError
+
+    def unsupported_reason(self, block: nn.Module) -> str | None:
+        """Why this block cannot be routed, None where it can."""
+        return None
+
+    def inspect(self, block: nn.Module) -> Any:
+        """What `bind` needs to know of the block's modules: called when the block is patched, and again only
+        after a class, a forward, a hook or a module in it has changed. It is `inspected(block)` from then
+        on."""
+        return None
+
+    def slow_reason(self, block: nn.Module) -> str | None:
+        """Why inference does not run on raw weights alone, None where it does: what `summary` shows."""
+        return "its spec gives no raw weights"
+
+    def timestep(self, block: nn.Module, *args, **kwargs) -> Any:
+        """The timestep that a call of the block is given, None where only the model knows it."""
+        return None
+
+
+def inspected(block: nn.Module) -> Any:
+    """What `Spec.inspect` said of a patched block."""
+    return vars(block)["_diffratio"].inspected
+
+
+_specs: dict[type[nn.Module], tuple[Spec, Any]] = {}
+"""Block class -> its spec, and the forward that the spec describes."""
+
+
+def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
+    """Teach `apply_diffratio` a block class; a class registered before is replaced.
+
+    Args:
+        cls: the class of the block. Subclasses are routed by this spec as long as they keep its forward.
+        spec: an instance.
+
+    Raises:
+        TypeError: `cls` is no class of nn.Module, `spec` no instance of `Spec`.
+        ValueError: unknown timestep_units.
+
+    Example:
+        >>> class MyBlock(nn.Module):
+        ...     pass
+        >>> register_block_spec(MyBlock, Spec())  # one whose `width` and `bind` are yours
+    """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise TypeError(f"register_block_spec: cls must be a class of nn.Module, got {cls!r}")
+    if not isinstance(spec, Spec):
+        raise TypeError(f"register_block_spec: spec must be a Spec, got {type(spec).__name__}")
+    if spec.timestep_units not in TIMESTEP_UNITS:
+        raise ValueError(
+            f"register_block_spec: timestep_units={spec.timestep_units!r} must be 'training' or 'noise'"
+        )
+    _specs[cls] = spec, cls.forward
+
+
+def spec_for(block: nn.Module) -> Spec | None:
+    """The spec of the block's class or of its nearest registered base class."""
+    return next((_specs[cls][0] for cls in type(block).__mro__ if cls in _specs), None)
+
+
+def foreign_forward(block: nn.Module) -> str | None:
+    """Why the block's class does not do what its spec describes, None where it does."""
+    cls = next(cls for cls in type(block).__mro__ if cls in _specs)
+    if type(block).forward is _specs[cls][1]:
+        return None
+    if type(block) is cls:
+        return f"{cls.__name__}.forward was replaced"
+    return f"its class {type(block).__name__} has a forward of its own, not that of {cls.__name__}"

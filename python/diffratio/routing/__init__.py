@@ -1,0 +1,1 @@
+"""Routing a model: apply, forward, learned ratios, adapters, contexts."""

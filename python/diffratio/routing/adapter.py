@@ -1,0 +1,231 @@
+"""Adapters: `diffratio_config.json` and `diffratio_weights.safetensors`, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from diffratio_kernels import __version__
+
+from ..config import DiffRatioConfig
+from .adapter_file import (
+    CONFIG_NAME,
+    FORMAT,
+    RATIOS,
+    UNTRAINED,
+    WEIGHTS_NAME,
+    check_ratios,
+    read_config,
+    read_weights,
+)
+from .apply import check_same_routers, drop_ratios, remove_diffratio, route_blocks, warn_untrained
+from .find import routed_layers, routed_model, transformer_of
+from .offloaded import check_values, fetched
+from .ratios import frozen_config
+from .state import RoutedLayer
+
+
+def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
+    """Write the routers and the config of a patched model; the model's own weights are not included.
+
+    Routers that nothing has trained are named in the JSON file. While the model learns its ratios they are
+    part of it: the config holds their nearest bins, the weights a tensor `ratios` [L, R], clamped, and the
+    JSON file the table's mode and bins.
+    Both files are written beside their places, and renamed into them once both are complete. Values are
+    fetched from where offloading keeps them.
+
+    Args:
+        model_or_pipe: a routed model, or a pipeline with one.
+        directory: made where it is not there.
+
+    Raises:
+        ValueError: the model is not patched, or is on the meta device, where nothing has a value.
+
+    Example:
+        >>> apply_diffratio(model, DiffRatioConfig(compression=0.0))
+        >>> save_diffratio(model, "adapter")
+    """
+    model = transformer_of(model_or_pipe)
+    routed_model(model)
+    with fetched(model, _own_modules(model), "its routers are"):
+        weights, config = _contents(model)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        _replacing(directory / WEIGHTS_NAME) as weights_path,
+        _replacing(directory / CONFIG_NAME) as config_path,
+    ):
+        save_file(weights, weights_path, metadata={"diffratio": json.dumps(config)})
+        config_path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _contents(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors and the JSON of an adapter."""
+    layers, shared = routed_layers(model), routed_model(model)
+    weights = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in _router_state(layers).items()
+    }
+    tenths = [layer.kept for layer in layers]
+    config = {
+        "format": FORMAT,
+        "diffratio_version": __version__,
+        "base_model_class": type(model).__name__,
+        "routed_layers": [layer.name for layer in layers],
+        "config": shared.config.to_dict(),
+    }
+    untrained = [layer.name for layer in layers if layer.untrained]
+    if untrained:
+        config[UNTRAINED] = untrained
+    if shared.ratios is not None:
+        table = shared.ratios
+        table.invalidate()
+        ratios, nearest = table.host(), table.nearest()
+        weights[RATIOS] = torch.tensor([ratios[layer.row] for layer in layers], dtype=torch.float32)
+        tenths = [nearest[layer.row] for layer in layers]
+        config[RATIOS] = {"mode": table.mode, "bins": list(table.bins)}
+    if shared.ratios is not None or tenths != _configured(shared.config, len(layers)):
+        config["config"] = frozen_config(shared.config, tenths).to_dict()
+    return weights, config
+
+
+def _configured(config: DiffRatioConfig, layers: int) -> list[list[int]] | None:
+    """The kept tenths of a config; None where it is for more layers than there are now."""
+    try:
+        return config.kept_tenths(layers)
+    except ValueError:
+        return None
+
+
+def _own_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that diffratio has put on a patched model."""
+    table = routed_model(model).ratios
+    return [layer.block.diffratio for layer in routed_layers(model)] + ([] if table is None else [table])
+
+
+def load_diffratio(model_or_pipe, directory: str | os.PathLike):
+    """Apply a saved adapter to a model of the same architecture.
+
+    Ratios that were still being learned give the model at their nearest bins, for inference; a table that
+    the model has goes. Everything is checked first: a bad adapter leaves an unpatched model unpatched and a
+    patched one as it is.
+
+    Args:
+        model_or_pipe: a model or a pipeline, routed or not.
+        directory: what `save_diffratio` or `diffratio train` wrote.
+
+    Returns:
+        What it was given.
+
+    Raises:
+        ValueError: the files are missing, damaged or for another model; or the model's routers are offloaded
+            or on the meta device, where what is written is lost: load first, offload then.
+
+    Example:
+        >>> from diffratio.toy import DIGITS_LT30
+        >>> model = load_diffratio(model, DIGITS_LT30)
+    """
+    model = transformer_of(model_or_pipe)
+    directory = Path(directory)
+    adapter, config = read_config(directory / CONFIG_NAME)
+    weights = read_weights(directory / WEIGHTS_NAME)
+    check_ratios(weights.pop(RATIOS, None), adapter, config, directory)
+
+    if "_diffratio_model" in vars(model):
+        check_values(model, _own_modules(model), "its routers are")
+        _check_layers(model, adapter)
+        check_same_routers(routed_model(model), config)
+        _check_weights(weights, _router_state(routed_layers(model)), directory)
+        drop_ratios(model)
+    else:
+        # The overrides are for the adapter's layers, which must first be the model's.
+        route_blocks(model_or_pipe, replace(config, overrides={}))
+        try:
+            check_values(model, _own_modules(model), "its routers are")
+            _check_layers(model, adapter)
+            _check_weights(weights, _router_state(routed_layers(model)), directory)
+        except ValueError:
+            remove_diffratio(model)
+            raise
+    route_blocks(model, config)
+    layers = routed_layers(model)
+    with torch.no_grad():
+        for name, tensor in _router_state(layers).items():
+            tensor.copy_(weights[name])
+    _mark_untrained(layers, adapter.get(UNTRAINED, []))
+    warn_untrained(layers)
+    return model_or_pipe
+
+
+def _mark_untrained(layers: list[RoutedLayer], names: list[str]) -> None:
+    """An adapter of routers that were never trained loads as such."""
+    for layer in layers:
+        weight = layer.block.diffratio.router_weight.detach()
+        layer.drawn = weight.to("cpu", copy=True) if layer.name in names else None
+
+
+def _router_state(layers: list[RoutedLayer]) -> dict[str, torch.Tensor]:
+    return {
+        # Asked for by name: PEFT's modules_to_save keeps an original and a trained copy of each.
+        f"{layer.name}.diffratio.{name}": parameter
+        for layer in layers
+        for name in ("router_weight", "router_bias")
+        if (parameter := getattr(layer.block.diffratio, name)) is not None
+    }
+
+
+class _replacing:
+    """`with _replacing(path) as temporary`: the temporary file takes the path's place if nothing failed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, error, *_):
+        if error is None:
+            self.temporary.chmod(0o644)
+            self.temporary.replace(self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _check_layers(model: nn.Module, adapter: dict) -> None:
+    if adapter.get("base_model_class") != type(model).__name__:
+        raise ValueError(
+            f"directory: the adapter is for a {adapter.get('base_model_class')}, not a {type(model).__name__}"
+        )
+    names = [layer.name for layer in routed_layers(model)]
+    made_for = adapter["routed_layers"]
+    if len(made_for) != len(names):
+        raise ValueError(
+            f"directory: the adapter was made for {len(made_for)} routed layers, the model has {len(names)}"
+        )
+    if made_for != names:
+        raise ValueError("directory: the adapter was made for layers of other names than the model's")
+
+
+def _check_weights(weights: dict, wanted: dict, directory: Path) -> None:
+    missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    if missing or extra:
+        raise ValueError(f"directory: weights in {directory} miss {missing[:3]} and have extra {extra[:3]}")
+    for name, tensor in wanted.items():
+        given = weights[name]
+        if given.shape != tensor.shape or not given.is_floating_point():
+            raise ValueError(
+                f"directory: {name} is {given.dtype} {tuple(given.shape)}, "
+                f"must be floating point {tuple(tensor.shape)}"
+            )
+        if not given.float().isfinite().all():
+            raise ValueError(f"directory: {name} holds NaN or infinity")

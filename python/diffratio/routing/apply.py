@@ -1,0 +1,317 @@
+"""Apply, remove, switch on and off: a `diffratio` child module and a forward on every routed block.
+
+The block's forward is replaced on the instance by a bound method, not through diffusers' HookRegistry: a
+registry's closures keep pointing at the original after `copy.deepcopy`, so that an EMA copy would run the
+original's weights. Class names, parameter names and block lists of the model stay as they are."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from types import MethodType
+
+import torch
+from torch import nn
+
+from diffratio_kernels.blocks.router import Router
+
+from ..config import DiffRatioConfig
+from ..families import spec_for
+from ..families.inspection import hooked, reuses_rows
+from ..families.registry import foreign_forward
+from .find import TABLE_NAME, routed_blocks, routed_layers, routed_model, transformer_of, unwrapped
+from .forward import refuse_transforms, routed_forward
+from .graphs import take_graphs
+from .offloaded import check_values, offloading_of
+from .state import RoutedLayer, RoutedModel
+from .text_cache import restore_caption
+
+
+def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
+    """Route every block that a spec knows, in place.
+
+    The routers are new: until they are trained they choose tokens at random, and a trained model's images
+    fall apart. `diffratio train` trains them, or a loop of your own that starts at compression 0 with
+    `learn_ratios`; `load_diffratio` applies what was trained. Offloading, DDP and caches come after this.
+    Routers of a model
+    on the meta device are there too: `to_empty` draws them, `load_state_dict(..., assign=True)` loads them.
+    Optimizers and averages that know parameters by their order (diffusers' EMAModel) are made after this; an
+    EMAModel's `save_pretrained` takes a `model_cls` whose `from_config` gives a routed model.
+
+    Args:
+        model_or_pipe: a diffusers model or a pipeline with a transformer. On one that is routed already the
+            routers stay and the kept counts are replaced.
+        config: how much is skipped where; None is `DiffRatioConfig()`, 30 % everywhere.
+
+    Returns:
+        What it was given.
+
+    Raises:
+        ValueError: no block matches, or one that cannot be routed, or the model is wrapped by DDP or FSDP,
+            which would not see the routers; nothing is changed.
+        TypeError: `config` is no DiffRatioConfig.
+
+    Warns:
+        UserWarning: untrained routers will skip tokens.
+
+    Example:
+        >>> apply_diffratio(model, DiffRatioConfig(compression=0.0, num_regions=4))
+        >>> table = learn_ratios(model)
+    """
+    route_blocks(model_or_pipe, config)
+    warn_untrained(routed_layers(transformer_of(model_or_pipe)))
+    return model_or_pipe
+
+
+def warn_untrained(layers: list[RoutedLayer]) -> None:
+    """For the caller of the caller: routers that nothing has trained are about to skip tokens."""
+    if any(min(layer.kept) < 10 and layer.untrained for layer in layers):
+        warnings.warn(
+            "the routers are untrained: they skip tokens at random, and a trained model's images fall apart. "
+            "Train them first (`diffratio train`, or DiffRatioConfig(compression=0.0) and learn_ratios), or "
+            "load trained ones with load_diffratio",
+            stacklevel=3,
+        )
+
+
+def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
+    """`apply_diffratio` without its warning, for whoever trains or loads the routers next."""
+    config = DiffRatioConfig() if config is None else config
+    if not isinstance(config, DiffRatioConfig):
+        raise TypeError(f"config must be a DiffRatioConfig, got {type(config).__name__}")
+    model, wrappers = unwrapped(model_or_pipe)
+    if "_diffratio_model" in vars(model):
+        _reconfigure(model, config)
+        return model_or_pipe
+    refuse_reducer(model, wrappers, "apply_diffratio")
+    found = _find_blocks(model)
+    config.kept_tenths(len(found))  # complains before anything is changed
+    parameters = list(inspect.signature(type(model).forward).parameters)[1:]
+    position = parameters.index("timestep") if "timestep" in parameters else -1
+    shared = RoutedModel(config, _timestep_units(found, config), position)
+    for number, (name, block, spec) in enumerate(found):
+        _patch(block, spec, name, number, shared)
+    model._diffratio_model = shared
+    shared.configure(config, routed_layers(model))
+    model.register_forward_pre_hook(_enter_call, prepend=True, with_kwargs=True)
+    model.register_forward_hook(_leave_call, always_call=True)
+    embedding = model._modules.get("adaln_single")
+    if embedding is not None:  # what drives the blocks without calling the model embeds its timestep
+        embedding._diffratio_model = shared
+        embedding.register_forward_pre_hook(_embed_timestep, prepend=True, with_kwargs=True)
+    return model_or_pipe
+
+
+def refuse_reducer(model: nn.Module, wrappers: list[nn.Module], what: str) -> None:
+    """A ValueError under DDP and FSDP, which keep to the parameters that they were given: others would drift
+    apart between processes, and missing ones be waited for."""
+    reducers = [nn.parallel.DistributedDataParallel]
+    if torch.distributed.is_available():
+        from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+        reducers += [FSDPModule, FullyShardedDataParallel]
+    if any(isinstance(module, tuple(reducers)) for module in (*wrappers, *model.modules())):
+        raise ValueError(
+            "model is wrapped by DistributedDataParallel or FSDP, which average the gradients of the "
+            f"parameters that they were given and of no others; call {what} before wrapping it"
+        )
+
+
+def _patch(block: nn.Module, spec, name: str, number: int, shared: RoutedModel) -> RoutedLayer:
+    anchor, config = next(block.parameters()), shared.config
+    with torch.inference_mode(False):  # a router must be trainable wherever it was made
+        block.diffratio = Router(
+            spec.width(block), start=config.router_start, bias=config.router_bias, device=anchor.device
+        )
+    layer = RoutedLayer(block, block.forward, number, name, spec, shared, kept=[10])
+    if not anchor.is_meta:
+        layer.drawn = block.diffratio.router_weight.detach().to("cpu", copy=True)
+    block._diffratio = layer
+    block.forward = MethodType(routed_forward, layer)
+    layer.inspect()
+    return layer
+
+
+def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, object]]:
+    found, reasons = [], []
+    for name, block in model.named_modules():
+        spec = spec_for(block)
+        if spec is None:
+            continue
+        reason = foreign_forward(block) or spec.unsupported_reason(block) or hooked(block)
+        reason = reason or offloading_of(block) or reuses_rows(block)
+        if reason is None:
+            found.append((name, block, spec))
+        else:
+            reasons.append(f"{name}: {reason}")
+    if reasons:
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        raise ValueError(
+            f"model {type(model).__name__} has blocks that cannot be routed: {'; '.join(reasons[:3])}{more}. "
+            "Apply diffratio before caches, offloading and other hooks."
+        )
+    if not found:
+        raise ValueError(
+            f"model {type(model).__name__} has no transformer block that diffratio knows; "
+            "see register_block_spec for blocks of your own"
+        )
+    return found
+
+
+def _timestep_units(found: list[tuple[str, nn.Module, object]], config: DiffRatioConfig):
+    units = {spec.timestep_units for _, _, spec in found}
+    if config.timestep_units is not None:
+        return config.timestep_units
+    if len(units) > 1:
+        raise ValueError(f"the specs of the blocks disagree about timestep_units: {sorted(units)}")
+    return units.pop()
+
+
+def _reconfigure(model: nn.Module, config: DiffRatioConfig) -> None:
+    shared = routed_model(model)
+    if shared.ratios is not None:
+        raise ValueError("config: the model learns its ratios; call freeze_ratios or remove_diffratio first")
+    check_same_routers(shared, config)
+    layers = routed_layers(model)
+    shared.configure(config, layers)
+    shared.units = _timestep_units([(layer.name, layer.block, layer.spec) for layer in layers], config)
+    shared.enabled = True
+
+
+def check_same_routers(shared: RoutedModel, config: DiffRatioConfig) -> None:
+    """A ValueError where the config is for other routers than the model has."""
+    for name in ("router_start", "router_bias"):
+        if getattr(config, name) != getattr(shared.config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} differs from the routers that the model has "
+                f"({getattr(shared.config, name)!r}); call remove_diffratio first"
+            )
+
+
+def _enter_call(model: nn.Module, args, kwargs):
+    """Forward pre-hook of the model: kept counts by timestep region, decided once per call."""
+    shared = model._diffratio_model
+    if shared.enabled and not torch.compiler.is_compiling():
+        refuse_transforms()
+    shared.ratios = model._modules.get(TABLE_NAME)  # by name: PEFT's modules_to_save puts a wrapper there
+    if shared.enabled:
+        if shared.ratios is not None:
+            check_values(model, [shared.ratios], "its ratios are learned and are")
+        if shared.moved and not torch.compiler.is_compiling():
+            routed_layers(model)
+        position = shared.timestep_position
+        shared.enter(kwargs.get("timestep", args[position] if 0 <= position < len(args) else None))
+        shared.memo = {}
+
+
+def _leave_call(model: nn.Module, args, output):
+    """Forward hook of the model: nothing that belongs to one call outlives it."""
+    model._diffratio_model.memo = None
+
+
+def _embed_timestep(embedding: nn.Module, args, kwargs):
+    """Forward pre-hook of PixArt's embedding: `model.forward` and wrappers that drive the blocks do not call
+    the model."""
+    shared = embedding._diffratio_model
+    if shared.enabled and shared.memo is None:
+        shared.enter(args[0] if args else kwargs.get("timestep"))
+
+
+def remove_diffratio(model_or_pipe):
+    """Undo `apply_diffratio`: outputs, forwards and state_dict are as before.
+
+    Args:
+        model_or_pipe: a routed model, or a pipeline with one.
+
+    Returns:
+        What it was given.
+
+    Raises:
+        ValueError: the model is not patched, is wrapped by DDP, or a block was hooked afterwards.
+
+    Example:
+        >>> apply_diffratio(model, DiffRatioConfig(compression=0.3))
+        >>> model = remove_diffratio(model)
+    """
+    model, wrappers = unwrapped(model_or_pipe)
+    shared = routed_model(model)
+    refuse_reducer(model, wrappers, "remove_diffratio")
+    blocks = routed_blocks(model)
+    for block in blocks:
+        if getattr(block.forward, "__func__", None) is not routed_forward:
+            raise ValueError(
+                f"block {block._diffratio.name} was hooked after apply_diffratio; remove that hook first"
+            )
+    for block in blocks:
+        del block.forward, block.diffratio, block._diffratio
+    embedding = model._modules.get("adaln_single")
+    for module in (model, embedding):
+        if module is not None and vars(module).get("_diffratio_model") is shared:
+            _take_hooks(module)
+            del module._diffratio_model
+    model._modules.pop(TABLE_NAME, None)
+    restore_caption(model)
+    take_graphs(model)
+    return model_or_pipe
+
+
+def _take_hooks(module: nn.Module) -> None:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if hook in (_enter_call, _leave_call, _embed_timestep):
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+
+
+def drop_ratios(model: nn.Module) -> None:
+    """Take the table of learned ratios off a patched model, if it has one."""
+    model._modules.pop(TABLE_NAME, None)
+    routed_model(model).ratios = None
+
+
+def enable_diffratio(model_or_pipe):
+    """Route again after `disable_diffratio`.
+
+    Args:
+        model_or_pipe: as of `disable_diffratio`.
+
+    Returns:
+        What it was given.
+
+    Raises:
+        ValueError: no block is patched.
+
+    Example:
+        >>> apply_diffratio(model, DiffRatioConfig(compression=0.3))
+        >>> model = enable_diffratio(disable_diffratio(model))
+    """
+    _switch(model_or_pipe, True)
+    return model_or_pipe
+
+
+def disable_diffratio(model_or_pipe):
+    """Run the blocks as they were, keeping routers and settings.
+
+    Args:
+        model_or_pipe: a routed model, a pipeline with one, or a module that holds copies of routed blocks.
+
+    Returns:
+        What it was given.
+
+    Raises:
+        ValueError: no block is patched.
+
+    Example:
+        >>> apply_diffratio(model, DiffRatioConfig(compression=0.3))
+        >>> dense = disable_diffratio(model)(latents, **inputs).sample
+    """
+    _switch(model_or_pipe, False)
+    return model_or_pipe
+
+
+def _switch(model_or_pipe, enabled: bool) -> None:
+    model = transformer_of(model_or_pipe)
+    routed_model(model).enabled = enabled
+    for layer in routed_layers(model):
+        layer.text_cache.invalidate()

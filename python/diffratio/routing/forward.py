@@ -1,0 +1,229 @@
+"""The forward of a routed block: its spec binds the call, the routed block computes it, with one bin or
+two."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import diffratio_kernels.flops  # noqa: F401 - so that torch's counter knows the operators of a routed model
+from diffratio_kernels import kept_tokens
+from diffratio_kernels._autocast import autocast_is_on
+from diffratio_kernels._checks import Check
+from diffratio_kernels.blocks.products import run_of
+from diffratio_kernels.blocks.routed import routed
+from diffratio_kernels.blocks.stream import Call, CrossAttention
+from diffratio_kernels.blocks.two_bin import bins_of, two_bin
+from diffratio_kernels.ops.route.op import run_route
+from diffratio_kernels.types import Linear, PackedRows, Run
+
+from .state import RoutedLayer, in_backward
+
+
+def routed_forward(layer: RoutedLayer, *args, **kwargs):
+    """Takes the place of `layer.block.forward`.
+
+    Bound to the layer and not to the block: torch.compile takes every integer that it reaches through an
+    nn.Module as a constant, and a compiled block would hit the recompile limit at its ninth kept count.
+    """
+    model, block = layer.model, layer.block
+    if not model.enabled:
+        return layer.dense_forward(*args, **kwargs)
+    if torch.compiler.is_compiling():
+        layer.inspected = layer.spec.inspect(block)
+    else:
+        refuse_transforms()
+        layer.inspect()
+    call = layer.spec.bind(block, *args, **kwargs)
+    given, image = call.image.tokens, call.image
+    if not torch.compiler.is_compiling():
+        _check(layer, call)
+    if autocast_is_on(given.device):
+        # as in the dense block, x + gate * branch is as wide as the gate: fp32 in PixArt
+        image.tokens = given.to(torch.promote_types(given.dtype, image.modulation.dtype))
+    if model.ratios is not None and (block.training or torch.is_grad_enabled()):
+        return _two_bins(layer, call, given, args, kwargs)
+    index, keep = _selection(layer, given, args, kwargs)
+    if not any(keep):
+        if model.record is not None:
+            layer.record(given, torch.empty(0, dtype=torch.int64, device=given.device))
+        return call.output(image.tokens)
+    run = run_of("mod_block", "auto", "auto", image.tokens, _direct(image.tokens))
+    rows, logits = _select(layer, run, image.tokens, keep, index)
+    if index is None and not torch.compiler.is_compiling():
+        _remember(layer, given, args, kwargs, rows.index, keep)
+    return routed(call, rows, logits, model.rescale, run)
+
+
+RoutedLayer.routed_forward = routed_forward  # a bound method is pickled by its name
+
+
+def refuse_transforms() -> None:
+    """Errors by name where torch would end in one of its own."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "diffratio: torch.jit.trace would keep the tokens that its example selects; use torch.compile, "
+            "torch.export or disable_diffratio"
+        )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(
+            "diffratio: a routed block does not run under torch.func transforms (vmap, jvp, grad); call the "
+            "model on a batch, or disable_diffratio"
+        )
+
+
+def _check(layer: RoutedLayer, call: Call) -> None:
+    """Shapes and devices of what kernels read without a look at it."""
+    x, modulation, cross = call.image.tokens, call.image.modulation, call.after_attention
+    router = layer.block.diffratio
+    batch, _, width = x.shape if x.dim() == 3 else (0, 0, 0)
+    right = modulation.shape == (batch, 6, width) and modulation.device == x.device
+    if layer.router_reason is None:
+        weight = router.router_weight
+        right = right and weight.shape == (width,) and weight.device == x.device
+    if isinstance(cross, CrossAttention):
+        text = cross.keys_values.shape
+        right = right and text[0] == batch and text[2:] == (2, width)
+    if not right:
+        _name_what_is_wrong(layer, call)
+
+
+def _name_what_is_wrong(layer: RoutedLayer, call: Call) -> None:
+    check = Check(layer.name)
+    check.tensor("x", call.image.tokens, "B N D")
+    check.tensor("modulation", call.image.modulation, "B 6 D")
+    if layer.router_reason is None:  # else it is called, and offloading may have its weights elsewhere
+        router = layer.block.diffratio
+        check.tensor("router_weight", router.router_weight, "D")
+        check.optional("router_bias", router.router_bias, "1")
+    cross = call.after_attention
+    if isinstance(cross, CrossAttention):
+        check.tensor("keys_values", cross.keys_values, "B M 2 D")
+        check.optional("lengths", cross.lengths, "B", dtypes=(torch.int32,))
+
+
+def _direct(x: Tensor) -> bool:
+    """Whether nobody looks at the steps: no gradient, autocast, compiler or tensor subclass.
+
+    Where a mode of torch looks at operators (a counter of FLOPs), a GPU's kernels are launched by operators.
+    """
+    watched = x.device.type == "cuda" and torch._C._len_torch_dispatch_stack() > 0
+    return (
+        not torch.is_grad_enabled()
+        and type(x) is Tensor
+        and x.device.type in ("cpu", "cuda")
+        and not watched
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _select(
+    layer: RoutedLayer, run: Run, x: Tensor, keep, index=None, keep_small=None
+) -> tuple[PackedRows, Tensor]:
+    """The rows that the layer's router keeps, and its logits; a router that is hooked or wrapped is
+    called."""
+    router = layer.block.diffratio
+    if layer.router_reason is None or torch.compiler.is_compiling():
+        weights = Linear(router.router_weight, router.router_bias)
+        return run_route(run, x, weights, keep, index, keep_small)
+    index, cu_seqlens, logits = router(x, keep, index, keep_small)
+    return PackedRows(index, x.shape[1], keep, cu_seqlens), logits
+
+
+def _selection(layer: RoutedLayer, x: Tensor, args, kwargs) -> tuple[Tensor | None, list[int]]:
+    """Kept tokens of every sample, and which they are where that is not left to the block: because the
+    selection was saved for checkpointing."""
+    model = layer.model
+    if torch.compiler.is_compiling():
+        if model.record is not None:
+            raise RuntimeError("record_routing cannot look into a compiled model: record the model itself")
+        return None, _kept_counts(layer, x, args, kwargs)
+    layer.tokens = x.shape[1]
+    if torch.is_grad_enabled() or in_backward():
+        saved = layer.saved.get(x, _tensors(args, kwargs))
+        if saved is not None:
+            return saved
+        if in_backward() and model.config.num_regions > 1:
+            # Another forward may have changed the region since, and nothing was saved to go back to.
+            raise RuntimeError("gradient checkpointing with timestep regions needs use_reentrant=False")
+    return None, _kept_counts(layer, x, args, kwargs)
+
+
+def _remember(layer: RoutedLayer, x: Tensor, args, kwargs, index: Tensor, keep: list[int]) -> None:
+    """Save a decision for the recomputation of checkpointing, and record it where that is asked for."""
+    if torch.is_grad_enabled():
+        layer.saved.put(x, _tensors(args, kwargs), index, keep)
+    layer.record(x, index)
+
+
+def _tensors(args, kwargs) -> list[Tensor]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+
+
+def _kept_counts(layer: RoutedLayer, x: Tensor, args, kwargs) -> list[int]:
+    """Kept tokens of each sample."""
+    batch, tokens = x.shape[:2]
+    if torch.compiler.is_compiling():
+        if layer.model.memo is None and layer.model.config.num_regions > 1:
+            timestep = layer.spec.timestep(layer.block, *args, **kwargs)
+            if timestep is not None:
+                layer.model.enter(timestep)
+        tenths = layer.tenths
+    else:
+        kept = layer.kept_now()
+        tenths = [kept[r] for r in layer.model.regions_now(layer, args, kwargs)]
+    if len(tenths) > 1:
+        _check_batch(tenths, batch)
+    counts = [kept_tokens(n, tokens) for n in tenths]
+    # In a compiled graph one count stands for any number of samples.
+    return counts if len(counts) > 1 or torch.compiler.is_compiling() else counts * batch
+
+
+def _check_batch(regions: list[int], batch: int) -> None:
+    if len(regions) not in (1, batch):
+        raise ValueError(
+            f"timestep holds {len(regions)} values in several regions, the blocks get a batch of {batch}"
+        )
+
+
+@torch.compiler.disable
+def _two_bins(layer: RoutedLayer, call: Call, given: Tensor, args, kwargs):
+    """w F(x, k_large) + (1 - w) F(x, k_small) with w and both bins from the model's table (paper section
+    3.3).
+
+    given: the tensor that the block was called with, by which a recomputation finds the decisions made.
+    """
+    x, table = call.image.tokens, layer.model.ratios
+    batch, tokens = x.shape[:2]
+    layer.tokens = tokens
+    index, regions, decided = _decided(layer, given, args, kwargs)
+    small, large, weight = table.pair(layer.row, regions, decided)
+    keep_small, keep_large = ([kept_tokens(n, tokens) for n in bin] for bin in (small, large))
+    run = run_of("two_bin_block", "auto", "auto", x, _direct(x))
+    rows, logits = _select(layer, run, x, keep_large, index, keep_small)
+    if index is None:  # without a gradient too: re-entrant checkpointing runs the forward pass like that
+        layer.saved.put(given, _tensors(args, kwargs), rows.index, regions, decided)
+        layer.record(given, rows.index)
+    weights = {decided.weights[layer.row][r] for r in regions}
+    forward_only = "small" if weights == {1.0} else "large" if weights == {0.0} else "none"
+    bins = bins_of(weight, keep_small, keep_large, x)
+    scores = logits, layer.model.rescale
+    return two_bin(call, rows, bins, scores, run, "none" if run.direct else forward_only)
+
+
+def _decided(layer: RoutedLayer, given: Tensor, args, kwargs):
+    """The selection (None: to be made), regions of all samples and bins: those of the forward pass in a
+    recomputation."""
+    saved = layer.saved.get(given, _tensors(args, kwargs))
+    if saved is not None:
+        return saved
+    if in_backward():
+        raise RuntimeError(
+            "gradient checkpointing of learned ratios: the forward pass made no decision that could be "
+            "reused; call model.train() before it, or use use_reentrant=False"
+        )
+    batch, regions = given.shape[0], layer.model.regions_now(layer, args, kwargs)
+    _check_batch(regions, batch)
+    regions = regions * (batch if len(regions) == 1 else 1)
+    return None, regions, layer.model.ratios.table_bins()

@@ -1,0 +1,120 @@
+"""What was patched, how much each block keeps, which way it runs and why not the faster one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from diffratio_kernels import kept_tokens
+from diffratio_kernels._backends import choose
+
+from .find import routed_layers, routed_model, transformer_of
+from .offloaded import check_values
+from .state import RoutedLayer
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One routed block: kept ratio per timestep region, kept tokens at N, and how it runs at inference.
+
+    learned_ratio: per region while the model learns them; the kept ratio is its nearest bin.
+        untrained_router: nothing has trained the router, what it skips is random."""
+
+    layer: int
+    name: str
+    kept_ratio: tuple[float, ...]
+    kept_tokens: tuple[int, ...] | None
+    tokens: int | None
+    path: str
+    backend: str
+    reason: str | None
+    learned_ratio: tuple[float, ...] | None = None
+    untrained_router: bool = False
+
+
+class Summary(list):
+    """A list of `LayerSummary`; printing it gives a table."""
+
+    def __init__(self, layers: list[LayerSummary], enabled: bool):
+        super().__init__(layers)
+        self.enabled = enabled
+
+    def to_dict(self) -> dict:
+        """Plain JSON types."""
+        return {"enabled": self.enabled, "layers": [asdict(layer) for layer in self]}
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':>5}  {'kept ratio':<24}  {'kept tokens':<22}  {'runs as':<22}  block"]
+        for row in self:
+            ratio = " ".join(f"{r:.1f}" for r in row.kept_ratio)
+            if row.learned_ratio is not None:
+                ratio += f" ({' '.join(f'{r:.3f}' for r in row.learned_ratio)})"
+            kept = "-" if row.tokens is None else f"{' '.join(map(str, row.kept_tokens))} of {row.tokens}"
+            why = "" if row.reason is None else f" ({row.reason})"
+            way = f"{row.path}, {row.backend}"
+            router = ", untrained router" if row.untrained_router else ""
+            lines.append(f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}{router}")
+        if not self.enabled:
+            lines.append("diffratio is disabled: the blocks run dense")
+        return "\n".join(lines)
+
+
+def _backend(block, one_operator: bool) -> str:
+    """Which kernels a block's next call takes: for its rows and, in `mod_block`, for its attention."""
+    weight = next(p for p in block.parameters() if p.is_floating_point())
+    device, dtype = weight.device, weight.dtype
+    rows, attention = (choose(op, "auto", device, dtype) for op in ("mod_block", "attention"))
+    return f"{rows} rows, {attention} attention" if one_operator else f"{rows} rows"
+
+
+def summary(model_or_pipe, tokens: int | None = None) -> Summary:
+    """Every patched block of a model as it stands now.
+
+    Args:
+        model_or_pipe: a routed model, a pipeline with one, or a module that holds routed blocks.
+        tokens: N for the kept counts; None is N of the last call.
+
+    Returns:
+        A `LayerSummary` per block. path: "mod_block" (raw weights alone) or "modules" (some of the block's
+        own modules are called between our operators); reason: why it is not the faster way; backend: which
+        kernels.
+
+    Raises:
+        ValueError: no block is patched; `tokens` is no positive integer; learned ratios have no values to
+            read.
+
+    Example:
+        >>> apply_diffratio(model, DiffRatioConfig(compression=0.3))
+        >>> print(summary(model, tokens=64))
+    """
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
+        raise ValueError(f"tokens={tokens!r} must be a positive integer")
+    model = transformer_of(model_or_pipe)
+    shared = routed_model(model)
+    if shared.ratios is not None:
+        check_values(model, [shared.ratios], "its ratios are learned and are")
+    with torch.no_grad():
+        return Summary([_row(layer, tokens) for layer in routed_layers(model)], shared.enabled)
+
+
+def _row(layer: RoutedLayer, tokens: int | None) -> LayerSummary:
+    table, n = layer.model.ratios, layer.tokens if tokens is None else tokens
+    kept = layer.kept_now()
+    try:
+        layer.inspect()
+        reason = layer.spec.slow_reason(layer.block) or layer.router_reason
+    except ValueError as error:  # what a call would raise
+        reason = str(error)
+    return LayerSummary(
+        layer=layer.number,
+        name=layer.name,
+        kept_ratio=tuple(t / 10 for t in kept),
+        kept_tokens=None if n is None else tuple(kept_tokens(t, n) for t in kept),
+        tokens=n,
+        path="mod_block" if reason is None else "modules",
+        backend=_backend(layer.block, reason is None),
+        reason=reason,
+        learned_ratio=None if table is None else tuple(table.host()[layer.row]),
+        untrained_router=layer.untrained,
+    )

@@ -1,0 +1,122 @@
+"""`attention`: packed samples, a scale of the caller's own, samples without queries or keys, padded text."""
+
+import pytest
+import torch
+
+import diffratio_kernels as dk
+from diffratio_kernels.ops.attention import sdpa
+from diffratio_kernels.testing.budget import gradients
+from diffratio_kernels.types import Seqlens
+
+BACKENDS = ("triton", "sdpa", "reference")
+
+
+def offsets(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_sample_attends_to_its_own_keys(backend):
+    query, (key, value) = torch.randn(5, 2, 8), torch.randn(2, 7, 2, 8)
+    lengths = torch.tensor([3, 2], dtype=torch.int32)
+    places = offsets(0, 2, 5), offsets(0, 4, 7), 3, 4
+    out = dk.attention(query, key, value, *places, key_lengths=lengths, backend=backend)
+    for rows, keys in ((slice(0, 2), slice(0, 3)), (slice(2, 5), slice(4, 6))):
+        q, k, v = query[rows].transpose(0, 1), key[keys].transpose(0, 1), value[keys].transpose(0, 1)
+        expected = (q @ k.mT / 8**0.5).softmax(-1) @ v
+        torch.testing.assert_close(out[rows], expected.transpose(0, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+def test_scale_is_that_of_the_reference(backend):
+    offsets = torch.tensor([0, 5], dtype=torch.int32)
+    tensors = {name: torch.randn(5, 2, 16) for name in ("query", "key", "value")}
+    packing = {
+        "cu_seqlens_q": offsets,
+        "cu_seqlens_k": offsets,
+        "max_seqlen_q": 5,
+        "max_seqlen_k": 5,
+        "scale": 0.2,
+    }
+    (out, grads), (expected, expected_grads) = (
+        gradients(dk.attention, tensors | packing | {"backend": name}, seed=0)
+        for name in (backend, "reference")
+    )
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected_grads[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_of_no_samples(backend):
+    nothing = torch.empty(0, 2, 8)
+    out = dk.attention(nothing, nothing, nothing, offsets(0), offsets(0), 0, 0, backend=backend)
+    assert out.shape == (0, 2, 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_queries_without_keys_get_zeros(backend):
+    """A sample without keys beside one that has some; a batch without any keys; keys without queries."""
+    query, key, value = torch.randn(3, 5, 2, 8)
+    option = {"backend": backend}
+    out = dk.attention(query, key[:2], value[:2], offsets(0, 3, 5), offsets(0, 0, 2), 3, 2, **option)
+    assert not out[:3].any() and out[3:].all()
+    assert not dk.attention(query, key[:0], value[:0], offsets(0, 5), offsets(0, 0), 5, 0, **option).any()
+    assert dk.attention(query[:0], key, value, offsets(0, 0), offsets(0, 5), 0, 5, **option).shape == (
+        0,
+        2,
+        8,
+    )
+
+
+LENGTHS = [3, 0, 5]
+KEEPS = {"uniform": (6, 6, 6), "per sample": (6, 2, 0)}
+
+
+def padded_path(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, key_lengths):
+    """The way of traced and GPU tensors, whose offsets the host does not read."""
+    seqlens = Seqlens(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_lengths)
+    return sdpa._padded(query, key, value, seqlens, None)
+
+
+def with_backend(name):
+    return lambda **arguments: dk.attention(**arguments, backend=name)
+
+
+PATHS = {
+    "sdpa": with_backend("sdpa"),
+    "triton": with_backend("triton"),
+    "reference": with_backend("reference"),
+    "padded": padded_path,
+}
+
+
+@pytest.mark.parametrize("nothing", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("path", PATHS)
+def test_attention_ignores_keys_and_values_past_the_length(path, keep, nothing):
+    keep = KEEPS[keep]
+    query, key, value = torch.randn(sum(keep), 2, 8), torch.randn(3, 5, 2, 8), torch.randn(3, 5, 2, 8)
+    padding = torch.arange(5) >= torch.tensor(LENGTHS)[:, None]
+    ends = torch.tensor([0, *keep]).cumsum(0).int()
+    arguments = {
+        "query": query,
+        "cu_seqlens_q": ends,
+        "cu_seqlens_k": torch.tensor([0, 5, 10, 15], dtype=torch.int32),
+        "max_seqlen_q": 6,
+        "max_seqlen_k": 5,
+        "key_lengths": torch.tensor(LENGTHS, dtype=torch.int32),
+    }
+
+    def run(fill):
+        filled = [t.masked_fill(padding[..., None, None], fill).flatten(0, 1) for t in (key, value)]
+        return gradients(PATHS[path], arguments | dict(zip(("key", "value"), filled, strict=True)), seed=0)
+
+    (expected, expected_grads), (out, grads) = run(0.0), run(nothing)
+    assert torch.equal(out, expected) and not out[ends[1] : ends[2]].any()
+    for name, grad in grads.items():
+        assert torch.equal(grad, expected_grads[name]), name
+    assert (
+        not grads["key"].view(3, 5, 2, 8)[padding].any()
+        and not grads["value"].view(3, 5, 2, 8)[padding].any()
+    )

@@ -1,0 +1,239 @@
+"""The configurations that ship: each Triton function called, on meta tensors, as the models of today call it.
+
+B samples of N tokens with K kept each, T = B K packed rows, M text tokens. T is no multiple of 16: the code
+may assume nothing of it that other counts do not keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffratio_kernels._triton import tiles
+from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels.ops.adaln import triton as adaln
+from diffratio_kernels.ops.attention import triton as attention
+from diffratio_kernels.ops.fused_linear import gate_residual as fused_gate_residual
+from diffratio_kernels.ops.fused_linear import scatter as fused_scatter
+from diffratio_kernels.ops.gate_residual import triton as gate_residual
+from diffratio_kernels.ops.mlp import triton as mlp
+from diffratio_kernels.ops.route import triton as route
+from diffratio_kernels.ops.scatter_rescale import triton as scatter_rescale
+from diffratio_kernels.ops.two_bin_attention import triton as two_bin_attention
+from diffratio_kernels.ops.two_bin_blend import triton as two_bin_blend
+from diffratio_kernels.ops.two_bin_gelu import triton as two_bin_gelu
+from diffratio_kernels.types import Bins, Linear, Nested, PackedRows, Rescale, Seqlens
+
+from .record import Specialization, record
+
+B, N, K, M = 2, 1024, 717, 300
+T = B * K
+S = B * 615  # kept rows of the smaller of two bins
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# D and F of the MLP: PixArt and DiT-XL, DiT-S, Flux, LTX, Z-Image. SD3-medium's 1536 is as 1152.
+WIDTHS = {1152: 4608, 384: 1536, 3072: 12288, 2048: 8192, 3840: 10240}
+# head_dim and heads: PixArt and DiT-XL, DiT-S and SD3-medium, Flux and Wan; others that the kernels take.
+HEADS = {72: 16, 64: 24, 128: 24, 40: 8, 96: 12, 256: 8}
+# These get fp16, inference and cross-attention too; the code of the others differs in its tiles only.
+FULL_WIDTH, FULL_HEAD_DIM = 1152, 72
+
+Calls = Iterator[tuple[str, Callable, tuple]]
+"""Labels, and what to record: a function and its arguments."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One call that ships; it may launch several kernels."""
+
+    label: str
+    dtype: str
+    function: Callable
+    arguments: tuple
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile for one architecture."""
+
+    label: str
+    dtype: str
+    architecture: int
+    spec: Specialization
+
+
+def jobs(architectures: tuple[int, ...], kernel: str | None = None) -> list[Job]:
+    """Everything that ships, or the kernels whose name holds `kernel`; what compiles the same comes once."""
+    found: dict[tuple, Job] = {}
+    for architecture in architectures:
+        for shipped in configurations():
+            for spec in record(architecture, shipped.function, *shipped.arguments):
+                if kernel is None or kernel in spec.name:
+                    job = Job(shipped.label, shipped.dtype, architecture, spec)
+                    found.setdefault((architecture, repr(spec)), job)
+    return list(found.values())
+
+
+def configurations() -> Iterator[Configuration]:
+    """Every configuration that ships."""
+    yield from _labelled("", "", _routing())
+    for name, dtype in DTYPES.items():
+        for width, hidden in WIDTHS.items():
+            if name == "bf16" or width == FULL_WIDTH:
+                for calls in (
+                    _rows(width, dtype), _scatter(width, dtype), _mlp(width, hidden, dtype),
+                    _products(width, hidden, dtype), _two_bins(width, hidden, dtype),
+                ):  # fmt: skip
+                    yield from _labelled(f"D={width}", name, calls)
+        yield from _labelled(f"D={FULL_WIDTH}", name, _every_tile(FULL_WIDTH, WIDTHS[FULL_WIDTH], dtype))
+        for head_dim, heads in HEADS.items():
+            if name == "bf16" or head_dim == FULL_HEAD_DIM:
+                yield from _labelled(f"d={head_dim}", name, _attention(head_dim, heads, dtype))
+
+
+def _labelled(size: str, dtype: str, calls: Calls) -> Iterator[Configuration]:
+    for label, function, arguments in calls:
+        yield Configuration(f"{size}{label}", dtype, function, arguments)
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _packed(count: int = T, bins: Bins | None = None) -> PackedRows:
+    return PackedRows(_empty(count, dtype=torch.int64), N, bins=bins)
+
+
+def _cu_seqlens() -> Tensor:
+    return _empty(B + 1, dtype=torch.int32)
+
+
+def _linear(columns: int, inner: int, dtype: torch.dtype) -> Linear:
+    return Linear(_empty(columns, inner, dtype=dtype), _empty(columns, dtype=dtype))
+
+
+def _routing() -> Calls:
+    yield "", row_map_of, (_empty(T, dtype=torch.int64), B * N)
+    yield f"N={N} unequal counts", route.select, (_empty(B, N, dtype=torch.float32), [K, K - 1])
+    for tokens in (1024, 4096, 32768):
+        logits = _empty(B, tokens, dtype=torch.float32)
+        yield f"N={tokens}", route.select, (logits, [K] * B)
+        yield f"N={tokens} two bins", route.select, (logits, [K] * B, [S // B] * B)
+
+
+def _rows(width: int, dtype: torch.dtype) -> Calls:
+    x, hidden, rows = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype), _packed()
+    weight, logits = _empty(width, dtype=dtype), _empty(B, N, dtype=torch.float32)
+    shift, scale, gate = _empty(B, 6, width, dtype=dtype).unbind(1)[:3]
+    yield "", route.router_logits, (x, weight, None)
+    yield "", route.router_logits_backward, (logits, x, weight)
+    yield " gather", adaln.gather_adaln, (x, rows, shift, scale, 1e-6)
+    yield " gather, normed only", adaln.gather_adaln, (x, rows, shift, scale, 1e-6, False)
+    yield "", adaln.adaln, (hidden, rows, shift, scale, 1e-6)
+    yield " gather", adaln.adaln_backward, (hidden, rows, scale, 1e-6, hidden, hidden, B * N)
+    yield "", adaln.adaln_backward, (hidden, rows, scale, 1e-6, None, hidden, None)
+    yield "", gate_residual.gate_residual, (hidden, hidden, gate, rows)
+    yield "", gate_residual.gate_residual_backward, (hidden, hidden, gate, rows)
+
+
+def _every_tile(width: int, hidden: int, dtype: torch.dtype) -> Calls:
+    """Every tile of the table: calls with each of its numbers of rows, made odd."""
+    x, logits = _empty(B, N, width, dtype=dtype), _empty(B, N, dtype=torch.float32)
+    gate, scores = _empty(B, 6, width, dtype=dtype)[:, 2], (logits, Rescale())
+    square, up, down = (
+        _linear(*shape, dtype) for shape in ((width, width), (hidden, width), (width, hidden))
+    )
+    functions = {
+        "linear_gelu": mlp.linear_gelu,
+        "linear_gelu_backward": mlp.linear_gelu_backward,
+        "linear_gate_residual": fused_gate_residual.linear_gate_residual,
+        "linear_scatter": fused_scatter.linear_scatter_,
+    }
+    for kernel, count in sorted({(entry.kernel, entry.rows | 1) for entry in tiles.PRODUCT_TILES}):
+        rows, inner = _empty(count, width, dtype=dtype), _empty(count, hidden, dtype=dtype)
+        arguments = {
+            "linear_gelu": (rows, up),
+            "linear_gelu_backward": (rows, down.weight, inner),
+            "linear_gate_residual": (x, rows, square, gate, _packed(count)),
+            "linear_scatter": (x, _packed(count), rows, inner, down, gate, scores),
+        }[kernel]
+        backward = " backward" if kernel.endswith("backward") else ""
+        yield f"{backward} T={count}", functions[kernel], arguments
+
+
+def _modes(width: int, dtype: torch.dtype) -> tuple[str, ...]:
+    every_mode = width == FULL_WIDTH and dtype == torch.bfloat16
+    return ("mlp", "residual", "output", "none") if every_mode else ("mlp",)
+
+
+def _products(width: int, hidden: int, dtype: torch.dtype) -> Calls:
+    x, rows, packed = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype), _packed()
+    gate, out = _empty(B, 6, width, dtype=dtype)[:, 2], _linear(width, width, dtype)
+    add = fused_gate_residual.linear_gate_residual
+    yield "", add, (x, rows, out, gate, packed)
+    if len(_modes(width, dtype)) > 1:
+        yield " no gate", add, (rows, rows, out, None, packed)
+    inner, fc2 = _empty(T, hidden, dtype=dtype), _linear(width, hidden, dtype)
+    for mode in _modes(width, dtype):
+        scores = _empty(B, N, dtype=torch.float32), Rescale(mode)
+        yield f" {mode}", fused_scatter.linear_scatter, (x, packed, rows, inner, fc2, gate, scores)
+
+
+def _scatter(width: int, dtype: torch.dtype) -> Calls:
+    x, hidden = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype)
+    gate, logits = _empty(B, 6, width, dtype=dtype)[:, 5], _empty(B, N, dtype=torch.float32)
+    for mode in _modes(width, dtype):
+        arguments = x, _packed(), hidden, hidden, gate, logits, Rescale(mode)
+        yield f" {mode}", scatter_rescale.scatter_rescale, arguments
+        yield f" {mode} in place", scatter_rescale.scatter_rescale_, arguments
+        yield f" {mode}", scatter_rescale.scatter_rescale_backward, (x, *arguments)
+
+
+def _mlp(width: int, hidden: int, dtype: torch.dtype) -> Calls:
+    rows, fc1 = _empty(T, width, dtype=dtype), _linear(hidden, width, dtype)
+    yield " training", mlp.linear_gelu_with_pre, (rows, fc1)
+    if width == FULL_WIDTH:
+        yield " inference", mlp.linear_gelu, (rows, fc1)
+    weight, pre = _empty(width, hidden, dtype=dtype), _empty(T, hidden, dtype=dtype)
+    yield " backward", mlp.linear_gelu_backward, (rows, weight, pre)
+
+
+def _two_bins(width: int, hidden: int, dtype: torch.dtype) -> Calls:
+    bins = Bins(_empty(B, dtype=torch.float32), _cu_seqlens(), _cu_seqlens(), T, S)
+    pre, inner = _empty(T + S, hidden, dtype=dtype), _empty(T, hidden, dtype=dtype)
+    yield "", two_bin_gelu.two_bin_gelu, (pre, bins)
+    yield "", two_bin_gelu.two_bin_gelu_backward, (inner, pre, bins)
+    x, both, branch = (_empty(*rows, width, dtype=dtype) for rows in ((B, N), (T + S,), (T,)))
+    gate, logits = _empty(B, 6, width, dtype=dtype)[:, 5], _empty(B, N, dtype=torch.float32)
+    for mode in _modes(width, dtype):
+        arguments = x, _packed(bins=bins), both, branch, gate, logits, Rescale(mode)
+        yield f" {mode}", two_bin_blend.two_bin_blend, arguments
+        yield f" {mode}", two_bin_blend.two_bin_blend_backward, (x, *arguments)
+
+
+def _attention(head_dim: int, heads: int, dtype: torch.dtype) -> Calls:
+    query, key, value = _empty(T, 3, heads, head_dim, dtype=dtype).unbind(1)
+    text_key, text_value = _empty(B * M, 2, heads, head_dim, dtype=dtype).unbind(1)
+    out, lse = _empty(T, heads, head_dim, dtype=dtype), _empty(heads, T, dtype=torch.float32)
+    among, lengths = Seqlens(_cu_seqlens(), _cu_seqlens(), K, K), _empty(B, dtype=torch.int32)
+    to_text = Seqlens(_cu_seqlens(), _cu_seqlens(), K, M, lengths)
+    forward, backward = attention.attention, attention.attention_backward
+    yield " self", forward, (query, key, value, among, None, True)
+    yield " self", backward, (out, query, key, value, out, lse, among, None)
+    if head_dim <= tiles.LARGEST_HEAD_DIM_OF_TWO_BINS:
+        yield from _two_bin_attention(query, key, value)
+    if head_dim == FULL_HEAD_DIM:
+        yield " self inference", forward, (query, key, value, among, None)
+        yield " cross", forward, (out, text_key, text_value, to_text, None, True)
+        yield " cross", backward, (out, out, text_key, text_value, out, lse, to_text, None)
+
+
+def _two_bin_attention(query: Tensor, key: Tensor, value: Tensor) -> Calls:
+    _, heads, head_dim = query.shape
+    out, lse = _empty(T + S, heads, head_dim, dtype=query.dtype), _empty(heads, T + S, dtype=torch.float32)
+    nested = Nested(_cu_seqlens(), _cu_seqlens(), K, S // B, S)
+    yield " self", two_bin_attention.two_bin_attention, (query, key, value, nested, None, True)
+    backward = two_bin_attention.two_bin_attention_backward
+    yield " self", backward, (out, query, key, value, out, lse, nested, None)

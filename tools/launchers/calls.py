@@ -1,0 +1,115 @@
+"""Which calls of the Triton kernels are tested: one from every seed, and one typical call of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from diffratio_kernels._triton import stand_ins
+from diffratio_kernels.testing.cases import on_device
+
+from .cases import OPERATORS, Draw, Operator
+from .products import PRODUCTS
+from .two_bin import TWO_BIN
+
+FAMILIES = {"one bin": OPERATORS, "two bins": TWO_BIN, "products": PRODUCTS}
+ALL = OPERATORS | TWO_BIN | PRODUCTS
+
+
+def kernel_device() -> str:
+    """Where Triton kernels run on this machine: on the GPU, else on the CPU in the interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def working_dtypes(device: str) -> tuple[torch.dtype, ...]:
+    """What kernels compute in on a device; the interpreter's bf16 is wrong."""
+    compiled = device == "cuda" or device in stand_ins
+    return (torch.float32, torch.float16) + ((torch.bfloat16,) if compiled else ())
+
+
+def random_call(
+    seed: int, device: str = "cpu", again: int = 0, family: str = "one bin"
+) -> tuple[str, torch.dtype, dict]:
+    """An operator of a family, its working dtype and its arguments, all from the seed; B = 0, k = 0 and N = 1
+    included.
+
+    again: the same sizes and choices with other numbers.
+    """
+    operators = FAMILIES[family]
+    name = list(operators)[seed % len(operators)]
+    dtypes = working_dtypes(device)
+    draw = Draw(seed, dtypes[seed // len(operators) % len(dtypes)], again)
+    return name, draw.dtype, on_device(operators[name].draw(draw), device)
+
+
+VARIANTS: dict[str, Callable[[dict], bool]] = {
+    "router_logits": lambda a: a["router_bias"] is not None and a["grad_logits"].numel() > 64,
+    "select, one bin": lambda a: a["keep_small"] is None,
+    "select, two bins": lambda a: a["keep_small"] is not None and sum(a["keep_small"]) < sum(a["keep"]),
+    "gather_adaln": lambda a: a["grad_rows"] is not None,
+    "adaln": lambda a: True,
+    "gate_residual": lambda a: True,
+    "attention, self": lambda a: a["queries"] is a["keys"] and a["query"].shape[1:] == (2, 72),
+    "attention, cross": lambda a: (
+        0 in (a["key_lengths"] or []) and max(a["key_lengths"]) > 0 and a["query"].shape[1] == 2
+    ),
+    "linear_gelu": lambda a: a["bias"] is not None and a["keep_pre"] and a["rows"].shape[0] == 33,
+    "scatter_rescale, mlp": lambda a: True,
+    "scatter_rescale, residual": lambda a: True,
+    "scatter_rescale, output": lambda a: True,
+    "scatter_rescale, none": lambda a: True,
+    "linear_gate_residual": lambda a: (
+        a["gated"] and a["bias"] is not None and a["hidden"].shape[1] in (24, 40)
+    ),
+    "linear_scatter, mlp": lambda a: a["bias"] is not None and a["weight"].shape == (40, 40),
+    "two_bin_gelu": lambda a: a["pre"].shape[1] == 129,
+    "two_bin_blend, residual": lambda a: True,
+    "two_bin_attention": lambda a: (
+        a["query"].shape[1:] == (2, 72) and max(a["keep_small"]) > 32 and max(a["keep_large"]) <= 50
+    ),
+}
+"""Kinds of typical calls: an operator, and what else must hold of its arguments."""
+
+
+def typical_call(kind: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Operator, dict]:
+    """An operator and its arguments, the same every time: several rows of each of several samples."""
+    name, _, variant = kind.partition(", ")
+    arguments = ALL[name].draw(Draw(_typical_seed(kind), dtype))
+    if "rescale" in arguments:
+        arguments["rescale"] = variant
+    return ALL[name], on_device(arguments, device)
+
+
+@cache
+def _typical_seed(kind: str) -> int:
+    draw = ALL[kind.partition(",")[0]].draw
+    calls = ((seed, draw(Draw(seed, torch.float32))) for seed in count())
+    return next(seed for seed, call in calls if _is_typical(call) and VARIANTS[kind](call))
+
+
+def _is_typical(arguments: dict) -> bool:
+    tables = [t for t in arguments.values() if isinstance(t, Tensor) and t.dim() >= 2]
+    if any(min(t.shape) < 2 for t in tables if t.dim() == 2) or any(t.shape[0] < 2 for t in tables):
+        return False
+    if "keep_large" in arguments:
+        bins = list(zip(arguments["keep_small"], arguments["keep_large"], strict=True))
+        if len(bins) != 2 or not all(1 < small < large for small, large in bins):
+            return False
+    if "queries" in arguments:
+        queries, keys = arguments["queries"], arguments["keys"]
+        return len(queries) == 2 and min(queries) > 1 and min(keys) > 1 and 16 < max(queries) <= 40
+    if "keep" in arguments:
+        return min(arguments["keep"]) > 1 and arguments["logits"].shape[1] > 16
+    if "index" not in arguments:
+        return True
+    tokens = arguments["tokens"] if "tokens" in arguments else arguments["x"].shape[1]
+    samples = next(arguments[key].shape[0] for key in ("shift", "gate") if key in arguments)
+    sample_of = arguments["index"] // tokens
+    kept = sample_of.bincount(minlength=samples)
+    if not torch.equal(sample_of, sample_of.sort().values):
+        return False
+    return samples == 2 and 32 < tokens <= 40 and 2 < kept.min() < 10 and kept.max() > 32

@@ -1,0 +1,188 @@
+"""Planted in the Triton kernels with matrix products: attention and the MLP."""
+
+from .mutant import Mutant
+from .selections import FUZZ, OFFSETS, PRODUCTS, triton
+
+OPS = "diffratio_kernels/ops/"
+ATTENTION, GELU = OPS + "attention/triton.py", OPS + "mlp/triton.py"
+JOINED, SCATTER = OPS + "fused_linear/gate_residual.py", OPS + "fused_linear/scatter.py"
+PRODUCT = "diffratio_kernels/_triton/matmul.py"
+
+TRITON_PRODUCTS = [
+    Mutant(
+        "attention-keys-beyond-the-end",
+        "missing tail mask of keys",
+        ATTENTION,
+        {'tl.where(n[None, :] < keys, scores, float("-inf"))': "scores"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-total-without-decay",
+        "online softmax without decay",
+        ATTENTION,
+        {"total = total * decay + tl.sum": "total = total + tl.sum"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-second-part-without-decay",
+        "online softmax without decay",
+        ATTENTION,
+        {"out1 * decay[:, None]": "out1"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-lengths-ignored",
+        "key_lengths ignored",
+        ATTENTION,
+        {"tl.load(key_lengths_ptr + sample)": "tl.load(cu_seqlens_k_ptr + sample + 1) - first"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-lse-in-nats",
+        "lse off by log2",
+        ATTENTION,
+        {"largest + tl.log2(total)": "largest + tl.log(total)"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-store-beyond-the-head",
+        "dropped mask",
+        ATTENTION,
+        {"mask=(rows[:, None] < count) & (column < D))\n": "mask=rows[:, None] < count)\n"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-no-keys",
+        "division by zero",
+        ATTENTION,
+        {"total = tl.where(total == 0, 1.0, total)  #": "#"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-value-head-with-the-stride-of-key",
+        "swapped stride",
+        ATTENTION,
+        {"head * HEAD_V\n\n    query0": "head * HEAD_K\n\n    query0"},
+        triton("layouts", "attention"),
+    ),
+    Mutant(
+        "attention-32-bit-rows",
+        "64-bit cast dropped",
+        ATTENTION,
+        {
+            "    at = ptr + rows.to(tl.int64)[:, None] * STRIDE + column\n    if MASK": (
+                "    at = ptr + rows[:, None] * STRIDE + column\n    if MASK"
+            )
+        },
+        OFFSETS,
+    ),
+    Mutant(
+        "attention-delta-forgotten",
+        "delta forgotten",
+        ATTENTION,
+        {"value0, value1, D1) - delta[:, None])": "value0, value1, D1))"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-query-gradient-in-log2",
+        "wrong scale in a gradient",
+        ATTENTION,
+        {"grad_query0 * score_scale": "grad_query0 * scale"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-key-gradient-unscaled",
+        "forgotten scale in a gradient",
+        ATTENTION,
+        {"tl.where(counts, grad_key1 * score_scale, 0.0)": "tl.where(counts, grad_key1, 0.0)"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-gradient-of-padding",
+        "rows that do not count not zeroed",
+        ATTENTION,
+        {"tl.where(counts, grad_value0, 0.0)": "grad_value0"},
+        FUZZ,
+    ),
+    Mutant(
+        "gelu-without-bias",
+        "bias forgotten",
+        GELU,
+        {"total += tl.load(bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)": "total += 0.0"},
+        FUZZ,
+    ),
+    Mutant(
+        "gelu-slope-constant",
+        "wrong derivative",
+        GELU,
+        {"(1 + 3 * 0.044715 * x * x)": "(1 + 0.044715 * x * x)"},
+        FUZZ,
+    ),
+    Mutant(
+        "gelu-last-group-of-tiles",
+        "unwritten output rows",
+        PRODUCT,
+        {"height = tl.minimum(row_tiles - first, GROUP)": "height = GROUP"},
+        FUZZ,
+    ),
+    Mutant(
+        "gelu-inner-dimension-unmasked",
+        "dropped mask",
+        PRODUCT,
+        {"mask=(start + k[:, None] < K) & (f < F), other=0.0)": "mask=f < F, other=0.0)"},
+        triton("fences", "linear_gelu"),
+    ),
+    Mutant(
+        "product-right-half-at-the-left",
+        "wrong columns",
+        JOINED,
+        {"    f += BLOCK_N // 2\n": ""},
+        PRODUCTS,
+    ),
+    Mutant(
+        "product-without-bias",
+        "bias forgotten",
+        PRODUCT,
+        {"total += tl.load(bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)": "total += 0.0"},
+        PRODUCTS,
+    ),
+    Mutant(
+        "product-sample-of-the-packed-row",
+        "wrong sample's gate",
+        JOINED,
+        {"sample_of(index, tokens)": "sample_of(row, tokens)"},
+        PRODUCTS,
+    ),
+    Mutant(
+        "product-residual-of-the-packed-row",
+        "wrong row",
+        JOINED,
+        {"source = index.to(tl.int64) if GATHER else row": "source = row"},
+        PRODUCTS,
+    ),
+    Mutant(
+        "product-residual-32-bit-row",
+        "64-bit cast dropped",
+        JOINED,
+        {"source = index.to(tl.int64) if GATHER else row": "source = index if GATHER else row"},
+        triton("large_offsets", "found"),
+    ),
+    Mutant(
+        "product-put-without-the-row-mask",
+        "dropped mask",
+        SCATTER,
+        {
+            "(base + factor * delta).to(out_ptr.dtype.element_ty), mask=inside)": (
+                "(base + factor * delta).to(out_ptr.dtype.element_ty), mask=f < F)"
+            )
+        },
+        PRODUCTS,
+    ),
+    Mutant(
+        "product-copies-no-bypassed-row",
+        "unwritten output rows",
+        SCATTER,
+        {"if tl.load(row_map_ptr + row) < 0:": "if tl.load(row_map_ptr + row) < -1:"},
+        PRODUCTS,
+    ),
+]

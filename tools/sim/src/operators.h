@@ -1,0 +1,24 @@
+// The kernels on torch's CPU tensors, under the names and with the arguments that cuda_ops.cpp gives them.
+#pragma once
+
+#include "cuda_ops.h"
+#include "python.h"
+
+namespace diffratio::simulator {
+
+inline void bind_operators(pybind11::module_& module) {
+  module.def("router_logits", &cuda::router_logits<Tensor>);
+  module.def("router_logits_backward", &cuda::router_logits_backward<Tensor>);
+  module.def("topk_select", &cuda::topk_select<Tensor>);
+  module.def("row_map", &cuda::row_map<Tensor>);
+  module.def("gather_adaln", &cuda::gather_adaln<Tensor>);
+  module.def("gather_adaln_backward", &cuda::gather_adaln_backward<Tensor>);
+  module.def("scatter_rescale", &cuda::scatter_rescale<Tensor>);
+  module.def("scatter_rescale_backward", &cuda::scatter_rescale_backward<Tensor>);
+  module.def("two_bin_gelu", &cuda::two_bin_gelu<Tensor>);
+  module.def("two_bin_gelu_backward", &cuda::two_bin_gelu_backward<Tensor>);
+  module.def("two_bin_blend", &cuda::two_bin_blend<Tensor>);
+  module.def("two_bin_blend_backward", &cuda::two_bin_blend_backward<Tensor>);
+}
+
+}  // namespace diffratio::simulator
