@@ -37,7 +37,7 @@ class Bins:
 class PackedRows:
     """Which rows of x [B, N, D] are computed, packed sample after sample.
 
-    One form for equal and unequal kept counts, ragged text and two bins (DESIGN 3).
+    One form for equal and unequal kept counts, ragged text and two bins.
     """
 
     index: Tensor

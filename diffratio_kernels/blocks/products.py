@@ -80,8 +80,8 @@ def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) ->
 
 def fuses(run: Run, kernel: str, like: Tensor, rows: int, linear: Product | None) -> bool:
     """Whether a product of so many rows, of the dtype and device of `like`, takes the Triton kernel that has
-    a row step as its
-    epilogue: always where Triton was asked for, else where the table of tiles says that it is faster."""
+    a row step as its epilogue: always where Triton was asked for, else where the table of tiles says that it
+    is faster."""
     if not run.direct or not isinstance(linear, Linear) or run.others == "reference":
         return False
     if run.others == "triton":

@@ -35,7 +35,7 @@ class TableBins:
 class RatioTable(nn.Module):
     """Parameter `ratios` [L, R] fp32, kept ratios; in training a block runs at the two bins around its own.
 
-    mode "default" (DESIGN 2): the bins next to each other with a <= ratio <= b, b weighted by
+    mode "default": the bins next to each other with a <= ratio <= b, b weighted by
     (ratio - a) / (b - a). The derivative on a bin is the one towards the smaller bin, on the smallest bin the
     one towards the larger, and it is never zero for being outside: `project_` brings a ratio back.
 

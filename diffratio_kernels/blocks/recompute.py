@@ -26,8 +26,8 @@ def recompute_in_backward(
     """fn(value), where the backward of `fn` gets `recompute()` instead of a kept `value`.
 
     recompute() gives the bits of `value` from tensors that are kept in any case. Checkpointing and offloading
-    decide
-    themselves what is kept: under their hooks nothing is added, or `recompute` would keep what they drop.
+    decide themselves what is kept: under their hooks nothing is added, or `recompute` would keep what they
+    drop.
     """
     traced = torch.compiler.is_compiling() or type(value) is not Tensor  # it has no address
     if traced or not torch.is_grad_enabled() or _hooked():

@@ -1,4 +1,4 @@
-"""What one call of a transformer block is, in the terms of the routed block (DESIGN 4).
+"""What one call of a transformer block is, in the terms of the routed block.
 
 Every block that can be routed is bound to a `Call`: raw weights by `mod_block`, modules of other libraries by
 the spec of their family. The type of a part decides how it is computed: a bundle by our operators, with a

@@ -1,7 +1,6 @@
 """What the launchers of the CUDA C++ kernels (csrc/cuda) share. They allocate outputs and bring inputs into
 the layout that the kernels read. Outputs come from `torch.empty`, so that the test bench can poison them.
-Nothing waits for the device, and no value
-is looked at: an index out of range is undefined here."""
+Nothing waits for the device, and no value is looked at: an index out of range is undefined here."""
 
 from __future__ import annotations
 

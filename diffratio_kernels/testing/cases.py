@@ -304,8 +304,8 @@ def operator_calls(
         "gate_residual": {n: put[n] for n in ("hidden", "branch", "gate", "index")} | {"tokens": case.tokens},
         "attention": {
             "query": query.to(dtype), "key": key.to(dtype), "value": value.to(dtype),
-            "cu_seqlens_q": offsets, "cu_seqlens_k": offsets, "max_seqlen_q": longest,
-                "max_seqlen_k": longest,
+            "cu_seqlens_q": offsets, "cu_seqlens_k": offsets,
+            "max_seqlen_q": longest, "max_seqlen_k": longest,
         },
         "mlp": {"rows": rows} | {n: block[n] for n in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")},
         "scatter_rescale": {"x": x, **put},

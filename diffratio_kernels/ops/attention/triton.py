@@ -109,7 +109,7 @@ def attend(
 
     Every step is masked: a step of its own for the last keys would be a second copy of the code outside of
     the loop, which waits for its loads, and whose second part of V ptxas 12.8 addresses wrongly (see
-    aot/descriptors.py).
+    tools/aot/descriptors.py).
     """
     for start in range(begin, end, BLOCK_N):
         out0, out1, largest, total = _step(
@@ -188,9 +188,9 @@ def attention(
     tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)))
     cu_seqlens_q, cu_seqlens_k, key_lengths = contiguous(seqlens)
     launch(
-        _attention_fwd, (triton.cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, cu_seqlens_q.shape[0] -
-        1), query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_lengths, rows, scale, **layout(query,
-        key, value), **tile,
+        _attention_fwd, (triton.cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, len(cu_seqlens_q) - 1),
+        query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_lengths, rows, scale,
+        **layout(query, key, value), **tile,
     )  # fmt: skip
     return (out, lse) if save_lse else out
 

@@ -20,10 +20,8 @@ from ...types import PackedRows, Rescale
 def finish(x, hidden, update, RESCALE: tl.constexpr):
     """A finished row is base + factor * delta, where the factor is the score (1 for "none")."""
     if RESCALE == "residual":
-        base, delta = (
-            x,
-            (hidden - x) + update,
-        )  # in this order: hidden and x are close, their difference exact
+        # in this order: hidden and x are close, their difference exact
+        base, delta = x, (hidden - x) + update
     elif RESCALE == "output":
         base, delta = 0.0, hidden + update
     else:

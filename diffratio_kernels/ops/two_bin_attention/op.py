@@ -164,9 +164,8 @@ def two_bin_attention(
 
     Args:
         query, key, value: [T, H, d], d a multiple of 8.
-        cu_seqlens_large, cu_seqlens_small: int32 [B+1]: sample b's rows,
-            and how many of the first of them are its
-            small set.
+        cu_seqlens_large, cu_seqlens_small: int32 [B+1]: sample b's rows, and how many of the first of them
+            are its small set.
         max_seqlen_large, max_seqlen_small: the most rows of one sample, in each set.
         small: S = cu_seqlens_small[B], the small rows of all samples.
         scale: of the products; None is 1/sqrt(d).

@@ -1,8 +1,8 @@
 """Attention of two bins in one pass over the keys: the small set is a prefix, at whose end the online softmax
 of a query is what attention within the small set gives.
 
-Backward: the scores of the small set are computed once for both bins, and each gradient is summed by one
-    program."""
+Backward: the scores of the small set are computed once for both bins, and each gradient is summed by
+one program."""
 
 from __future__ import annotations
 

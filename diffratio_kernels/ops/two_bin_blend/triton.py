@@ -91,11 +91,10 @@ def two_bin_blend(
 @triton.jit
 def _two_bin_blend_bwd(
     grad_ptr, x_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, weight_ptr,
-    cu_seqlens_large_ptr,
-    cu_seqlens_small_ptr, grad_x_ptr, grad_hidden_ptr, grad_branch_ptr, grad_logits_ptr, dots_ptr,
-    partial_ptr,
-    tokens, rows, stride_gate, score_scale, RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
+    cu_seqlens_large_ptr, cu_seqlens_small_ptr,
+    grad_x_ptr, grad_hidden_ptr, grad_branch_ptr, grad_logits_ptr, dots_ptr, partial_ptr,
+    tokens, rows, stride_gate, score_scale,
+    RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1).to(tl.int64)

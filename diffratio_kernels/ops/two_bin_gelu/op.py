@@ -107,9 +107,8 @@ def two_bin_gelu(
     Args:
         pre: [T + S, F], the T large rows of all samples, then their S small rows again.
         weight_large: [B], w of each sample.
-        cu_seqlens_large, cu_seqlens_small: int32 [B+1]: sample b's large rows,
-            the first of which are its small
-            set.
+        cu_seqlens_large, cu_seqlens_small: int32 [B+1]: sample b's large rows, the first of which are its
+            small set.
         rows: T.
         backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
 

@@ -71,6 +71,10 @@ class CaptionedDataset(Dataset):
         return items
 
 
+SPLIT_FOLDERS = {"train": ("train",), "held_out": ("held_out", "validation", "valid", "test")}
+"""What others call the splits, the first that is there is taken."""
+
+
 def check_split(split: str) -> None:
     """Raise a ValueError unless ``split`` is a split that every data set has."""
     if split not in SPLITS:

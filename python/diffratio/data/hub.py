@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from ..names import is_hub_id
-from .captioned import check_split
+from .captioned import SPLIT_FOLDERS, check_split
 from .images import IMAGE_COLUMN, CaptionedImages, Encoder, caption_of, held_out_rows
-
-_SPLITS = {"train": ("train",), "held_out": ("validation", "test")}
 
 
 def from_datasets(
@@ -39,14 +37,14 @@ def from_datasets(
         raise ValueError(f"name_or_path={name_or_path!r}: {error}") from None
     if not isinstance(splits, dict):
         splits = {"train": splits}
-    own = next((name for name in _SPLITS[split] if name in splits), None)
+    own = next((name for name in SPLIT_FOLDERS[split] if name in splits), None)
     if (own or "train") not in splits:
         raise ValueError(f"name_or_path={name_or_path!r} has no split train, only {', '.join(splits)}")
     rows = splits[own or "train"]
     image_column = image_column or IMAGE_COLUMN
     if image_column not in rows.column_names:
         raise ValueError(f"image_column={image_column!r} must be one of {', '.join(rows.column_names)}")
-    has_own = all(any(name in splits for name in names) for names in _SPLITS.values())
+    has_own = all(any(name in splits for name in names) for names in SPLIT_FOLDERS.values())
     used = list(range(len(rows))) if has_own else held_out_rows(len(rows), split)
     words = rows.remove_columns(image_column)
     captions = [caption_of(words[row], caption_column, f"row {row} of {name_or_path}") for row in used]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .captioned import CaptionedDataset, check_split
+from .captioned import SPLIT_FOLDERS, CaptionedDataset, check_split
 from .text import WordEmbeddings
 
 RESOLUTION = 512
@@ -26,7 +27,6 @@ CAPTIONS = (
 )
 """Where a folder of images may have its captions, in words."""
 _HELD_OUT_EVERY = 10  # where the data has no split of its own
-_SPLIT_NAMES = {"train": ("train",), "held_out": ("held_out", "validation", "valid", "test")}
 _TOKENS_PER_SIDE = 16
 
 Encoder = Callable[[list[str]], Tensor]
@@ -40,7 +40,7 @@ class CaptionedImages(CaptionedDataset):
     """Images cut to a centred square and resized, and what ``text_encoder`` makes of their captions.
 
     ``read(item)`` returns a PIL image and is called whenever the item is asked for. Where ``labels`` are
-    given they are the one attribute, "class".
+    given they are the one attribute, "class". ``files`` tells images from others with the same captions.
     """
 
     channels = 3
@@ -53,6 +53,7 @@ class CaptionedImages(CaptionedDataset):
         text_encoder: Encoder | None = None,
         labels: Sequence[int] | None = None,
         classes: int = 0,
+        files: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.size = RESOLUTION if resolution is None else resolution
         if self.size < 1 or (self.size > _TOKENS_PER_SIDE and self.size % _TOKENS_PER_SIDE):
@@ -65,7 +66,7 @@ class CaptionedImages(CaptionedDataset):
         self._attributes = torch.tensor(labels, dtype=torch.int64)[:, None] if labels is not None else None
         if labels is not None:
             self.attribute_names, self.attribute_sizes = ("class",), (classes,)
-        known = repr((self._captions, labels, self.size)).encode()
+        known = repr((self._captions, labels, self.size, files)).encode()
         self.name = f"images-{blake2b(known, digest_size=8).hexdigest()}"
         self.null_tokens = self._encode([""])[0]
         self.text_tokens, self.text_width = self.null_tokens.shape
@@ -116,10 +117,10 @@ def from_folder(
     otherwise every tenth image is held out.
     """
     check_split(split)
-    root = next((folder / name for name in _SPLIT_NAMES[split] if (folder / name).is_dir()), folder)
-    has_splits = any((folder / name).is_dir() for names in _SPLIT_NAMES.values() for name in names)
+    root = next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), folder)
+    has_splits = any((folder / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names)
     if has_splits and root == folder:
-        raise ValueError(f"split={split!r} has no folder in {folder} ({' or '.join(_SPLIT_NAMES[split])})")
+        raise ValueError(f"split={split!r} has no folder in {folder} ({' or '.join(SPLIT_FOLDERS[split])})")
     paths = _images(root)
     if not paths:
         raise ValueError(f"folder {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -131,7 +132,9 @@ def from_folder(
         captions = [_read_text(path.with_suffix(".txt")).strip() for path in paths]
     else:
         captions = [_class_of(path, root) for path in paths]
-        roots = [folder / name for names in _SPLIT_NAMES.values() for name in names] if has_splits else [root]
+        roots = (
+            [folder / name for names in SPLIT_FOLDERS.values() for name in names] if has_splits else [root]
+        )
         # A class has the same label in every split, whichever of them it is missing from.
         names = sorted({_class_of(path, one) for one in roots for path in _images(one)})
         labels, classes = [names.index(caption) for caption in captions], len(names)
@@ -143,6 +146,7 @@ def from_folder(
         text_encoder,
         None if labels is None else [labels[row] for row in rows],
         classes,
+        [(os.path.relpath(paths[row], root), paths[row].stat().st_size) for row in rows],
     )
 
 

@@ -20,9 +20,8 @@ def text_lengths(mask: Tensor, model) -> tuple[Tensor | None, Tensor] | None:
 
     Returns:
         The order that puts the tokens that count first [B, M] (None where they are first already), and how
-        many do [B] int32;
-        None for a mask that does more, or whose values cannot be looked at: in a compiled graph, a CUDA
-        graph, on the meta device, and on a GPU outside of training, where it would wait.
+        many do [B] int32; None for a mask that does more, or whose values cannot be looked at: in a compiled
+        graph, a CUDA graph, on the meta device, and on a GPU outside of training, where it would wait.
     """
     if mask.dim() != 3 or mask.shape[1] != 1:
         return None

@@ -60,7 +60,7 @@ def draw_regions(axes: Axes, ratios: np.ndarray) -> AxesImage:
     """Draw the kept ratios ``[L, R]`` in [0, 1] as a heat map; returns what a colour bar is made from."""
     layers, regions = ratios.shape
     image = axes.imshow(100 * ratios, cmap=KEPT, vmin=0, vmax=100, aspect="auto")
-    edges = [round(1000 * r / regions) for r in range(regions + 1)]
+    edges = [-(-1000 * r // regions) for r in range(regions + 1)]  # of region floor(t R / 1000)
     names = [f"{low}–{high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
     axes.set_xticks(range(regions), names, rotation=0 if regions <= 6 else 60)
     axes.set_yticks(_few(layers))

@@ -33,8 +33,8 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
     The routers are new: until they are trained they choose tokens at random, and a trained model's images
     fall apart. `diffratio train` trains them, or a loop of your own that starts at compression 0 with
     `learn_ratios`; `load_diffratio` applies what was trained. Offloading, DDP and caches come after this.
-    Routers of a model
-    on the meta device are there too: `to_empty` draws them, `load_state_dict(..., assign=True)` loads them.
+    Routers of a model on the meta device are there too: `to_empty` draws them, and
+    `load_state_dict(..., assign=True)` loads them.
     Optimizers and averages that know parameters by their order (diffusers' EMAModel) are made after this; an
     EMAModel's `save_pretrained` takes a `model_cls` whose `from_config` gives a routed model.
 

@@ -19,7 +19,7 @@ class LayerSummary:
     """One routed block: kept ratio per timestep region, kept tokens at N, and how it runs at inference.
 
     learned_ratio: per region while the model learns them; the kept ratio is its nearest bin.
-        untrained_router: nothing has trained the router, what it skips is random."""
+    untrained_router: nothing has trained the router, what it skips is random."""
 
     layer: int
     name: str

@@ -144,6 +144,17 @@ def test_folders_of_classes_give_labels(tmp_path: Path):
     assert [["cat", "dog"][c] for c in classes] == captions and set(captions) == {"cat", "dog"}
 
 
+def test_folders_with_the_same_captions_have_names_of_their_own(tmp_path: Path):
+    """By its name a data set's classifier is found again, and so is what was encoded of it."""
+    for folder, first in (("a", 0), ("b", 100), ("moved", 0)):
+        for i, name in enumerate(["cat", "dog"] * 6, first):
+            save(tmp_path / folder / name / f"{i:02}.png", 10)
+    a, b, moved = (load_dataset(tmp_path / name, resolution=16) for name in ("a", "b", "moved"))
+    assert a.captions(range(10)) == b.captions(range(10)) and a.name == moved.name != b.name
+    save(tmp_path / "moved" / "dog" / "01.png", 10, size=(480, 320))
+    assert a.name != load_dataset(tmp_path / "moved", resolution=16).name
+
+
 def test_a_class_has_one_label_in_all_splits(tmp_path: Path):
     for split, names in (("train", ["cat", "dog", "eel"]), ("test", ["dog", "eel"])):
         for name in names:
@@ -274,6 +285,8 @@ def test_a_data_set_of_the_datasets_package(monkeypatch):
     held_out = load_dataset("one", split="held_out", resolution=16)
     assert held_out.captions(range(2)) == ["9 0", "9 10"]
     assert (held_out[1]["pixel_values"] == torch.tensor(9) / 127.5 - 1).all()
+    stored["valid"] = {"train": rows(20, 9), "valid": rows(4, 7)}
+    assert len(load_dataset("valid", split="held_out", resolution=16)) == 4
     with pytest.raises(ValueError, match="name_or_path='none': nothing of the kind"):
         load_dataset("none")
     stored["bad"] = {"train": Rows([{"picture": 1}, {"picture": 2}])}

@@ -56,6 +56,13 @@ def test_the_heat_map_holds_the_ratios_with_clean_timesteps_on_the_left(ratios):
     assert bar.get_ylabel() == "kept tokens (%)"
 
 
+def test_a_region_begins_at_its_first_timestep():
+    for regions in (3, 7):
+        labels = region_map(np.full((2, regions), 0.5), "").axes[0].get_xticklabels()
+        starts = [int(label.get_text().partition("–")[0]) for label in labels]
+        assert starts == [next(t for t in range(1000) if t * regions // 1000 == r) for r in range(regions)]
+
+
 def test_large_maps_have_colours_alone_and_few_ticks():
     axes = region_map(np.full((40, 10), 0.5), "").axes[0]
     assert not axes.texts and len(axes.get_yticks()) <= 14

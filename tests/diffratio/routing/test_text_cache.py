@@ -114,6 +114,7 @@ LORA = LoraConfig(r=4, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_we
 CHANGES = {
     "text in place": lambda m, i: edit(i["encoder_hidden_states"]),
     "a view of the text in place": lambda m, i: edit(i["encoder_hidden_states"][1, 2:]),
+    "text in place, of the same norm": lambda m, i: i["encoder_hidden_states"].neg_(),
     "mask in place": lambda m, i: i["encoder_attention_mask"][:, 3].logical_not_(),
     "another mask": lambda m, i: i.update(encoder_attention_mask=torch.ones(2, 6, dtype=torch.long)),
     "keys in place": lambda m, i: [edit(linear.weight) for linear in each(m, "attn2.to_k")],
