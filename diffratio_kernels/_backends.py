@@ -3,8 +3,6 @@
 A backend of an operator is the module of its name in the operator's folder: `ops/adaln/cpu.py`. All of them
 have the same functions with the same arguments."""
 
-from __future__ import annotations
-
 import importlib
 from functools import cache
 from types import ModuleType

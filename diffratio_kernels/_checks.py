@@ -1,7 +1,5 @@
 """Every argument check and every error text. Each error names the operator and the argument."""
 
-from __future__ import annotations
-
 from numbers import Integral
 
 import torch

@@ -1,7 +1,5 @@
 """Which of the attention libraries are installed."""
 
-from __future__ import annotations
-
 import importlib.util
 
 import torch

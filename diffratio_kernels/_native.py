@@ -4,8 +4,6 @@ On the CPU the processor's best instruction set is taken; the environment variab
 DIFFRATIO_CPU_CAPABILITY=avx512|avx2|baseline asks for another one.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How an operator of `torch.ops.diffratio` is put together: schema, kernel, fake, autograd, autocast."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

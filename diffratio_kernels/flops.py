@@ -6,8 +6,6 @@ text that `key_lengths` leaves out counts, as it does under torch's masks. With 
 steps inside of an operator itself.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula

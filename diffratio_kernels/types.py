@@ -4,8 +4,6 @@ these.
 Letters everywhere: B samples, N tokens, K kept, D width, H heads, d width of a head, M text tokens, T packed
 rows, S packed rows of the smaller of two bins."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ imported at the first launch.
 Kernels run on CUDA, and on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Callable

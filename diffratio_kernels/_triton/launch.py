@@ -1,7 +1,5 @@
 """The one place where Triton kernels are launched, and what launchers share."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

@@ -1,7 +1,5 @@
 """What products with an epilogue share: the loop over the inner dimension, and what is done to its result."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The inverse of an index: which packed row each row of x became."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -4,8 +4,6 @@
 on a multiprocessor) or "measured on" which GPU, when, at which commit; tools/tune/tune.py writes it.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache, lru_cache

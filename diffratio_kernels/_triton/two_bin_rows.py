@@ -1,7 +1,5 @@
 """Packed rows of two bins: T large rows first, then the S small ones, which are a prefix of each sample's."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Kept ratios live on tenths: how many tokens a bin keeps, and which bins a learned ratio lies between."""
 
-from __future__ import annotations
-
 DEFAULT_BINS = (10, 9, 8, 7, 6, 5, 4, 3)
 """Kept tenths, 1.0 ... 0.3: the authors' candidates."""
 

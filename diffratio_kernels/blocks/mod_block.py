@@ -1,7 +1,5 @@
 """`mod_block`: one routed DiT block from x to x, by raw weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

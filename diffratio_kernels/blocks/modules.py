@@ -1,7 +1,5 @@
 """A routed DiT block with parameters of its own, for people who write their own transformer."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from .mod_block import mod_block

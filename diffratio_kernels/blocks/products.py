@@ -1,8 +1,6 @@
 """The products of a block between its operators: by raw weights into a shared buffer, with a row step as
 their epilogue where one kernel is faster, or by whatever module there is."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Activations that the backward computes again because that is cheaper than keeping them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

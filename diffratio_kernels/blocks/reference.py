@@ -2,8 +2,6 @@
 3.2 and 3.3, and the authors' pseudo-code): any float dtype, differentiable, no kernels. The oracle of every
 test."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

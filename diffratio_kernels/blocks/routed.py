@@ -11,8 +11,6 @@ normed [T, D] -- fc1, GELU, fc2 --> branch [T, D]
 out [B, N, D]: rows that are not kept are those of x, bit by bit
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

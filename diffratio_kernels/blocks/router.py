@@ -1,7 +1,5 @@
 """The router of one block: a linear score per token."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

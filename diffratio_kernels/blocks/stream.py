@@ -4,8 +4,6 @@ Every block that can be routed is bound to a `Call`: raw weights by `mod_block`,
 the spec of their family. The type of a part decides how it is computed: a bundle by our operators, with a
 fused kernel where there is one; any other callable as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

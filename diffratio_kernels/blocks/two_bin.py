@@ -4,8 +4,6 @@
 Routing, projections and attention run once, on the large set; output, cross-attention, adaLN and fc1 once, on
 the rows of both bins one after the other; fc2 once, on the blend, because it is linear."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """`two_bin_block`: two bins of one routed block as one computation, by raw weights (paper section 3.3)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

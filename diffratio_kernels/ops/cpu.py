@@ -1,8 +1,6 @@
 """What the launchers of the C++ row kernels (csrc/cpu) share. They allocate outputs and bring inputs into the
 layout that the kernels read. Outputs come from `torch.empty`, so that the test bench can poison them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

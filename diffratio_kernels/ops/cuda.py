@@ -2,8 +2,6 @@
 the layout that the kernels read. Outputs come from `torch.empty`, so that the test bench can poison them.
 Nothing waits for the device, and no value is looked at: an index out of range is undefined here."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

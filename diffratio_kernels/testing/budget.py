@@ -1,7 +1,5 @@
 """The error budget: at most twice the error of the same mathematics in eager PyTorch in the same dtype."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

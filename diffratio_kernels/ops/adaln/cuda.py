@@ -1,7 +1,5 @@
 """`gather_adaln` and `adaln` by the CUDA C++ kernels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

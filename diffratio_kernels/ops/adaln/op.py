@@ -1,7 +1,5 @@
 """`gather_adaln` (kept rows of x, then adaLN) and `adaln` (rows that are packed already)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """`gather_adaln` and `adaln` in eager PyTorch."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Backward: gradients of the rows, and of shift and scale without atomics.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """Packed attention through cuDNN, by torch's scaled_dot_product_attention. Autograd sees through it."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -1,7 +1,5 @@
 """Packed attention through the flash-attn package. Autograd sees through it."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ...types import Seqlens

@@ -1,7 +1,5 @@
 """`attention`: packed (varlen) attention, self and cross."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

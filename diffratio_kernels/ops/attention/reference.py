@@ -1,7 +1,5 @@
 """Packed (varlen) attention in eager PyTorch: pad, softmax(q k^T) v, unpad. No host sync."""
 
-from __future__ import annotations
-
 import math
 
 import torch

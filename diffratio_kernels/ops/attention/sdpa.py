@@ -3,8 +3,6 @@
 Plain differentiable torch: autograd sees through it.
 """
 
-from __future__ import annotations
-
 from itertools import accumulate, groupby
 
 import torch

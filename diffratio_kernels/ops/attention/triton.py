@@ -7,8 +7,6 @@ known to be a multiple of 8, and every load falls to 2 bytes.
 Backward: one kernel for queries, one for keys; each gradient is summed by one program.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

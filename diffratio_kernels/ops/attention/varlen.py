@@ -1,7 +1,5 @@
 """Packed attention through torch.nn.attention.varlen (torch 2.11 or later). Autograd sees through it."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ...types import Seqlens

@@ -1,7 +1,5 @@
 """A product that joins the residual stream where its accumulator is read: no pass over the branch [T, F]."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

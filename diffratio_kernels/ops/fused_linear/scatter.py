@@ -1,7 +1,5 @@
 """The MLP's second product whose rows are finished and put back where its accumulator is read."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """`gate_residual`: the end of the attention branch, hidden + gate * branch."""
 
-from __future__ import annotations
-
 from itertools import accumulate
 
 import torch

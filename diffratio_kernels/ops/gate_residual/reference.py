@@ -1,7 +1,5 @@
 """`gate_residual` in eager PyTorch."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ...types import PackedRows

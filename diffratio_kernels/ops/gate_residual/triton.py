@@ -1,7 +1,5 @@
 """hidden + gate * branch with the gate of each row's own sample, and its backward."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

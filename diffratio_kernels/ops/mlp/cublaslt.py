@@ -1,8 +1,6 @@
 """The MLP's first product with bias and GELU in cuBLASLt's epilogue, through torch. On the CPU this call of
 torch's is the exact GELU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """`mlp`: two products around GELU (tanh); in training only what GELU was given is kept, not what it gave."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The MLP's first product and its GELU in eager PyTorch."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

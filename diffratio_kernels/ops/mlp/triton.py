@@ -4,8 +4,6 @@ Each saves a pass over [T, F]: the activation is computed where the accumulator 
 is applied where the incoming gradient is made. The activation is never kept for the backward pass.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

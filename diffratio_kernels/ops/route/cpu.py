@@ -1,7 +1,5 @@
 """Router logits and exact top-k by the C++ row kernels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

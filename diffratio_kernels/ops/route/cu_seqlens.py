@@ -1,7 +1,5 @@
 """Cumulative kept counts on the device, where a CUDA graph may be captured."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

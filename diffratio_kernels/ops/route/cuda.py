@@ -1,7 +1,5 @@
 """Router logits and radix top-k by the CUDA C++ kernels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

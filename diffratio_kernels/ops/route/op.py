@@ -1,7 +1,5 @@
 """`route`: score every token, keep the best of each sample."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

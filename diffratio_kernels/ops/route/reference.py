@@ -1,7 +1,5 @@
 """Router logits, and the exact order by which tokens are kept (paper section 3.2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

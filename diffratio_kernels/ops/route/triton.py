@@ -1,7 +1,5 @@
 """logits[r] = x[r] . weight + bias in fp32, and the gradients of x and weight."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """`scatter_rescale` by the C++ row kernels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """`scatter_rescale`: finish the kept rows, rescale by the router score, scatter them into a copy of x."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

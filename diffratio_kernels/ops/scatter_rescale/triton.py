@@ -4,8 +4,6 @@ of x.
 Backward: every row of x once, gate gradients without atomics.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

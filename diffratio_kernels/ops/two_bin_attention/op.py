@@ -1,7 +1,5 @@
 """`two_bin_attention`: attention among each sample's large set and among its small set, which is a prefix."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

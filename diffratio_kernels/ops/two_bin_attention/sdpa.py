@@ -4,8 +4,6 @@ All queries attend to the keys of the small set, which gives the small set's res
 other keys; their log-sum-exps join both. A sample's small set is the first of its rows.
 """
 
-from __future__ import annotations
-
 from itertools import accumulate
 
 import torch

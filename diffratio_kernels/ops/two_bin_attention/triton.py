@@ -4,8 +4,6 @@ of a query is what attention within the small set gives.
 Backward: the scores of the small set are computed once for both bins, and each gradient is summed by
 one program."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Attention of two bins by an attention that knows one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

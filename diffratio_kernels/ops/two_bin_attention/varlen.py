@@ -1,7 +1,5 @@
 """`two_bin_attention` as two passes of the backend varlen of `attention`."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ...types import Nested

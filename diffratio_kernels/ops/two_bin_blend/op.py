@@ -1,8 +1,6 @@
 """`two_bin_blend`: blend the residual streams of both bins, finish the kept rows, scatter them into a copy of
 x."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

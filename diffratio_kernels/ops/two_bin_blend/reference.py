@@ -1,7 +1,5 @@
 """`two_bin_blend` in eager PyTorch."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ...types import PackedRows, Rescale

@@ -3,8 +3,6 @@
 Backward: every row of x once, gate gradients without atomics.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

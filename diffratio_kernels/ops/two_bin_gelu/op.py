@@ -1,7 +1,5 @@
 """`two_bin_gelu`: the blend of both bins' GELUs, before fc2; in training only what GELU was given is kept."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

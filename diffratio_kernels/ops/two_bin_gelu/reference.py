@@ -3,8 +3,6 @@
 On a packed row, w = weight_large of its sample, its small weight is 1 - w if it is in the small set and 0 if
 not, and omega is the sum of the two."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

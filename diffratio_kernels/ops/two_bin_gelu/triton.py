@@ -1,7 +1,5 @@
 """The blend of two bins' GELUs (tanh), on which the MLP's second product runs once, and its backward."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """`diffratio bench`: the entry to the benchmarks of a checkout; they are in no wheel."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

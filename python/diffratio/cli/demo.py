@@ -1,7 +1,5 @@
 """`diffratio demo`: handwritten digits from the dense and from the token-sparse model."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

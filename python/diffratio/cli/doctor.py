@@ -1,7 +1,5 @@
 """`diffratio doctor`: what is installed, what can run, and why the rest cannot. It needs torch alone."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

@@ -1,7 +1,5 @@
 """`diffratio eval`: quality, latency, FLOPs and memory of a trained model."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """`diffratio plan`: what compression would cost and save on a device, before anything is trained."""
 
-from __future__ import annotations
-
 import json
 from itertools import groupby
 from pathlib import Path

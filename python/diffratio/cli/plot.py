@@ -1,7 +1,5 @@
 """`diffratio plot`: the paper's figures from run directories and from results of `diffratio bench`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`diffratio sample`: a picture of what a trained model draws."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

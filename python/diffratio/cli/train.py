@@ -1,7 +1,5 @@
 """`diffratio train`: its options are the fields of `TrainArguments`."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

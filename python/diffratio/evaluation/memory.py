@@ -1,7 +1,5 @@
 """Peak memory of a call: what was allocated at once, beyond what was there before."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Results on disk: a file per machine, a line per measured subject, appended as soon as it is measured."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

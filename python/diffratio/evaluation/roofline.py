@@ -1,7 +1,5 @@
 """How far a measured operator is from what its machine gives: the larger of its FLOPs and its bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """diffusers' attention and MLP modules in the terms of the routed block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """diffusers' BasicTransformerBlock as PixArt (ada_norm_single) and DiT (ada_norm_zero) use it."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass
 

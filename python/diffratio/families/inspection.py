@@ -1,7 +1,5 @@
 """What the modules of a block are, and whether that has changed since it was looked at."""
 
-from __future__ import annotations
-
 from itertools import chain
 
 import torch

@@ -1,7 +1,5 @@
 """The contract between routing and a family of transformer blocks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

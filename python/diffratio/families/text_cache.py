@@ -1,7 +1,5 @@
 """What a model computes from its text alone, kept from one step of a sampling loop to the next."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce

@@ -1,7 +1,5 @@
 """A block's text: masks as lengths, keys and values."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Seconds of a step on a device that nothing was measured on: predicted, by the roofline of its datasheet."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..evaluation.flops import TransformerShape, step_cost

@@ -1,7 +1,5 @@
 """Seconds of a step between the measurements of a results file."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import log

@@ -1,7 +1,5 @@
 """`plan`: the FLOPs and seconds of every layer, and up to which kept count compression pays."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import takewhile

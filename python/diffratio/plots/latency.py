@@ -1,7 +1,5 @@
 """Latency and memory against compression (paper fig. 3): what is measured, and what FLOPs would give."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import cycle
 

@@ -1,7 +1,5 @@
 """Pictures of result files: latency and memory against compression, and the roofline."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from pathlib import Path
 

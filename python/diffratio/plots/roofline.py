@@ -1,7 +1,5 @@
 """The roofline: each operator's speed as a part of the machine's largest product, over FLOPs per byte."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib

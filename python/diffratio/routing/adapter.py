@@ -1,7 +1,5 @@
 """Adapters: `diffratio_config.json` and `diffratio_weights.safetensors`, never pickle."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """The two files of an adapter, as they are read: everything is checked, whatever they hold."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

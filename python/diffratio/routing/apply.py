@@ -4,8 +4,6 @@ The block's forward is replaced on the instance by a bound method, not through d
 registry's closures keep pointing at the original after `copy.deepcopy`, so that an EMA copy would run the
 original's weights. Class names, parameter names and block lists of the model stay as they are."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from types import MethodType

@@ -1,7 +1,5 @@
 """Finding the model in what a user has, and the routed blocks in the model."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,8 +1,6 @@
 """The forward of a routed block: its spec binds the call, the routed block computes it, with one bin or
 two."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

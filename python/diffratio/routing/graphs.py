@@ -1,7 +1,5 @@
 """Sampling through CUDA graphs, without torch.compile."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any

@@ -4,8 +4,6 @@ accelerate leaves parameters on the meta device; diffusers' group offloading to 
 has written. Neither holds a value: what is read there is an error or garbage, what is written there is lost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 

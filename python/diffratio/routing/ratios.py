@@ -1,7 +1,5 @@
 """Learning where to compress: the table of ratios on a model, the ratio loss, and the end of learning."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from numbers import Real

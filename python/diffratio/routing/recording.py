@@ -1,7 +1,5 @@
 """Which tokens every routed block keeps, recorded."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 
 from .find import routed_layers, routed_model, transformer_of

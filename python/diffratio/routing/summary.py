@@ -1,7 +1,5 @@
 """What was patched, how much each block keeps, which way it runs and why not the faster one."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Sampling with the text projected once: keys and values are the same in every step."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 from types import MethodType
 

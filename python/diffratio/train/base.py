@@ -1,7 +1,5 @@
 """What a run starts from: a diffusers transformer with its noise schedule, LoRA, routers and ratios."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How training gets the mean kept ratio to its target (paper section 3.3: "dynamically adjusted")."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from numbers import Integral, Real

@@ -1,7 +1,5 @@
 """The data of a run in the space that the model works in, and the loaders over it."""
 
-from __future__ import annotations
-
 import re
 
 import torch

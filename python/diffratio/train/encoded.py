@@ -1,7 +1,5 @@
 """Latents and text embeddings of a data set of images, computed once and kept under `output_dir`."""
 
-from __future__ import annotations
-
 import json
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The diffusion loss, in whatever the scheduler says that the model predicts, and its held-out mean."""
 
-from __future__ import annotations
-
 import inspect
 
 import torch

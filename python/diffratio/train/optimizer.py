@@ -1,7 +1,5 @@
 """AdamW with a group each for weights, routers and ratios, and the learning rate schedule."""
 
-from __future__ import annotations
-
 import math
 from numbers import Real
 

@@ -1,7 +1,5 @@
 """The run's folder: may it be used, where does the run resume, and what is logged on the way."""
 
-from __future__ import annotations
-
 import json
 import platform
 import time

@@ -1,7 +1,5 @@
 """The model that a run leaves behind, written and loaded."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace

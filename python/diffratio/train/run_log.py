@@ -1,7 +1,5 @@
 """The files of a run that grow or change while it lasts: `run.json`, `log.jsonl`, `ratios.jsonl`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

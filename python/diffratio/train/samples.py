@@ -1,7 +1,5 @@
 """Training samples by number: what sample s of a run is follows from (seed, s) alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

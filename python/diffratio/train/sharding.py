@@ -1,7 +1,5 @@
 """FSDP, as accelerate prepares it: the ratios stay whole on every process."""
 
-from __future__ import annotations
-
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType

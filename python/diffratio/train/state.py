@@ -1,7 +1,5 @@
 """The state that a run resumes from: all that its next step depends on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

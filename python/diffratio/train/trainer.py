@@ -1,7 +1,5 @@
 """The training loop, on accelerate."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

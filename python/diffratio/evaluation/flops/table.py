@@ -3,8 +3,6 @@
 Letters: B samples of N tokens, K of them kept, T = B K packed rows, D width, M text tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from .shapes import TransformerShape
