@@ -1,6 +1,7 @@
 """How an operator of `torch.ops.diffratio` is put together: schema, kernel, fake, autograd, autocast."""
 
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -9,6 +10,38 @@ from torch.autograd import forward_ad
 _library = torch.library.Library("diffratio", "DEF")
 _DEVICES = ("CPU", "CUDA")
 _SPARSE = tuple(f"{layout}{device}" for layout in ("Sparse", "SparseCsr") for device in _DEVICES)
+
+
+class _NoSecondOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, name, wanted, *grads):
+        ctx.name = name
+        return tuple(grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError(f"{ctx.name}: only first derivatives are implemented")
+
+
+def first_order(backward: Callable) -> Callable:
+    """The backward of an autograd.Function, from which second derivatives are an error.
+
+    Unlike torch's once_differentiable also where the incoming gradient is a constant: what was saved is none.
+    """
+
+    @wraps(backward)
+    def first_order_backward(ctx, *grads_out):
+        with torch.no_grad():
+            grads = backward(ctx, *grads_out)
+        if not torch.is_grad_enabled():
+            return grads
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        wanted = torch.zeros((), requires_grad=True)
+        name = type(ctx).__name__.removeprefix("_").removesuffix("Backward")
+        tied = iter(_NoSecondOrder.apply(name, wanted, *(g for g in grads if g is not None)))
+        return tuple(None if g is None else next(tied) for g in grads)
+
+    return first_order_backward
 
 
 def register(

@@ -1,6 +1,8 @@
 """The products of a block between its operators: by raw weights into a shared buffer, with a row step as
 their epilogue where one kernel is faster, or by whatever module there is."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,12 +32,24 @@ def project(run: Run, normed: Tensor, attention: SelfAttention) -> tuple[Tensor,
     if isinstance(parts, Linear):
         return product(run, normed, parts).unflatten(-1, (3, heads, -1)).unbind(1)
     if run.buffer is None or not all(isinstance(part, Linear) for part in parts):
-        return tuple(part(normed).unflatten(-1, (heads, -1)) for part in parts)
-    count, columns = normed.shape[0], parts[0].weight.shape[0]
+        outputs = [part(normed) for part in parts]
+        equal_width(t.shape[-1] for t in outputs)
+        return tuple(t.unflatten(-1, (heads, -1)) for t in outputs)
+    count, columns = normed.shape[0], equal_width(part.weight.shape[0] for part in parts)
     joined = run.buffer.as_strided((count, 3 * columns), (3 * columns, 1))
     for n, part in enumerate(parts):
         _multiply(normed, part.weight, part.bias, joined[:, n * columns : (n + 1) * columns])
     return joined.unflatten(-1, (3, heads, -1)).unbind(1)
+
+
+def equal_width(widths: Iterable[int]) -> int:
+    """The one width that query, key and value have."""
+    query, key, value = widths
+    if not query == key == value:
+        raise ValueError(
+            f"SelfAttention.project: query {query}, key {key} and value {value} wide must be equal"
+        )
+    return query
 
 
 def inner_of(run: Run, normed: Tensor, mlp: Mlp) -> Tensor:

@@ -18,7 +18,7 @@ class TableBins:
     """What a table decided at one moment; a recomputation is given it again.
 
     Lists [L][R]: clamped ratios, tenths of the smaller and larger bin, the larger one's weight, and nearest
-    bins. Tensors [L, R] on the table's device: weight = (scale * ratio - lower) / step.
+    bins. Tensors [L, R] on the table's device: weight = (scale * inside - lower) / step.
     """
 
     ratios: list[list[float]]
@@ -28,6 +28,10 @@ class TableBins:
     nearest: list[list[int]]
     dead: int
     scale: int
+    inside: Tensor
+    """The clamped ratios."""
+    slope: Tensor
+    """Of `inside` in the ratio: 1, or 0 where the faithful mode clamps."""
     lower: Tensor
     step: Tensor
 
@@ -91,6 +95,7 @@ class RatioTable(nn.Module):
             self._seen = key, self._decide(self.ratios.detach().to("cpu", copy=True))
         return self._seen[1]
 
+    @torch.inference_mode(False)  # it may serve a training step next
     def _decide(self, ratios: Tensor) -> TableBins:
         if not ratios.isfinite().all():
             layer, region = (~ratios.isfinite()).nonzero()[0].tolist()
@@ -99,6 +104,8 @@ class RatioTable(nn.Module):
         faithful = self.mode == "faithful"
         scale = 1 if faithful else 10
         small, large, nearest, lower, step = (_faithful if faithful else _bracketing)(inside, self.bins)
+        slope = (inside == ratios).float() if faithful else torch.ones_like(inside)
+        tensors = {"inside": inside, "slope": slope, "lower": lower, "step": step}
         return TableBins(
             ratios=inside.tolist(),
             small=small,
@@ -107,8 +114,7 @@ class RatioTable(nn.Module):
             nearest=nearest,
             dead=int((inside != ratios).sum()) if faithful else 0,
             scale=scale,
-            lower=lower.to(self.ratios.device),
-            step=step.to(self.ratios.device),
+            **{name: t.to(self.ratios.device) for name, t in tensors.items()},
         )
 
     def pair(
@@ -119,7 +125,9 @@ class RatioTable(nn.Module):
         The weight is differentiable in `ratios`. `bins`: decisions made before, for a recomputation.
         """
         bins = self.table_bins() if bins is None else bins
-        weights = (bins.scale * self._inside(self.ratios[layer]) - bins.lower[layer]) / bins.step[layer]
+        ratios = self.ratios[layer]
+        inside = bins.inside[layer] + bins.slope[layer] * (ratios - ratios.detach())  # the value of then
+        weights = (bins.scale * inside - bins.lower[layer]) / bins.step[layer]
         small, large = bins.small[layer], bins.large[layer]
         return [small[r] for r in regions], [large[r] for r in regions], self._gather(weights, regions)
 
@@ -137,7 +145,8 @@ class RatioTable(nn.Module):
         if len(set(regions)) == 1:
             return values[regions[0]].expand(len(regions))
         if self._gathered is None or self._gathered[0] != tuple(regions):
-            self._gathered = tuple(regions), torch.tensor(regions, device=values.device)
+            with torch.inference_mode(False):
+                self._gathered = tuple(regions), torch.tensor(regions, device=values.device)
         return values.index_select(0, self._gathered[1].to(values.device))
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from ..ops.route.reference import equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Linear, PackedRows, Product, Rescale, Run, Seqlens
 from . import products
-from .stream import Call, CrossAttention, Mlp, SelfAttention, Stream
+from .stream import Branch, Call, CrossAttention, Mlp, SelfAttention, Stream
 
 
 def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: Run) -> Any:
@@ -51,7 +51,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         run, image.tokens, rows, shift1, scale1, image.eps, keep_rows=not joined
     )
     if run.direct:
-        run.buffer = normed.new_empty(normed.shape[0] * _widest(image))
+        run.buffer = normed.new_empty(normed.shape[0] * _widest(call))
     if ours:
         query, key, value = products.project(run, normed, image.attention)
         del normed
@@ -60,15 +60,19 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         hidden = _add_product(run, hidden, attended, out, gate1, rows)
         del attended
     else:
-        hidden = run_gate_residual(run, hidden, image.attention(normed, rows), gate1, rows)
+        branch = called("attention", image.attention, normed, rows)
+        hidden = run_gate_residual(run, hidden, branch, gate1, rows)
         del normed
 
     if isinstance(call.after_attention, CrossAttention):
-        attended = cross_attend(run, hidden, rows, call.after_attention)
-        hidden = _add_product(run, hidden, attended, call.after_attention.out, None, rows)
+        cross = call.after_attention
+        attended = cross_attend(run, hidden, rows, cross)
+        hidden = hidden if isinstance(cross.query, Linear) else _own(run, hidden)
+        hidden = _add_product(run, hidden, attended, cross.out, None, rows)
         del attended
     elif call.after_attention is not None:
-        hidden = run_gate_residual(run, hidden, call.after_attention(hidden, rows), None, rows)
+        added = called("after_attention", call.after_attention, hidden, rows)
+        hidden = run_gate_residual(run, _own(run, hidden), added, None, rows)
 
     normed = run_adaln(run, hidden, rows, shift2, scale2, image.mlp_eps)
     return call.output(_finish(run, image, rows, hidden, normed, gate2, (logits, rescale)))
@@ -82,7 +86,8 @@ def _add_product(
         from ..ops.fused_linear.gate_residual import linear_gate_residual
 
         return linear_gate_residual(hidden, inputs, linear, gate, rows, in_place=hidden.dim() == 2)
-    return run_gate_residual(run, hidden, products.product(run, inputs, linear), gate, rows)
+    branch = as_rows("out", products.product(run, inputs, linear), *hidden.shape)
+    return run_gate_residual(run, hidden, branch, gate, rows)
 
 
 def among(rows: PackedRows) -> Seqlens:
@@ -101,12 +106,36 @@ def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttenti
     return run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
 
 
-def _widest(image: Stream) -> int:
+def called(name: str, part: Branch, inputs: Tensor, rows: PackedRows) -> Tensor:
+    """What a part that is not known gives for its rows [T, D]."""
+    return as_rows(name, part(inputs, rows), *inputs.shape)
+
+
+def as_rows(name: str, value: Tensor, count: int, width: int) -> Tensor:
+    """`value`, if it is [count, width]: kernels do not look, and torch would broadcast."""
+    if not isinstance(value, Tensor) or value.shape != (count, width):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} of a Call must return [T, D] = [{count}, {width}], got {got}")
+    return value
+
+
+def _own(run: Run, hidden: Tensor) -> Tensor:
+    """Rows that may be changed in place: a module was given `hidden`, and a hook of it may have kept them."""
+    return hidden.clone() if run.direct else hidden
+
+
+def _widest(call: Call) -> int:
     """Columns of the widest product into the shared buffer."""
-    columns = [3 * image.tokens.shape[2]]
-    if isinstance(image.mlp, Mlp) and isinstance(image.mlp.fc1, Linear):
-        columns.append(image.mlp.fc1.weight.shape[0])
-    return max(columns)
+    image, cross, together = call.image, call.after_attention, []
+    if isinstance(image.attention, SelfAttention):
+        parts = image.attention.project
+        together.append((parts,) if isinstance(parts, Linear) else parts)
+    if isinstance(image.mlp, Mlp):
+        together.append((image.mlp.fc1,))
+    if isinstance(cross, CrossAttention):
+        together.append((cross.query,))
+    sums = (sum(p.weight.shape[0] for p in parts if isinstance(p, Linear)) for parts in together)
+    return max(image.tokens.shape[2], *sums, 0)
 
 
 def _finish(
@@ -126,7 +155,9 @@ def _finish(
             from ..ops.fused_linear.scatter import linear_scatter
 
             return linear_scatter(x, rows, hidden, inner, mlp.fc2, gate, scores)
-        branch = products.product(run, inner, mlp.fc2, out=normed)  # which is read no more
+        seen = not isinstance(mlp.fc1, Linear)  # a hook of fc1 may have kept what it was given
+        branch = products.product(run, inner, mlp.fc2, out=None if seen else normed)
         del inner
         run.buffer = None
+    as_rows("mlp", branch, *hidden.shape)
     return run_scatter_rescale(run, x, rows, hidden, branch, gate, scores)

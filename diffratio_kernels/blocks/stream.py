@@ -52,7 +52,7 @@ class CrossAttention:
 
 @dataclass(slots=True)
 class Mlp:
-    """Two products around a tanh GELU. fc2 is affine: with two bins it runs once, on their blend.
+    """Two products around a tanh GELU. With two bins fc2 runs once, on their blend, where its bias is known.
 
     Example:
         >>> mlp = Mlp(nn.Linear(D, F), nn.Linear(F, D))
@@ -61,7 +61,8 @@ class Mlp:
     fc1: Product
     fc2: Product
     fc2_bias: Tensor | None = None
-    """What fc2 adds, where it is no `Linear`."""
+    """What an affine fc2 adds, where it is not a bundle `types.Linear`. None: fc2 runs on the rows of both
+    bins, so it may be anything."""
 
 
 @dataclass(slots=True)

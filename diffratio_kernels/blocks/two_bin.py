@@ -2,7 +2,7 @@
 3.3).
 
 Routing, projections and attention run once, on the large set; output, cross-attention, adaLN and fc1 once, on
-the rows of both bins one after the other; fc2 once, on the blend, because it is linear."""
+the rows of both bins one after the other; fc2 once, on the blend, where it is known to be affine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +23,10 @@ from ..ops.two_bin_attention.op import choose_two_bin_attention
 from ..ops.two_bin_attention.two_passes import take_small, with_small
 from ..ops.two_bin_gelu.reference import blend, small_rows
 from ..types import Bins, Linear, Nested, PackedRows, Rescale, Run
+from .products import equal_width
 from .recompute import recompute_in_backward
-from .routed import among, cross_attend
-from .stream import Call, CrossAttention, Mlp, SelfAttention
+from .routed import among, as_rows, called, cross_attend
+from .stream import Call, CrossAttention, Mlp, SelfAttention, Stream
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ def two_bin(
             attended = _attend_one(run, call, prefix, take_small(normed, at), small)
             hidden_small, last_small = _until_fc1(run, call, take_small(hidden, at), attended, part)
         hidden, last = torch.cat([hidden_large, hidden_small]), torch.cat([last_large, last_small])
-    branch = _blended_branch(run, image.mlp, last, rows, x.dtype)
+    branch = _blended_branch(run, image, last, rows)
     return call.output(_blend(run, x, rows, hidden, branch, gate2, scores))
 
 
@@ -106,7 +107,11 @@ def _projected(run, call, hidden, normed, rows, vectors) -> list[Tensor] | None:
 
     def joined(normed: Tensor) -> Tensor:
         parts = image.attention.project
-        return parts(normed) if isinstance(parts, Linear) else torch.cat([p(normed) for p in parts], dim=-1)
+        if isinstance(parts, Linear):
+            return parts(normed)
+        outputs = [part(normed) for part in parts]
+        equal_width(t.shape[-1] for t in outputs)
+        return torch.cat(outputs, dim=-1)
 
     def again() -> Tensor:
         return run_adaln(run, kept, rows, *vectors, image.eps)
@@ -121,7 +126,8 @@ def _attend_both(run, call, hidden, normed, rows, small, at, vectors) -> Tensor:
     projected = _projected(run, call, hidden, normed, rows, vectors)
     if projected is None:
         attention = call.image.attention
-        return torch.cat([attention(normed, rows), attention(take_small(normed, at), small)])
+        parts = ((normed, rows), (take_small(normed, at), small))
+        return torch.cat([called("attention", attention, *part) for part in parts])
     bins, longest = rows.bins, (max(rows.counts), max(small.counts))
     nested = Nested(bins.cu_seqlens_large, bins.cu_seqlens_small, *longest, bins.small)
     backend = run.attention
@@ -136,7 +142,7 @@ def _attend_both(run, call, hidden, normed, rows, small, at, vectors) -> Tensor:
 def _attend_one(run, call, projected, normed, rows) -> Tensor:
     """Attention among the rows of one bin [t, D]: one pass over both would have one backward for both."""
     if projected is None:
-        return call.image.attention(normed, rows)
+        return called("attention", call.image.attention, normed, rows)
     if sum(rows.counts) == 0:
         return projected[0].flatten(1)
     return run_attention(run, run.attention, *projected, among(rows))
@@ -148,13 +154,16 @@ def _until_fc1(run: Run, call: Call, hidden: Tensor, attended: Tensor, part: _Pa
     image, dtype, rows = call.image, hidden.dtype, part.rows
     ours = isinstance(image.attention, SelfAttention)
     branch = image.attention.out(attended) if ours else attended
+    as_rows("attention", branch, *hidden.shape)
     hidden = run_gate_residual(run, hidden, branch, part.gate1, rows)
     cross = part.after_attention
     if isinstance(cross, CrossAttention):
-        hidden = (hidden + cross.out(cross_attend(run, hidden, rows, cross))).to(dtype)
+        branch = as_rows("after_attention", cross.out(cross_attend(run, hidden, rows, cross)), *hidden.shape)
+        hidden = (hidden + branch).to(dtype)
     elif cross is not None:
         ends = hidden.split([sum(one.counts) for one in part.alone])
-        added = [cross(end, one) for end, one in zip(ends, part.alone, strict=True)]
+        both = zip(ends, part.alone, strict=True)
+        added = [called("after_attention", cross, end, one) for end, one in both]
         hidden = (hidden + torch.cat(added)).to(dtype)
 
     def again() -> Tensor:
@@ -164,15 +173,18 @@ def _until_fc1(run: Run, call: Call, hidden: Tensor, attended: Tensor, part: _Pa
     normed = run_adaln(run, hidden, rows, part.shift2, part.scale2, image.mlp_eps)
     if isinstance(image.mlp, Mlp):
         return hidden, recompute_in_backward(image.mlp.fc1, normed, again)
-    return hidden, image.mlp(normed, rows)
+    return hidden, called("mlp", image.mlp, normed, rows)
 
 
-def _blended_branch(run: Run, mlp, last: Tensor, rows: PackedRows, dtype: torch.dtype) -> Tensor:
+def _blended_branch(run: Run, image: Stream, last: Tensor, rows: PackedRows) -> Tensor:
     """The MLP's output on the blend of both bins [T, D], its bias weighed as the rows are."""
+    mlp, width, dtype = image.mlp, image.tokens.shape[2], image.tokens.dtype
     bins = rows.bins
-    if not isinstance(mlp, Mlp):
+    raw = isinstance(mlp, Mlp) and isinstance(mlp.fc2, Linear)
+    if not raw and (not isinstance(mlp, Mlp) or mlp.fc2_bias is None):
+        if isinstance(mlp, Mlp):
+            last = as_rows("Mlp.fc2", mlp.fc2(F.gelu(last, approximate="tanh")), last.shape[0], width)
         return blend(last.to(accumulation_dtype(last.dtype)), bins).to(dtype)
-    raw = isinstance(mlp.fc2, Linear)
 
     def fc2(inner: Tensor) -> Tensor:
         return F.linear(inner, mlp.fc2.weight) if raw else mlp.fc2(inner)
@@ -182,6 +194,7 @@ def _blended_branch(run: Run, mlp, last: Tensor, rows: PackedRows, dtype: torch.
 
     kept = last.detach()
     branch = recompute_in_backward(fc2, _gelu(run, last, bins), again).to(dtype)
+    as_rows("Mlp.fc2", branch, rows.index.shape[0], width)
     bias = mlp.fc2.bias if raw else mlp.fc2_bias
     return branch if bias is None else _weigh_bias(branch, bias, 0 if raw else 1, rows)
 

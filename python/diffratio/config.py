@@ -54,10 +54,12 @@ class DiffRatioConfig:
     timestep_units: str | tuple[float, float] | None = None
 
     def __post_init__(self):
-        _tenths("compression", self.compression)
+        # Plain numbers: what numpy gives cannot be saved.
+        object.__setattr__(self, "compression", _tenths("compression", self.compression) / 10)
         regions = self.num_regions
         if isinstance(regions, bool) or not isinstance(regions, Integral) or not 1 <= regions <= 1000:
             raise ValueError(f"num_regions={self.num_regions!r} must be an integer in 1..1000")
+        object.__setattr__(self, "num_regions", int(regions))
         if self.rescale not in RESCALE:
             raise ValueError(f"rescale={self.rescale!r} must be one of {RESCALE}")
         if self.router_start not in STARTS:
@@ -74,10 +76,8 @@ class DiffRatioConfig:
                 raise ValueError(
                     f"overrides[{layer}]={value!r} must hold num_regions={self.num_regions} values"
                 )
-            for one in value if isinstance(value, (list, tuple)) else [value]:
-                _tenths(f"overrides[{layer}]", one)
-        # The caller's dict and lists may change later, and must not change a checked config.
-        copied = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in self.overrides.items()}
+        # A copy: the caller's dict and lists may change later, and must not change a checked config.
+        copied = {int(layer): _compressions(layer, value) for layer, value in self.overrides.items()}
         object.__setattr__(self, "overrides", copied)
 
     def kept_tenths(self, layers: int) -> list[list[int]]:
@@ -132,6 +132,14 @@ def _units(value):
             f"timestep_units={value!r} must be 'training', 'noise' or an interval (low, high) of numbers"
         )
     return float(value[0]), float(value[1])
+
+
+def _compressions(layer: int, value) -> float | list[float]:
+    """One compression, or one per region, as plain numbers."""
+    name = f"overrides[{layer}]"
+    if isinstance(value, (list, tuple)):
+        return [_tenths(name, one) / 10 for one in value]
+    return _tenths(name, value) / 10
 
 
 def _tenths(name: str, value: float) -> int:

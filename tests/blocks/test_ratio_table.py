@@ -204,7 +204,8 @@ def test_decisions_given_again_are_kept_though_the_ratio_has_moved():
         made.ratios.fill_(0.72)
     assert made.pair(0, [0])[:2] == ([7], [8])
     small, large, weight = made.pair(0, [0], before)
-    assert (small, large) == ([5], [6]) and weight.item() == pytest.approx(2.2, abs=1e-5)
+    assert (small, large) == ([5], [6]) and weight.item() == pytest.approx(0.5, abs=1e-5)
+    assert torch.autograd.grad(weight.sum(), made.ratios)[0].item() == pytest.approx(10)
 
 
 def test_the_table_stays_in_fp32_whatever_the_model_becomes():

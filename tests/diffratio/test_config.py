@@ -2,7 +2,9 @@
 
 import json
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +71,14 @@ GOOD = [
 def test_every_bad_value_is_named(settings, named):
     with pytest.raises(ValueError, match=f"^{named}"):
         DiffRatioConfig(**settings)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    given = DiffRatioConfig(
+        np.float32(0.3), {np.int64(1): np.float32(0.7), 2: [np.float64(0.1), Fraction(1, 5)]}, np.int64(2)
+    )
+    assert json.loads(json.dumps(given.to_dict())) == given.to_dict()
+    assert given == DiffRatioConfig(0.3, {1: 0.7, 2: [0.1, 0.2]}, 2)
 
 
 @pytest.mark.parametrize("settings", GOOD)

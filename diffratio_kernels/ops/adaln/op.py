@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import register
+from ..._register import first_order, register
 from ...types import PackedRows, Run
 from . import reference
 
@@ -20,7 +20,7 @@ class _GatherAdaln(torch.autograd.Function):
         return rows, normed
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_rows, grad_normed):
         rows, index, shift, scale = ctx.saved_tensors
         batch, tokens, _ = ctx.x_shape
@@ -56,7 +56,7 @@ class _Adaln(torch.autograd.Function):
         return normed
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_normed):
         rows, index, shift, scale = ctx.saved_tensors
         grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(

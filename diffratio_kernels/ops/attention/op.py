@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check, readable
-from ..._register import register
+from ..._register import first_order, register
 from ...types import Run, Seqlens
 
 
@@ -24,7 +24,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_out):
         *tensors, cu_seqlens_q, cu_seqlens_k, key_lengths = ctx.saved_tensors
         max_seqlen_q, max_seqlen_k, scale = ctx.options

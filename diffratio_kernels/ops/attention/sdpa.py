@@ -3,7 +3,7 @@
 Plain differentiable torch: autograd sees through it.
 """
 
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,16 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale:
 
 def runs(*lengths: list[int]) -> list[int]:
     """How many samples in a row are alike in all lengths: samples of one bin are computed together."""
-    return [len(list(group)) for _, group in groupby(zip(*lengths, strict=True))]
+    counts, last = [], None
+    for these in zip(
+        *lengths, strict=True
+    ):  # not groupby, which torch.compile cannot key by its own integers
+        if counts and these == last:
+            counts[-1] += 1
+        else:
+            counts.append(1)
+        last = these
+    return counts
 
 
 def _per_run(query, key, value, seqlens, scale) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import register
+from ..._register import first_order, register
 from ...types import PackedRows, Run
 from ..attention.sdpa import runs
 from . import reference
@@ -21,7 +21,7 @@ class _GateResidual(torch.autograd.Function):
         return torch.ops.diffratio.gate_residual(hidden, branch, gate, index, tokens, backend="triton")
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_out):
         branch, gate, index = ctx.saved_tensors
         grad_branch, grad_gate = torch.ops.diffratio.gate_residual_backward(

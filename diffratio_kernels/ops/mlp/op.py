@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import register
+from ..._register import first_order, register
 from ...types import Linear, Product, Run
 from . import reference
 
@@ -19,7 +19,7 @@ class _Mlp(torch.autograd.Function):
         return Linear(fc2_weight, fc2_bias)(inner)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_out):
         rows, pre, fc1_weight, fc2_weight = ctx.saved_tensors
         grad_pre, inner = torch.ops.diffratio.linear_gelu_backward(grad_out, fc2_weight, pre)

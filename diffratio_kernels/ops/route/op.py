@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check, counts
-from ..._register import register
+from ..._register import first_order, register
 from ...types import Linear, PackedRows, Run
 from . import reference
 from .cu_seqlens import cu_seqlens_for
@@ -44,7 +44,7 @@ class _Route(torch.autograd.Function):
         return index, offsets, logits
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, _index, _offsets, grad_logits):
         x, router_weight, router_bias = ctx.saved_tensors
         grad_x, grad_weight = torch.ops.diffratio.router_logits_backward(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
-from ..._register import register
+from ..._register import first_order, register
 from ...types import PackedRows, Rescale, Run
 from . import reference
 
@@ -20,7 +20,7 @@ class _ScatterRescale(torch.autograd.Function):
         )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_out):
         x, index, hidden, branch, gate, logits = ctx.saved_tensors
         grad_x, grad_hidden, grad_branch, grad_gate, grad_logits = (
@@ -169,7 +169,9 @@ def scatter_rescale_(
     *,
     backend: str = "auto",
 ) -> None:
-    """`scatter_rescale` into x itself: only the kept rows are read and written.
+    """`scatter_rescale` into x itself.
+
+    On a GPU only the kept rows of a contiguous x are read and written; elsewhere a result is copied into x.
 
     Args:
         x: tokens [B, N, D], overwritten.

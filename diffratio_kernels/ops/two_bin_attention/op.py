@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import register
+from ..._register import first_order, register
 from ...types import Nested
 
 
@@ -22,7 +22,7 @@ class _TwoBinAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_out):
         grads = torch.ops.diffratio.two_bin_attention_backward(grad_out, *ctx.saved_tensors, *ctx.options)
         return *grads, None, None, None, None, None, None

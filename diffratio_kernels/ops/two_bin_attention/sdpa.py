@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ..._register import first_order
 from ...types import Nested
 from ..attention import sdpa
 from ..attention.sdpa import runs
@@ -45,7 +46,7 @@ class _TwoBinSdpa(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_out):
         grads = _backward(grad_out.contiguous(), *ctx.saved_tensors, *ctx.options)
         return *grads, None, None, None

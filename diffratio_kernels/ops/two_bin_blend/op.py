@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
-from ..._register import register
+from ..._register import first_order, register
 from ...types import Bins, PackedRows, Rescale
 from ..two_bin_gelu.op import sample_sums
 from . import reference
@@ -21,7 +21,7 @@ class _TwoBinBlend(torch.autograd.Function):
         return torch.ops.diffratio.two_bin_blend(*args, backend=backend)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_out):
         saved = ctx.saved_tensors  # once: checkpointing hands them out only once
         _, _, _, _, gate, logits, weight_large, cu_seqlens_large, _ = saved

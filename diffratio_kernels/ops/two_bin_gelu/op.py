@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import register
+from ..._register import first_order, register
 from ...types import Bins
 from . import reference
 
@@ -25,7 +25,7 @@ class _TwoBinGelu(torch.autograd.Function):
         )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad):
         pre, weight_large, cu_seqlens_large, cu_seqlens_small = ctx.saved_tensors
         grad_pre, dots = torch.ops.diffratio.two_bin_gelu_backward(

@@ -66,7 +66,7 @@ class Fingerprint:
             list(map(len, self._hooks)),
             [_methods(type(own.get("processor"))) for own in self._processors],
             [dropout.p for dropout in self._dropouts],
-            [type(own["weight"]) for own in self._parameters],  # quantised ones are of other classes
+            [type(own.get("weight")) for own in self._parameters],  # quantised ones are of other classes
             list(chain.from_iterable(children.values() for children in self._children)),
         )
 

@@ -204,7 +204,8 @@ def _enter_call(model: nn.Module, args, kwargs):
 
 def _leave_call(model: nn.Module, args, output):
     """Forward hook of the model: nothing that belongs to one call outlives it."""
-    model._diffratio_model.memo = None
+    shared = model._diffratio_model
+    shared.memo, shared.over = None, True
 
 
 def _embed_timestep(embedding: nn.Module, args, kwargs):

@@ -64,7 +64,8 @@ def routed_layers(model: nn.Module) -> list[RoutedLayer]:
     if shared is not None:
         for layer in layers:
             layer.model = shared
-        holders = {layer.name.rpartition(".")[0] for layer in layers}
+        paths = [layer.name.split(".")[:-1] for layer in layers]
+        holders = {".".join(path[:n]) for path in paths for n in range(len(path) + 1)}
         children = [model.get_submodule(name)._modules for name in sorted(holders)]
         shared.layers, shared.parents = layers, [(now, list(now.values())) for now in children]
     return layers

@@ -33,6 +33,9 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
         refuse_transforms()
         layer.inspect()
     call = layer.spec.bind(block, *args, **kwargs)
+    if not isinstance(call, Call):
+        spec = type(layer.spec).__name__
+        raise TypeError(f"{layer.name}: {spec}.bind must return a Call, got {type(call).__name__}")
     given, image = call.image.tokens, call.image
     if not torch.compiler.is_compiling():
         _check(layer, call)
@@ -81,9 +84,18 @@ def _check(layer: RoutedLayer, call: Call) -> None:
         right = right and weight.shape == (width,) and weight.device == x.device
     if isinstance(cross, CrossAttention):
         text = cross.keys_values.shape
-        right = right and text[0] == batch and text[2:] == (2, width)
+        right = right and text[0] == batch and len(text) == 4 and text[2] == 2
+        right = right and (cross.lengths is None or _fit(cross.lengths, batch, text[1], x.device))
     if not right:
         _name_what_is_wrong(layer, call)
+
+
+def _fit(lengths, batch: int, text_tokens: int, device: torch.device) -> bool:
+    """Whether lengths are int32 [B], and in 0..M where their values can be looked at."""
+    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int32 or lengths.shape != (batch,):
+        return False
+    values = lengths.tolist() if lengths.device.type == "cpu" and type(lengths) is Tensor else ()
+    return lengths.device == device and all(0 <= n <= text_tokens for n in values)
 
 
 def _name_what_is_wrong(layer: RoutedLayer, call: Call) -> None:
@@ -96,8 +108,11 @@ def _name_what_is_wrong(layer: RoutedLayer, call: Call) -> None:
         check.optional("router_bias", router.router_bias, "1")
     cross = call.after_attention
     if isinstance(cross, CrossAttention):
-        check.tensor("keys_values", cross.keys_values, "B M 2 D")
+        check.tensor("keys_values", cross.keys_values, "B M 2 E")
         check.optional("lengths", cross.lengths, "B", dtypes=(torch.int32,))
+        check.fail(
+            f"lengths must be in 0..{check.size('M')} (tokens of the text), got {cross.lengths.tolist()}"
+        )
 
 
 def _direct(x: Tensor) -> bool:

@@ -58,7 +58,10 @@ class SavedRouting:
 
     def put(self, x: Tensor, given: list[Tensor], *decision) -> None:
         """x: the block's input. given: all tensors that the block is called with."""
-        self._by_memory.setdefault(x.untyped_storage(), {})[_place(x)] = decision
+        decisions = self._by_memory.setdefault(x.untyped_storage(), {}).setdefault(
+            _place(x), deque(maxlen=64)
+        )
+        decisions.append((list(map(_mark, given)), decision))
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             self._by_bits.append((_checksums(given), x.shape, decision))
 
@@ -66,12 +69,23 @@ class SavedRouting:
         """The decision for this very input, if this is a recomputation inside a backward pass."""
         if not in_backward():
             return None
-        found = self._by_memory.get(x.untyped_storage(), {}).get(_place(x))
+        decisions = self._by_memory.get(x.untyped_storage(), {}).get(_place(x), ())
+        found = _latest(decisions, list(map(_mark, given)))
         if found is None and self._by_bits:
             bits = _checksums(given)
             same = (d for c, shape, d in reversed(self._by_bits) if shape == x.shape and torch.equal(c, bits))
             found = next(same, None)
         return found
+
+
+def _latest(decisions, marks: list[tuple]) -> tuple | None:
+    """The last decision of a call that was given these tensors; where others were made since, the last."""
+    of_these = [decision for known, decision in decisions if known == marks]
+    return (of_these or [decision for _, decision in decisions] or [None])[-1]
+
+
+def _mark(t: Tensor) -> tuple:
+    return t.data_ptr(), None if t.is_inference() else t._version
 
 
 def _place(x: Tensor) -> tuple:
@@ -123,6 +137,8 @@ class RoutedModel:
     """The model's `diffratio_ratios` while it learns them."""
     regions: list[int] | None = None
     """Of the current call, one for all samples or one per sample; None where no call has told."""
+    over: bool = False
+    """Whether that call has ended: its regions are those of the loss, and of no other call."""
     timesteps: list[float] | None = None
     """Of the current call, on the host; read only where regions or a recording need them."""
     record: list | None = None
@@ -134,7 +150,7 @@ class RoutedModel:
     layers: list[RoutedLayer] = field(default_factory=list)
     """As `routed_layers` found them last."""
     parents: list[tuple[dict, list]] = field(default_factory=list)
-    """What holds the layers' blocks: its children, and those of then."""
+    """What holds the layers' blocks, from the model down: its children, and those of then."""
 
     def __post_init__(self):
         self.rescale = Rescale(self.config.rescale, 2.0 if self.config.router_start == "identity" else 1.0)
@@ -159,6 +175,7 @@ class RoutedModel:
     def enter(self, timestep: Tensor | float | None) -> None:
         """Take the regions of a call's timesteps: one read by the host, none per block; and look at what the
         text was projected by."""
+        self.over = False
         if self.text is not None:
             self.text.check()
         if self.config.num_regions == 1 and self.record is None and self.ratios is None:
@@ -181,7 +198,7 @@ class RoutedModel:
         if not all(math.isfinite(t) for t in timesteps):
             raise ValueError(f"timestep must be finite, got {timesteps}")
         self.timesteps = timesteps
-        if regions == 1:
+        if regions == 1 or not timesteps:
             return [0]
         low, high = interval_of(self.units)
         slack = (high - low) * 2e-5  # schedulers that interpolate end a little outside
@@ -201,8 +218,8 @@ class RoutedModel:
         if self.regions is None or self.memo is None:
             timestep = layer.spec.timestep(layer.block, *args, **kwargs)
             if timestep is not None:
-                self.regions = self._regions(timestep)
-        if self.regions is None:
+                self.regions, self.over = self._regions(timestep), False
+        if self.regions is None or self.over:
             raise RuntimeError(
                 f"{layer.name}: no timestep was seen, and this model has {self.config.num_regions} timestep "
                 "regions; call the model, or whatever embeds its timestep, before its blocks"

@@ -41,7 +41,7 @@ class _Caption:
     step."""
 
     def __init__(self, module: PixArtAlphaTextProjection, shared: RoutedModel):
-        self.module, self.shared, self.cache = module, shared, TextCache()
+        self.module, self.shared, self.cache, self.act = module, shared, TextCache(), module.act_1
 
     def project(self, text: Tensor) -> Tensor:
         module, linears = self.module, (self.module.linear_1, self.module.linear_2)
@@ -52,6 +52,9 @@ class _Caption:
         ended = self.shared.text is None  # in a copy made inside of the context
         if ended or module.training or any(map(plain_linear, linears)) or hooked(module.act_1):
             return compute()
+        if module.act_1 is not self.act:
+            self.act = module.act_1
+            self.cache.invalidate()
         weights = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
         return self.cache(compute, text, *weights)
 

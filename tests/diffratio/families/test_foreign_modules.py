@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from diffratio import remove_diffratio, summary
 
@@ -87,6 +88,10 @@ def test_fused_qkv_projections_keep_the_outputs(tiny, grad):
     assert torch.equal(tiny.run(model, inputs), expected)
 
 
+def prune_half(linear):
+    prune.l1_unstructured(linear, "weight", 0.5)
+
+
 @pytest.mark.parametrize("name", [*LINEARS, "attn1", "attn1.to_out.1", "ff", "ff.net.0", "ff.net.1"])
 def test_a_forward_hook_inside_a_block_is_called_and_obeyed(tiny, model, name):
     inputs, calls = tiny.inputs(model), []
@@ -116,6 +121,35 @@ def test_a_hook_in_the_cross_attention_is_called_and_obeyed(tiny, name):
     module.register_forward_hook(lambda module, args, output: calls.append(name) or 3 * output)
     assert not close(tiny.run(model, inputs), expected, 1e-4)
     assert calls == [name]
+
+
+def test_a_hook_may_keep_what_its_module_was_given(tiny, model):
+    """Rows are changed in place where no module has seen them."""
+    inputs, names = tiny.inputs(model), [name for name, _ in model.transformer_blocks[0].named_modules()]
+    tiny.route(model)
+    for name in names:
+        if name and "norm" not in name:  # norms are not called: hooks on them are refused
+            kept, module = [], model.transformer_blocks[0].get_submodule(name)
+            hook = module.register_forward_hook(
+                lambda module, args, _, kept=kept: kept.extend((t, t.clone()) for t in args)
+            )
+            tiny.run(model, inputs)
+            hook.remove()
+            assert all(torch.equal(now, then) for now, then in kept), name
+
+
+@pytest.mark.parametrize("change", [prune_half, parametrizations.weight_norm], ids=["prune", "weight_norm"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_weight_that_became_computed_is_called(tiny, model, change, grad):
+    inputs, twin = tiny.inputs(model), copy.deepcopy(model)
+    tiny.route(model)
+    tiny.run(model, inputs)
+    change(model.transformer_blocks[0].ff.net[2])
+    change(twin.transformer_blocks[0].ff.net[2])
+    tiny.route(twin)
+    twin.load_state_dict(model.state_dict())
+    assert close(tiny.run(model, inputs, grad), tiny.run(twin, inputs, grad), 1e-5)
+    assert summary(model)[0].path == "modules"
 
 
 @pytest.mark.parametrize("grad", [False, True])

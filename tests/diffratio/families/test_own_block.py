@@ -1,14 +1,17 @@
 """Other people's DiTs: a block class of one's own, taught by register_block_spec."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+from torch.utils.checkpoint import checkpoint
 
 from diffratio import (
     Call,
+    CrossAttention,
     DiffRatioConfig,
     Mlp,
     SelfAttention,
@@ -107,6 +110,14 @@ class ProductSpec(OwnSpec):
         return SelfAttention((q, k, v), out, HEADS), Mlp(up, down, block.down.bias)
 
 
+class UnknownFc2Spec(ProductSpec):
+    """Says nothing of what fc2 adds."""
+
+    def branches(self, block):
+        attention, mlp = super().branches(block)
+        return attention, Mlp(mlp.fc1, mlp.fc2)
+
+
 class FusedSpec(ProductSpec):
     """Gives the raw weights."""
 
@@ -117,7 +128,7 @@ class FusedSpec(ProductSpec):
         return None
 
 
-SPECS = [OwnSpec, ProductSpec, FusedSpec]
+SPECS = [OwnSpec, ProductSpec, UnknownFc2Spec, FusedSpec]
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +193,105 @@ def test_a_spec_whose_tensors_do_not_fit_is_an_error_by_name(tiny):
     for grad in (False, True):
         with pytest.raises(ValueError, match=r"layers.0: modulation must be \[B, 6, D\] with B=2"):
             call(model, grad)
+
+
+def narrow(inputs, rows):
+    return inputs[:, : WIDTH // 2]
+
+
+TEXT = torch.randn(2, 5, 2, WIDTH)
+WRONG = {
+    "attention too narrow": ({"attention": narrow}, "attention of a Call"),
+    "attention of one row": ({"attention": lambda x, rows: x[:1]}, "attention of a Call"),
+    "attention of nothing": ({"attention": lambda x, rows: None}, "attention of a Call .* NoneType"),
+    "after attention one column": ({"after": lambda x, rows: x[:, :1]}, "after_attention of a Call"),
+    "MLP too narrow": ({"mlp": narrow}, "mlp of a Call"),
+    "MLP of a tuple": ({"mlp": lambda x, rows: (x, x)}, "mlp of a Call .* tuple"),
+    "fc2 too narrow": ({"mlp": Mlp(nn.Linear(WIDTH, 64), nn.Linear(64, 16))}, "of a Call|branch"),
+    "value too narrow": ({"widths": (32, 32, 16)}, "SelfAttention.project|value"),
+    "lengths above M": ({"lengths": torch.tensor([3, 9], dtype=torch.int32)}, "lengths"),
+    "lengths below 0": ({"lengths": torch.tensor([3, -1], dtype=torch.int32)}, "lengths"),
+    "lengths of one sample": ({"lengths": torch.tensor([3], dtype=torch.int32)}, "lengths"),
+    "lengths in int64": ({"lengths": torch.tensor([3, 2])}, "lengths"),
+    "lengths in a list": ({"lengths": [3, 2]}, "lengths"),
+}
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["modules", "weights"])
+@pytest.mark.parametrize("way", ["inference", "training", "two bins"])
+@pytest.mark.parametrize(("wrong", "words"), WRONG.values(), ids=WRONG)
+def test_a_part_that_does_not_fit_is_named(tiny, wrong, words, way, raw):
+    """Inference launches kernels that do not look, and torch would broadcast."""
+
+    class Wrong(FusedSpec if raw else ProductSpec):
+        def bind(self, block, condition, tokens, *, note="none"):
+            call = super().bind(block, condition, tokens, note=note)
+            image = call.image
+            image.attention = wrong.get("attention", image.attention)
+            image.mlp = wrong.get("mlp", image.mlp)
+            call.after_attention = wrong.get("after")
+            if "widths" in wrong:
+                parts = (self.product(nn.Linear(WIDTH, width)) for width in wrong["widths"])
+                image.attention = SelfAttention(tuple(parts), image.attention.out, HEADS)
+            if "lengths" in wrong:
+                query, out = self.product(block.q), self.product(block.out)
+                call.after_attention = CrossAttention(query, out, HEADS, TEXT, wrong["lengths"])
+            return call
+
+    register_block_spec(OwnBlock, Wrong())
+    model = tiny.route(OwnModel(layers=1), 0.5)
+    if way == "two bins":
+        learn_ratios(model, start=0.55)
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(model, grad=way != "inference")
+
+
+def test_a_spec_that_gives_no_call_is_named(tiny):
+    class Streams(FusedSpec):
+        def bind(self, block, condition, tokens, *, note="none"):
+            return super().bind(block, condition, tokens, note=note).image
+
+    register_block_spec(OwnBlock, Streams())
+    with pytest.raises(TypeError, match="layers.0: Streams.bind must return a Call, got Stream"):
+        call(tiny.route(OwnModel()))
+
+
+def test_one_input_at_two_timesteps_is_recomputed_as_it_was(tiny):
+    """Checkpointing's recomputation finds its decision by the block's input, which both calls share."""
+    register_block_spec(OwnBlock, FusedSpec())
+    tokens = torch.randn(2, 20, WIDTH)
+    grads = []
+    for share in (tokens, tokens.clone()):
+        torch.manual_seed(0)
+        model = tiny.route(OwnModel(layers=1), num_regions=2, overrides={0: [0.2, 0.7]})
+        layer, conditions = model.layers[0], torch.randn(2, 2, WIDTH)
+        outputs = []
+        for timestep, inputs, condition in zip((100, 900), (tokens, share), conditions, strict=True):
+            model._diffratio_model.enter(torch.tensor([timestep]))
+            forward = partial(layer, note="keyword")
+            outputs.append(checkpoint(forward, condition, inputs, use_reentrant=False)[0])
+        (outputs[0].square().sum() + 3 * outputs[1].square().sum()).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[1])
+
+
+def test_a_forward_past_the_call_has_no_regions_of_the_call_before(tiny):
+    register_block_spec(OwnBlock, FusedSpec())
+    model = tiny.route(OwnModel(), num_regions=2, overrides={0: [0.2, 0.7]})
+    call(model)
+    with pytest.raises(RuntimeError, match="layers.0: no timestep was seen"):
+        model.forward(torch.randn(2, 20, WIDTH), torch.tensor([900, 900]))
+
+
+def test_a_copied_block_in_a_new_list_belongs_to_the_model(tiny):
+    register_block_spec(OwnBlock, FusedSpec())
+    model = tiny.route(OwnModel(), 0.5)
+    learn_ratios(model, start=0.55)
+    call(model, grad=True)
+    model.layers = nn.ModuleList([*model.layers, copy.deepcopy(model.layers[0])])
+    call(model, grad=True).square().sum().backward()
+    assert all(layer._diffratio.model is model._diffratio_model for layer in model.layers)
+    assert [layer._diffratio.name for layer in model.layers] == [f"layers.{i}" for i in range(4)]
 
 
 def test_the_summary_names_blocks_wherever_they_lie_and_why_they_run_as_modules(tiny):

@@ -74,6 +74,18 @@ def test_blocks_compiled_one_by_one_share_the_graphs_of_all_regions(tiny, graphs
     assert graphs.compiled <= 6  # any count and one count, for each stride of x, with a batch that moves
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1)], ids=str)
+def test_a_compiled_block_takes_batches_that_mix_regions(tiny, graphs, order):
+    model = tiny.make("pixart", num_layers=1)
+    tiny.route(model, 0.0, num_regions=2, overrides={0: [0.5, 0.2]})
+    eager = copy.deepcopy(model)
+    model.transformer_blocks[0].compile(fullgraph=True, backend=graphs)
+    mixes = [10, 10], [10, 900], [900, 10]
+    for timestep in (mixes[n] for n in order):
+        expected = call(tiny, eager, timestep=timestep)
+        torch.testing.assert_close(call(tiny, model, timestep=timestep), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["attn1.to_q", "ff", "ff.net.0"])
 def test_a_hook_between_apply_and_compile_is_obeyed(tiny, graphs, name):
     model = tiny.route(tiny.pixart(num_layers=1), 0.5)

@@ -84,6 +84,22 @@ def test_the_host_reads_the_table_once_per_step_and_not_per_block(tiny, model, m
             table.ratios -= 1e-3 * table.ratios.grad.sign()
 
 
+def test_a_table_that_was_read_in_inference_mode_trains(tiny, model):
+    learn_ratios(tiny.route(model, num_regions=2), start=0.75)
+    inputs = tiny.inputs(model, [100, 900])
+    with torch.inference_mode():
+        model.train()(**inputs)
+    (tiny.run(model, inputs, grad=True).square().mean() + diffratio_loss(model, 0.5, 1.0)).backward()
+    assert table_of(model).ratios.grad.abs().min() > 0
+
+
+def test_an_empty_batch_with_regions_is_empty(tiny):
+    model = tiny.route(tiny.dit(), num_regions=2)
+    inputs = tiny.inputs(model, [100, 900])
+    nothing = {name: t[:0] if isinstance(t, torch.Tensor) else t for name, t in inputs.items()}
+    assert tiny.run(model, nothing).shape[0] == 0
+
+
 def test_the_ratio_loss_is_that_of_the_last_batch(tiny, model):
     table = learn_ratios(tiny.route(model, num_regions=2))
     fill(table, [[0.9, 0.5], [0.7, 0.3], [0.8, 0.4]])

@@ -120,6 +120,7 @@ CHANGES = {
     "keys in place": lambda m, i: [edit(linear.weight) for linear in each(m, "attn2.to_k")],
     "values' bias in place": lambda m, i: [edit(linear.bias) for linear in each(m, "attn2.to_v")],
     "caption projection in place": lambda m, i: edit(m.caption_projection.linear_1.weight),
+    "caption activation replaced": lambda m, i: setattr(m.caption_projection, "act_1", nn.SiLU()),
     "data replaced": lambda m, i: replace_data(m),
     "load_state_dict": lambda m, i: m.load_state_dict({n: t * 1.5 for n, t in m.state_dict().items()}),
     "load_state_dict with assign": lambda m, i: m.load_state_dict(

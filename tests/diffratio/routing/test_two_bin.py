@@ -317,7 +317,7 @@ def test_autocast_trains_in_bfloat16(tiny, model, passes):
 
 def test_another_batch_than_the_timesteps_is_a_named_error(tiny):
     model = learn(tiny, tiny.pixart(num_layers=1), [[0.9, 0.5]])
-    tiny.run(model, tiny.inputs(model, [900, 100]), grad=True)
+    model.adaln_single(torch.tensor([900, 100]), hidden_dtype=torch.float32)
     x, text, timestep = torch.randn(3, 12, 32), torch.randn(3, 5, 32), torch.randn(3, 192)
     with pytest.raises(
         ValueError, match="timestep holds 2 values in several regions, the blocks get a batch of 3"

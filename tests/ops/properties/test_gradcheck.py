@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad, gradcheck
 
 import diffratio_kernels as dk
-from diffratio_kernels.testing.cases import ModBlockCase, TwoBinCase, two_bin_arguments
+from diffratio_kernels.testing.cases import ModBlockCase, TwoBinCase, operator_calls, two_bin_arguments
 
 KEEPS = {"uniform": (3, 3), "per sample": (1, 4), "a sample without": (0, 4)}
 BINS = {  # kept by the small bin, by the large one
@@ -154,6 +154,25 @@ def test_two_bin_blend(backend, rescale, bins):
     arguments = two_bins("two_bin_blend", bins_of(bins), rescale=rescale, score_scale=2.0)
     names = check(dk.two_bin_blend, arguments | {"backend": backend}, fast=True)
     assert names == {"x", "hidden", "branch", "gate", "logits", "weight_large"}
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("cpu", torch.float64), ("triton", torch.float32)])
+def test_a_second_derivative_is_an_error_and_not_a_part_of_one(backend, dtype):
+    """Also where the incoming gradient is a constant, as that of a sum."""
+    calls = operator_calls(backend, dtype, "cpu", case=ModBlockCase(keep=(3, 3), **SMALL))
+    differentiable = {op: call for op, call in calls.items() if call.differentiable}
+    assert len(differentiable) >= 7
+    for call in differentiable.values():
+        floats = {
+            n: t for n, t in call.arguments.items() if isinstance(t, torch.Tensor) and t.is_floating_point()
+        }
+        leaves = {name: t.detach().requires_grad_() for name, t in floats.items()}
+        result = call.function(**call.arguments | leaves)
+        outs = result if isinstance(result, tuple) else (result,)
+        total = sum(out.sum() for out in outs if out.is_floating_point())
+        grads = torch.autograd.grad(total, list(leaves.values()), create_graph=True, allow_unused=True)
+        with pytest.raises(NotImplementedError, match="only first derivatives are implemented"):
+            sum(g.square().sum() for g in grads if g is not None).backward()
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
