@@ -1,7 +1,7 @@
 """Makes the models in python/diffratio/toy/assets, whose weights are stored in fp16:
 
-    python tools/toy_weights.py model OUT python/diffratio/toy/assets/shapes  # OUT: toy/pretrain.py
-    python tools/toy_weights.py lt30                                          # fine-tunes the digits model
+    python -m tools.toy_weights model OUT python/diffratio/toy/assets/shapes  # OUT: toy_pretrain.py
+    python -m tools.toy_weights lt30                                          # fine-tunes the digits model
 
 One thread of a CPU takes 10 minutes to fine-tune. The `digits-lt30` that ships was fine-tuned from the digits
 model before its weights were rounded. Evaluation's classifiers: `python -m diffratio.evaluation.classifier`.
@@ -21,9 +21,9 @@ from diffratio import load_diffratio
 from diffratio.data import load_dataset
 from diffratio.diffusion.prediction import prediction_error
 from diffratio.toy import DIGITS_LT30, load_pixart
-from diffratio.toy.pretrain import LOG_FILE, Log
 from diffratio.train import TrainArguments, train
 from diffratio.train.run_log import LOG, RATIOS, RUN, read_lines
+from tools.toy_pretrain import LOG_FILE, Log
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

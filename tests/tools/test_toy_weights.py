@@ -1,7 +1,6 @@
 """How the models that ship are stored, and how the sparse one was made."""
 
 import json
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,10 +13,8 @@ from diffratio.diffusion.prediction import prediction_error
 from diffratio.evaluation.target import load_target
 from diffratio.routing.adapter_file import RATIOS, WEIGHTS_NAME, read_weights
 from diffratio.toy import DIGITS_LT30, load_pixart, small_pixart
-from diffratio.toy.pretrain import LOG_FILE
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import toy_weights
+from tools import toy_weights
+from tools.toy_pretrain import LOG_FILE
 
 
 def call(*arguments):

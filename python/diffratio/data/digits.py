@@ -46,12 +46,6 @@ def load_split(split: str) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(digits.target[rows]).long()
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """``shift_and_jitter`` with numbers from ``generator``."""
-    chance = torch.rand(images.shape[0], generator=generator)
-    return shift_and_jitter(images, chance, torch.rand(images.shape, generator=generator))
-
-
 def shift_and_jitter(images: Tensor, chance: Tensor, jitter: Tensor) -> Tensor:
     """Shift some images by one pixel to the left or right and blur the 17 grey levels into a continuum.
 

@@ -11,7 +11,7 @@ from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.prediction import prediction_error
 from diffratio.diffusion.sampling import GuidedText, sample
 from diffratio.toy import PRETRAINED, load_pixart, small_pixart
-from diffratio.toy.pretrain import LOG_FILE
+from tools.toy_pretrain import LOG_FILE
 
 
 class Oracle(nn.Module):

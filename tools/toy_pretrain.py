@@ -1,9 +1,9 @@
 """Pretraining of the small models. These commands made what tools/toy_weights.py stored in `assets`:
 
-    python -m diffratio.toy.pretrain digits OUT --steps 4000 --batch 64
-    python -m diffratio.toy.pretrain shapes FIRST --steps 3200
-    python -m diffratio.toy.pretrain shapes SECOND --from FIRST --steps 2200 --seed 1
-    python -m diffratio.toy.pretrain shapes OUT --from SECOND --steps 6000 --seed 2
+    python -m tools.toy_pretrain digits OUT --steps 4000 --batch 64
+    python -m tools.toy_pretrain shapes FIRST --steps 3200
+    python -m tools.toy_pretrain shapes SECOND --from FIRST --steps 2200 --seed 1
+    python -m tools.toy_pretrain shapes OUT --from SECOND --steps 6000 --seed 2
 
 One thread of a CPU is enough (25 minutes for digits, an hour for shapes). The same seed on the same machine
 and versions gives the same weights; the log next to them says which they were.
@@ -25,12 +25,12 @@ from diffusers import DDPMScheduler, PixArtTransformer2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ..data import BUILT_IN, CaptionedDataset, load_dataset
-from ..data.digits import Digits, augment, load_split
-from ..diffusion.prediction import prediction_error
-from ..diffusion.schedules import noise_schedule
-from ..progress import progress_bar
-from .small_pixart import load_pixart, small_pixart
+from diffratio.data import BUILT_IN, CaptionedDataset, load_dataset
+from diffratio.data.digits import Digits, load_split, shift_and_jitter
+from diffratio.diffusion import noise_schedule
+from diffratio.diffusion.prediction import prediction_error
+from diffratio.progress import progress_bar
+from diffratio.toy import load_pixart, small_pixart
 
 LOG_FILE = "train_log.jsonl"
 
@@ -95,6 +95,12 @@ def v_mse(
     noisy = schedule.add_noise(images, noise, timesteps)
     predicted = model(noisy, encoder_hidden_states=tokens, timestep=timesteps).sample
     return torch.nn.functional.mse_loss(predicted, schedule.get_velocity(images, noise, timesteps))
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """``shift_and_jitter`` with numbers from ``generator``."""
+    chance = torch.rand(images.shape[0], generator=generator)
+    return shift_and_jitter(images, chance, torch.rand(images.shape, generator=generator))
 
 
 def draw_digits(digits: Digits, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
