@@ -9,10 +9,10 @@ import torch
 from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.data import load_dataset
 from diffratio.routing.find import routed_blocks
-from diffratio.toy import small_pixart
 from diffratio.train.arguments import TrainArguments
 from diffratio.train.checkpoints import MANIFEST
 from diffratio.train.result import ADAPTER, write_model
+from tools.toy_pretrain import small_pixart
 
 LAYERS, REGIONS, STEPS = 2, 2, (1, 2, 3)
 # Compression [L][R] of the model of each checkpoint.

@@ -14,8 +14,8 @@ from diffratio.data import load_dataset
 from diffratio.data.digits import load_split
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.prediction import prediction_error
-from diffratio.toy import PRETRAINED, load_pixart, small_pixart
-from tools.toy_pretrain import LAYERS, LOG_FILE, Recipe, augment, draw, fit, main, v_mse
+from diffratio.toy import PRETRAINED, load_pixart
+from tools.toy_pretrain import LAYERS, LOG_FILE, Recipe, augment, draw, fit, main, small_pixart, v_mse
 
 
 def pretrain(*arguments):

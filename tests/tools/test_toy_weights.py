@@ -12,9 +12,9 @@ from diffratio.data import load_dataset
 from diffratio.diffusion.prediction import prediction_error
 from diffratio.evaluation.target import load_target
 from diffratio.routing.adapter_file import RATIOS, WEIGHTS_NAME, read_weights
-from diffratio.toy import DIGITS_LT30, load_pixart, small_pixart
+from diffratio.toy import DIGITS_LT30, load_pixart
 from tools import toy_weights
-from tools.toy_pretrain import LOG_FILE
+from tools.toy_pretrain import LOG_FILE, small_pixart
 
 
 def call(*arguments):

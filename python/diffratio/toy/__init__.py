@@ -1,5 +1,23 @@
-"""Small diffusion transformers that one CPU thread can train: diffusers' PixArt with PixArt's own start."""
+"""The small diffusion transformers that ship with the package: diffusers' PixArt of a million parameters."""
 
-from .small_pixart import DIGITS_LT30, PRETRAINED, load_pixart, small_pixart
+from pathlib import Path
 
-__all__ = ["DIGITS_LT30", "PRETRAINED", "load_pixart", "small_pixart"]
+import torch
+from diffusers import PixArtTransformer2DModel
+
+_ASSETS = Path(__file__).parent / "assets"
+PRETRAINED = {name: _ASSETS / name for name in ("digits", "shapes")}
+"""Folders of the dense models, by data set."""
+DIGITS_LT30 = _ASSETS / "digits-lt30"
+"""The model of the digits, fine-tuned until it had learned how much each block keeps at which timesteps
+(DiffRatio-LT, 30 % compression on average): weights, and the adapter beside them."""
+
+
+def load_pixart(folder: Path | str, device: torch.device | str = "cpu") -> PixArtTransformer2DModel:
+    """Return the model that diffusers' ``save_pretrained`` wrote to ``folder``, for inference."""
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"folder {str(folder)!r} holds no model (config.json is missing)")
+    model = PixArtTransformer2DModel.from_pretrained(
+        folder, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
+    )
+    return model.eval().to(device)

@@ -10,8 +10,8 @@ from diffratio.data import load_dataset
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.prediction import prediction_error
 from diffratio.diffusion.sampling import GuidedText, sample
-from diffratio.toy import PRETRAINED, load_pixart, small_pixart
-from tools.toy_pretrain import LOG_FILE
+from diffratio.toy import PRETRAINED, load_pixart
+from tools.toy_pretrain import LOG_FILE, small_pixart
 
 
 class Oracle(nn.Module):

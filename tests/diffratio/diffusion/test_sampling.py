@@ -4,7 +4,8 @@ import torch
 from diffratio.data import load_dataset
 from diffratio.diffusion import sampling
 from diffratio.diffusion.sampling import GuidedText, sample
-from diffratio.toy import PRETRAINED, load_pixart, small_pixart
+from diffratio.toy import PRETRAINED, load_pixart
+from tools.toy_pretrain import small_pixart
 
 
 @pytest.fixture(scope="module")

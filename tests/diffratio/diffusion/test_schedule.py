@@ -16,7 +16,8 @@ from diffratio.data import load_dataset
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.schedules import read_schedule
 from diffratio.evaluation.target import load_target
-from diffratio.toy import DIGITS_LT30, PRETRAINED, small_pixart
+from diffratio.toy import DIGITS_LT30, PRETRAINED
+from tools.toy_pretrain import small_pixart
 
 FEW = ["--samples", "4", "--steps", "2", "--device", "cpu"]
 

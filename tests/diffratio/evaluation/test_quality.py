@@ -4,7 +4,8 @@ import torch
 from diffratio.data import load_dataset
 from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.target import load_target
-from diffratio.toy import DIGITS_LT30, PRETRAINED, load_pixart, small_pixart
+from diffratio.toy import DIGITS_LT30, PRETRAINED, load_pixart
+from tools.toy_pretrain import small_pixart
 
 SETTINGS = SampleSettings(samples=40, seed=0, steps=6, guidance=2.0)
 

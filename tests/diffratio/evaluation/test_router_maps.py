@@ -5,7 +5,7 @@ from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.data import load_dataset
 from diffratio.evaluation.router_maps import auc, router_auc, router_logits, token_masks
 from diffratio.routing.find import routed_blocks
-from diffratio.toy import small_pixart
+from tools.toy_pretrain import small_pixart
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from diffratio.data import load_dataset
 from diffratio.diffusion import sampling_scheduler
 from diffratio.evaluation.target import load_target
 from diffratio.routing.adapter_file import RATIOS, WEIGHTS_NAME, read_weights
-from diffratio.toy import DIGITS_LT30, PRETRAINED, load_pixart, small_pixart
+from diffratio.toy import DIGITS_LT30, PRETRAINED, load_pixart
+from tools.toy_pretrain import small_pixart
 
 
 def test_a_model_for_shapes_has_64_tokens_and_about_a_million_parameters():
