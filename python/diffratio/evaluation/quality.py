@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data import load_dataset
 from ..diffusion import PREDICTED
 from ..diffusion.prediction import QUARTILES, prediction_error
-from ..diffusion.sampling import GuidedText, sample
+from ..diffusion.sampling import sample
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
 
@@ -119,9 +119,11 @@ class Judge:
         tokens = self._batch["tokens"] if captions is None else self.held_out.encode(captions)
         return sample(
             model,
-            GuidedText(tokens, self.held_out.null_tokens, self.settings.guidance),
+            tokens,
+            self.held_out.null_tokens,
             seed=self.settings.seed,
             steps=self.settings.steps,
+            guidance=self.settings.guidance,
             side=self.held_out.size,
             schedule=schedule,
             bar=description if self.progress else None,

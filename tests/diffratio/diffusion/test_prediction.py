@@ -9,7 +9,7 @@ from torch import nn
 from diffratio.data import load_dataset
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.prediction import prediction_error
-from diffratio.diffusion.sampling import GuidedText, sample
+from diffratio.diffusion.sampling import sample
 from diffratio.toy import PRETRAINED, load_pixart
 from tools.toy_pretrain import LOG_FILE, small_pixart
 
@@ -82,12 +82,13 @@ def test_a_model_is_judged_and_sampled_by_its_own_schedule(kind):
     digits.batch = lambda rows: same
     model = Knowing(image, schedule)
     assert prediction_error(model, digits, samples=8, schedule=schedule).overall == pytest.approx(0, abs=1e-6)
-    text = GuidedText(same["tokens"][:2], digits.null_tokens, guidance=1.0)
-    found = sample(model, text, seed=0, steps=8, schedule=schedule, bar=None)
+    settings = {"seed": 0, "steps": 8, "guidance": 1.0, "bar": None}
+    text = same["tokens"][:2], digits.null_tokens
+    found = sample(model, *text, **settings, schedule=schedule)
     torch.testing.assert_close(found, image.expand_as(found), atol=0.02, rtol=0)
     if kind != "v_prediction":
         assert prediction_error(model, digits, samples=8).overall > 0.1
-        assert (sample(model, text, seed=0, steps=8, bar=None) - image).abs().max() > 0.5
+        assert (sample(model, *text, **settings) - image).abs().max() > 0.5
 
 
 def test_the_shipped_dense_model_repeats_its_log():

@@ -3,7 +3,7 @@ import torch
 
 from diffratio.data import load_dataset
 from diffratio.diffusion import sampling
-from diffratio.diffusion.sampling import GuidedText, sample
+from diffratio.diffusion.sampling import sample
 from diffratio.toy import PRETRAINED, load_pixart
 from tools.toy_pretrain import small_pixart
 
@@ -15,11 +15,11 @@ def digits():
 
 def test_chunks_change_nothing_but_the_size_of_a_forward(digits, monkeypatch):
     model, sizes = load_pixart(PRETRAINED["digits"]), []
-    text = GuidedText(digits.batch(range(5))["tokens"], digits.null_tokens)
-    together = sample(model, text, seed=1, steps=3, bar=None)
+    text = digits.batch(range(5))["tokens"], digits.null_tokens
+    together = sample(model, *text, seed=1, steps=3, bar=None)
     hook = model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     monkeypatch.setattr(sampling, "CHUNK", 2)
-    parts = sample(model, text, seed=1, steps=3, bar=None)
+    parts = sample(model, *text, seed=1, steps=3, bar=None)
     hook.remove()
     assert sizes == [4, 4, 4] * 2 + [2] * 3
     torch.testing.assert_close(parts, together, atol=1e-4, rtol=0)
@@ -39,7 +39,7 @@ def test_the_model_sees_the_null_text_first_and_the_guided_mean_is_used(digits):
     tokens, null = torch.full((2, 4, 32), 0.3), torch.full((4, 32), 0.1)
 
     def with_(tokens, guidance):
-        return sample(Echo(), GuidedText(tokens, null, guidance), seed=0, steps=2, bar=None)
+        return sample(Echo(), tokens, null, seed=0, steps=2, guidance=guidance, bar=None)
 
     # 0.1 + 2 (0.3 - 0.1) = 0.5
     torch.testing.assert_close(with_(tokens, 2.0), with_(torch.full((2, 4, 32), 0.5), 1.0))
@@ -48,11 +48,11 @@ def test_the_model_sees_the_null_text_first_and_the_guided_mean_is_used(digits):
 
 def test_samples_are_images_in_range_and_depend_on_the_seed_alone(digits):
     model = load_pixart(PRETRAINED["digits"])
-    text = GuidedText(digits.batch(range(4))["tokens"], digits.null_tokens)
-    images = sample(model, text, seed=5, steps=3, bar=None)
+    text = digits.batch(range(4))["tokens"], digits.null_tokens
+    images = sample(model, *text, seed=5, steps=3, bar=None)
     assert images.shape == (4, 1, 8, 8) and images.dtype == torch.float32 and images.abs().max() <= 1
-    assert torch.equal(images, sample(model, text, seed=5, steps=3, bar=None))
-    assert not torch.equal(images, sample(model, text, seed=6, steps=3, bar=None))
+    assert torch.equal(images, sample(model, *text, seed=5, steps=3, bar=None))
+    assert not torch.equal(images, sample(model, *text, seed=6, steps=3, bar=None))
 
 
 def test_guidance_0_ignores_the_text(digits):
@@ -60,8 +60,8 @@ def test_guidance_0_ignores_the_text(digits):
     words = [digits.encode([digit] * 3) for digit in ("2", "7")]
 
     def drawn(guidance):
-        texts = [GuidedText(tokens, digits.null_tokens, guidance) for tokens in words]
-        return [sample(model, text, seed=0, steps=3, bar=None) for text in texts]
+        texts = [(tokens, digits.null_tokens) for tokens in words]
+        return [sample(model, *text, seed=0, steps=3, guidance=guidance, bar=None) for text in texts]
 
     assert torch.equal(*drawn(0.0))
     assert not torch.allclose(*drawn(2.0))
