@@ -54,35 +54,39 @@ class DiffRatioConfig:
     timestep_units: str | tuple[float, float] | None = None
 
     def __post_init__(self):
-        # Plain numbers: what numpy gives cannot be saved.
-        object.__setattr__(self, "compression", _tenths("compression", self.compression) / 10)
         regions = self.num_regions
         if isinstance(regions, bool) or not isinstance(regions, Integral) or not 1 <= regions <= 1000:
-            raise ValueError(f"num_regions={self.num_regions!r} must be an integer in 1..1000")
-        object.__setattr__(self, "num_regions", int(regions))
-        if self.rescale not in RESCALE:
-            raise ValueError(f"rescale={self.rescale!r} must be one of {RESCALE}")
-        if self.router_start not in STARTS:
-            raise ValueError(f"router_start={self.router_start!r} must be one of {STARTS}")
+            raise ValueError(f"num_regions={regions!r} must be an integer in 1..1000")
+        for name, choices in (("rescale", RESCALE), ("router_start", STARTS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
         if not isinstance(self.router_bias, bool):
             raise ValueError(f"router_bias={self.router_bias!r} must be True or False")
-        object.__setattr__(self, "timestep_units", _units(self.timestep_units))
         if not isinstance(self.overrides, dict):
             raise ValueError(f"overrides={self.overrides!r} must be a dict of layer -> compression")
-        for layer, value in self.overrides.items():
-            if not isinstance(layer, Integral) or isinstance(layer, bool):
-                raise ValueError(f"overrides: layer {layer!r} must be an integer")
-            if isinstance(value, (list, tuple)) and len(value) != self.num_regions:
-                raise ValueError(
-                    f"overrides[{layer}]={value!r} must hold num_regions={self.num_regions} values"
-                )
-        # A copy: the caller's dict and lists may change later, and must not change a checked config.
-        copied = {int(layer): _compressions(layer, value) for layer, value in self.overrides.items()}
-        object.__setattr__(self, "overrides", copied)
+        # Plain numbers: what numpy gives cannot be saved. And copies: the caller's dict and lists may change.
+        for name, value in {
+            "compression": _tenths("compression", self.compression) / 10,
+            "num_regions": int(regions),
+            "timestep_units": _units(self.timestep_units),
+            "overrides": dict(self._override(*one) for one in self.overrides.items()),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def _override(self, layer: int, value) -> tuple[int, float | list[float]]:
+        """One of the overrides in plain numbers."""
+        if not isinstance(layer, Integral) or isinstance(layer, bool):
+            raise ValueError(f"overrides: layer {layer!r} must be an integer")
+        name = f"overrides[{layer}]"
+        if not isinstance(value, (list, tuple)):
+            return int(layer), _tenths(name, value) / 10
+        if len(value) != self.num_regions:
+            raise ValueError(f"{name}={value!r} must hold num_regions={self.num_regions} values")
+        return int(layer), [_tenths(name, one) / 10 for one in value]
 
     def kept_tenths(self, layers: int) -> list[list[int]]:
         """The table [L][R] of kept tenths for a model with that many routed layers."""
-        table = [[10 - _tenths("compression", self.compression)] * self.num_regions for _ in range(layers)]
+        table = [[self.compression] * self.num_regions for _ in range(layers)]
         named: dict[int, int] = {}
         for layer, value in self.overrides.items():
             if not -layers <= layer < layers:
@@ -94,9 +98,8 @@ class DiffRatioConfig:
                 raise ValueError(
                     f"overrides: layers {other} and {layer} are the same one of {layers} routed layers"
                 )
-            values = value if isinstance(value, (list, tuple)) else [value] * self.num_regions
-            table[layer] = [10 - _tenths(f"overrides[{layer}]", one) for one in values]
-        return table
+            table[layer] = value if isinstance(value, list) else [value] * self.num_regions
+        return [[10 - round(10 * one) for one in row] for row in table]
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
@@ -132,14 +135,6 @@ def _units(value):
             f"timestep_units={value!r} must be 'training', 'noise' or an interval (low, high) of numbers"
         )
     return float(value[0]), float(value[1])
-
-
-def _compressions(layer: int, value) -> float | list[float]:
-    """One compression, or one per region, as plain numbers."""
-    name = f"overrides[{layer}]"
-    if isinstance(value, (list, tuple)):
-        return [_tenths(name, one) / 10 for one in value]
-    return _tenths(name, value) / 10
 
 
 def _tenths(name: str, value: float) -> int:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.captioned import CaptionedDataset
-from .schedules import noise_schedule
+from .schedules import noise_schedule, target_of
 
 QUARTILES = 4
 _CHUNK = 128
@@ -44,37 +44,20 @@ def prediction_error(
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.linspace(0, 999, n).long()[torch.randperm(n, generator=generator)]
-    # Sorted, so that a batch needs few timestep regions.
-    order = timesteps.argsort()
-    images, tokens, timesteps, noise = (x[order] for x in (images, tokens, timesteps, noise))
-    chunks = zip(*(x.split(_CHUNK) for x in (images, tokens, timesteps, noise)), strict=True)
-    errors = torch.cat([_errors(model, schedule, *chunk) for chunk in chunks])
-    quartile = timesteps * QUARTILES // 1000
+    order = timesteps.argsort()  # a batch needs few timestep regions then
+    anchor, errors = next(model.parameters()), []
+    for rows in order.split(_CHUNK):
+        clean, some_noise, timestep = images[rows], noise[rows], timesteps[rows]
+        predicted = model(
+            schedule.add_noise(clean, some_noise, timestep).to(anchor.device, anchor.dtype),
+            encoder_hidden_states=tokens[rows].to(anchor.device, anchor.dtype),
+            timestep=timestep.to(anchor.device),
+        ).sample
+        # A model that learns its variance predicts it in the second half of the channels.
+        predicted = predicted[:, : clean.shape[1]].cpu().double()
+        target = target_of(schedule, clean, some_noise, timestep).double()
+        errors.append((predicted - target).square().flatten(1).mean(1))
+    error, quartile = torch.cat(errors), timesteps[order] * QUARTILES // 1000
     return PredictionError(
-        errors.mean().item(), [errors[quartile == q].mean().item() for q in range(QUARTILES)]
+        error.mean().item(), [error[quartile == q].mean().item() for q in range(QUARTILES)]
     )
-
-
-def _errors(
-    model: nn.Module,
-    schedule: DDPMScheduler,
-    images: Tensor,
-    tokens: Tensor,
-    timesteps: Tensor,
-    noise: Tensor,
-) -> Tensor:
-    """Mean squared error of each sample, float64 [n] on the CPU."""
-    anchor = next(model.parameters())
-    noisy = schedule.add_noise(images, noise, timesteps)
-    targets = {"epsilon": noise, "sample": images}
-    target = targets.get(schedule.config.prediction_type)
-    if target is None:
-        target = schedule.get_velocity(images, noise, timesteps)
-    predicted = model(
-        noisy.to(anchor.device, anchor.dtype),
-        encoder_hidden_states=tokens.to(anchor.device, anchor.dtype),
-        timestep=timesteps.to(anchor.device),
-    ).sample
-    # A model that learns its variance predicts it in the second half of the channels.
-    predicted = predicted[:, : images.shape[1]]
-    return (predicted.cpu().double() - target.double()).square().flatten(1).mean(1)

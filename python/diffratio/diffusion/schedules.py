@@ -6,6 +6,7 @@ from pathlib import Path
 
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from torch import Tensor
 
 DIFFUSION_SCHEDULERS = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
 """Classes whose configs describe a diffusion with betas, as `DDPMScheduler` reads it: not flow matching."""
@@ -37,6 +38,13 @@ _SCHEDULE = {
 def noise_schedule() -> DDPMScheduler:
     """Return the schedule that the package's models were trained with."""
     return DDPMScheduler(**_SCHEDULE)
+
+
+def target_of(schedule: DDPMScheduler, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """Return what a model of ``schedule`` should predict, like ``clean`` and ``noise`` [n, ...]."""
+    if schedule.config.prediction_type == "v_prediction":
+        return schedule.get_velocity(clean, noise, timestep)
+    return noise if schedule.config.prediction_type == "epsilon" else clean
 
 
 def sampling_scheduler(schedule: DDPMScheduler | None = None) -> DPMSolverMultistepScheduler:

@@ -1,12 +1,12 @@
 """What a run starts from: a diffusers transformer with its noise schedule, LoRA, routers and ratios."""
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoModel, DDPMScheduler
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -94,21 +94,17 @@ def prepare_model(model: nn.Module, arguments: TrainArguments) -> nn.Module:
     """
     if arguments.train_mode == "lora":
         if arguments.mixed_precision == "bf16":
-            _cast(model.parameters(), torch.bfloat16)
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
         rank = arguments.rank
         model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
-        _cast((p for p in model.parameters() if p.requires_grad), torch.float32)
+        cast_training_params(model, torch.float32)
     add_routing(model, arguments)
     if arguments.gradient_checkpointing:
         transformer_of(model).enable_gradient_checkpointing()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError("train_mode: nothing is left to train")
     return model
-
-
-def _cast(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
-    for parameter in parameters:
-        parameter.data = parameter.data.to(dtype)
 
 
 def add_routing(model: nn.Module, arguments: TrainArguments) -> None:

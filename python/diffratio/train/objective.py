@@ -9,7 +9,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..diffusion import PREDICTED
+from ..diffusion.schedules import PREDICTED, target_of
 from ..progress import progress_bar
 from ..routing.find import transformer_of
 from .arguments import ArgumentError
@@ -52,7 +52,8 @@ class Objective:
         predicted = model(noisy, timestep=timestep, **self._condition(batch), return_dict=False)[0]
         # A model that learns its variance predicts it in the second half of the channels.
         predicted = predicted[:, : clean.shape[1]].float()
-        error = (predicted - self._target(clean, noise, timestep).float()).square().flatten(1).mean(1)
+        target = target_of(self.scheduler, clean, noise, timestep).float()
+        error = (predicted - target).square().flatten(1).mean(1)
         return error if self.snr_gamma is None else error * self._snr_weight(timestep)
 
     @property
@@ -73,12 +74,6 @@ class Objective:
             "encoder_attention_mask": batch.get("mask"),
             "added_cond_kwargs": sizes,
         }
-
-    def _target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        kind = self.scheduler.config.prediction_type
-        if kind == "v_prediction":
-            return self.scheduler.get_velocity(clean, noise, timestep)
-        return noise if kind == "epsilon" else clean
 
     def _snr_weight(self, timestep: Tensor) -> Tensor:
         """min(snr, gamma) in units of the clean image, divided by what the target weighs it with."""

@@ -17,7 +17,7 @@ from diffratio_kernels import __version__
 from ..names import located
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import Checkpoints
-from .run_log import LOG, RATIOS, RUN, JsonLines, replace_text
+from .run_log import LOG, RATIOS, RUN, append_line, cut_after, replace_text
 
 # What may differ between a run and its continuation.
 FREE = {
@@ -116,8 +116,8 @@ class Output:
             self.run |= {"arguments": arguments, "finished": None}
         self._start = start - self.run.get("seconds", 0.0)
         self._write_run()
-        self._log = JsonLines(self.root / LOG, self.resumes_from)
-        self._ratios = JsonLines(self.root / RATIOS, self.resumes_from)
+        for name in (LOG, RATIOS):
+            cut_after(self.root / name, self.resumes_from)
         config = {name: value for name, value in arguments.items() if value is not None}
         purge = None if self.resumes_from is None else self.resumes_from + 1
         self.accelerator.init_trackers("diffratio", config, {"tensorboard": {"purge_step": purge}})
@@ -125,14 +125,14 @@ class Output:
     def log(self, entry: dict) -> None:
         """Write one line of `log.jsonl`, and its numbers as curves."""
         if self.accelerator.is_main_process:
-            self._log.write(**entry)
+            append_line(self.root / LOG, entry)
         curves = {name: value for name, value in entry.items() if isinstance(value, float)}
         self.accelerator.log(curves, step=entry["step"])
 
     def log_ratios(self, step: int, ratios: list[list[float]]) -> None:
         """Write one line of `ratios.jsonl`, and a curve per layer; `ratios` are [L][R]."""
         if self.accelerator.is_main_process:
-            self._ratios.write(step=step, ratios=ratios)
+            append_line(self.root / RATIOS, {"step": step, "ratios": ratios})
         curves = {f"ratio/layer {i:02}": sum(row) / len(row) for i, row in enumerate(ratios)}
         self.accelerator.log(curves, step=step)
 
@@ -155,8 +155,6 @@ class Output:
         self.accelerator.end_training()
         if not self.accelerator.is_main_process:
             return {}
-        self._log.close()
-        self._ratios.close()
         self.run |= {"finished": _now(), "seconds": time.perf_counter() - self._start, **facts}
         self._write_run()
         return self.run

@@ -6,30 +6,23 @@ from pathlib import Path
 RUN, LOG, RATIOS = "run.json", "log.jsonl", "ratios.jsonl"
 
 
-class JsonLines:
-    """A file of one JSON object per line, each with a step. Lines after `step` (None: all) are dropped."""
+def append_line(path: Path, entry: dict) -> None:
+    """Write one line of `log.jsonl` or `ratios.jsonl`."""
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
 
-    def __init__(self, path: Path, step: int | None):
-        lines = [] if step is None else _whole_lines(path)
-        replace_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
-        self._file = path.open("a", buffering=1)
 
-    def write(self, **entry) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(entry) + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def cut_after(path: Path, step: int | None) -> None:
+    """Drop the lines of later steps, None: all of them."""
+    lines = [] if step is None else [line for line in read_lines(path) if line["step"] <= step]
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_lines(path: Path) -> list[dict]:
     """Return the lines of `log.jsonl` or `ratios.jsonl` without a last one that a kill cut off."""
-    return [json.loads(line) for line in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    return [line[:-1] for line in path.open() if line.endswith("\n")] if path.exists() else []
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.open() if line.endswith("\n")]
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from .controller import RatioController
 from .optimizer import trained
 from .sharding import is_sharded
 
-TRAINED, AVERAGE, PROGRESS = "trained.safetensors", "ema.safetensors", "progress.json"
+TRAINED, PROGRESS = "trained.safetensors", "progress.json"
 
 
 @dataclass
@@ -42,8 +43,9 @@ class RunState:
 
     def __post_init__(self):
         if not is_sharded(self.accelerator):  # accelerate saves the shards of FSDP itself
-            self.accelerator.register_save_state_pre_hook(self._save_trained)
-            self.accelerator.register_load_state_pre_hook(self._load_trained)
+            # It saves and loads what is left in the lists: nothing.
+            self.accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+            self.accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -69,44 +71,37 @@ class RunState:
         self.accelerator.save_state(str(folder))
         if not self.accelerator.is_main_process:
             return
+        save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, folder / TRAINED)
         # Not by accelerate's register_for_checkpointing, which unpickles whatever lies in the folder.
         progress = {"step": self.step, "schedule": self.schedule.state_dict()}
         if self.controller is not None:
             progress["controller"] = self.controller.state_dict()
         if self.ema is not None:
-            progress["ema"] = self.ema.state_dict()
-            tensors = progress["ema"].pop("shadow_params")
-            save_file({str(i): tensor.contiguous() for i, tensor in enumerate(tensors)}, folder / AVERAGE)
+            progress["ema"] = self.ema.state_dict() | {"shadow_params": None}
         (folder / PROGRESS).write_text(json.dumps(progress, indent=2) + "\n")
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote: the next step is the one that would have followed, bit by bit."""
         self.accelerator.load_state(str(folder))
+        saved, tensors = load_file(folder / TRAINED), self._tensors()
+        if saved.keys() != tensors.keys():
+            others = sorted(saved.keys() ^ tensors.keys())[:3]
+            raise ValueError(f"{folder}: {TRAINED} is of another model: {others}")
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])
         progress = json.loads((folder / PROGRESS).read_text())
         self.step = progress["step"]
         self.schedule.load_state_dict(progress["schedule"])
         if self.controller is not None:
             self.controller.load_state_dict(progress["controller"])
         if self.ema is not None:
-            tensors = load_file(folder / AVERAGE)
-            average = {"shadow_params": [tensors[str(i)] for i in range(len(tensors))]}
-            self.ema.load_state_dict(progress["ema"] | average)
-            self.ema.to(self.accelerator.device)
+            self.ema.load_state_dict(progress["ema"])
 
-    def _save_trained(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
-        weights.clear()  # accelerate saves what is left here: nothing
-        if self.accelerator.is_main_process:
-            save_file(self._trained(), Path(folder) / TRAINED)
-
-    def _load_trained(self, models: list[nn.Module], folder: str) -> None:
-        models.clear()  # accelerate loads what is left here: nothing
-        tensors, parameters = load_file(Path(folder) / TRAINED), self._trained()
-        if tensors.keys() != parameters.keys():
-            others = sorted(tensors.keys() ^ parameters.keys())[:3]
-            raise ValueError(f"{folder}: {TRAINED} is of another model: {others}")
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-
-    def _trained(self) -> dict[str, Tensor]:
-        plain = transformer_of(self.model)
-        return {name: p.detach() for name, p in plain.named_parameters() if p.requires_grad}
+    def _tensors(self) -> dict[str, Tensor]:
+        """The trained parameters that accelerate does not save, and their average."""
+        plain, found = transformer_of(self.model), {}
+        if not is_sharded(self.accelerator):
+            found = {name: p.detach() for name, p in plain.named_parameters() if p.requires_grad}
+        average = [] if self.ema is None else self.ema.shadow_params
+        return found | {f"average.{i}": tensor for i, tensor in enumerate(average)}
