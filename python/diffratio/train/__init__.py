@@ -1,28 +1,14 @@
 """`diffratio train`: fine-tune a diffusion transformer to a compression target."""
 
-from importlib import import_module
+from ..extras import on_first_use
 
-from ..extras import missing
-
-_HOMES = {
-    "ArgumentError": "arguments",
-    "RatioController": "controller",
-    "TrainArguments": "arguments",
-    "Trainer": "trainer",
-    "load_run": "result",
-    "parameter_groups": "optimizer",
-    "train": "trainer",
+_NAMES = {
+    "arguments": ("ArgumentError", "TrainArguments"),
+    "controller": ("RatioController",),
+    "optimizer": ("parameter_groups",),
+    "result": ("load_run",),
+    "trainer": ("Trainer", "train"),
 }
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str):
-    """Import on first use: the command line shows its help without diffusers, accelerate and peft."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        raise missing(f"{__name__}.{name}", error, "train") from error
-    globals()[name] = value
-    return value
+__all__ = sorted(name for names in _NAMES.values() for name in names)
+# The command line shows its help without diffusers, accelerate and peft.
+__getattr__ = on_first_use(__name__, _NAMES, "train")

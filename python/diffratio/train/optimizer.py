@@ -1,12 +1,10 @@
-"""AdamW with a group each for weights, routers and ratios, and the learning rate schedule."""
+"""AdamW with a group each for weights, routers and ratios."""
 
 import math
 from numbers import Real
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from ..routing.find import transformer_of
 from .arguments import TrainArguments
@@ -109,13 +107,3 @@ def make_optimizer(model: nn.Module, arguments: TrainArguments) -> torch.optim.A
     )
     betas = (arguments.adam_beta1, arguments.adam_beta2)
     return torch.optim.AdamW(groups, betas=betas, eps=arguments.adam_epsilon)
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, arguments: TrainArguments) -> LRScheduler:
-    """Return the schedule of all learning rates."""
-    return get_scheduler(
-        arguments.lr_scheduler,
-        optimizer=optimizer,
-        num_warmup_steps=arguments.lr_warmup_steps,
-        num_training_steps=arguments.max_train_steps,
-    )

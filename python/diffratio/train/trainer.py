@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from .controller import RatioController
 from .data import load_splits, origin, training_loader, validation_loader
 from .encoded import EncodedDataset
 from .objective import validate
-from .optimizer import make_optimizer, make_schedule, trained
+from .optimizer import make_optimizer, trained
 from .output import Output
 from .result import ADAPTER, write_model
 from .sharding import full_model, prepare_sharding, reduce_ratio_gradient
@@ -67,7 +68,12 @@ class Trainer:
         self.dataset, held_out = load_splits(arguments, self.base, self.accelerator, self.progress)
         model = prepare_model(self.base.model, arguments)
         optimizer = make_optimizer(model, arguments)
-        schedule = make_schedule(optimizer, arguments)
+        schedule = get_scheduler(
+            arguments.lr_scheduler,
+            optimizer,
+            num_warmup_steps=arguments.lr_warmup_steps,
+            num_training_steps=arguments.max_train_steps,
+        )
         model, self.optimizer, self.validation = self.accelerator.prepare(
             model, optimizer, validation_loader(arguments, self.base, held_out)
         )
