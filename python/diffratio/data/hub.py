@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..names import is_hub_id
-from .captioned import SPLIT_FOLDERS, check_split
+from .captioned import SPLIT_FOLDERS
 from .images import IMAGE_COLUMN, CaptionedImages, Encoder, caption_of, held_out_rows
 
 
@@ -17,7 +17,6 @@ def from_datasets(
 ) -> CaptionedImages:
     """Return a data set with an image column and a text column; where it has no split of its own for
     ``held_out``, every tenth image of ``train`` is held out."""
-    check_split(split)
     path = Path(name_or_path)
     if path.is_file() or not (path.is_dir() or is_hub_id(name_or_path)):
         what = "a file, not a folder of images" if path.is_file() else "no folder"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .captioned import SPLIT_FOLDERS, CaptionedDataset, check_split
+from .captioned import SPLIT_FOLDERS, CaptionedDataset
 from .text import WordEmbeddings
 
 RESOLUTION = 512
@@ -39,8 +39,9 @@ class BrokenImage(ValueError):
 class CaptionedImages(CaptionedDataset):
     """Images cut to a centred square and resized, and what ``text_encoder`` makes of their captions.
 
-    ``read(item)`` returns a PIL image and is called whenever the item is asked for. Where ``labels`` are
-    given they are the one attribute, "class". ``files`` tells images from others with the same captions.
+    ``read(item)`` returns a PIL image and is called whenever the item is asked for. Where ``classes`` are
+    given the captions are of them, and the one attribute is "class". ``files`` tells images from others with
+    the same captions.
     """
 
     channels = 3
@@ -51,8 +52,7 @@ class CaptionedImages(CaptionedDataset):
         captions: Sequence[str],
         resolution: int | None,
         text_encoder: Encoder | None = None,
-        labels: Sequence[int] | None = None,
-        classes: int = 0,
+        classes: Sequence[str] = (),
         files: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.size = RESOLUTION if resolution is None else resolution
@@ -63,9 +63,11 @@ class CaptionedImages(CaptionedDataset):
         self.patch_size = max(1, self.size // _TOKENS_PER_SIDE)
         self._read, self._captions = read, list(captions)
         self._encode = WordEmbeddings() if text_encoder is None else text_encoder
-        self._attributes = torch.tensor(labels, dtype=torch.int64)[:, None] if labels is not None else None
-        if labels is not None:
-            self.attribute_names, self.attribute_sizes = ("class",), (classes,)
+        labels = [classes.index(caption) for caption in self._captions] if classes else None
+        self._attributes = torch.zeros(len(self._captions), 0, dtype=torch.int64)
+        if classes:
+            self._attributes = torch.tensor(labels, dtype=torch.int64)[:, None]
+            self.attribute_names, self.attribute_sizes = ("class",), (len(classes),)
         known = repr((self._captions, labels, self.size, files)).encode()
         self.name = f"images-{blake2b(known, digest_size=8).hexdigest()}"
         self.null_tokens = self._encode([""])[0]
@@ -76,11 +78,10 @@ class CaptionedImages(CaptionedDataset):
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         items = self._items(indices)
-        attributes = torch.zeros(len(items), 0, dtype=torch.int64)
         return {
             "pixel_values": torch.stack([_square(self._read(i), self.size) for i in items.tolist()]),
             "tokens": self._encode(self.captions(items)),
-            "attributes": attributes if self._attributes is None else self._attributes[items],
+            "attributes": self._attributes[items],
         }
 
     def encode(self, captions: Sequence[str]) -> Tensor:
@@ -116,15 +117,15 @@ def from_folder(
     A folder for each split (``train``; ``validation``, ``held_out`` or ``test``) is used where there is one;
     otherwise every tenth image is held out.
     """
-    check_split(split)
-    root = next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), folder)
-    has_splits = any((folder / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names)
-    if has_splits and root == folder:
+    folders = [folder / name for names in SPLIT_FOLDERS.values() for name in names]
+    roots = [one for one in folders if one.is_dir()]
+    root = next((one for one in roots if one.name in SPLIT_FOLDERS[split]), folder)
+    if roots and root == folder:
         raise ValueError(f"split={split!r} has no folder in {folder} ({' or '.join(SPLIT_FOLDERS[split])})")
     paths = _images(root)
     if not paths:
         raise ValueError(f"folder {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    labels, classes = None, 0
+    classes: list[str] = []
     metadata = next((root / name for name in METADATA if (root / name).is_file()), None)
     if metadata is not None:
         paths, captions = _read_metadata(metadata, caption_column)
@@ -132,19 +133,14 @@ def from_folder(
         captions = [_read_text(path.with_suffix(".txt")).strip() for path in paths]
     else:
         captions = [_class_of(path, root) for path in paths]
-        roots = (
-            [folder / name for names in SPLIT_FOLDERS.values() for name in names] if has_splits else [root]
-        )
         # A class has the same label in every split, whichever of them it is missing from.
-        names = sorted({_class_of(path, one) for one in roots for path in _images(one)})
-        labels, classes = [names.index(caption) for caption in captions], len(names)
-    rows = range(len(paths)) if has_splits else held_out_rows(len(paths), split)
+        classes = sorted({_class_of(path, one) for one in roots or [root] for path in _images(one)})
+    rows = range(len(paths)) if roots else held_out_rows(len(paths), split)
     return CaptionedImages(
         lambda item: _open(paths[rows[item]]),
         [captions[row] for row in rows],
         resolution,
         text_encoder,
-        None if labels is None else [labels[row] for row in rows],
         classes,
         [(os.path.relpath(paths[row], root), paths[row].stat().st_size) for row in rows],
     )

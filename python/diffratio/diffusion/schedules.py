@@ -18,7 +18,7 @@ image-MSE, the mean squared error of that on held-out images; in JSON ``v_mse`` 
 TIMESTEPS = 1000
 SCHEDULE_FILE = Path("scheduler", "scheduler_config.json")
 
-# What a schedule consists of, in the configs of all of diffusers' schedulers.
+# What a schedule consists of, in the configs of all of diffusers' schedulers. The rest is how one samples.
 _NAMES = (
     "num_train_timesteps",
     "beta_start",
@@ -28,16 +28,13 @@ _NAMES = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
-_SCHEDULE = {
-    "num_train_timesteps": TIMESTEPS,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "v_prediction",
-}
 
 
 def noise_schedule() -> DDPMScheduler:
     """Return the schedule that the package's models were trained with."""
-    return DDPMScheduler(**_SCHEDULE)
+    return DDPMScheduler(
+        num_train_timesteps=TIMESTEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
 
 
 def target_of(schedule: DDPMScheduler, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -13,7 +13,11 @@ from ..diffusion.schedules import PREDICTED, target_of
 from ..progress import progress_bar
 from ..routing.find import transformer_of
 from .arguments import ArgumentError
-from .samples import clean_image
+
+
+def clean_image(item: dict[str, Tensor]) -> Tensor:
+    """Return the latents of an item or batch, else its pixels."""
+    return item["latents"] if "latents" in item else item["pixel_values"]
 
 
 class Objective:
