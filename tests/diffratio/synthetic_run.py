@@ -11,7 +11,7 @@ from diffratio.data import load_dataset
 from diffratio.routing.find import routed_blocks
 from diffratio.train.arguments import TrainArguments
 from diffratio.train.checkpoints import MANIFEST
-from diffratio.train.result import ADAPTER, write_model
+from diffratio.train.model import ADAPTER, write_model
 from tools.toy_pretrain import small_pixart
 
 LAYERS, REGIONS, STEPS = 2, 2, (1, 2, 3)

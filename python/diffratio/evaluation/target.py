@@ -65,7 +65,7 @@ class Target:
 
     def load_base(self) -> nn.Module:
         """Return the model that the run began with, ready as ``model`` is."""
-        from ..train.result import load_start
+        from ..train.model import load_start
 
         return _ready(load_start(self.run), self.model.device, self.model.dtype)
 
@@ -111,7 +111,7 @@ def load_target(
     if run is not None:
         if base is not None:
             raise ValueError(f"base={str(base)!r}: {str(path)!r} is of a run, which knows its own base")
-        from ..train.result import load_run
+        from ..train.model import load_run
 
         model, info = load_run(run, step)
         name = run.name if step is None else f"{run.name}, step {step}"

@@ -5,8 +5,8 @@ from ..extras import on_first_use
 _NAMES = {
     "arguments": ("ArgumentError", "TrainArguments"),
     "controller": ("RatioController",),
+    "model": ("load_run",),
     "optimizer": ("parameter_groups",),
-    "result": ("load_run",),
     "trainer": ("Trainer", "train"),
 }
 __all__ = sorted(name for names in _NAMES.values() for name in names)

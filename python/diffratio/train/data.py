@@ -17,8 +17,8 @@ from ..data.images import CaptionedImages
 from ..names import located
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
-from .base import Base
 from .encoded import Encoders
+from .model import Base
 from .objective import clean_image
 
 VALIDATION_IMAGES = 512

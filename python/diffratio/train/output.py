@@ -115,7 +115,7 @@ class Output:
             self.run = json.loads((self.root / RUN).read_text())
             self.run |= {"arguments": arguments, "finished": None}
         self._start = start - self.run.get("seconds", 0.0)
-        self._write_run()
+        self._note()
         for name in (LOG, RATIOS):
             cut_after(self.root / name, self.resumes_from)
         config = {name: value for name, value in arguments.items() if value is not None}
@@ -147,19 +147,18 @@ class Output:
     def keep_seconds(self) -> None:
         """Note the seconds so far, with each checkpoint: they count when the run is killed after it."""
         if self.accelerator.is_main_process:
-            self.run["seconds"] = time.perf_counter() - self._start
-            self._write_run()
+            self._note()
 
     def close(self, **facts) -> dict:
         """Finish the files, with `facts` in `run.json`; returns its content on the main process, else {}."""
         self.accelerator.end_training()
         if not self.accelerator.is_main_process:
             return {}
-        self.run |= {"finished": _now(), "seconds": time.perf_counter() - self._start, **facts}
-        self._write_run()
+        self._note(finished=_now(), **facts)
         return self.run
 
-    def _write_run(self) -> None:
+    def _note(self, **facts) -> None:
+        self.run |= {"seconds": time.perf_counter() - self._start, **facts}
         replace_text(self.root / RUN, json.dumps(self.run, indent=2) + "\n")
 
 

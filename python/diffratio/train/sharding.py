@@ -8,7 +8,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..routing.ratios import TABLE_NAME
 from .arguments import ArgumentError, TrainArguments
-from .base import load_base, prepare_model
+from .model import load_base, prepare_model
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

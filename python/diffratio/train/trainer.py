@@ -18,15 +18,14 @@ from ..progress import progress_bar
 from ..routing.find import transformer_of
 from ..routing.ratios import table_of
 from .arguments import ArgumentError, TrainArguments
-from .base import load_base, prepare_model
 from .checkpoints import replacing
 from .controller import RatioController
 from .data import load_splits, origin, training_loader, validation_loader
 from .encoded import EncodedDataset
+from .model import ADAPTER, load_base, prepare_model, write_model
 from .objective import validate
 from .optimizer import make_optimizer, trained
 from .output import Output
-from .result import ADAPTER, write_model
 from .sharding import full_model, prepare_sharding, reduce_ratio_gradient
 from .state import RunState
 

@@ -18,7 +18,7 @@ from diffratio.cli.plot import plot
 from diffratio.cli.sample import sample
 from diffratio.data import load_dataset
 from diffratio.diffusion import noise_schedule
-from diffratio.train.result import write_model
+from diffratio.train.model import write_model
 from tools.toy_pretrain import small_pixart
 
 FAST = ["--steps", "2", "--device", "cpu"]

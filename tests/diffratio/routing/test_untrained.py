@@ -21,7 +21,7 @@ from diffratio.evaluation.cost import compare
 from diffratio.evaluation.target import Target
 from diffratio.routing.find import routed_blocks
 from diffratio.train import TrainArguments
-from diffratio.train.base import add_routing
+from diffratio.train.model import add_routing
 
 MESSAGE = "the routers are untrained"
 ALL, NONE = [0, 1, 2], []

@@ -7,8 +7,8 @@ from PIL import Image
 
 from diffratio.cli.train import train
 from diffratio.train import ArgumentError, TrainArguments
-from diffratio.train.base import load_base
 from diffratio.train.data import load_splits
+from diffratio.train.model import load_base
 
 
 @pytest.fixture
