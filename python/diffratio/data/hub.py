@@ -4,18 +4,13 @@ from pathlib import Path
 
 from ..names import is_hub_id
 from .captioned import SPLIT_FOLDERS
-from .images import IMAGE_COLUMN, CaptionedImages, Encoder, caption_of, held_out_rows
+from .images import IMAGE_COLUMN, Found, caption_of, held_out_rows
 
 
 def from_datasets(
-    name_or_path: str,
-    split: str,
-    resolution: int | None = None,
-    caption_column: str | None = None,
-    image_column: str | None = None,
-    text_encoder: Encoder | None = None,
-) -> CaptionedImages:
-    """Return a data set with an image column and a text column; where it has no split of its own for
+    name_or_path: str, split: str, caption_column: str | None = None, image_column: str | None = None
+) -> Found:
+    """Find a data set with an image column and a text column; where it has no split of its own for
     ``held_out``, every tenth image of ``train`` is held out."""
     path = Path(name_or_path)
     if path.is_file() or not (path.is_dir() or is_hub_id(name_or_path)):
@@ -47,4 +42,4 @@ def from_datasets(
     used = list(range(len(rows))) if has_own else held_out_rows(len(rows), split)
     words = rows.remove_columns(image_column)
     captions = [caption_of(words[row], caption_column, f"row {row} of {name_or_path}") for row in used]
-    return CaptionedImages(lambda item: rows[used[item]][image_column], captions, resolution, text_encoder)
+    return Found(lambda item: rows[used[item]][image_column], captions)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,18 @@ _TOKENS_PER_SIDE = 16
 Encoder = Callable[[list[str]], Tensor]
 
 
+class Found(NamedTuple):
+    """Images with captions, before they are loaded."""
+
+    read: Callable[[int], Image.Image]
+    """Returns one of them, whenever it is asked for."""
+    captions: list[str]
+    classes: Sequence[str] = ()
+    """Of all splits, where the captions are names of classes."""
+    files: Sequence[tuple[str, int]] = ()
+    """Names and sizes, which tell images from others with the same captions."""
+
+
 class BrokenImage(ValueError):
     """An image that cannot be read; it is found when a sample needs it."""
 
@@ -39,29 +51,19 @@ class BrokenImage(ValueError):
 class CaptionedImages(CaptionedDataset):
     """Images cut to a centred square and resized, and what ``text_encoder`` makes of their captions.
 
-    ``read(item)`` returns a PIL image and is called whenever the item is asked for. Where ``classes`` are
-    given the captions are of them, and the one attribute is "class". ``files`` tells images from others with
-    the same captions.
+    Where they have classes the one attribute is "class".
     """
 
     channels = 3
 
-    def __init__(
-        self,
-        read: Callable[[int], Image.Image],
-        captions: Sequence[str],
-        resolution: int | None,
-        text_encoder: Encoder | None = None,
-        classes: Sequence[str] = (),
-        files: Sequence[tuple[str, int]] = (),
-    ) -> None:
+    def __init__(self, found: Found, resolution: int | None, text_encoder: Encoder | None = None) -> None:
         self.size = RESOLUTION if resolution is None else resolution
         if self.size < 1 or (self.size > _TOKENS_PER_SIDE and self.size % _TOKENS_PER_SIDE):
             raise ValueError(
                 f"resolution must be a multiple of {_TOKENS_PER_SIDE}, or less, got {resolution}"
             )
         self.patch_size = max(1, self.size // _TOKENS_PER_SIDE)
-        self._read, self._captions = read, list(captions)
+        self._read, self._captions, classes, files = found
         self._encode = WordEmbeddings() if text_encoder is None else text_encoder
         labels = [classes.index(caption) for caption in self._captions] if classes else None
         self._attributes = torch.zeros(len(self._captions), 0, dtype=torch.int64)
@@ -102,13 +104,7 @@ def _square(image: Image.Image, size: int) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def from_folder(
-    folder: Path,
-    split: str,
-    resolution: int | None = None,
-    caption_column: str | None = None,
-    text_encoder: Encoder | None = None,
-) -> CaptionedImages:
+def from_folder(folder: Path, split: str, caption_column: str | None = None) -> Found:
     """Read a folder as `imagefolder` does: captions from ``metadata.jsonl`` or ``metadata.csv`` (columns
     ``file_name`` and ``text``), or from a ``.txt`` beside each image, or, where there is none of these, the
     name of the folder below it that the image lies in as its class. Text is UTF-8, with a byte order mark or
@@ -125,7 +121,7 @@ def from_folder(
     paths = _images(root)
     if not paths:
         raise ValueError(f"folder {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    classes: list[str] = []
+    classes: Sequence[str] = ()
     metadata = next((root / name for name in METADATA if (root / name).is_file()), None)
     if metadata is not None:
         paths, captions = _read_metadata(metadata, caption_column)
@@ -136,11 +132,9 @@ def from_folder(
         # A class has the same label in every split, whichever of them it is missing from.
         classes = sorted({_class_of(path, one) for one in roots or [root] for path in _images(one)})
     rows = range(len(paths)) if roots else held_out_rows(len(paths), split)
-    return CaptionedImages(
+    return Found(
         lambda item: _open(paths[rows[item]]),
         [captions[row] for row in rows],
-        resolution,
-        text_encoder,
         classes,
         [(os.path.relpath(paths[row], root), paths[row].stat().st_size) for row in rows],
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from .captioned import CaptionedDataset, check_split
 from .digits import Digits
 from .hub import from_datasets
-from .images import IMAGE_COLUMN, Encoder, from_folder
+from .images import IMAGE_COLUMN, CaptionedImages, Encoder, from_folder
 from .shapes import Shapes
 
 BUILT_IN = {"digits": Digits, "shapes": Shapes}
@@ -50,5 +50,7 @@ def load_dataset(
                 raise ValueError(f"{name} is not for {name_or_path!r}, which brings its own text")
         return BUILT_IN[name_or_path](split, resolution)
     if folder:
-        return from_folder(path, split, resolution, caption_column, text_encoder)
-    return from_datasets(str(name_or_path), split, resolution, caption_column, image_column, text_encoder)
+        found = from_folder(path, split, caption_column)
+    else:
+        found = from_datasets(str(name_or_path), split, caption_column, image_column)
+    return CaptionedImages(found, resolution, text_encoder)
