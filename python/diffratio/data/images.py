@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..names import is_hub_id
 from .captioned import SPLIT_FOLDERS, CaptionedDataset
 from .text import WordEmbeddings
 
@@ -131,13 +132,51 @@ def from_folder(folder: Path, split: str, caption_column: str | None = None) -> 
         captions = [_class_of(path, root) for path in paths]
         # A class has the same label in every split, whichever of them it is missing from.
         classes = sorted({_class_of(path, one) for one in roots or [root] for path in _images(one)})
-    rows = range(len(paths)) if roots else held_out_rows(len(paths), split)
+    rows = range(len(paths)) if roots else _held_out_rows(len(paths), split)
     return Found(
         lambda item: _open(paths[rows[item]]),
         [captions[row] for row in rows],
         classes,
         [(os.path.relpath(paths[row], root), paths[row].stat().st_size) for row in rows],
     )
+
+
+def from_datasets(
+    name_or_path: str, split: str, caption_column: str | None = None, image_column: str | None = None
+) -> Found:
+    """Find a data set with an image column and a text column; where it has no split of its own for
+    ``held_out``, every tenth image of ``train`` is held out."""
+    path = Path(name_or_path)
+    if path.is_file() or not (path.is_dir() or is_hub_id(name_or_path)):
+        what = "a file, not a folder of images" if path.is_file() else "no folder"
+        raise ValueError(f"name_or_path={name_or_path!r} is {what}")
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"name_or_path={name_or_path!r} is no folder of images and not built in (digits, shapes); "
+            "to look it up as a data set, install the datasets package: pip install datasets",
+            name=error.name,
+        ) from None
+    load = datasets.load_from_disk if path.is_dir() else datasets.load_dataset
+    try:
+        splits = load(name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"name_or_path={name_or_path!r}: {error}") from None
+    if not isinstance(splits, dict):
+        splits = {"train": splits}
+    own = next((name for name in SPLIT_FOLDERS[split] if name in splits), None)
+    if (own or "train") not in splits:
+        raise ValueError(f"name_or_path={name_or_path!r} has no split train, only {', '.join(splits)}")
+    rows = splits[own or "train"]
+    image_column = image_column or IMAGE_COLUMN
+    if image_column not in rows.column_names:
+        raise ValueError(f"image_column={image_column!r} must be one of {', '.join(rows.column_names)}")
+    has_own = all(any(name in splits for name in names) for names in SPLIT_FOLDERS.values())
+    used = list(range(len(rows))) if has_own else _held_out_rows(len(rows), split)
+    words = rows.remove_columns(image_column)
+    captions = [_caption_of(words[row], caption_column, f"row {row} of {name_or_path}") for row in used]
+    return Found(lambda item: rows[used[item]][image_column], captions)
 
 
 def _images(root: Path) -> list[Path]:
@@ -164,7 +203,7 @@ def _open(path: Path) -> Image.Image:
         raise BrokenImage(f"image {path} cannot be read: {error}") from None
 
 
-def held_out_rows(count: int, split: str) -> list[int]:
+def _held_out_rows(count: int, split: str) -> list[int]:
     """Return the rows of a split of data that comes without one: every tenth is held out."""
     if count < 2:
         raise ValueError(f"a data set of {count} images cannot be split: 2 are needed")
@@ -190,7 +229,7 @@ def _read_metadata(file: Path, caption_column: str | None) -> tuple[list[Path], 
         if not path.is_file():
             raise ValueError(f"{where}: no such file: {row['file_name']}")
         paths.append(path)
-        captions.append(caption_of(row, caption_column, where))
+        captions.append(_caption_of(row, caption_column, where))
     return paths, captions
 
 
@@ -215,7 +254,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ValueError(f"{file}, line {reader.line_num}: not CSV ({error})") from None
 
 
-def caption_of(row: dict[str, Any], caption_column: str | None, where: str) -> str:
+def _caption_of(row: dict[str, Any], caption_column: str | None, where: str) -> str:
     columns = CAPTION_COLUMNS if caption_column is None else (caption_column,)
     column = next((name for name in columns if name in row), None)
     if column is None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from .captioned import CaptionedDataset, check_split
 from .digits import Digits
-from .hub import from_datasets
-from .images import IMAGE_COLUMN, CaptionedImages, Encoder, from_folder
+from .images import IMAGE_COLUMN, CaptionedImages, Encoder, from_datasets, from_folder
 from .shapes import Shapes
 
 BUILT_IN = {"digits": Digits, "shapes": Shapes}
