@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-SPLITS = ("train", "held_out")
+SPLIT_FOLDERS = {"train": ("train",), "held_out": ("held_out", "validation", "valid", "test")}
+"""The splits, and what others call them: the first that is there is taken."""
 
 
 class CaptionedDataset(Dataset):
@@ -71,11 +72,7 @@ class CaptionedDataset(Dataset):
         return items
 
 
-SPLIT_FOLDERS = {"train": ("train",), "held_out": ("held_out", "validation", "valid", "test")}
-"""What others call the splits, the first that is there is taken."""
-
-
 def check_split(split: str) -> None:
     """Raise a ValueError unless ``split`` is a split that every data set has."""
-    if split not in SPLITS:
+    if split not in SPLIT_FOLDERS:
         raise ValueError(f"split must be 'train' or 'held_out', got {split!r}")
