@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffratio.evaluation.flops import training_flops
+from diffratio.evaluation.flops import TransformerShape, step_cost
 from diffratio_kernels import kept_tokens, mod_block, reference, two_bin_block
 
 from ..harness.options import Options
@@ -129,3 +129,28 @@ def _flops(options: Options, large: int, small: int, packed: bool = True) -> int
     """Of a whole batch."""
     one = training_flops(options.tokens, large, small, options.width, options.text, packed=packed)
     return options.batch * one
+
+
+def training_flops(
+    tokens: int, keep_large: int, keep_small: int, width: int, text_tokens: int, *, packed: bool = True
+) -> int:
+    """FLOPs of one sample through one block, forward and backward, with the text keys and values given.
+
+    A product costs twice its forward in the backward; attention 2.5 times (its scores are computed again).
+
+    Args:
+        tokens, keep_large, keep_small: N and the kept tokens of both bins; keep_small 0 is one bin.
+        width, text_tokens: D and M.
+        packed: QKV, attention's keys and fc2 once for both bins; else two passes.
+    """
+    if not packed:
+        return sum(training_flops(tokens, k, 0, width, text_tokens) for k in (keep_large, keep_small))
+    shape, both = TransformerShape(1, width, 1, tokens, text_tokens), keep_large + keep_small
+
+    def flops(operator: str, kept: int) -> int:
+        return step_cost(operator, shape, kept).flops
+
+    large = flops("route", keep_large) + flops("linear qkv", keep_large) + flops("linear fc2", keep_large)
+    each = 3 * flops("linear out", both) + flops("linear fc1", both)
+    attention = 7 * (flops("attention", keep_large) + flops("cross_attention", both)) // 2
+    return 3 * (large + each) + attention + flops("attention", keep_small)

@@ -1,6 +1,7 @@
 """The options that say which transformer: --preset, --model, --height, --width and --text-tokens."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def shape_of(
         raise ValueError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
     if text_tokens is not None and preset.startswith("dit"):
         raise ValueError(f"--text-tokens: {preset} reads no text")
-    shape = PRESETS[preset]() if text_tokens is None else PRESETS[preset](text_tokens)
+    shape = PRESETS[preset]
+    if text_tokens is not None:
+        shape = replace(shape, text_tokens=text_tokens)
     return shape if height is None else shape.resized(height, width)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diffratio.evaluation.flops import (
+    PRESETS,
     TransformerShape,
     block_flops,
     block_steps,
@@ -12,8 +13,8 @@ from diffratio.evaluation.flops import (
     transformer_flops,
 )
 
-PIXART = TransformerShape.pixart_xl_512(text_tokens=300)
-DIT = TransformerShape.dit_xl_256()
+PIXART = replace(PRESETS["pixart-xl-512"], text_tokens=300)
+DIT = PRESETS["dit-xl-256"]
 SMALL = TransformerShape(1, 32, 2, 10, 5)  # D = 32, F = 128, N = 10, M = 5
 
 

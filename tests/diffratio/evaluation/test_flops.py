@@ -1,6 +1,7 @@
 """The FLOP counts against torch's own counter, a module-hook counter and the paper's printed column."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from diffratio.cli.flops import flops
 from diffratio.evaluation.flops import (
+    PRESETS,
     TransformerShape,
     block_flops,
     dsap_kept,
@@ -176,7 +178,7 @@ def test_block_flops_match_torch():
 
 
 def test_cached_text_keys_and_values_are_all_that_caching_saves():
-    shape = TransformerShape.pixart_xl_512()
+    shape = PRESETS["pixart-xl-512"]
     plain, cached = transformer_flops(shape, 512), transformer_flops(shape, 512, cache_text_kv=True)
     assert cached.parts == {part: value for part, value in plain.parts.items() if part != "text_kv"}
     assert plain.parts["text_kv"] == 2 * 28 * 2 * 1152**2 * 120
@@ -185,23 +187,23 @@ def test_cached_text_keys_and_values_are_all_that_caching_saves():
 @pytest.mark.parametrize(
     ("model_class", "config", "latent", "preset"),
     [
-        (PixArtTransformer2DModel, {"caption_channels": 4096}, 64, TransformerShape.pixart_xl_512),
-        (DiTTransformer2DModel, {}, 32, TransformerShape.dit_xl_256),
-        (DiTTransformer2DModel, {"out_channels": 8}, 64, TransformerShape.dit_xl_512),
+        (PixArtTransformer2DModel, {"caption_channels": 4096}, 64, PRESETS["pixart-xl-512"]),
+        (DiTTransformer2DModel, {}, 32, PRESETS["dit-xl-256"]),
+        (DiTTransformer2DModel, {"out_channels": 8}, 64, PRESETS["dit-xl-512"]),
     ],
 )
 def test_presets_are_the_full_size_models(model_class, config, latent, preset):
     with torch.device("meta"):
         model = model_class(sample_size=latent, **{"out_channels": 8, **config}).eval()
     shape = TransformerShape.from_model(model, text_tokens=120 if "caption_channels" in config else 0)
-    assert transformer_flops(shape) == transformer_flops(preset())
+    assert transformer_flops(shape) == transformer_flops(preset)
     assert transformer_flops(shape).total == torch_count(lambda: run(model, 1, latent, latent, 120))
 
 
 def test_dit_agrees_with_its_own_publication():
     """119 and 525 "Gflops" (GMACs) in the model table of the authors' repository, facebookresearch/DiT."""
-    for preset, gmacs in ((TransformerShape.dit_xl_256, 119), (TransformerShape.dit_xl_512, 525)):
-        assert round(transformer_flops(preset()).macs / 1e9) == gmacs
+    for preset, gmacs in ((PRESETS["dit-xl-256"], 119), (PRESETS["dit-xl-512"], 525)):
+        assert round(transformer_flops(preset).macs / 1e9) == gmacs
 
 
 def test_published_rows():
@@ -228,7 +230,7 @@ def test_published_rows():
 
 def test_paper_sum_by_part():
     """The parts of the dense count, GMAC per sample, as printed in the derivation of Table 1's column."""
-    report = transformer_flops(TransformerShape.pixart_xl_512(), convention="paper")
+    report = transformer_flops(PRESETS["pixart-xl-512"], convention="paper")
     parts = {part: round(flops / 2e9, 6) for part, flops in report.parts.items()}
     blocks = sum(report.parts[p] for p in ("qkv", "attention_out", "cross_q", "cross_out", "mlp")) / 2e9
     assert round(blocks, 6) == 532.710162
@@ -262,7 +264,7 @@ def test_block_ratios_by_hand(tokens, total, ratios):
         assert sparse / dense == pytest.approx(ratio, abs=0.0055)
 
 
-PIXART = TransformerShape.pixart_xl_512()
+PIXART = PRESETS["pixart-xl-512"]
 PIXART_CONFIG = {"_class_name": "PixArtTransformer2DModel"}
 
 
@@ -325,7 +327,7 @@ def test_command_counts_presets_and_methods():
     assert report["true"]["total"] == transformer_flops(PIXART, 717, batch=2).total
     assert report["paper"]["total"] == transformer_flops(PIXART, 717, batch=2, convention="paper").total
     atedm = json_of("--compression", 0.2, "--method", "atedm", "--text-tokens", 300)
-    shape = TransformerShape.pixart_xl_512(300)
+    shape = replace(PRESETS["pixart-xl-512"], text_tokens=300)
     assert atedm["true"]["total"] == transformer_flops(shape, dsap_kept(shape, 820), method="atedm").total
     assert json_of("--preset", "dit-xl-256", "--height", 64)["shape"]["tokens"] == 1024
 

@@ -1,6 +1,7 @@
 """`diffratio plan`, as typed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import typer
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from diffratio import DiffRatioConfig, apply_diffratio, save_diffratio
 from diffratio.cli.plan import plan
-from diffratio.evaluation.flops import TransformerShape
+from diffratio.evaluation.flops import PRESETS
 from diffratio.evaluation.results import append
 from diffratio.plan import DEVICES
 from diffratio.plan import plan as planned
@@ -46,7 +47,7 @@ def test_the_table_fits_and_says_that_it_is_predicted():
 
 def test_json_is_the_plan():
     report = json_of("--kept", 0.7, "--device", "a100", "--text-tokens", 300, "--no-cache-text-kv")
-    shape = TransformerShape.pixart_xl_512(300)
+    shape = replace(PRESETS["pixart-xl-512"], text_tokens=300)
     found = planned(shape, 2, 717, DEVICES["a100"], cache_text_kv=False)
     assert report == json.loads(json.dumps(found.to_dict()))
 

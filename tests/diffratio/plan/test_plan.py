@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from diffratio.evaluation.flops import TransformerShape, block_flops
+from diffratio.evaluation.flops import PRESETS, TransformerShape, block_flops
 from diffratio.plan import DEVICES, plan
 from diffratio_kernels import kept_tokens
 
 H200, A100 = DEVICES["h200"], DEVICES["a100"]
-PIXART = TransformerShape.pixart_xl_512(text_tokens=300)
+PIXART = replace(PRESETS["pixart-xl-512"], text_tokens=300)
 SMALL = TransformerShape(4, 128, 4, 64, 16)
 
 

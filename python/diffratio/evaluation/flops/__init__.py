@@ -11,7 +11,7 @@ from .count import (
 )
 from .published import PublishedRow, rows
 from .shapes import PRESETS, TransformerShape
-from .table import JOINED, Cost, Step, block_steps, products, step_cost, training_flops
+from .table import JOINED, Cost, Step, block_steps, products, step_cost
 
 __all__ = [
     "JOINED",
@@ -30,6 +30,5 @@ __all__ = [
     "products",
     "rows",
     "step_cost",
-    "training_flops",
     "transformer_flops",
 ]

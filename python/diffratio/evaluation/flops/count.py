@@ -1,4 +1,4 @@
-"""Counting: the MACs of one block, summed over layers and averaged over timestep regions."""
+"""Counting: the FLOPs of one block, summed over layers and averaged over timestep regions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ METHODS: dict[str, frozenset[str]] = {
     "atedm": frozenset({"cross", "mlp", "norm2"}),
 }
 CONVENTIONS = ("true", "paper")
+_TIME_CHANNELS = 256
+"""Of the sinusoidal timestep embedding, the same in PixArt, DiT and diffusers."""
 
 KeptTable = int | Sequence[int] | Sequence[Sequence[int]]
 
@@ -98,14 +100,13 @@ def transformer_flops(
     if not _is_int(batch) or batch < 1:
         raise ValueError(f"batch: {batch!r} must be a positive integer")
     table = kept_table(kept, shape, method)
-    regions = len(table[0])
-    macs: Counter[str] = Counter()
-    for region in range(regions):
-        column = [row[region] for row in table]
-        for count in column:
-            macs.update(_block_macs(shape, count, convention, method, cache_text_kv))
-        macs.update(_frame_macs(shape, len(column) - column.count(0), convention))
-    parts = {part: _divide(2 * batch * value, regions) for part, value in macs.items() if value}
+    regions, cells = len(table[0]), Counter(count for row in table for count in row)
+    flops: Counter[str] = Counter()
+    for count, blocks in cells.items():
+        for part, value in _block_flops(shape, count, convention, method, cache_text_kv).items():
+            flops[part] += blocks * value
+    flops.update(_frame_flops(shape, convention, regions, cells.total() - cells[0]))
+    parts = {part: _divide(batch * value, regions) for part, value in flops.items() if value}
     return FlopsReport(convention, method, batch, parts)
 
 
@@ -135,7 +136,7 @@ def block_flops(
     shape = TransformerShape(1, width, 1, tokens, text_tokens, mlp_ratio)
     method = _check_method(method, kept)
     count = tokens if kept is None else _check_kept(kept, tokens, method)
-    return 2 * sum(_block_macs(shape, count, "true", method, cache_text_kv).values())
+    return _block_flops(shape, count, "true", method, cache_text_kv).total()
 
 
 def kept_table(kept: KeptTable | None, shape: TransformerShape, method: str = "mod") -> list[list[int]]:
@@ -156,41 +157,49 @@ def kept_table(kept: KeptTable | None, shape: TransformerShape, method: str = "m
     return [[_check_kept(count, shape.tokens, method) for count in row] for row in table]
 
 
-def _block_macs(
+def _block_flops(
     shape: TransformerShape, kept: int, convention: str, method: str, cache_text_kv: bool
 ) -> Counter[str]:
-    """MACs of one sample through one block, by step."""
-    macs: Counter[str] = Counter()
+    """FLOPs of one sample through one block, by step."""
+    flops: Counter[str] = Counter()
     if kept == 0:
-        return macs
+        return flops
     tokens, width, on_kept = shape.tokens, shape.width, METHODS[method]
     for step in block_steps(shape.text_tokens > 0, method == "mod", cache_text_kv):
         rows = kept if step.stage in on_kept else tokens
-        macs[step.name] += step_cost(step.operator, shape, rows).flops // 2
+        flops[step.name] += step_cost(step.operator, shape, rows).flops
     if method.startswith("tome"):
         targets = tokens // 4
-        macs["matching"] = width * targets * (tokens - targets)
+        flops["matching"] = 2 * width * targets * (tokens - targets)
     if convention == "paper":
         # thop sees modules only: attention and matching are function calls, LayerNorms are modules.
         for functional in ("attention", "cross_attention", "matching"):
-            macs[functional] = 0
-        macs["norms"] = sum(2 * width * (kept if norm in on_kept else tokens) for norm in ("norm1", "norm2"))
-    return macs
+            flops[functional] = 0
+        flops["norms"] = sum(4 * width * (kept if norm in on_kept else tokens) for norm in ("norm1", "norm2"))
+    return flops
 
 
-def _frame_macs(shape: TransformerShape, active_layers: int, convention: str) -> dict[str, int]:
-    """MACs per sample outside the blocks."""
-    width, pixels = shape.width, shape.patch**2 * shape.tokens
+def _frame_flops(shape: TransformerShape, convention: str, forwards: int, blocks: int) -> dict[str, int]:
+    """FLOPs of one sample outside of the blocks, in so many forwards with so many blocks that run in all."""
+    width, square, text = shape.width, shape.width**2, shape.text_tokens
+    embedder = _TIME_CHANNELS * width + square
+    if shape.adaln == "zero":
+        # diffusers embeds the timestep again in each block that runs, and once more for the output.
+        conditioning = blocks * (embedder + 6 * square) + forwards * (embedder + 2 * square)
+    else:
+        third = width // 3
+        sizes = 3 * (_TIME_CHANNELS * third + third**2) if shape.size_conditions else 0
+        conditioning = forwards * (embedder + sizes + 6 * square)
     caption = 0 if shape.caption_channels is None else (shape.caption_channels + width) * width
+    pixels = shape.patch**2 * shape.tokens
     macs = {
-        "conditioning": shape.conditioning_macs(active_layers),
-        "caption": caption * shape.text_tokens,
-        "patch_embedding": shape.in_channels * width * pixels,
-        "output": shape.out_channels * width * pixels,
+        "conditioning": conditioning,
+        "caption": forwards * caption * text,
+        "patch_embedding": forwards * shape.in_channels * width * pixels,
+        "output": forwards * shape.out_channels * width * pixels,
+        "norms": forwards * 2 * width * shape.tokens if convention == "paper" else 0,
     }
-    if convention == "paper":
-        macs["norms"] = 2 * width * shape.tokens
-    return macs
+    return {part: 2 * value for part, value in macs.items()}
 
 
 def _check_method(method: str | None, kept: KeptTable | None) -> str:

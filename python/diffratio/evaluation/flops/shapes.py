@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
-# PixArt-alpha's caption length. The paper's FLOPs column fits this one, not the 300 of PixArt-Sigma.
 PAPER_TEXT_TOKENS = 120
-
-# Channels of the sinusoidal timestep embedding, the same in PixArt, DiT and diffusers.
-_TIME_CHANNELS = 256
+"""PixArt-alpha's caption length. The paper's FLOPs column fits this one, not the 300 of PixArt-Sigma."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +61,6 @@ class TransformerShape:
         return int(self.width * self.mlp_ratio)
 
     @classmethod
-    def pixart_xl_512(cls, text_tokens: int = PAPER_TEXT_TOKENS) -> "TransformerShape":
-        """PixArt-XL/2 at 512 x 512 px, as in the paper's Table 1 (1024 tokens, 120 text tokens)."""
-        return cls(28, 1152, 16, 1024, text_tokens, caption_channels=4096)
-
-    @classmethod
-    def pixart_xl_1024(cls, text_tokens: int = PAPER_TEXT_TOKENS) -> "TransformerShape":
-        """PixArt-XL/2 at 1024 x 1024 px (4096 tokens); PixArt-Sigma pads captions to 300 text tokens."""
-        return cls(28, 1152, 16, 4096, text_tokens, caption_channels=4096)
-
-    @classmethod
-    def dit_xl_256(cls) -> "TransformerShape":
-        """DiT-XL/2 at 256 x 256 px (256 tokens), as diffusers runs it."""
-        return cls(28, 1152, 16, 256, adaln="zero")
-
-    @classmethod
-    def dit_xl_512(cls) -> "TransformerShape":
-        """DiT-XL/2 at 512 x 512 px (1024 tokens), as diffusers runs it."""
-        return cls(28, 1152, 16, 1024, adaln="zero")
-
-    @classmethod
     def from_model(
         cls, model: Any, height: int | None = None, width: int | None = None, text_tokens: int | None = None
     ) -> "TransformerShape":
@@ -113,15 +91,22 @@ class TransformerShape:
         if name not in _FAMILIES:
             raise ValueError(f"model: {name!r} is not one of {', '.join(_FAMILIES)}")
         adaln = _FAMILIES[name]
-        config = {**_DEFAULTS, **_DEFAULTS_BY_ADALN[adaln], **config}
+        sizes = [*_SIZES, "cross_attention_dim"] if adaln == "single" else _SIZES
+        if not config.keys() >= {*sizes, "out_channels", "activation_fn"}:  # diffusers writes all of them
+            import diffusers
+
+            parameters = signature(getattr(diffusers, name)).parameters.values()
+            config = {**{one.name: one.default for one in parameters}, **config}
         if config["activation_fn"] not in ("gelu", "gelu-approximate"):
             raise ValueError(f"model: activation_fn {config['activation_fn']!r} is not a plain GELU MLP")
-        for key in (*_SIZES, *(("cross_attention_dim",) if adaln == "single" else ())):
+        for key in sizes:
             if not isinstance(config[key], int):
                 raise ValueError(f"model: {key} is {config[key]!r}, not an integer")
         if text_tokens is None:
             text_tokens = PAPER_TEXT_TOKENS if adaln == "single" else 0
-        sample, sized = config["sample_size"], config["use_additional_conditions"]
+        sample, sized = config["sample_size"], config.get("use_additional_conditions")
+        if sized is None:  # diffusers decides by the sample size then
+            sized = adaln == "single" and sample == 128
         out_channels = config["out_channels"]
         shape = cls(
             layers=config["num_layers"],
@@ -129,14 +114,13 @@ class TransformerShape:
             heads=config["num_attention_heads"],
             tokens=1,
             text_tokens=text_tokens,
-            caption_channels=config["caption_channels"],
-            context_width=config["cross_attention_dim"],
+            caption_channels=config.get("caption_channels"),
+            context_width=config.get("cross_attention_dim"),
             in_channels=config["in_channels"],
             out_channels=config["in_channels"] if out_channels is None else out_channels,
             patch=config["patch_size"],
             adaln=adaln,
-            # diffusers decides by the sample size when the config leaves this open.
-            size_conditions=sample == 128 if sized is None else sized,
+            size_conditions=sized,
         )
         return shape.resized(sample if height is None else height, sample if width is None else width)
 
@@ -147,55 +131,17 @@ class TransformerShape:
                 raise ValueError(f"{name}: {value} is not a positive multiple of the patch size {self.patch}")
         return replace(self, tokens=(height // self.patch) * (width // self.patch))
 
-    def conditioning_macs(self, active_layers: int) -> int:
-        """MACs per sample of the timestep embedding and of every adaLN projection that follows it."""
-        width = self.width
-        embedder = _TIME_CHANNELS * width + width * width
-        if self.adaln == "zero":
-            # diffusers embeds the timestep again in each block that runs, and once more for the output.
-            return (active_layers + 1) * embedder + 6 * width * width * active_layers + 2 * width * width
-        third = width // 3
-        sizes = 3 * (_TIME_CHANNELS * third + third * third) if self.size_conditions else 0
-        return embedder + sizes + 6 * width * width
-
 
 _FAMILIES = {"PixArtTransformer2DModel": "single", "DiTTransformer2DModel": "zero"}
-_SIZES = (
-    "num_layers",
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "patch_size",
-    "sample_size",
-)
-# What diffusers assumes for a key that the config does not hold.
-_DEFAULTS = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "num_layers": 28,
-    "patch_size": 2,
-    "activation_fn": "gelu-approximate",
-    "caption_channels": None,
-}
-_DEFAULTS_BY_ADALN = {
-    "single": {
-        "out_channels": 8,
-        "sample_size": 128,
-        "cross_attention_dim": 1152,
-        "use_additional_conditions": None,
-    },
-    "zero": {
-        "out_channels": None,
-        "sample_size": 32,
-        "cross_attention_dim": None,
-        "use_additional_conditions": False,
-    },
-}
+_SIZES = ["num_attention_heads", "attention_head_dim", "num_layers", "in_channels"]
+_SIZES += ["patch_size", "sample_size"]
 
+_PIXART_XL = TransformerShape(28, 1152, 16, 1024, PAPER_TEXT_TOKENS, caption_channels=4096)
+_DIT_XL = TransformerShape(28, 1152, 16, 256, adaln="zero")
 PRESETS = {
-    "pixart-xl-512": TransformerShape.pixart_xl_512,
-    "pixart-xl-1024": TransformerShape.pixart_xl_1024,
-    "dit-xl-256": TransformerShape.dit_xl_256,
-    "dit-xl-512": TransformerShape.dit_xl_512,
+    "pixart-xl-512": _PIXART_XL,
+    "pixart-xl-1024": replace(_PIXART_XL, tokens=4096),
+    "dit-xl-256": _DIT_XL,
+    "dit-xl-512": replace(_DIT_XL, tokens=1024),
 }
+"""PixArt-XL/2, as in the paper's Table 1 at 512 px, and DiT-XL/2 as diffusers runs it, by side in pixels."""

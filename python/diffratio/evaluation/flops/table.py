@@ -89,19 +89,13 @@ def step_cost(
     width, hidden = shape.width, shape.mlp_width
     row = width * itemsize  # bytes
 
-    def product(rows: int, columns: int, inner: int) -> Cost:
-        moved = rows * inner + inner * columns + rows * columns
-        return Cost(2 * rows * columns * inner, 0, moved * itemsize)
-
-    if operator in products(shape):
-        return product(rows, *products(shape)[operator])
-    if operator == "linear text":
-        return product(text, 2 * width, shape.context_width or width)
     if operator in JOINED:
         # The branch [T, D] is neither written nor read.
         parts = [step_cost(part, shape, kept, batch=batch, itemsize=itemsize) for part in JOINED[operator]]
         moved = sum(part.bytes for part in parts) - 2 * rows * row
         return Cost(sum(p.flops for p in parts), sum(p.elementwise for p in parts), moved)
+    sizes = {name: (rows, *size) for name, size in products(shape).items()}
+    sizes["linear text"] = text, 2 * width, shape.context_width or width
     table = {
         "route": (2 * tokens * width, 0, tokens * (row + 4) + 8 * rows),
         "gather_adaln": (0, 8 * rows * width, 3 * rows * row),
@@ -115,10 +109,10 @@ def step_cost(
         "copy": (0, 0, 2 * tokens * row),
         "two_bin_gelu": (0, 8 * (rows + small) * hidden, (2 * rows + small) * hidden * itemsize),
         "two_bin_blend": (0, (8 * rows + small) * width, (2 * (tokens + rows) + small) * row),
+        **{name: (2 * n * m * k, 0, (n * k + k * m + n * m) * itemsize) for name, (n, m, k) in sizes.items()},
     }
     if operator not in table:
-        known = ", ".join([*table, *products(shape), "linear text", *JOINED])
-        raise ValueError(f"operator: {operator!r} is not one of {known}")
+        raise ValueError(f"operator: {operator!r} is not one of {', '.join([*table, *JOINED])}")
     return Cost(*table[operator])
 
 
@@ -152,28 +146,3 @@ def block_steps(text: bool, routed: bool, cache_text_kv: bool = False) -> list[S
         Step("mlp", "mlp", "mlp"),
         last,
     ]
-
-
-def training_flops(
-    tokens: int, keep_large: int, keep_small: int, width: int, text_tokens: int, *, packed: bool = True
-) -> int:
-    """FLOPs of one sample through one block, forward and backward, with the text keys and values given.
-
-    A product costs twice its forward in the backward; attention 2.5 times (its scores are computed again).
-
-    Args:
-        tokens, keep_large, keep_small: N and the kept tokens of both bins; keep_small 0 is one bin.
-        width, text_tokens: D and M.
-        packed: QKV, attention's keys and fc2 once for both bins; else two passes.
-    """
-    if not packed:
-        return sum(training_flops(tokens, k, 0, width, text_tokens) for k in (keep_large, keep_small))
-    shape, both = TransformerShape(1, width, 1, tokens, text_tokens), keep_large + keep_small
-
-    def flops(operator: str, kept: int) -> int:
-        return step_cost(operator, shape, kept).flops
-
-    large = flops("route", keep_large) + flops("linear qkv", keep_large) + flops("linear fc2", keep_large)
-    each = 3 * flops("linear out", both) + flops("linear fc1", both)
-    attention = 7 * (flops("attention", keep_large) + flops("cross_attention", both)) // 2
-    return 3 * (large + each) + attention + flops("attention", keep_small)

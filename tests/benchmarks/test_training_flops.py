@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffratio.evaluation.flops import training_flops
+from benchmarks.suites.training import training_flops
 from diffratio_kernels import kept_tokens
 
 
