@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from .output import names_errors, print_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +37,7 @@ Guidance = Annotated[float, typer.Option(help="Weight of classifier-free guidanc
 Device = Annotated[str, typer.Option(help="cpu or cuda. Default: cuda where there is one.")]
 
 
+@names_errors
 def eval(
     path: Source,
     checkpoint: Checkpoint = None,
@@ -54,31 +56,26 @@ def eval(
 ) -> None:
     """Judge a model: Frechet distance, attribute accuracy, v-MSE; latency, FLOPs, peak memory."""
     if dtype not in DTYPES:
-        raise typer.BadParameter(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     from ..evaluation.evaluate import evaluate
     from ..evaluation.quality import SampleSettings
 
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset, dtype=DTYPES[dtype])
     settings = SampleSettings(samples, seed, steps, guidance)
     weights = {"fid_weights": fid_weights, "clip_weights": clip_weights}
-    try:
-        report = evaluate(target, settings, batch=batch, **weights, progress=not as_json)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    report = evaluate(target, settings, batch=batch, **weights, progress=not as_json)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         print_report(report)
 
 
+@names_errors
 def load(path: str, device: str, **options):
     """Return what ``load_target`` loads; an argument that is wrong becomes a ``typer.BadParameter``."""
     from ..evaluation.target import load_target
 
-    try:
-        return load_target(path, device=device_of(device), **options)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    return load_target(path, device=device_of(device), **options)
 
 
 def device_of(option: str) -> str:
@@ -135,12 +132,3 @@ def _figures(quality: dict[str, Any]) -> dict[str, str]:
         for quartile, error in enumerate(quality[f"{key}_by_quartile"]):
             rows[f"  timesteps {250 * quartile} to {250 * quartile + 249}"] = f"{error:.4f}"
     return rows | {name: f"{quality[name]:.3f}" for name in ("fid", "clip_score") if name in quality}
-
-
-def print_table(console: Console, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(*header, title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

@@ -7,25 +7,25 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from diffratio_kernels import kept_tokens
 
 from ..evaluation.flops import (
     METHODS,
-    PRESETS,
     FlopsReport,
     TransformerShape,
     dsap_kept,
     rows,
     transformer_flops,
 )
-from .shapes import read_json, shape_of, tenths_of
+from .output import names_errors, table
+from .shapes import Height, Model, Preset, TextTokens, Width, read_json, shape_of, tenths_of
 
 
+@names_errors
 def flops(
-    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A diffusers model: folder or config.json.")] = None,
+    preset: Preset = None,
+    model: Model = None,
     compression: Annotated[
         float | None, typer.Option(help="Share of tokens left out, in tenths: 0.3 keeps ceil(0.7 N).")
     ] = None,
@@ -36,11 +36,9 @@ def flops(
     method: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(METHODS)}; mod where tokens are left out.")
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Latent height: pixels / 8 with most VAEs.")] = None,
-    width: Annotated[int | None, typer.Option(help="Latent width; the height when left out.")] = None,
-    text_tokens: Annotated[
-        int | None, typer.Option(help="Text tokens per sample; 120 (the paper's) when left out.")
-    ] = None,
+    height: Height = None,
+    width: Width = None,
+    text_tokens: TextTokens = None,
     batch: Annotated[int, typer.Option(help="Samples per forward; guidance doubles it.")] = 1,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's FLOPs column beside ours.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -52,19 +50,16 @@ def flops(
     if paper:
         given = (preset, model, compression, kept_table, method, height, width, text_tokens)
         if any(value is not None for value in given) or batch != 1:
-            raise typer.BadParameter("--paper counts the paper's own model; add no option but --json")
+            raise ValueError("--paper counts the paper's own model; add no option but --json")
         _print_paper(as_json)
         return
-    try:
-        shape = shape_of(preset, model, height, width, text_tokens)
-        kept, method = _kept(shape, compression, kept_table, method)
-        true, thop = (
-            transformer_flops(shape, kept, convention=convention, batch=batch, method=method)
-            for convention in ("true", "paper")
-        )
-        dense = {c: transformer_flops(shape, convention=c, batch=batch) for c in ("true", "paper")}
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    shape = shape_of(preset, model, height, width, text_tokens)
+    kept, method = _kept(shape, compression, kept_table, method)
+    true, thop = (
+        transformer_flops(shape, kept, convention=convention, batch=batch, method=method)
+        for convention in ("true", "paper")
+    )
+    dense = {c: transformer_flops(shape, convention=c, batch=batch) for c in ("true", "paper")}
     if as_json:
         counts = {r.convention: r.as_dict() | {"saving": r.saving(dense[r.convention])} for r in (true, thop)}
         typer.echo(json.dumps({"shape": asdict(shape), "kept": kept, **counts}, indent=2))
@@ -102,22 +97,19 @@ def _kept_of(tenths: Any, tokens: int) -> int:
 def _print_counts(
     shape: TransformerShape, true: FlopsReport, thop: FlopsReport, dense: dict[str, FlopsReport]
 ) -> None:
-    table = Table(title=f"{true.method}: {shape.tokens} tokens, {shape.text_tokens} text, batch {true.batch}")
-    table.add_column("part")
-    for heading in ("true GFLOP", "share", "paper's GFLOP"):
-        table.add_column(heading, justify="right")
+    title = f"{true.method}: {shape.tokens} tokens, {shape.text_tokens} text, batch {true.batch}"
+    counts = table(title, ("part", "true GFLOP", "share", "paper's GFLOP"), ())
     for part in dict.fromkeys([*true.parts, *thop.parts]):
         value = true.parts.get(part, 0)
         share = f"{value / true.total:.1%}" if value else "-"
-        table.add_row(part, _giga(value), share, _giga(thop.parts.get(part, 0)))
-    table.add_section()
-    table.add_row("total", _giga(true.total), "100.0%", _giga(thop.total), style="bold")
+        counts.add_row(part, _giga(value), share, _giga(thop.parts.get(part, 0)))
+    counts.add_section()
+    counts.add_row("total", _giga(true.total), "100.0%", _giga(thop.total), style="bold")
     if true.method != "dense":
-        table.add_row("dense", _giga(dense["true"].total), "", _giga(dense["paper"].total))
-        savings = (report.saving(dense[report.convention]) for report in (true, thop))
-        true_saving, paper_saving = (f"{saving:.2%}" for saving in savings)
-        table.add_row("saving", true_saving, "", paper_saving)
-    Console().print(table)
+        counts.add_row("dense", _giga(dense["true"].total), "", _giga(dense["paper"].total))
+        true_saving, paper_saving = (f"{one.saving(dense[one.convention]):.2%}" for one in (true, thop))
+        counts.add_row("saving", true_saving, "", paper_saving)
+    Console().print(counts)
 
 
 def _giga(value: float) -> str:
@@ -129,18 +121,15 @@ def _print_paper(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(row) | {"error": row.error} for row in compared], indent=2))
         return
-    table = Table(
-        title="Table 1 of the paper: GFLOPs of PixArt at 512 px, batch 16 and 128",
-        caption="exact: every printed digit; plausible: our reading, close; fitted: chosen to agree",
-    )
-    table.add_column("method")
-    for heading in ("paper, 16", "ours, 16", "paper, 128", "ours, 128", "true saving"):
-        table.add_column(heading, justify="right")
-    table.add_column("status")
-    table.add_column("note")
+    header = ("method", "paper, 16", "ours, 16", "paper, 128", "ours, 128", "true saving", "status", "note")
+    caption = "exact: every printed digit; plausible: our reading, close; fitted: chosen to agree"
+    title = "Table 1 of the paper: GFLOPs of PixArt at 512 px, batch 16 and 128"
+    shown = table(title, header, (), caption=caption)
+    for column in shown.columns[-2:]:
+        column.justify = "left"
     for row in compared:
         pairs = zip(row.published, row.ours, strict=True)
         figures = [f"{figure:.1f}" for pair in pairs for figure in pair]
         name = f"{row.name} {row.compression}"
-        table.add_row(name, *figures, f"{row.true_saving:.2%}", row.status, row.note)
-    Console(width=150).print(table)
+        shown.add_row(name, *figures, f"{row.true_saving:.2%}", row.status, row.note)
+    Console(width=150).print(shown)

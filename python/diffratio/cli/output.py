@@ -1,9 +1,41 @@
-"""Checks of `--out` before the work begins."""
+"""What commands share: errors and tables on the terminal, and checks of `--out` before the work begins."""
 
+import functools
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def names_errors(command: Callable) -> Callable:
+    """Return the command, whose ValueErrors become a `typer.BadParameter`: their text and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*arguments, **options):
+        try:
+            return command(*arguments, **options)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return run
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], **options) -> Table:
+    """A table with the first column on the left and the others on the right; `options` are rich's."""
+    found = Table(*header, title=title, **options)
+    for column in found.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        found.add_row(*row)
+    return found
+
+
+def print_table(console: Console, title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print such a table."""
+    console.print(table(title, header, rows))
 
 
 def check_folder(out: Path) -> None:

@@ -1,37 +1,35 @@
 """`diffratio plan`: what compression would cost and save on a device, before anything is trained."""
 
 import json
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from diffratio_kernels import kept_tokens
 
 from .. import plan as planner
-from ..evaluation.flops import PRESETS, TransformerShape
-from .shapes import shape_of, tenths_of
+from ..evaluation.flops import TransformerShape
+from ..evaluation.results import read
+from .output import names_errors, print_table
+from .shapes import Height, Model, Preset, TextTokens, Width, shape_of, tenths_of
 
 
+@names_errors
 def plan(
-    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A diffusers model: folder or config.json.")] = None,
-    height: Annotated[int | None, typer.Option(help="Latent height: pixels / 8 with most VAEs.")] = None,
-    width: Annotated[int | None, typer.Option(help="Latent width; the height when left out.")] = None,
-    text_tokens: Annotated[
-        int | None, typer.Option(help="Text tokens per sample; 120 (the paper's) when left out.")
-    ] = None,
+    preset: Preset = None,
+    model: Model = None,
+    height: Height = None,
+    width: Width = None,
+    text_tokens: TextTokens = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples (2: one image under guidance).")] = 2,
     kept: Annotated[
         float | None, typer.Option(help="Part of the tokens that every layer keeps, in tenths; 0.7.")
     ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(help="A trained adapter of this model: its ratios."),
-    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A trained adapter of this model: its ratios.")] = None,
     device: Annotated[
         str | None, typer.Option(help="Predict for one of a100, h100, h200 (h200 when left out).")
     ] = None,
@@ -47,16 +45,14 @@ def plan(
 
     Predicted from a device's datasheet; with --results the seconds lie between measured ones.
     """
-    try:
-        shape = shape_of(preset, model, height, width, text_tokens)
-        counts, source = _counts(shape, kept, adapter), _source(device, results)
-        found = planner.plan(shape, batch, counts, source, cache_text_kv=cache_text_kv)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    shape = shape_of(preset, model, height, width, text_tokens)
+    counts, source = _counts(shape, kept, adapter), _source(device, results)
+    found = planner.plan(shape, batch, counts, source, cache_text_kv=cache_text_kv)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
-    Console(width=100).print(_table(found))
+    title = f"{shape.layers} blocks, B={batch} N={shape.tokens} D={shape.width}\n{found.title}"
+    print_table(Console(width=100), title, ("layers", "kept", "GFLOP", "ms", "of dense"), _rows(found))
     shares = (found.flop_ratio, found.latency_ratio, found.realised)
     typer.echo("FLOPs of dense {:.3f}, time of dense {:.3f}, E = {:.3f}".format(*shares))
     if results and found.not_measured > 0.1:
@@ -97,8 +93,6 @@ def _source(device: str | None, results: Path | None) -> planner.Device | planne
         if device not in planner.DEVICES:
             raise ValueError(f"--device: {device!r} is not one of {', '.join(planner.DEVICES)}")
         return planner.DEVICES[device]
-    from ..evaluation.results import read
-
     if not results.is_file():
         raise ValueError(f"--results: {results} is not a file")
     try:
@@ -107,17 +101,11 @@ def _source(device: str | None, results: Path | None) -> planner.Device | planne
         raise ValueError(f"--results: {results}: {error}") from error
 
 
-def _table(found: planner.Plan) -> Table:
-    """All layers, a row for each run of alike ones."""
-    shape = found.shape
-    sizes = f"{shape.layers} blocks, B={found.batch} N={shape.tokens} D={shape.width}"
-    table = Table(title=f"{sizes}\n{found.title}")
-    for heading in ("layers", "kept", "GFLOP", "ms", "of dense"):
-        table.add_column(heading, justify="right")
+def _rows(found: planner.Plan) -> Iterator[tuple[str, ...]]:
+    """A row for each run of alike layers."""
     for kept, alike in groupby(found.layers, key=lambda layer: layer.kept):
         run = list(alike)
         numbers = "-".join(map(str, dict.fromkeys((run[0].layer, run[-1].layer))))
-        parts = " ".join(f"{count / shape.tokens:.2f}" for count in kept)
+        parts = " ".join(f"{count / found.shape.tokens:.2f}" for count in kept)
         gflop, ms = sum(one.flops for one in run) / 1e9, sum(one.seconds for one in run) * 1e3
-        table.add_row(numbers, parts, f"{gflop:.1f}", f"{ms:.3f}", f"{run[0].of_dense:.3f}")
-    return table
+        yield numbers, parts, f"{gflop:.1f}", f"{ms:.3f}", f"{run[0].of_dense:.3f}"

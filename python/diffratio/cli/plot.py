@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from .eval import Device, Guidance, Seed, Steps, device_of
-from .output import check_folder
+from .output import check_folder, names_errors
 
 
+@names_errors
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of `train`, .jsonl files of `bench`.")],
     out: Annotated[Path, typer.Option(help="Folder of the pictures, one for each run.")] = Path("out/plots"),
@@ -35,23 +36,20 @@ def plot(
     figures = figure or list(FIGURES)
     unknown = sorted(set(figures) - set(FIGURES))
     if unknown:
-        raise typer.BadParameter(f"figure={unknown[0]!r} must be one of {', '.join(FIGURES)}")
+        raise ValueError(f"figure={unknown[0]!r} must be one of {', '.join(FIGURES)}")
     options = {"device": device_of(device), "progress": not as_json}
-    try:
-        loaded = [Run(path) for path in runs]
-        if len({run.path.name for run in loaded}) < len(loaded):
-            raise ValueError("runs: two of them have the same name")
-        for folder in (out, *(out / run.path.name for run in loaded)):
-            check_folder(folder)
-        written = [picture for path in results for picture in draw_results(path, out)]
-        if loaded and figure is None and (reason := next(filter(None, map(why_no_samples, loaded)), None)):
-            typer.echo(f"no maps and no quality: {reason}", err=True)
-            figures = ["trajectories", "regions"]
-        written += [path for run in loaded for path in draw_run(run, out / run.path.name, figures, **options)]
-        if loaded and "quality" in figures:
-            written += draw_quality(loaded, out, SampleSettings(samples, seed, steps, guidance), **options)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    loaded = [Run(path) for path in runs]
+    if len({run.path.name for run in loaded}) < len(loaded):
+        raise ValueError("runs: two of them have the same name")
+    for folder in (out, *(out / run.path.name for run in loaded)):
+        check_folder(folder)
+    written = [picture for path in results for picture in draw_results(path, out)]
+    if loaded and figure is None and (reason := next(filter(None, map(why_no_samples, loaded)), None)):
+        typer.echo(f"no maps and no quality: {reason}", err=True)
+        figures = ["trajectories", "regions"]
+    written += [path for run in loaded for path in draw_run(run, out / run.path.name, figures, **options)]
+    if loaded and "quality" in figures:
+        written += draw_quality(loaded, out, SampleSettings(samples, seed, steps, guidance), **options)
     if as_json:
         typer.echo(json.dumps([str(path) for path in written], indent=2))
     else:

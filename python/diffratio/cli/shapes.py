@@ -3,9 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ..evaluation.flops import PRESETS, TransformerShape
+
+Preset = Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+Model = Annotated[Path | None, typer.Option(help="A diffusers model: folder or config.json.")]
+Height = Annotated[int | None, typer.Option(help="Latent height: pixels / 8 with most VAEs.")]
+Width = Annotated[int | None, typer.Option(help="Latent width; the height when left out.")]
+TextTokens = Annotated[
+    int | None, typer.Option(help="Text tokens per sample; 120 (the paper's) when left out.")
+]
 
 
 def shape_of(

@@ -1,7 +1,6 @@
 """What compression would cost and save, before anything is trained."""
 
-from .device import DEVICES, Device
-from .measured import Measured
 from .plan import LayerPlan, Plan, plan
+from .times import DEVICES, Device, Measured
 
 __all__ = ["DEVICES", "Device", "LayerPlan", "Measured", "Plan", "plan"]

@@ -9,8 +9,7 @@ from typing import Any
 from diffratio_kernels import kept_tokens
 
 from ..evaluation.flops import KeptTable, TransformerShape, block_steps, kept_table, step_cost
-from .device import Device
-from .measured import Measured
+from .times import Device, Measured
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Plan:
         dense_flops, dense_seconds: of one dense block, by the same kernels.
         break_even: the largest tenth of the tokens up to which a layer is no slower than a dense one.
         not_measured: part of the time that is of steps without a measurement at these sizes.
+        flop_ratio, latency_ratio: FLOPs and seconds of all blocks over those of the dense ones.
     """
 
     title: str
@@ -45,16 +45,8 @@ class Plan:
     dense_seconds: float
     break_even: float
     not_measured: float
-
-    @property
-    def flop_ratio(self) -> float:
-        """FLOPs over the FLOPs of the dense blocks."""
-        return fmean(layer.flops for layer in self.layers) / self.dense_flops
-
-    @property
-    def latency_ratio(self) -> float:
-        """Seconds over the seconds of the dense blocks."""
-        return fmean(layer.of_dense for layer in self.layers)
+    flop_ratio: float
+    latency_ratio: float
 
     @property
     def realised(self) -> float:
@@ -73,8 +65,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON: the fields and the properties."""
-        properties = ("flop_ratio", "latency_ratio", "realised", "verdict")
-        return asdict(self) | {name: getattr(self, name) for name in properties}
+        return asdict(self) | {"realised": self.realised, "verdict": self.verdict}
 
 
 def plan(
@@ -119,6 +110,15 @@ def plan(
         layers.append(LayerPlan(number, tuple(counts), flops, seconds, seconds / dense_seconds))
         missing, total = missing + unmeasured, total + seconds
     pays = takewhile(lambda n: block(kept_tokens(n, shape.tokens))[1] <= dense_seconds, range(1, 11))
-    break_even = max(pays, default=0) / 10
-    sizes = shape, batch, tuple(layers)
-    return Plan(source.title, *sizes, dense_flops, dense_seconds, break_even, missing / total)
+    return Plan(
+        title=source.title,
+        shape=shape,
+        batch=batch,
+        layers=tuple(layers),
+        dense_flops=dense_flops,
+        dense_seconds=dense_seconds,
+        break_even=max(pays, default=0) / 10,
+        not_measured=missing / total,
+        flop_ratio=fmean(layer.flops for layer in layers) / dense_flops,
+        latency_ratio=fmean(layer.of_dense for layer in layers),
+    )

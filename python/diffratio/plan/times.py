@@ -1,23 +1,82 @@
-"""Seconds of a step between the measurements of a results file."""
+"""Seconds of a step: predicted by the roofline of a datasheet, or between those of a results file."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import log
 
 from diffratio_kernels import kept_tokens
 from diffratio_kernels._backends import BACKENDS
 
 from ..evaluation.flops import TransformerShape, block_steps, step_cost
-from ..evaluation.results import machine_name
+from ..evaluation.results import machine_name, select
 from ..evaluation.roofline import roof_of
-from .device import Device
 
+LAUNCHES = {"route": 2, "mlp": 2}
+"""Kernels of an operator that is more than one."""
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 NEEDED = "`diffratio bench peak` and `diffratio bench operator` do it, with the same --out"
 _OURS = frozenset(name for names in BACKENDS.values() for name in names) - {"reference"}
 _OPERATORS = {step.operator for routed in (True, False) for step in block_steps(True, routed)}
+_LAUNCH_SECONDS = 1.2e-6
 _ATTENTION = 0.65
 """What attention reaches of a big product's rate, where it was not measured; assumed."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device reaches.
+
+    Args:
+        name: as torch calls it.
+        peak_flops: FLOP/s of a big product.
+        attention_flops: FLOP/s of attention with heads of 72.
+        bandwidth: bytes/s of a kernel that streams.
+        source: where the figures are from.
+        launch_seconds: of one kernel inside a CUDA graph.
+        itemsize: bytes of an element.
+
+    Raises:
+        ValueError: a figure that is not positive; the message names it.
+    """
+
+    name: str
+    peak_flops: float
+    attention_flops: float
+    bandwidth: float
+    source: str
+    launch_seconds: float = _LAUNCH_SECONDS
+    itemsize: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name not in ("name", "source") and not value > 0:
+                raise ValueError(f"{name}: {value} must be positive")
+
+    @property
+    def title(self) -> str:
+        """Where the seconds are from."""
+        return f"predicted for {self.name} {self.source}: not measured"
+
+    def seconds(self, operator: str, shape: TransformerShape, kept: int, batch: int) -> tuple[float, str]:
+        """The larger time of FLOPs and bytes, and the launches; "predicted"."""
+        cost = step_cost(operator, shape, kept, batch=batch, itemsize=self.itemsize)
+        rate = self.attention_flops if "attention" in operator else self.peak_flops
+        launches = LAUNCHES.get(operator, 1) * self.launch_seconds
+        return max(cost.flops / rate, cost.bytes / self.bandwidth) + launches, "predicted"
+
+
+def _device(name: str, flops: float, attention: float, bandwidth: float) -> Device:
+    """Dense bf16 TFLOP/s and GB/s of the datasheet, and TFLOP/s of attention, which are assumed."""
+    source = f"from its datasheet, 80 % of {flops:g} TFLOP/s and 81 % of {bandwidth:g} GB/s"
+    return Device(name, 0.8e12 * flops, 1e12 * attention, 0.81e9 * bandwidth, source)
+
+
+DEVICES = {
+    "a100": _device("NVIDIA A100-SXM4-80GB", 312, 180, 2039),
+    "h100": _device("NVIDIA H100 80GB HBM3", 989.4, 520, 3350),
+    "h200": _device("NVIDIA H200", 989.4, 520, 4800),
+}
 
 
 class Measured:
@@ -34,19 +93,18 @@ class Measured:
 
     def __init__(self, rows: Sequence[dict]) -> None:
         timed = [row for row in rows if row.get("seconds") and row["dtype"] in ITEMSIZE]
-        suites = [[row for row in timed if row["suite"] == suite] for suite in ("operator", "peak")]
-        settings = Counter(map(_setting, suites[0] or suites[1])).most_common(1)
-        setting = settings[0][0] if settings else ()
-        self.rows = [row for row in timed if _setting(row) == setting]
-        roof = roof_of(self.rows, *setting) if settings else None
+        counted = select(timed, suite="operator") or select(timed, suite="peak")
+        most = Counter(map(_setting, counted)).most_common(1)
+        self.rows = [row for row in timed if most and _setting(row) == most[0][0]]
+        roof = roof_of(self.rows, *most[0][0]) if most else None
         if roof is None:
             raise ValueError(f"rows: no peak of a product and of a copy was measured: {NEEDED}")
-        self.itemsize = ITEMSIZE[setting[1]]
-        launch = min((row["seconds"] for row in self.rows if row["subject"] == "launch"), default=1.2e-6)
-        attention = _ATTENTION * roof.flops
-        self.peaks = Device(
-            setting[0], roof.flops, attention, roof.bytes, "from its peaks", launch, self.itemsize
-        )
+        device, dtype, _ = most[0][0]
+        self.itemsize = ITEMSIZE[dtype]
+        launches = [row["seconds"] for row in self.rows if row["subject"] == "launch"]
+        rates = roof.flops, _ATTENTION * roof.flops, roof.bytes
+        launch = min(launches, default=_LAUNCH_SECONDS)
+        self.peaks = Device(device, *rates, "from its peaks", launch, self.itemsize)
         self._points = _points(self.rows, self.itemsize)
 
     @property
@@ -90,21 +148,19 @@ def _work(operator: str, shape: TransformerShape, kept: int, batch: int, itemsiz
 
 def _points(rows: list[dict], itemsize: int) -> dict[str, dict[tuple, list[tuple[int, float]]]]:
     """operator -> (B, N, D, H) -> (work, seconds), by rising work."""
-    times = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    times: dict[tuple, dict[str, float]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: (row.get("mode") != "graph", row.get("cache") != "cold")):
         if row["suite"] == "operator" and row["subject"] in _OPERATORS:
             batch, tokens, width, heads = sizes = tuple(row[n] for n in ("batch", "tokens", "width", "heads"))
             shape = TransformerShape(1, width, heads, tokens, row.get("text") or 0)
             kept = kept_tokens(round(10 * row["kept"]), tokens)
             work = _work(row["subject"], shape, kept, batch, itemsize)
-            times[row["subject"]][sizes][work].setdefault(row["name"], row["seconds"])
-    return {
-        operator: {
-            sizes: sorted((work, _fastest(operator, names)) for work, names in at.items())
-            for sizes, at in groups.items()
-        }
-        for operator, groups in times.items()
-    }
+            times[row["subject"], sizes, work].setdefault(row["name"], row["seconds"])
+    points: dict[str, dict[tuple, list[tuple[int, float]]]] = {}
+    for (operator, sizes, work), names in sorted(times.items()):
+        at = points.setdefault(operator, {}).setdefault(sizes, [])
+        at.append((work, _fastest(operator, names)))
+    return points
 
 
 def _fastest(operator: str, times: dict[str, float]) -> float:
