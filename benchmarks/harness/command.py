@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 
-from diffratio.cli.eval import device_of
+from diffratio.cli.eval import Device, device_of
 from diffratio.cli.output import check_folder, make_folder
 from diffratio.evaluation.results import append, file_of
 from diffratio.progress import progress_bar
@@ -27,34 +28,40 @@ KEPT = {"operator": [1.0, 0.5, 0.3], "training": [0.5, 0.6, 0.7, 0.9], "sampling
 """Where a suite has a default of its own."""
 
 
-def measure_suite(
-    suite: str,
-    *,
-    batches: list[int] | None,
-    rounds: int,
-    out: Path | None,
-    as_json: bool,
-    dtype: str,
-    device: str,
-    compile_mode: str,
-    kept: list[float] | None,
-    **sizes: int,
+def bench(
+    suite: Annotated[
+        str, typer.Argument(help="peak, operator, block, training, model or sampling.")
+    ] = "block",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples; repeatable. Default: 2.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Image tokens N.")] = 1024,
+    kept: Annotated[
+        list[float] | None,
+        typer.Option(help="Parts of the tokens that are kept, in tenths; repeatable. Default: by the suite."),
+    ] = None,
+    width: Annotated[int, typer.Option(min=8, help="Width D.")] = 1152,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 16,
+    text: Annotated[int, typer.Option(min=1, help="Text tokens.")] = 120,
+    layers: Annotated[int, typer.Option(min=1, help="Blocks, of model and sampling.")] = 28,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps, of sampling.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; slow subjects take fewer.")] = 30,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16. Default: bf16 on a GPU, else fp32.")] = "auto",
+    device: Device = "auto",
+    compile_mode: Annotated[
+        str,
+        typer.Option(
+            help="Of compiled peers: none, default, max-autotune-no-cudagraphs. On a GPU: default, else none."
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder with a file per machine; rows are appended.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON, one subject a line.")] = False,
 ) -> None:
-    """Run `diffratio bench`, whose options these are.
+    """Measure one suite in turns: candidates within the error budget only, ratios beside absolute figures.
 
-    Args:
-        suite: a key of `suites.SUITES`.
-        batches: numbers of samples, one after the other; None is 2.
-        rounds: interleaved rounds.
-        out: folder of the machine's file, to which rows are appended.
-        as_json: print rows as JSON instead of tables.
-        dtype, device, compile_mode: "auto", or one of those that the command lists.
-        kept: kept parts of the tokens, in tenths; None is the suite's default.
-        sizes: the other fields of `Options`.
-
-    Raises:
-        typer.BadParameter: a wrong argument; the message names it.
-        typer.Exit: 1 where one of our kernels was refused, 130 where the run was stopped.
+    Needs a checkout of the repository: diffratio installed there with pip install -e, or run from it. A
+    candidate that raises or is outside of the budget is a row without times, "refused" with the reason, and
+    the others go on. Exit code 1: a kernel of ours was refused that could have run here.
     """
     if suite not in suites.SUITES:
         raise typer.BadParameter(f"suite={suite!r} must be one of {', '.join(suites.SUITES)}")
@@ -65,9 +72,14 @@ def measure_suite(
     options = Options(
         device=device,
         dtype=_dtype(dtype, gpu),
+        tokens=tokens,
         kept=_kept(kept or KEPT.get(suite) or list(Options.kept)),
+        width=width,
+        heads=heads,
+        text=text,
+        layers=layers,
+        steps=steps,
         compile_mode=_compile_mode(compile_mode, gpu),
-        **sizes,
     )
     if options.width % options.heads or options.width // options.heads % 8:
         raise typer.BadParameter(f"width={options.width} must be heads={options.heads} times a multiple of 8")
@@ -75,7 +87,7 @@ def measure_suite(
     file = None if out is None else file_of(out, facts["device"])
     console = Console() if Console().is_terminal else Console(width=140)
     measured, failed, stopped = 0, {}, False
-    for size in dict.fromkeys(batches or [options.batch]):
+    for size in dict.fromkeys(batch or [options.batch]):
         found = []
         try:
             chosen = list(suites.subjects(suite, replace(options, batch=size)))

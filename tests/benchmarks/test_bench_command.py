@@ -7,7 +7,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from diffratio.cli.bench import bench
+from benchmarks.harness.command import bench
+from diffratio.cli.bench import bench_of
 from diffratio.evaluation.results import read
 from diffratio.plots.results import draw_results
 from diffratio_kernels import mod_block
@@ -17,9 +18,10 @@ app = typer.Typer()
 app.command()(bench)
 
 
-def test_without_a_checkout_it_says_what_it_needs(monkeypatch, tmp_path):
-    monkeypatch.setattr("diffratio.cli.bench.CHECKOUT", tmp_path)
-    result = CliRunner().invoke(app, ["block"])
+def test_without_a_checkout_it_says_what_it_needs(tmp_path):
+    app, command = typer.Typer(), bench_of(tmp_path)
+    app.command(context_settings=command.context_settings)(command)
+    result = CliRunner().invoke(app, ["block", "--batch", "1"])
     assert result.exit_code == 2 and len(result.output.splitlines()) == 1
     assert "needs a checkout of the repository" in result.output and "pip install -e" in result.output
     shown = CliRunner().invoke(app, ["--help"])

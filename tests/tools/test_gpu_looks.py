@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from diffratio.cli.bench import bench
+from benchmarks.harness.command import bench
 from tools.gpu import looks
 
 ROOT = Path(__file__).parents[2]

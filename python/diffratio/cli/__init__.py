@@ -62,7 +62,7 @@ def run(name: str, arguments: list[str]) -> None:
 
         command = getattr(import_module(f".{name}", __name__), name)
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(stoppable(command))
+        app.command(context_settings=getattr(command, "context_settings", None))(stoppable(command))
         app(arguments, prog_name=f"diffratio {name}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("diffratio", "diffratio_kernels"):
