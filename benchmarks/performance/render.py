@@ -9,8 +9,7 @@ from statistics import median
 from benchmarks.harness.table import LETTERS
 from benchmarks.performance.targets import Target
 from diffratio.evaluation.flops import TransformerShape, products
-from diffratio.evaluation.results import KEY
-from diffratio.evaluation.roofline import Roof
+from diffratio.evaluation.results import KEY, Roof
 from diffratio.plan import DEVICES
 from tools.tune.waves import MULTIPROCESSORS, best_tile
 

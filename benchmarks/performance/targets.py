@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from diffratio.evaluation.results import select
-from diffratio.evaluation.roofline import Roof
+from diffratio.evaluation.results import Roof, select
 
 OURS = ("mod_block cuda", "mod_block triton", "mod_block cpu")
 """Row kernels in the order of preference: the first that was measured counts."""

@@ -10,8 +10,7 @@ from benchmarks.performance.prediction import prediction_error
 from benchmarks.performance.render import kernel_table, markdown, roofline_table, subject_tables, target_table
 from benchmarks.performance.targets import targets
 from diffratio.evaluation.flops import TransformerShape
-from diffratio.evaluation.results import file_of, read, select
-from diffratio.evaluation.roofline import roof_of
+from diffratio.evaluation.results import file_of, read, roof_of, select
 from diffratio.plan import DEVICES, plan
 from diffratio.plots.results import MACHINE, draw_results
 from diffratio_kernels import kept_tokens

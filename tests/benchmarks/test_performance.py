@@ -5,8 +5,7 @@ import json
 import pytest
 
 from benchmarks.performance import render, targets, write
-from diffratio.evaluation.results import append
-from diffratio.evaluation.roofline import Roof, roof_of
+from diffratio.evaluation.results import Roof, append, roof_of
 from diffratio.plots.results import draw_results
 
 FACTS = {

@@ -9,8 +9,7 @@ from diffratio_kernels import kept_tokens
 from diffratio_kernels._backends import BACKENDS
 
 from ..evaluation.flops import TransformerShape, block_steps, step_cost
-from ..evaluation.results import machine_name, select
-from ..evaluation.roofline import roof_of
+from ..evaluation.results import machine_name, roof_of, select
 
 LAUNCHES = {"route": 2, "mlp": 2}
 """Kernels of an operator that is more than one."""
