@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from math import ceil
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffratio.evaluation.latency import Times, rotating_times, seconds_of
+from diffratio.evaluation.latency import Times, rotating_times
 from diffratio.evaluation.memory import peak_bytes
 from diffratio_kernels._backends import NotAvailable
 
@@ -113,7 +114,11 @@ def _refusal(subject: Subject, candidate: Candidate, error: Exception) -> dict:
 
 
 def _repeats(call: Callable[[], object], count: int) -> int:
-    seconds = count * seconds_of(call)
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = count * (time.perf_counter() - start)
     return max(1, min(16, ceil(PASS_SECONDS / seconds)))
 
 

@@ -77,10 +77,12 @@ def roofline_table(rows: list[dict], roof: Roof, launch: float) -> list[str]:
     wave of a product leaves idle or that stick out of it, and what is left to explain."""
     lines = []
     for row in rows:
-        least, idle, seconds = roof.seconds(row), _idle(row, roof), row["seconds"]
+        least = max(row["flops"] / roof.flops, row["bytes"] / roof.bytes)
+        idle, seconds = _idle(row, roof), row["seconds"]
         lines.append([
             row["subject"], row["name"], f"{row['batch']} x {row['tokens']}", str(row["kept"]),
-            roof.bound(row), f"{roof.part(row):.2f}", f"{launch / seconds:.2f}",
+            "FLOPs" if row["flops"] / row["bytes"] > roof.balance else "bytes",
+            f"{least / seconds:.2f}", f"{launch / seconds:.2f}",
             "" if idle is None else f"{idle / seconds:.2f}",
             f"{max(0.0, 1 - (least + launch + (idle or 0)) / seconds):.2f}",
         ])  # fmt: skip

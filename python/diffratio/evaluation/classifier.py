@@ -84,8 +84,6 @@ def train_classifier(dataset: CaptionedDataset, steps: int = _STEPS, progress: b
 
 def classifier(dataset: CaptionedDataset, progress: bool = True) -> Classifier:
     """Return the classifier of a data set: the shipped one, the one in the user's cache, or a new one."""
-    if not dataset.attribute_sizes:
-        raise ValueError(f"dataset {dataset.name!r} has no attributes that a classifier could learn")
     shipped = ASSETS / f"{dataset.name}.safetensors"
     path = shipped if shipped.is_file() else cache_folder() / f"classifier-{dataset.name}.safetensors"
     if not path.is_file():

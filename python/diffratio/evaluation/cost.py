@@ -99,22 +99,16 @@ def _random_inputs(
     model: nn.Module, batch: int, side: int, text_tokens: int, timestep: int
 ) -> dict[str, Tensor]:
     """The arguments of one forward: noise [B, C, h, w], timesteps [B], and text [B, M, E] or classes [B]."""
-    config = model.config
+    config, place = model.config, {"device": model.device, "dtype": model.dtype}
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(batch, config.in_channels, side, side, generator=generator)
-    inputs = {"hidden_states": noise, "timestep": torch.full((batch,), timestep)}
-    if text_tokens:
-        text = torch.randn(batch, text_tokens, config.caption_channels, generator=generator)
-        inputs["encoder_hidden_states"] = text
-        if model.use_additional_conditions:
-            pixels = torch.full((batch, 2), 8.0 * side)
-            inputs["added_cond_kwargs"] = {"resolution": pixels, "aspect_ratio": torch.ones(batch, 1)}
-    else:
-        inputs["class_labels"] = torch.zeros(batch, dtype=torch.int64)
-    return {name: _moved(value, model) for name, value in inputs.items()}
-
-
-def _moved(value, model: nn.Module):
-    if isinstance(value, dict):
-        return {name: _moved(one, model) for name, one in value.items()}
-    return value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+    noise = torch.randn(batch, config.in_channels, side, side, generator=generator).to(**place)
+    inputs = {"hidden_states": noise, "timestep": torch.full((batch,), timestep, device=model.device)}
+    if not text_tokens:
+        classes = torch.zeros(batch, dtype=torch.int64, device=model.device)
+        return inputs | {"class_labels": classes}
+    text = torch.randn(batch, text_tokens, config.caption_channels, generator=generator)
+    inputs["encoder_hidden_states"] = text.to(**place)
+    if model.use_additional_conditions:
+        pixels = torch.full((batch, 2), 8.0 * side, **place)
+        inputs["added_cond_kwargs"] = {"resolution": pixels, "aspect_ratio": torch.ones(batch, 1, **place)}
+    return inputs

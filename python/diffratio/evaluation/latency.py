@@ -80,15 +80,6 @@ def rotating_times(
     return {name: Times(values) for name, values in seconds.items()}
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, device synchronised."""
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def _nothing() -> None:
     """What is done where there is nothing to prepare."""
 

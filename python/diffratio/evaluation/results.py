@@ -1,6 +1,6 @@
 """Results on disk: a file per machine, a line per measured subject, appended as soon as it is measured.
 
-And the roof of a machine: how far a measured operator is from what it gives.
+And the roof of a machine, which the suite "peak" measures.
 """
 
 import json
@@ -73,7 +73,7 @@ def select(rows: Iterable[dict], **wanted) -> list[dict]:
 
 @dataclass(frozen=True)
 class Roof:
-    """Of one machine and dtype, as the suite "peak" measures it: FLOP/s of a product, bytes/s of a copy."""
+    """Of one machine and dtype: FLOP/s of a product, bytes/s of a copy."""
 
     flops: float
     bytes: float
@@ -82,18 +82,6 @@ class Roof:
     def balance(self) -> float:
         """FLOPs per byte from which on FLOPs are the limit."""
         return self.flops / self.bytes
-
-    def seconds(self, row: dict) -> float:
-        """The least time for a row's work."""
-        return max(row["flops"] / self.flops, row["bytes"] / self.bytes)
-
-    def part(self, row: dict) -> float:
-        """How much of the roof a row reaches, 1 at most but for a cache that serves bytes faster."""
-        return self.seconds(row) / row["seconds"]
-
-    def bound(self, row: dict) -> str:
-        """What limits a row: "FLOPs" or "bytes"."""
-        return "FLOPs" if row["flops"] / row["bytes"] > self.balance else "bytes"
 
 
 def roof_of(rows: Iterable[dict], device: str, dtype: str, threads: int) -> Roof | None:

@@ -1,6 +1,7 @@
 """Quality against kept tokens: the by-product models along a run (paper fig. 7 and 13)."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -28,10 +29,9 @@ def quality_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
     every = [100 * one["mean_kept"] for models in runs.values() for one in models]
     panels = [panel for panel in PANELS if all(panel[0] in one for models in runs.values() for one in models)]
     figure = new_figure(4.6 * len(panels), 4.2, title)
-    for axes, (key, label, factor) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        for (name, models), colour in zip(runs.items(), _cycle(len(runs)), strict=True):
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    for axes, (key, label, factor) in zip(grid[0], panels, strict=True):
+        for (name, models), colour in zip(runs.items(), cycle(RUNS), strict=False):
             kept = [100 * one["mean_kept"] for one in models]
             values = [factor * one[key] for one in models]
             axes.plot(kept, values, marker="o", markersize=5, linewidth=1.4, color=colour, label=name)
@@ -49,7 +49,3 @@ def quality_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
         axes.set_ylim(bottom=0)
     axes.legend(fontsize=9, frameon=False)
     return figure
-
-
-def _cycle(count: int) -> list[str]:
-    return [RUNS[i % len(RUNS)] for i in range(count)]

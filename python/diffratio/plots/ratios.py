@@ -7,7 +7,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from .style import INK, KEPT, LAYERS, MUTED, TARGET, new_figure, plain
+from .style import INK, KEPT, LAYERS, MUTED, TARGET, bare, colour_bar, new_figure, plain
 
 _WRITTEN_CELLS = 300  # more than this and numbers do not fit
 
@@ -35,10 +35,7 @@ def trajectories(steps: np.ndarray, ratios: np.ndarray, target: float, title: st
     axes.set_ylim(0, 103)
     axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
     axes.legend(handles=axes.lines[-2:], loc="lower left", fontsize=10, frameon=False)
-    bar = figure.colorbar(colours, ax=axes, pad=0.02, ticks=_few(layers))
-    bar.set_label("layer", fontsize=11, color=INK)
-    bar.ax.tick_params(labelsize=10, colors=MUTED)
-    bar.outline.set_visible(False)
+    colour_bar(figure, colours, axes, pad=0.02, ticks=_few(layers), label="layer")
     return figure
 
 
@@ -49,10 +46,7 @@ def region_map(ratios: np.ndarray, title: str) -> Figure:
     layers, regions = ratios.shape
     figure = new_figure(max(4.6, 1.05 * regions + 2.4), max(3.2, 0.34 * layers + 1.9), title)
     axes = figure.subplots()
-    bar = figure.colorbar(draw_regions(axes, ratios), ax=axes, pad=0.03)
-    bar.set_label("kept tokens (%)", fontsize=11, color=INK)
-    bar.ax.tick_params(labelsize=10, colors=MUTED)
-    bar.outline.set_visible(False)
+    colour_bar(figure, draw_regions(axes, ratios), axes, pad=0.03, label="kept tokens (%)")
     return figure
 
 
@@ -62,13 +56,12 @@ def draw_regions(axes: Axes, ratios: np.ndarray) -> AxesImage:
     image = axes.imshow(100 * ratios, cmap=KEPT, vmin=0, vmax=100, aspect="auto")
     edges = [-(-1000 * r // regions) for r in range(regions + 1)]  # of region floor(t R / 1000)
     names = [f"{low}–{high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
+    bare(axes)
     axes.set_xticks(range(regions), names, rotation=0 if regions <= 6 else 60)
     axes.set_yticks(_few(layers))
     axes.set_xlabel("training timestep, from clean to noisy", fontsize=11, color=INK)
     axes.set_ylabel("layer", fontsize=11, color=INK)
     axes.tick_params(labelsize=10, colors=MUTED, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     if ratios.size <= _WRITTEN_CELLS:
         for (layer, region), ratio in np.ndenumerate(ratios):
             colour = "white" if ratio < 0.6 else INK

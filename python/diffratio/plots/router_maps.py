@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
-from .style import INK, KEPT, MUTED, bare, new_figure
+from .style import INK, KEPT, MUTED, bare, colour_bar, new_figure
 
 _DROPPED = (0.97, 0.80, 0.82)
 _FADE = 0.85  # how far a token that is not kept goes towards that colour, which no picture of the project has
@@ -46,20 +47,16 @@ def router_maps(images: Tensor, kept: Tensor, timesteps: Sequence[int], title: s
     figure = new_figure(samples * panel, 0.72 * layers + 1.2, title)
     for sample, part in enumerate(np.atleast_1d(figure.subfigures(1, samples))):
         grid = part.subplots(layers, columns + 1, squeeze=False)
-        for row in range(layers):
-            for column in range(columns + 1):
-                axes = grid[row, column]
-                bare(axes)
-                if column == 0:
-                    axes.set_ylabel(f"layer {row}", fontsize=9, color=MUTED)
-                    if row == 0:
-                        axes.imshow(picture(images[sample]), interpolation="nearest")
-                        axes.set_title("sample", fontsize=9, color=INK)
-                    continue
-                shown = kept_picture(images[sample], kept[sample, column - 1, row])
-                axes.imshow(shown, interpolation="nearest")
-                if row == 0:
-                    axes.set_title(f"t = {timesteps[column - 1]}", fontsize=9, color=MUTED)
+        for (layer, column), axes in np.ndenumerate(grid[:, 1:]):
+            shown = kept_picture(images[sample], kept[sample, column, layer])
+            axes.imshow(shown, interpolation="nearest")
+        grid[0, 0].imshow(picture(images[sample]), interpolation="nearest")
+        grid[0, 0].set_title("sample", fontsize=9, color=INK)
+        _name(grid[0, 1:], timesteps)
+        for layer, axes in enumerate(grid[:, 0]):
+            axes.set_ylabel(f"layer {layer}", fontsize=9, color=MUTED)
+        for axes in grid.flat:
+            bare(axes)
     return figure
 
 
@@ -93,8 +90,11 @@ def draw_shares(figure: FigureBase, shares: Tensor, timesteps: Sequence[int]) ->
     for (layer, column), axes in np.ndenumerate(grid):
         bare(axes)
         image = axes.imshow(shares[column, layer].view(side, side).numpy(), cmap=KEPT, vmin=0, vmax=1)
-        if layer == 0:
-            axes.set_title(f"t = {timesteps[column]}", fontsize=9, color=MUTED)
-    bar = figure.colorbar(image, ax=grid, ticks=(0, 0.5, 1))
-    bar.ax.set_yticklabels(("never", "half", "always"), fontsize=9, color=MUTED)
-    bar.outline.set_visible(False)
+    _name(grid[0], timesteps)
+    bar = colour_bar(figure, image, grid, ticks=(0, 0.5, 1))
+    bar.set_yticklabels(("never", "half", "always"), fontsize=9, color=MUTED)
+
+
+def _name(columns: Sequence[Axes], timesteps: Sequence[int]) -> None:
+    for axes, timestep in zip(columns, timesteps, strict=True):
+        axes.set_title(f"t = {timestep}", fontsize=9, color=MUTED)

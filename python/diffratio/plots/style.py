@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure, FigureBase
 
 INK = "#1b1b1f"
 MUTED = "#6b6b76"
@@ -36,6 +38,15 @@ def plain(axes: Axes, x: str, y: str) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(MUTED)
+
+
+def colour_bar(figure: FigureBase, image: ScalarMappable, axes: Axes | np.ndarray, **options) -> Axes:
+    """Return the axes of a bar of the colours of ``image``; ``options`` are matplotlib's."""
+    bar = figure.colorbar(image, ax=axes, **options)
+    bar.ax.yaxis.label.set(fontsize=11, color=INK)
+    bar.ax.tick_params(labelsize=10, colors=MUTED)
+    bar.outline.set_visible(False)
+    return bar.ax
 
 
 def bare(axes: Axes) -> None:

@@ -2,7 +2,7 @@
 
 import time
 
-from diffratio.evaluation.latency import Times, rotating_times, seconds_of
+from diffratio.evaluation.latency import Times, rotating_times
 
 
 def test_ratios_are_taken_round_by_round():
@@ -29,7 +29,7 @@ def test_what_is_prepared_is_not_timed():
     prepare = {"a": wait, "b": lambda: None}
     times = rotating_times(passes, 1, 2, "cpu", progress=False, prepare=prepare)
     assert order == ["prepare", "a", "a", "b", "b"] * 2
-    assert max(times["a"].seconds) < 0.05 <= seconds_of(wait)
+    assert max(times["a"].seconds) < 0.05
 
 
 def test_a_pass_of_several_calls_is_divided():
