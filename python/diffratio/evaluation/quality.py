@@ -37,27 +37,18 @@ class Judge:
     """Measures models on one data set: what does not depend on the model is computed once.
 
     Args:
-        name_or_path, resolution, caption_column, image_column: of the data set, as for ``load_dataset``.
+        name_or_path: of the data set.
         settings: how every model is sampled.
         progress: show progress bars on standard error.
+        options: of the data set, as for ``load_dataset``.
     """
 
     def __init__(
-        self,
-        name_or_path: str,
-        settings: SampleSettings,
-        *,
-        resolution: int | None = None,
-        caption_column: str | None = None,
-        image_column: str | None = None,
-        progress: bool = True,
+        self, name_or_path: str, settings: SampleSettings, *, progress: bool = True, **options: Any
     ) -> None:
-        self.name, self.settings, self.progress = name_or_path, settings, progress
-        self.resolution = resolution
-        columns = {"caption_column": caption_column, "image_column": image_column}
+        self.name, self.settings, self.progress, self._options = name_or_path, settings, progress, options
         self.held_out, self._train = (
-            load_dataset(name_or_path, split=split, resolution=resolution, **columns)
-            for split in ("held_out", "train")
+            load_dataset(name_or_path, split=split, **options) for split in ("held_out", "train")
         )
         self.wanted = torch.arange(settings.samples) % len(self.held_out)
 
@@ -88,7 +79,7 @@ class Judge:
         that was asked for need not be the one that the model was made for."""
         config, data = model.config, self.held_out
         pairs = [("channels", config.in_channels, data.channels)]
-        if self.resolution is None:
+        if self._options.get("resolution") is None:
             pairs.append(("pixels a side", config.sample_size, data.size))
         pairs.append(("text channels", config.get("caption_channels"), data.text_width))
         wrong = [f"{has} {what} instead of {wants}" for what, has, wants in pairs if has != wants]

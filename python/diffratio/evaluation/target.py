@@ -1,7 +1,7 @@
 """What is evaluated, sampled or drawn: a run, one of its checkpoints, an adapter, or a plain model."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,23 @@ from ..routing.adapter import CONFIG_NAME, load_diffratio
 from ..routing.adapter_file import check_files
 from ..routing.find import routed_layers
 from ..toy import PRETRAINED
+from ..train.run_log import RUN
 from .quality import Judge, SampleSettings
 
-RUN_FILE = "run.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
-DATA_OPTIONS = ("resolution", "caption_column", "image_column")
-"""What a run's data set was loaded with, besides its name."""
 
 
 @dataclass
 class Target:
-    """A model ready for inference, and what it was trained on: a data set (None where nothing tells) and a
-    noise schedule (None where ``why_no_schedule`` tells why). ``run`` is what ``run.json`` tells of a run.
+    """A model ready for inference, and what it was trained on: a data set (None where nothing tells) with the
+    ``options`` to load it, and a noise schedule (None where ``why_no_schedule`` tells why). ``run`` is what
+    ``run.json`` tells of a run.
     """
 
     model: nn.Module
     name: str
     dataset: str | None = None
-    resolution: int | None = None
-    caption_column: str | None = None
-    image_column: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     schedule: DDPMScheduler | None = None
     why_no_schedule: str | None = None
     run: dict[str, Any] | None = None
@@ -77,9 +74,8 @@ class Target:
         """Of models on its data set; a ValueError where none is known or there is none of that name."""
         if self.dataset is None:
             raise ValueError(f"dataset: none is known for {self.name!r}")
-        options = {name: getattr(self, name) for name in DATA_OPTIONS}
         try:
-            return Judge(self.dataset, settings, **options, progress=progress)
+            return Judge(self.dataset, settings, progress=progress, **self.options)
         except ModuleNotFoundError as error:
             raise ValueError(f"dataset={self.dataset!r}: {error}") from None
 
@@ -117,19 +113,21 @@ def load_target(
         name = run.name if step is None else f"{run.name}, step {step}"
         target = Target(model, name, _located(dataset) or info["dataset"], run=info)
         if target.dataset == info["dataset"]:
-            for option in DATA_OPTIONS:
-                setattr(target, option, info["arguments"].get(option))
-        if target.dataset == info["dataset"] or target.dataset not in BUILT_IN:
-            target.resolution = info.get("resolution", target.resolution)
+            options = ("resolution", "caption_column", "image_column")
+            target.options = {name: info["arguments"].get(name) for name in options}
+        if "resolution" in info and (target.options or target.dataset not in BUILT_IN):
+            target.options["resolution"] = info["resolution"]
         began = info["base_model"]
         written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
         _find_schedule(target, [written, Path(began)], began in PRETRAINED)
     elif checkpoint is not None:
-        raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN_FILE} is missing)")
+        raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN} is missing)")
     else:
         target = _load_folder(str(path), base, _located(dataset))
-    if target.resolution is None and target.dataset not in (None, *BUILT_IN):
-        target.resolution = _side(target.model.config)
+    if target.options.get("resolution") is None and target.dataset not in (None, *BUILT_IN):
+        config = target.model.config
+        if config.in_channels == CaptionedImages.channels:  # it works on pixels, not on latents
+            target.options["resolution"] = config.sample_size
     target.model = _ready(target.model, device, dtype)
     return target
 
@@ -144,20 +142,15 @@ def _located(dataset: str | None) -> str | None:
     return dataset if dataset is None or dataset in BUILT_IN else located(dataset)
 
 
-def _side(config) -> int | None:
-    """Side in pixels of the images that a model was made for; None where it works on latents."""
-    return config.sample_size if config.in_channels == CaptionedImages.channels else None
-
-
 def _run_of(path: Path, checkpoint: int | None) -> tuple[Path | None, int | None]:
     """The run that a path lies in, and the step that it asks for."""
     if path.name == "adapter":
         path = path.parent
-    if (path / RUN_FILE).is_file():
+    if (path / RUN).is_file():
         return path, checkpoint
     step = re.fullmatch(r"checkpoint-(\d+)", path.name)
     inside = path.name == "final" or step is not None
-    if checkpoint is None and inside and (path.parent / RUN_FILE).is_file():
+    if checkpoint is None and inside and (path.parent / RUN).is_file():
         return path.parent, int(step[1]) if step else None
     return None, None
 

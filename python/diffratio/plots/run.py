@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .. import record_routing
 from ..evaluation.quality import Judge, SampleSettings
-from ..evaluation.target import DATA_OPTIONS, load_target
+from ..evaluation.target import load_target
 from ..train.checkpoints import Checkpoints
 from ..train.run_log import RATIOS, RUN, read_lines
 from .quality import quality_curves
@@ -118,7 +118,7 @@ def measure_runs(
         entries = found.setdefault(run.path.name, [])
         for step, checkpoint in models:
             target = load_target(run.path, checkpoint=checkpoint, device=device)
-            data = (target.dataset, *(getattr(target, name) for name in DATA_OPTIONS))
+            data = (target.dataset, *target.options.values())
             if data not in judges:
                 judges[data] = target.judge(settings, progress)
             if (reason := target.why_not(judges[data])) is not None:

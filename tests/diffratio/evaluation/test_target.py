@@ -21,7 +21,7 @@ def tenths(synthetic, step):
 def test_a_run_gives_its_finished_model_and_its_data(synthetic, synthetic_runs):
     target = load_target(synthetic_runs / "lt")
     assert target.kept_tenths == tenths(synthetic, 3) and target.mean_kept == pytest.approx(0.6)
-    assert (target.name, target.dataset, target.resolution) == ("lt", "digits", None)
+    assert (target.name, target.dataset, target.options["resolution"]) == ("lt", "digits", None)
     assert not target.model.training and not any(p.requires_grad for p in target.model.parameters())
 
 
