@@ -11,7 +11,9 @@ COMMON = {
     "device": "Test GPU", "capability": "9.0", "dtype": "bfloat16", "threads": 1, "batch": 2, "tokens": 1024,
     "width": 128, "heads": 4, "text": 16, "mode": "graph", "cache": "cold",
 }  # fmt: skip
-STEPS = [step.operator for step in block_steps(text=True, routed=True, cache_text_kv=True)]
+STEPS = [
+    step.operator for step in block_steps(TransformerShape(1, 128, 4, 1024, 16), 512, cache_text_kv=True)
+]
 
 
 def law(operator, kept):

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffratio_kernels import kept_tokens
 
-from ..evaluation.flops import KeptTable, TransformerShape, block_steps, kept_table, step_cost
+from ..evaluation.flops import KeptTable, Step, TransformerShape, block_steps, kept_table, step_cost
 from .times import Device, Measured
 
 
@@ -95,11 +95,11 @@ def plan(
     @cache
     def block(count: int | None) -> tuple[int, float, float]:
         """FLOPs, seconds, and unmeasured seconds of a block that keeps so many tokens; None is dense."""
-        steps = block_steps(shape.text_tokens > 0, count is not None, cache_text_kv)
-        operators = ["copy"] if count == 0 else [step.operator for step in steps]
-        rows = shape.tokens if count is None else count
-        flops = sum(step_cost(operator, shape, rows, batch=batch).flops for operator in operators)
-        times = [source.seconds(operator, shape, rows, batch) for operator in operators]
+        steps = block_steps(shape, count, cache_text_kv=cache_text_kv)
+        if count == 0:
+            steps = [Step("copy", "copy", 0)]
+        flops = sum(step_cost(step.operator, shape, step.rows, batch=batch).flops for step in steps)
+        times = [source.seconds(step.operator, shape, step.rows, batch) for step in steps]
         missing = sum(seconds for seconds, origin in times if origin != "measured")
         return flops, sum(seconds for seconds, _ in times), missing
 

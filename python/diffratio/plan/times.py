@@ -8,7 +8,7 @@ from math import log
 from diffratio_kernels import kept_tokens
 from diffratio_kernels._backends import BACKENDS
 
-from ..evaluation.flops import TransformerShape, block_steps, step_cost
+from ..evaluation.flops import PRESETS, TransformerShape, block_steps, step_cost
 from ..evaluation.results import machine_name, roof_of, select
 
 LAUNCHES = {"route": 2, "mlp": 2}
@@ -16,7 +16,7 @@ LAUNCHES = {"route": 2, "mlp": 2}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 NEEDED = "`diffratio bench peak` and `diffratio bench operator` do it, with the same --out"
 _OURS = frozenset(name for names in BACKENDS.values() for name in names) - {"reference"}
-_OPERATORS = {step.operator for routed in (True, False) for step in block_steps(True, routed)}
+_OPERATORS = {s.operator for kept in (None, 1) for s in block_steps(PRESETS["pixart-xl-512"], kept)}
 _LAUNCH_SECONDS = 1.2e-6
 _ATTENTION = 0.65
 """What attention reaches of a big product's rate, where it was not measured; assumed."""

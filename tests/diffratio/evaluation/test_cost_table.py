@@ -22,9 +22,9 @@ def small(operator, **sizes):
     return step_cost(operator, SMALL, 4, **sizes)
 
 
-def total(shape, kept, routed, cached):
-    steps = block_steps(shape.text_tokens > 0, routed, cached)
-    return sum(step_cost(step.operator, shape, kept).flops for step in steps)
+def total(shape, kept, cached):
+    steps = block_steps(shape, kept, cache_text_kv=cached)
+    return sum(step_cost(step.operator, shape, step.rows).flops for step in steps)
 
 
 def test_work_is_counted_from_the_sizes():
@@ -79,22 +79,19 @@ def test_a_joined_product_saves_the_branch():
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("kept", [1, 77, 256])
 def test_flops_of_a_block_are_those_of_its_steps(shape, cached, kept):
-    sizes = shape.width, shape.text_tokens
-    routed = block_flops(shape.tokens, kept, *sizes, cache_text_kv=cached)
-    dense = block_flops(shape.tokens, None, *sizes, cache_text_kv=cached)
-    assert total(shape, kept, True, cached) == routed
-    assert total(shape, shape.tokens, False, cached) == dense
+    assert total(shape, kept, cached) == block_flops(shape, kept, cache_text_kv=cached)
+    assert total(shape, None, cached) == block_flops(shape, None, cache_text_kv=cached)
 
 
 def test_flops_with_text_of_another_width_and_a_narrow_mlp():
     shape = replace(PIXART, layers=1, context_width=640, mlp_ratio=2.5)
     parts = transformer_flops(shape, 100).parts
-    blocks = sum(parts.get(step.name, 0) for step in block_steps(text=True, routed=True))
-    assert total(shape, 100, True, False) == blocks
+    blocks = sum(parts.get(step.name, 0) for step in block_steps(shape, 100))
+    assert total(shape, 100, False) == blocks
 
 
 def test_a_dense_block_routes_nothing():
-    operators = [step.operator for step in block_steps(text=True, routed=False)]
+    operators = [step.operator for step in block_steps(PIXART)]
     assert not {"route", "gather_adaln", "scatter_rescale"} & set(operators)
     assert operators.count("gate_residual") == 3 and operators.count("adaln") == 2
 

@@ -15,7 +15,7 @@ def table(synthetic):
 
 def test_a_linear_law_is_found_between_its_points(table, synthetic):
     for kept in (308, 512, 600, 1024):
-        for step in block_steps(text=True, routed=True, cache_text_kv=True):
+        for step in block_steps(SHAPE, kept, cache_text_kv=True):
             seconds, origin = table.seconds(step.operator, SHAPE, kept, 2)
             assert origin == "measured", step.name
             assert seconds == pytest.approx(synthetic.law(step.operator, 1024, kept, 2)), step.name

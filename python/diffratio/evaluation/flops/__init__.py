@@ -1,7 +1,6 @@
 """How many FLOPs a diffusion transformer spends: truly, and as the paper counts them."""
 
 from .count import (
-    METHODS,
     FlopsReport,
     KeptTable,
     block_flops,
@@ -11,7 +10,7 @@ from .count import (
 )
 from .published import PublishedRow, rows
 from .shapes import PRESETS, TransformerShape
-from .table import JOINED, Cost, Step, block_steps, products, step_cost
+from .table import JOINED, METHODS, Cost, Step, block_steps, products, step_cost
 
 __all__ = [
     "JOINED",

@@ -6,18 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .shapes import TransformerShape
-from .table import block_steps, step_cost
+from .table import METHODS, block_steps, step_cost
 
-# The stages of a block that run on the kept tokens only; every other stage runs on all tokens.
-METHODS: dict[str, frozenset[str]] = {
-    "dense": frozenset(),
-    "mod": frozenset({"self", "cross", "mlp", "norm1", "norm2"}),
-    # The paper's ToMe rows merge in the MLP; tomesd's default merges in the self-attention.
-    "tome": frozenset({"mlp"}),
-    "tome-attn": frozenset({"self"}),
-    "tome-block": frozenset({"self", "cross", "mlp"}),
-    "atedm": frozenset({"cross", "mlp", "norm2"}),
-}
 CONVENTIONS = ("true", "paper")
 _TIME_CHANNELS = 256
 """Of the sinusoidal timestep embedding, the same in PixArt, DiT and diffusers."""
@@ -111,31 +101,21 @@ def transformer_flops(
 
 
 def block_flops(
-    tokens: int,
-    kept: int | None,
-    width: int,
-    text_tokens: int,
-    *,
-    mlp_ratio: float = 4,
-    cache_text_kv: bool = True,
-    method: str | None = None,
+    shape: TransformerShape, kept: int | None, *, method: str | None = None, cache_text_kv: bool = True
 ) -> int:
-    """True FLOPs of one sample through one routed block, router included.
+    """True FLOPs of one sample through one block of a transformer, a router included.
 
     Args:
-        tokens, kept: N and K; None is the dense block, which has no router.
-        width: D.
-        text_tokens: M; 0 is a block without cross-attention.
-        mlp_ratio: hidden width of the MLP over D.
-        cache_text_kv: the text keys and values are already projected.
+        shape: its sizes.
+        kept: K; None is the dense block, which has no router.
         method: a key of `METHODS`; None means "dense" without `kept` and "mod" with it.
+        cache_text_kv: the text keys and values are already projected.
 
     Raises:
         ValueError: an impossible argument; the message starts with its name.
     """
-    shape = TransformerShape(1, width, 1, tokens, text_tokens, mlp_ratio)
     method = _check_method(method, kept)
-    count = tokens if kept is None else _check_kept(kept, tokens, method)
+    count = shape.tokens if kept is None else _check_kept(kept, shape.tokens, method)
     return _block_flops(shape, count, "true", method, cache_text_kv).total()
 
 
@@ -161,13 +141,11 @@ def _block_flops(
     shape: TransformerShape, kept: int, convention: str, method: str, cache_text_kv: bool
 ) -> Counter[str]:
     """FLOPs of one sample through one block, by step."""
-    flops: Counter[str] = Counter()
     if kept == 0:
-        return flops
+        return Counter()
     tokens, width, on_kept = shape.tokens, shape.width, METHODS[method]
-    for step in block_steps(shape.text_tokens > 0, method == "mod", cache_text_kv):
-        rows = kept if step.stage in on_kept else tokens
-        flops[step.name] += step_cost(step.operator, shape, rows).flops
+    steps = block_steps(shape, kept, method=method, cache_text_kv=cache_text_kv)
+    flops = Counter({step.name: step_cost(step.operator, shape, step.rows).flops for step in steps})
     if method.startswith("tome"):
         targets = tokens // 4
         flops["matching"] = 2 * width * targets * (tokens - targets)

@@ -14,6 +14,18 @@ JOINED = {
 """Product that ends in the residual stream -> the product and the row step that it is."""
 
 
+METHODS: dict[str, frozenset[str]] = {
+    "dense": frozenset(),
+    "mod": frozenset({"self", "cross", "mlp", "norm1", "norm2"}),
+    # The paper's ToMe rows merge in the MLP; tomesd's default merges in the self-attention.
+    "tome": frozenset({"mlp"}),
+    "tome-attn": frozenset({"self"}),
+    "tome-block": frozenset({"self", "cross", "mlp"}),
+    "atedm": frozenset({"cross", "mlp", "norm2"}),
+}
+"""Method -> stages of a block that run on the kept tokens only; every other stage runs on all tokens."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one step costs.
@@ -41,12 +53,12 @@ class Step:
     Args:
         name: in the block.
         operator: in the cost table, and the subject of `diffratio bench operator` that times it.
-        stage: "self", "cross" or "mlp": methods other than routing keep other tokens in each.
+        rows: tokens of each sample that it computes on.
     """
 
     name: str
     operator: str
-    stage: str
+    rows: int
 
 
 def products(shape: TransformerShape) -> dict[str, tuple[int, int]]:
@@ -116,33 +128,39 @@ def step_cost(
     return Cost(*table[operator])
 
 
-def block_steps(text: bool, routed: bool, cache_text_kv: bool = False) -> list[Step]:
+def block_steps(
+    shape: TransformerShape, kept: int | None = None, *, method: str = "mod", cache_text_kv: bool = False
+) -> list[Step]:
     """What one block does, in order.
 
     Args:
-        text: whether it has cross-attention.
-        routed: with router, gather and scatter; else the same kernels on all tokens.
+        shape: the transformer and its tokens; without text there is no cross-attention.
+        kept: K; None is a dense block: the same kernels on all tokens.
+        method: a key of `METHODS`: whose stages run on the kept tokens; "mod" has router, gather and scatter.
         cache_text_kv: the text keys and values are there already.
     """
-    first = [Step("router", "route", "self"), Step("gather_adaln", "gather_adaln", "self")]
-    last = Step("scatter_rescale", "scatter_rescale", "mlp")
-    if not routed:
-        first, last = [Step("self_adaln", "adaln", "self")], Step("mlp_residual", "gate_residual", "mlp")
+    tokens = shape.tokens
+    at = {s: tokens if kept is None or s not in METHODS[method] else kept for s in ("self", "cross", "mlp")}
     cross = [
-        *([] if cache_text_kv else [Step("text_kv", "linear text", "cross")]),
-        Step("cross_q", "linear out", "cross"),
-        Step("cross_attention", "cross_attention", "cross"),
-        Step("cross_out", "linear out", "cross"),
-        Step("cross_residual", "gate_residual", "cross"),
+        *([] if cache_text_kv else [Step("text_kv", "linear text", at["cross"])]),
+        Step("cross_q", "linear out", at["cross"]),
+        Step("cross_attention", "cross_attention", at["cross"]),
+        Step("cross_out", "linear out", at["cross"]),
+        Step("cross_residual", "gate_residual", at["cross"]),
     ]
+    first = [Step("router", "route", at["self"]), Step("gather_adaln", "gather_adaln", at["self"])]
+    last = Step("scatter_rescale", "scatter_rescale", at["mlp"])
+    if kept is None or method != "mod":
+        first = [Step("self_adaln", "adaln", at["self"])]
+        last = Step("mlp_residual", "gate_residual", at["mlp"])
     return [
         *first,
-        Step("qkv", "linear qkv", "self"),
-        Step("attention", "attention", "self"),
-        Step("attention_out", "linear out", "self"),
-        Step("attention_residual", "gate_residual", "self"),
-        *(cross if text else []),
-        Step("mlp_adaln", "adaln", "mlp"),
-        Step("mlp", "mlp", "mlp"),
+        Step("qkv", "linear qkv", at["self"]),
+        Step("attention", "attention", at["self"]),
+        Step("attention_out", "linear out", at["self"]),
+        Step("attention_residual", "gate_residual", at["self"]),
+        *(cross if shape.text_tokens else []),
+        Step("mlp_adaln", "adaln", at["mlp"]),
+        Step("mlp", "mlp", at["mlp"]),
         last,
     ]
