@@ -77,11 +77,12 @@ def _counts(shape: TransformerShape, kept: float | None, adapter: Path | None) -
     except ValueError as error:
         raise ValueError(f"--adapter: {error}") from error
     names = written["routed_layers"]
-    table = dict(zip((n.rpartition(".")[2] for n in names), config.kept_tenths(len(names)), strict=True))
+    numbers = [name.rpartition(".")[2] for name in names]
     layers = [str(layer) for layer in range(shape.layers)]
-    if sorted(n.rpartition(".")[2] for n in names) != sorted(layers):
+    if sorted(numbers) != sorted(layers):
         routed = f"{len(names)} layers, {names[0]} to {names[-1]}" if names else "no layer"
         raise ValueError(f"--adapter: it routes {routed}; the model that is planned has {shape.layers}")
+    table = dict(zip(numbers, config.kept_tenths(len(names)), strict=True))
     return [[kept_tokens(n, shape.tokens) for n in table[layer]] for layer in layers]
 
 

@@ -4,6 +4,7 @@
 """
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -31,8 +32,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.attribute_sizes = attribute_sizes
         layers: list[nn.Module] = []
-        for i, width in enumerate(_WIDTHS):
-            before = channels if i == 0 else _WIDTHS[i - 1]
+        for i, (before, width) in enumerate(pairwise((channels, *_WIDTHS))):
             layers += [nn.Conv2d(before, width, 3, stride=1 if i == 0 else 2, padding=1, bias=False)]
             # Without it the faint texture of a background stays unseen.
             layers += [nn.BatchNorm2d(width), nn.GELU()]
@@ -85,18 +85,14 @@ def train_classifier(dataset: CaptionedDataset, steps: int = _STEPS, progress: b
 def classifier(dataset: CaptionedDataset, progress: bool = True) -> Classifier:
     """Return the classifier of a data set: the shipped one, the one in the user's cache, or a new one."""
     shipped = ASSETS / f"{dataset.name}.safetensors"
-    path = shipped if shipped.is_file() else cache_folder() / f"classifier-{dataset.name}.safetensors"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffratio"
+    path = shipped if shipped.is_file() else cache / f"classifier-{dataset.name}.safetensors"
     if not path.is_file():
         save(train_classifier(dataset, progress=progress), path)
     # A new one is read back too: rounded, it judges as it will from now on.
     model = Classifier(dataset.channels, dataset.attribute_sizes)
     model.load_state_dict(load_file(path))
     return model.eval()
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/diffratio``, by default in ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffratio"
 
 
 def save(model: Classifier, path: Path) -> None:

@@ -23,8 +23,8 @@ class Fid:
     """
 
     def __init__(self, weights: Path, device: torch.device | str = "cpu") -> None:
-        path = _existing(weights, "fid_weights")
-        module = _package("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity", "fid_weights")
+        needed = "torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity"
+        path, module = _found("fid_weights", weights, *needed)
         extractor = module.FeatureExtractorInceptionV3(
             "inception-v3-compat", [_FEATURES], feature_extractor_weights_path=path
         )
@@ -46,8 +46,7 @@ class ClipScore:
     """
 
     def __init__(self, weights: Path, device: torch.device | str = "cpu") -> None:
-        path = _existing(weights, "clip_weights")
-        open_clip = _package("open_clip", "open_clip_torch", "clip_weights")
+        path, open_clip = _found("clip_weights", weights, "open_clip", "open_clip_torch")
         self._model, self._preprocess = open_clip.create_model_from_pretrained(
             _ARCHITECTURE, pretrained=path, device=device
         )
@@ -73,14 +72,11 @@ def _bytes(images: Tensor) -> Tensor:
     return levels.expand(-1, 3, -1, -1)
 
 
-def _existing(path: Path, argument: str) -> str:
-    if not Path(path).is_file():
-        raise ValueError(f"{argument}: no file {path}; weights must be on disk, none are downloaded")
-    return str(path)
-
-
-def _package(module: str, package: str, argument: str) -> ModuleType:
+def _found(argument: str, weights: Path, module: str, package: str) -> tuple[str, ModuleType]:
+    """The file of weights and the module that reads it; a ValueError names the argument."""
+    if not Path(weights).is_file():
+        raise ValueError(f"{argument}: no file {weights}; weights must be on disk, none are downloaded")
     try:
-        return import_module(module)
+        return str(weights), import_module(module)
     except ModuleNotFoundError:
         raise ValueError(f"{argument} needs {package}: pip install {package}") from None

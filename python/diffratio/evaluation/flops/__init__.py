@@ -8,7 +8,7 @@ from .count import (
     kept_table,
     transformer_flops,
 )
-from .published import PublishedRow, rows
+from .published import rows
 from .shapes import PRESETS, TransformerShape
 from .table import JOINED, METHODS, Cost, Step, block_steps, products, step_cost
 
@@ -19,7 +19,6 @@ __all__ = [
     "Cost",
     "FlopsReport",
     "KeptTable",
-    "PublishedRow",
     "Step",
     "TransformerShape",
     "block_flops",

@@ -91,11 +91,18 @@ def transformer_flops(
         raise ValueError(f"batch: {batch!r} must be a positive integer")
     table = kept_table(kept, shape, method)
     regions, cells = len(table[0]), Counter(count for row in table for count in row)
-    flops: Counter[str] = Counter()
+    flops, running = Counter(), cells.total() - cells[0]
     for count, blocks in cells.items():
-        for part, value in _block_flops(shape, count, convention, method, cache_text_kv).items():
+        for part, value in _block_flops(shape, count, method, cache_text_kv).items():
             flops[part] += blocks * value
-    flops.update(_frame_flops(shape, convention, regions, cells.total() - cells[0]))
+    flops.update(_frame_flops(shape, regions, running))
+    if convention == "paper":
+        # thop sees modules only: attention and matching are function calls, LayerNorms are modules.
+        for functional in ("attention", "cross_attention", "matching"):
+            del flops[functional]
+        every, kept_rows = running * shape.tokens, sum(cells.elements())
+        normed = [kept_rows if norm in METHODS[method] else every for norm in ("norm1", "norm2")]
+        flops["norms"] = 4 * shape.width * (regions * shape.tokens + sum(normed))
     parts = {part: _divide(batch * value, regions) for part, value in flops.items() if value}
     return FlopsReport(convention, method, batch, parts)
 
@@ -116,7 +123,7 @@ def block_flops(
     """
     method = _check_method(method, kept)
     count = shape.tokens if kept is None else _check_kept(kept, shape.tokens, method)
-    return _block_flops(shape, count, "true", method, cache_text_kv).total()
+    return _block_flops(shape, count, method, cache_text_kv).total()
 
 
 def kept_table(kept: KeptTable | None, shape: TransformerShape, method: str = "mod") -> list[list[int]]:
@@ -137,27 +144,19 @@ def kept_table(kept: KeptTable | None, shape: TransformerShape, method: str = "m
     return [[_check_kept(count, shape.tokens, method) for count in row] for row in table]
 
 
-def _block_flops(
-    shape: TransformerShape, kept: int, convention: str, method: str, cache_text_kv: bool
-) -> Counter[str]:
+def _block_flops(shape: TransformerShape, kept: int, method: str, cache_text_kv: bool) -> Counter[str]:
     """FLOPs of one sample through one block, by step."""
     if kept == 0:
         return Counter()
-    tokens, width, on_kept = shape.tokens, shape.width, METHODS[method]
     steps = block_steps(shape, kept, method=method, cache_text_kv=cache_text_kv)
     flops = Counter({step.name: step_cost(step.operator, shape, step.rows).flops for step in steps})
     if method.startswith("tome"):
-        targets = tokens // 4
-        flops["matching"] = 2 * width * targets * (tokens - targets)
-    if convention == "paper":
-        # thop sees modules only: attention and matching are function calls, LayerNorms are modules.
-        for functional in ("attention", "cross_attention", "matching"):
-            flops[functional] = 0
-        flops["norms"] = sum(4 * width * (kept if norm in on_kept else tokens) for norm in ("norm1", "norm2"))
+        targets = shape.tokens // 4
+        flops["matching"] = 2 * shape.width * targets * (shape.tokens - targets)
     return flops
 
 
-def _frame_flops(shape: TransformerShape, convention: str, forwards: int, blocks: int) -> dict[str, int]:
+def _frame_flops(shape: TransformerShape, forwards: int, blocks: int) -> dict[str, int]:
     """FLOPs of one sample outside of the blocks, in so many forwards with so many blocks that run in all."""
     width, square, text = shape.width, shape.width**2, shape.text_tokens
     embedder = _TIME_CHANNELS * width + square
@@ -175,7 +174,6 @@ def _frame_flops(shape: TransformerShape, convention: str, forwards: int, blocks
         "caption": forwards * caption * text,
         "patch_embedding": forwards * shape.in_channels * width * pixels,
         "output": forwards * shape.out_channels * width * pixels,
-        "norms": forwards * 2 * width * shape.tokens if convention == "paper" else 0,
     }
     return {part: 2 * value for part, value in macs.items()}
 
