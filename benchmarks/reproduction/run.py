@@ -66,7 +66,7 @@ def finish(run: Run, facts: dict) -> str:
 def judged(target: Target) -> dict:
     """Quality, kept tokens and FLOPs of a finished model."""
     judge = Judge(target.dataset, SampleSettings(**SAMPLING), progress=False)
-    _, quality = judge(target.model)
+    _, quality = judge(target)
     shape = TransformerShape.from_model(target.model, text_tokens=judge.held_out.text_tokens)
     dense = transformer_flops(shape).total
     table = target.kept_tenths

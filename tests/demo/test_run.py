@@ -16,6 +16,7 @@ from diffratio.demo.picture import table_rows, title
 from diffratio.diffusion.sampling import CHUNK
 from diffratio.evaluation.flops import TransformerShape, transformer_flops
 from diffratio.evaluation.quality import Judge, SampleSettings
+from diffratio.evaluation.target import load_target
 from diffratio.plots.style import save
 from diffratio.toy import PRETRAINED, load_pixart
 from diffratio_kernels import kept_tokens
@@ -50,7 +51,7 @@ def test_the_demo_writes_a_picture_and_its_report(report):
 
 
 def test_the_figures_are_those_of_the_judge(report):
-    _, figures = Judge("digits", SETTINGS, progress=False)(load_pixart(PRETRAINED["digits"]))
+    _, figures = Judge("digits", SETTINGS, progress=False)(load_target("digits"))
     assert report["dense"] == figures
     assert report["sparse"].keys() == figures.keys() and report["sparse"]["v_mse"] > figures["v_mse"]
 

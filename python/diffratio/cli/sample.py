@@ -33,7 +33,7 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="Print the captions as JSON.")] = False,
 ) -> None:
     """Sample images of held-out captions, or of prompts, and write them as one picture."""
-    from ..evaluation.quality import SampleSettings
+    from ..evaluation.quality import Judge, SampleSettings
     from ..plots.grid import draw_grid
 
     check_file(out)
@@ -44,11 +44,11 @@ def sample(
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
     settings = SampleSettings(max(2, count), seed, steps, guidance)
     try:
-        judge = target.judge(settings, progress=not as_json)
-        reason = target.why_not(judge)
+        judge = Judge.of(target, settings, progress=not as_json)
+        reason = judge.why_not(target)
         if reason is not None:
             raise ValueError(reason)
-        images = judge.samples(target.model, schedule=target.schedule, captions=captions or None)[:count]
+        images = judge.samples(target, captions=captions or None)[:count]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     captions = captions or judge.held_out.captions(judge.wanted)[:count]

@@ -13,7 +13,7 @@ from .. import DiffRatioConfig, record_routing
 from ..data.digits import TOKEN_CHANNELS, TOKENS_PER_CLASS
 from ..evaluation.cost import model_cost
 from ..evaluation.flops.shapes import PAPER_TEXT_TOKENS
-from ..evaluation.quality import SampleSettings
+from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.target import load_target
 from ..plots.router_maps import kept_maps
 from ..plots.style import save
@@ -46,15 +46,15 @@ def run_demo(out_dir: Path, settings: SampleSettings, *, progress: bool = True) 
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dense, sparse = (load_target(path, device=device) for path in ("digits", DIGITS_LT30))
-    judge = dense.judge(settings, progress)
-    dense_images = judge.samples(dense.model, "dense samples")
+    judge = Judge.of(dense, settings, progress)
+    dense_images = judge.samples(dense, "dense samples")
     with record_routing(sparse.model) as log:
-        sparse_images = judge.samples(sparse.model, "sparse samples")
+        sparse_images = judge.samples(sparse, "sparse samples")
     report = {
         **vars(settings),
         "device": device,
-        "dense": judge.figures(dense.model, dense_images),
-        "sparse": judge.figures(sparse.model, sparse_images),
+        "dense": judge.figures(dense, dense_images),
+        "sparse": judge.figures(sparse, sparse_images),
         "real": judge.real,
         "kept_tenths": sparse.kept_tenths,
         "mean_kept": sparse.mean_kept,

@@ -1,9 +1,8 @@
 """`evaluate`: quality, latency, FLOPs and memory of one model, as one report."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio
 from ..routing.apply import route_blocks
@@ -55,15 +54,13 @@ def evaluate(
         "mean_kept": target.mean_kept,
         "untrained_routers": target.untrained_routers,
     }
-    judge, why_not = None, "no data set is known for this model (see --dataset)"
+    why_not = "no data set is known for this model (see --dataset)"
+    text_tokens, side = PAPER_TEXT_TOKENS if model.config.get("caption_channels") else 0, None
     if target.dataset is not None:
-        judge = target.judge(settings, progress)
-        why_not = target.why_not(judge)
-    text_tokens, side = 0, judge.held_out.size if why_not is None else None
-    if model.config.get("caption_channels"):
-        text_tokens = judge.held_out.text_tokens if why_not is None else PAPER_TEXT_TOKENS
-    if why_not is None:
-        why_not = judge.why_no_quality
+        judge = Judge.of(target, settings, progress)
+        if judge.why_not(target) is None:
+            side, text_tokens = judge.held_out.size, text_tokens and judge.held_out.text_tokens
+        why_not = judge.why_not(target, quality=True)
     if why_not is None:
         report |= _quality(target, judge, fid, clip_score)
     else:
@@ -72,22 +69,22 @@ def evaluate(
 
 
 def _quality(target: Target, judge: Judge, fid: Fid | None, clip_score: ClipScore | None) -> dict[str, Any]:
-    def figures(model: nn.Module, description: str) -> dict[str, Any]:
-        images, quality = judge(model, description, target.schedule)
+    def figures(judged: Target, description: str) -> dict[str, Any]:
+        images, quality = judge(judged, description)
         if fid is not None:
             quality["fid"] = fid(judge.reference, images)
         if clip_score is not None:
             quality["clip_score"] = clip_score(images, judge.held_out.captions(judge.wanted))
         return quality
 
-    found = {"quality": figures(target.model, "sampling"), "real": judge.real}
+    found = {"quality": figures(target, "sampling"), "real": judge.real}
     if target.routed:
         auc = router_auc(target.model, judge.held_out, schedule=target.schedule)
         if auc is not None:
             found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
         disable_diffratio(target.model)
         try:
-            found["dense"] = figures(target.model, "sampling dense")
+            found["dense"] = figures(target, "sampling dense")
         finally:
             enable_diffratio(target.model)
     if target.run is not None:
@@ -95,7 +92,7 @@ def _quality(target: Target, judge: Judge, fid: Fid | None, clip_score: ClipScor
             base = target.load_base()
         except (ValueError, OSError) as error:
             return found | {"why_no_base": str(error)}
-        found["base"] = figures(base, "sampling the base")
+        found["base"] = figures(replace(target, model=base), "sampling the base")
     return found
 
 

@@ -5,8 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import load_dataset
 from ..diffusion import PREDICTED
@@ -14,6 +13,7 @@ from ..diffusion.prediction import QUARTILES, prediction_error
 from ..diffusion.sampling import sample
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
+from .target import Target
 
 _REFERENCE = 2048  # real images that samples are compared with
 
@@ -52,6 +52,16 @@ class Judge:
         )
         self.wanted = torch.arange(settings.samples) % len(self.held_out)
 
+    @classmethod
+    def of(cls, target: Target, settings: SampleSettings, progress: bool = True) -> "Judge":
+        """The judge of models on the target's data set; a ValueError where that is not known or not there."""
+        if target.dataset is None:
+            raise ValueError(f"dataset: none is known for {target.name!r}")
+        try:
+            return cls(target.dataset, settings, progress=progress, **target.options)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"dataset={target.dataset!r}: {error}") from None
+
     @cached_property
     def _batch(self) -> dict[str, Tensor]:
         return self.held_out.batch(self.wanted)
@@ -74,65 +84,58 @@ class Judge:
     def _real_features(self) -> Tensor:
         return self._classifier.judge(self.reference)[0]
 
-    def why_not(self, model: nn.Module) -> str | None:
-        """Why ``model`` cannot be judged here (other images, other text); None where it can. A ``resolution``
-        that was asked for need not be the one that the model was made for."""
-        config, data = model.config, self.held_out
+    def why_not(self, target: Target, *, quality: bool = False) -> str | None:
+        """Why a model makes no images of the data set (other images, other text, unknown noise) or, with
+        ``quality``, cannot be judged on it (too few images); None where it can. A ``resolution`` that was
+        asked for need not be the one that the model was made for."""
+        config, data = target.model.config, self.held_out
         pairs = [("channels", config.in_channels, data.channels)]
         if self._options.get("resolution") is None:
             pairs.append(("pixels a side", config.sample_size, data.size))
         pairs.append(("text channels", config.get("caption_channels"), data.text_width))
         wrong = [f"{has} {what} instead of {wants}" for what, has, wants in pairs if has != wants]
-        return f"the model does not fit {data.name!r}: it has {', '.join(wrong)}" if wrong else None
-
-    @property
-    def why_no_quality(self) -> str | None:
-        """Why no model can be judged on the data set (too small); None where one can."""
-        found = len(self.held_out)
-        if found >= QUARTILES:
-            return None
-        images = "1 image" if found == 1 else f"{found} images"
-        return f"the held-out part of {self.name!r} has {images}, at least {QUARTILES} are needed"
+        if wrong:
+            return f"the model does not fit {data.name!r}: it has {', '.join(wrong)}"
+        if target.why_no_schedule is None and quality and len(data) < QUARTILES:
+            images = "1 image" if len(data) == 1 else f"{len(data)} images"
+            return f"the held-out part of {self.name!r} has {images}, at least {QUARTILES} are needed"
+        return target.why_no_schedule
 
     def samples(
-        self,
-        model: nn.Module,
-        description: str = "sampling",
-        schedule: DDPMScheduler | None = None,
-        captions: list[str] | None = None,
+        self, target: Target, description: str = "sampling", captions: list[str] | None = None
     ) -> Tensor:
-        """Return images ``[n, C, H, W]`` that ``model`` makes of ``captions``, None: of those of the held-out
-        images. ``schedule`` is what it was trained with; None is that of the package's models.
+        """Return images ``[n, C, H, W]`` that a model makes of ``captions``, None: of those of the held-out
+        images.
 
         Raises:
             ValueError: the data set has no text for one of the captions.
         """
         tokens = self._batch["tokens"] if captions is None else self.held_out.encode(captions)
         return sample(
-            model,
+            target.model,
             tokens,
             self.held_out.null_tokens,
             seed=self.settings.seed,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
             side=self.held_out.size,
-            schedule=schedule,
+            schedule=target.schedule,
             bar=description if self.progress else None,
         )
 
-    def __call__(
-        self, model: nn.Module, description: str = "sampling", schedule: DDPMScheduler | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the samples of ``model`` and their ``figures``.
+    def __call__(self, target: Target, description: str = "sampling") -> tuple[Tensor, dict[str, Any]]:
+        """Return the samples of a model and their ``figures``.
 
-        ``schedule`` is what it was trained with; None is that of the package's models.
+        Raises:
+            ValueError: it cannot be judged here; ``why_not`` tells why.
         """
-        images = self.samples(self._fitting(model), description, schedule)
-        return images, self.figures(model, images, schedule)
+        reason = self.why_not(target, quality=True)
+        if reason is not None:
+            raise ValueError(f"model: {reason}")
+        images = self.samples(target, description)
+        return images, self.figures(target, images)
 
-    def figures(
-        self, model: nn.Module, images: Tensor, schedule: DDPMScheduler | None = None
-    ) -> dict[str, Any]:
+    def figures(self, target: Target, images: Tensor) -> dict[str, Any]:
         """Return how good a model is: ``frechet``, ``accuracy`` by attribute, ``accuracy_mean``,
         ``accuracy_joint``, ``v_mse``, ``v_mse_by_quartile``.
 
@@ -140,26 +143,14 @@ class Judge:
         that predicts the noise or the image has ``noise_mse`` or ``image_mse`` instead of the last two.
 
         Args:
-            model: what predicts held-out images.
+            target: what predicts held-out images.
             images: its ``samples``, ``[n, C, H, W]``.
-            schedule: what it was trained with; None is that of the package's models.
-
-        Raises:
-            ValueError: the model does not fit the data set, or that is too small.
         """
-        error = prediction_error(self._fitting(model), self.held_out, schedule=schedule)
+        schedule = target.schedule
+        error = prediction_error(target.model, self.held_out, schedule=schedule)
         kind = "v" if schedule is None else PREDICTED[schedule.config.prediction_type]
         errors = {f"{kind}_mse": error.overall, f"{kind}_mse_by_quartile": error.by_quartile}
         return self._verdict(images) | errors
-
-    def _fitting(self, model: nn.Module) -> nn.Module:
-        """The model; a ValueError where it cannot be judged here."""
-        reason = self.why_not(model)
-        if reason is not None:
-            raise ValueError(f"model: {reason}")
-        if self.why_no_quality is not None:
-            raise ValueError(f"dataset: {self.why_no_quality}")
-        return model
 
     def _verdict(self, images: Tensor) -> dict[str, Any]:
         if not self.held_out.attribute_sizes:

@@ -19,7 +19,6 @@ from ..routing.adapter_file import check_files
 from ..routing.find import routed_layers
 from ..toy import PRETRAINED
 from ..train.run_log import RUN
-from .quality import Judge, SampleSettings
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -65,19 +64,6 @@ class Target:
         from ..train.model import load_start
 
         return _ready(load_start(self.run), self.model.device, self.model.dtype)
-
-    def why_not(self, judge: Judge) -> str | None:
-        """Why ``judge`` cannot judge the model; None where it can."""
-        return judge.why_not(self.model) or self.why_no_schedule
-
-    def judge(self, settings: SampleSettings, progress: bool = True) -> Judge:
-        """Of models on its data set; a ValueError where none is known or there is none of that name."""
-        if self.dataset is None:
-            raise ValueError(f"dataset: none is known for {self.name!r}")
-        try:
-            return Judge(self.dataset, settings, progress=progress, **self.options)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"dataset={self.dataset!r}: {error}") from None
 
 
 def load_target(

@@ -71,8 +71,7 @@ class Run:
 def why_no_samples(run: Run) -> str | None:
     """Why the model makes no images of its data set, as where it works on latents; None where it does."""
     target = load_target(run.path, checkpoint=run.models()[-1][1])
-    judge = target.judge(SampleSettings())
-    return target.why_not(judge) or judge.why_no_quality
+    return Judge.of(target, SampleSettings()).why_not(target, quality=True)
 
 
 def draw_run(
@@ -94,12 +93,11 @@ def draw_run(
 
 def _maps(run: Run, device: str, progress: bool) -> Figure:
     target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
-    judge = target.judge(SampleSettings(_MAP_SAMPLES), progress)
-    reason = target.why_not(judge) or judge.why_no_quality
-    if reason is not None:
+    judge = Judge.of(target, SampleSettings(_MAP_SAMPLES), progress)
+    if (reason := judge.why_not(target, quality=True)) is not None:
         raise ValueError(f"maps: {reason}")
     with record_routing(target.model) as log:
-        images = judge.samples(target.model, "sampling with routing recorded", target.schedule)
+        images = judge.samples(target, "sampling with routing recorded")
     kept, timesteps = kept_maps(log)
     shown = np.linspace(0, len(timesteps) - 1, _MAP_COLUMNS).round().astype(int).tolist()
     title = f"Tokens that each layer keeps (pale red: skipped)\n{run.title}"
@@ -120,10 +118,10 @@ def measure_runs(
             target = load_target(run.path, checkpoint=checkpoint, device=device)
             data = (target.dataset, *target.options.values())
             if data not in judges:
-                judges[data] = target.judge(settings, progress)
-            if (reason := target.why_not(judges[data])) is not None:
+                judges[data] = Judge.of(target, settings, progress)
+            if (reason := judges[data].why_not(target, quality=True)) is not None:
                 raise ValueError(f"quality: {reason}")
-            _, quality = judges[data](target.model, f"sampling {target.name}", target.schedule)
+            _, quality = judges[data](target, f"sampling {target.name}")
             entries.append({"step": step, "mean_kept": target.mean_kept, **quality})
     return found
 

@@ -3,7 +3,7 @@ import torch
 
 from diffratio.data import load_dataset
 from diffratio.evaluation.quality import Judge, SampleSettings
-from diffratio.evaluation.target import load_target
+from diffratio.evaluation.target import Target, load_target
 from diffratio.toy import DIGITS_LT30, PRETRAINED, load_pixart
 from tools.toy_pretrain import small_pixart
 
@@ -21,9 +21,9 @@ def test_real_images_are_nearly_perfect(judge):
 
 
 def test_a_trained_model_is_better_than_one_that_draws_noise(judge):
-    images, trained = judge(load_pixart(PRETRAINED["digits"]))
+    images, trained = judge(load_target("digits"))
     assert images.shape == (40, 1, 8, 8)
-    _, fresh = judge(small_pixart(judge.held_out, 0, layers=1, heads=1))
+    _, fresh = judge(Target(small_pixart(judge.held_out, 0, layers=1, heads=1), "fresh"))
     assert trained["accuracy_joint"] >= 0.85 and fresh["accuracy_joint"] <= 0.3
     assert judge.real["frechet"] < trained["frechet"] < 0.5 * fresh["frechet"]
     assert trained["v_mse"] < 0.5 * fresh["v_mse"]
@@ -32,10 +32,10 @@ def test_a_trained_model_is_better_than_one_that_draws_noise(judge):
 
 @pytest.mark.parametrize("path", ["digits", DIGITS_LT30], ids=["dense", "sparse"])
 def test_the_shipped_models_draw_what_is_asked_for(path):
-    judge, model = Judge("digits", SampleSettings(samples=30), progress=False), load_target(path).model
-    images, figures = judge(model)
+    judge, target = Judge("digits", SampleSettings(samples=30), progress=False), load_target(path)
+    images, figures = judge(target)
     assert figures["accuracy_joint"] >= 0.9
-    assert figures == judge.figures(model, images)
+    assert figures == judge.figures(target, images)
 
 
 def test_wanted_attributes_are_those_of_the_held_out_captions():
@@ -52,11 +52,11 @@ def test_wanted_attributes_are_those_of_the_held_out_captions():
 )
 def test_a_model_of_other_images_is_refused(name, words):
     judge = Judge(name, SETTINGS, progress=False)
-    model = small_pixart(load_dataset("digits"), 0, layers=1, heads=1)
-    assert judge.why_not(model).endswith(words)
+    other = Target(small_pixart(load_dataset("digits"), 0, layers=1, heads=1), "other")
+    assert judge.why_not(other).endswith(words)
     with pytest.raises(ValueError, match="model: the model does not fit 'shapes'"):
-        judge(model)
-    assert judge.why_not(small_pixart(judge.held_out, 0, layers=1, heads=1)) is None
+        judge(other)
+    assert judge.why_not(Target(small_pixart(judge.held_out, 0, layers=1, heads=1), "own")) is None
 
 
 @pytest.mark.parametrize("name, least", [("samples", 2), ("steps", 1)])
@@ -66,8 +66,8 @@ def test_impossible_settings_are_refused(name, least):
 
 
 def test_the_seed_decides_the_samples(judge):
-    model = load_pixart(PRETRAINED["digits"])
+    target = load_target("digits")
     other = Judge("digits", SampleSettings(samples=40, seed=1, steps=1), progress=False)
     first = Judge("digits", SampleSettings(samples=40, seed=0, steps=1), progress=False)
-    assert torch.equal(first.samples(model), first.samples(model))
-    assert not torch.equal(first.samples(model), other.samples(model))
+    assert torch.equal(first.samples(target), first.samples(target))
+    assert not torch.equal(first.samples(target), other.samples(target))
