@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from diffratio.cli.eval import Device, device_of
-from diffratio.cli.output import check_folder, make_folder
+from diffratio.cli.output import check_folder
 from diffratio.evaluation.results import append, file_of
 from diffratio.progress import progress_bar
 
@@ -94,7 +94,7 @@ def bench(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         if out is not None:
-            make_folder(out)
+            _make_folder(out)
         try:
             for subject in progress_bar(chosen, show=not as_json, desc=suite, leave=False):
                 before = clocks()
@@ -121,6 +121,14 @@ def bench(
         typer.echo(f"failed: {reason}", err=True)
     if stopped or failed:
         raise typer.Exit(130 if stopped else 1)
+
+
+def _make_folder(out: Path) -> None:
+    """Before anything is measured; `check_folder` has found nothing."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"out={str(out)!r}: {error.strerror}") from None
 
 
 def _dtype(name: str, gpu: bool) -> torch.dtype:

@@ -43,14 +43,6 @@ def check_folder(out: Path) -> None:
     _check(out, out)
 
 
-def make_folder(out: Path) -> None:
-    """Make the folder; a BadParameter names `out` where it cannot be made after all."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"out={str(out)!r}: {error.strerror}") from None
-
-
 def check_file(out: Path) -> None:
     """Raise a BadParameter that names `out` where the file cannot be written."""
     if out.is_dir():
