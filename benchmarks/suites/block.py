@@ -41,7 +41,7 @@ def subjects(options: Options) -> Iterator[Subject]:
 
 def _flops(options: Options, keep: int | None, method: str | None = None, cache_text_kv: bool = False) -> int:
     own = {"method": method, "cache_text_kv": cache_text_kv}
-    return options.batch * block_flops(options.transformer, keep, **own)
+    return options.batch * block_flops(options.transformer, keep, **own).total()
 
 
 def _dense_candidates(options: Options) -> Iterator[Candidate]:

@@ -93,7 +93,8 @@ def transformer_flops(
     regions, cells = len(table[0]), Counter(count for row in table for count in row)
     flops, running = Counter(), cells.total() - cells[0]
     for count, blocks in cells.items():
-        for part, value in _block_flops(shape, count, method, cache_text_kv).items():
+        rows = None if method == "dense" else count
+        for part, value in block_flops(shape, rows, method=method, cache_text_kv=cache_text_kv).items():
             flops[part] += blocks * value
     flops.update(_frame_flops(shape, regions, running))
     if convention == "paper":
@@ -109,8 +110,8 @@ def transformer_flops(
 
 def block_flops(
     shape: TransformerShape, kept: int | None, *, method: str | None = None, cache_text_kv: bool = True
-) -> int:
-    """True FLOPs of one sample through one block of a transformer, a router included.
+) -> Counter[str]:
+    """True FLOPs of one sample through one block of a transformer, by step.
 
     Args:
         shape: its sizes.
@@ -122,8 +123,14 @@ def block_flops(
         ValueError: an impossible argument; the message starts with its name.
     """
     method = _check_method(method, kept)
-    count = shape.tokens if kept is None else _check_kept(kept, shape.tokens, method)
-    return _block_flops(shape, count, method, cache_text_kv).total()
+    if kept is not None and _check_kept(kept, shape.tokens, method) == 0:
+        return Counter()
+    steps = block_steps(shape, kept, method=method, cache_text_kv=cache_text_kv)
+    flops = Counter({step.name: step_cost(step.operator, shape, step.rows).flops for step in steps})
+    if method.startswith("tome"):
+        targets = shape.tokens // 4
+        flops["matching"] = 2 * shape.width * targets * (shape.tokens - targets)
+    return flops
 
 
 def kept_table(kept: KeptTable | None, shape: TransformerShape, method: str = "mod") -> list[list[int]]:
@@ -142,18 +149,6 @@ def kept_table(kept: KeptTable | None, shape: TransformerShape, method: str = "m
     if not table[0] or any(len(row) != len(table[0]) for row in table):
         raise ValueError("kept: every layer needs the same number of regions, at least one")
     return [[_check_kept(count, shape.tokens, method) for count in row] for row in table]
-
-
-def _block_flops(shape: TransformerShape, kept: int, method: str, cache_text_kv: bool) -> Counter[str]:
-    """FLOPs of one sample through one block, by step."""
-    if kept == 0:
-        return Counter()
-    steps = block_steps(shape, kept, method=method, cache_text_kv=cache_text_kv)
-    flops = Counter({step.name: step_cost(step.operator, shape, step.rows).flops for step in steps})
-    if method.startswith("tome"):
-        targets = shape.tokens // 4
-        flops["matching"] = 2 * shape.width * targets * (shape.tokens - targets)
-    return flops
 
 
 def _frame_flops(shape: TransformerShape, forwards: int, blocks: int) -> dict[str, int]:
