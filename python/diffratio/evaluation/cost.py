@@ -32,19 +32,14 @@ def compare(
     config, enabled = shared.config, shared.enabled
     keep_all = replace(config, compression=0.0, overrides={})
     configs = {"dense": None, "all_tokens": keep_all, "sparse": config}
-    passes = dict.fromkeys(configs, call)
-    settings = {name: partial(_route, model, own) for name, own in configs.items()}
+    routes = {name: partial(_route, model, own) for name, own in configs.items()}
+    passes, device, results = dict.fromkeys(routes, call), model.device.type, {}
     try:
-        times = rotating_times(
-            passes, 1, repeats, model.device.type, progress, prepare=settings, description=description
-        )
-        results = {}
-        for name, own in configs.items():
-            _route(model, own)
-            results[name] = {
-                "milliseconds": times[name].median * 1e3,
-                "peak_megabytes": peak_bytes(call, model.device.type) / 1e6,
-            }
+        times = rotating_times(passes, 1, repeats, device, progress, prepare=routes, description=description)
+        for name, route in routes.items():
+            route()
+            peak = peak_bytes(call, device) / 1e6
+            results[name] = {"milliseconds": times[name].median * 1e3, "peak_megabytes": peak}
     finally:
         _route(model, config)
         shared.enabled = enabled

@@ -179,13 +179,12 @@ def _find_schedule(target: Target, folders: list[Path], packaged: bool) -> None:
     looked = list(dict.fromkeys(one.parent if one.name == "transformer" else one for one in folders))
     try:
         target.schedule = read_schedule(looked)
+        if target.schedule is None and packaged:
+            target.schedule = noise_schedule()
+        if target.schedule is None:
+            where = " or ".join(map(str, looked))
+            raise ValueError(
+                f"the noise that {target.name!r} was trained with is not known: no {SCHEDULE_FILE} in {where}"
+            )
     except ValueError as error:
         target.why_no_schedule = str(error)
-        return
-    if target.schedule is None and packaged:
-        target.schedule = noise_schedule()
-    elif target.schedule is None:
-        target.why_no_schedule = (
-            f"the noise that {target.name!r} was trained with is not known: "
-            f"no {SCHEDULE_FILE} in {' or '.join(map(str, looked))}"
-        )
