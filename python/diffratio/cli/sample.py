@@ -34,7 +34,7 @@ def sample(
 ) -> None:
     """Sample images of held-out captions, or of prompts, and write them as one picture."""
     from ..evaluation.quality import Judge, SampleSettings
-    from ..plots.grid import draw_grid
+    from ..plots.pictures import draw_grid
 
     check_file(out)
     if prompt and rows is not None:

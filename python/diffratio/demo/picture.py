@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.digits import CLASSES
-from ..plots.grid import draw_rows
+from ..plots.pictures import draw_rows, draw_shares
 from ..plots.ratios import draw_regions
-from ..plots.router_maps import draw_shares
 from ..plots.style import INK, draw_table, new_figure
 
 _COLUMNS = 10  # samples of each class that are shown

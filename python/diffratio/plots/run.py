@@ -13,9 +13,9 @@ from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.target import load_target
 from ..train.checkpoints import Checkpoints
 from ..train.run_log import RATIOS, RUN, read_lines
+from .pictures import kept_maps, router_maps
 from .quality import quality_curves
 from .ratios import region_map, trajectories
-from .router_maps import kept_maps, router_maps
 from .style import save
 
 FIGURES = ("trajectories", "regions", "maps", "quality")

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffratio.plots.grid import draw_grid, draw_rows
-from diffratio.plots.router_maps import (
+from diffratio.plots.pictures import (
     _DROPPED,
+    draw_grid,
+    draw_rows,
     draw_shares,
     kept_maps,
     kept_picture,
@@ -111,7 +112,7 @@ def test_each_sample_has_a_panel_with_layers_down_and_timesteps_right():
 
 def test_a_grid_of_samples_is_written_with_its_captions(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("diffratio.plots.grid.save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr("diffratio.plots.pictures.save", lambda figure, path: drawn.append(figure) or path)
     images = torch.rand(5, 1, 4, 4) * 2 - 1
     path = draw_grid(tmp_path / "x.png", images, list("abcde"), 3, "samples")
     axes = drawn[0].axes

@@ -1,6 +1,8 @@
-"""Which tokens every layer keeps at every timestep, on samples (paper fig. 2 and 9)."""
+"""Samples side by side, and which tokens every layer keeps at every timestep of them (paper fig. 2 and 9)."""
 
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
-from .style import INK, KEPT, MUTED, bare, colour_bar, new_figure
+from .style import INK, KEPT, MUTED, bare, colour_bar, new_figure, save
 
 _DROPPED = (0.97, 0.80, 0.82)
 _FADE = 0.85  # how far a token that is not kept goes towards that colour, which no picture of the project has
@@ -19,6 +21,35 @@ def picture(image: Tensor) -> np.ndarray:
     levels = (image.float() + 1) / 2
     levels = (1 - levels).expand(3, -1, -1) if len(levels) == 1 else levels
     return levels.permute(1, 2, 0).clamp(0, 1).numpy()
+
+
+def draw_grid(path: Path, images: Tensor, captions: Sequence[str], columns: int, title: str) -> Path:
+    """Write a PNG of ``images`` ``[n, C, H, W]`` in [-1, 1], ``columns`` in a row, captions below."""
+    if len(images) != len(captions):
+        raise ValueError(f"captions: {len(captions)} for {len(images)} images")
+    rows = -(-len(images) // columns)
+    figure = new_figure(1.15 * columns + 0.2, 1.45 * rows + 0.6, title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        bare(axes)
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        axes.imshow(picture(image), interpolation="nearest")
+        axes.set_xlabel(textwrap.fill(caption, 22), fontsize=6, color=MUTED)
+    return save(figure, path)
+
+
+def draw_rows(axes: Axes, rows: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Draw a row of images ``[n, C, S, S]`` in [-1, 1] for each of ``names``; n may differ."""
+    step = rows[0].shape[-1] + 1  # a pixel apart
+    canvas = np.ones((len(rows) * step - 1, max(map(len, rows)) * step - 1, 3))
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            top, left = row * step, column * step
+            canvas[top : top + step - 1, left : left + step - 1] = picture(image)
+    bare(axes)
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_yticks([row * step + step / 2 - 1 for row in range(len(rows))], names)
+    axes.tick_params(length=0, labelsize=9, labelcolor=MUTED)
 
 
 def kept_picture(image: Tensor, kept: Tensor) -> np.ndarray:
