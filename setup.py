@@ -86,7 +86,6 @@ setup(
     package_dir={"diffratio": "python/diffratio", "diffratio_kernels": "diffratio_kernels"},
     package_data={
         "diffratio.evaluation": ["assets/*"],
-        "diffratio.plan": ["tables/*"],
         "diffratio.toy": ["assets/*/*"],
         "diffratio_kernels._triton": ["tiles.json"],
     },
