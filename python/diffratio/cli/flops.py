@@ -10,14 +10,8 @@ from rich.console import Console
 
 from diffratio_kernels import kept_tokens
 
-from ..evaluation.flops import (
-    METHODS,
-    FlopsReport,
-    TransformerShape,
-    dsap_kept,
-    rows,
-    transformer_flops,
-)
+from ..evaluation.flops import METHODS, FlopsReport, TransformerShape, dsap_kept, rows, transformer_flops
+from ..evaluation.flops.count import CONVENTIONS
 from .output import names_errors, table
 from .shapes import Height, Model, Preset, TextTokens, Width, read_json, shape_of, tenths_of
 
@@ -55,16 +49,14 @@ def flops(
         return
     shape = shape_of(preset, model, height, width, text_tokens)
     kept, method = _kept(shape, compression, kept_table, method)
-    true, thop = (
-        transformer_flops(shape, kept, convention=convention, batch=batch, method=method)
-        for convention in ("true", "paper")
-    )
-    dense = {c: transformer_flops(shape, convention=c, batch=batch) for c in ("true", "paper")}
+    asked = {"batch": batch, "method": method}
+    counts = {c: transformer_flops(shape, kept, convention=c, **asked) for c in CONVENTIONS}
+    dense = {c: transformer_flops(shape, convention=c, batch=batch) for c in CONVENTIONS}
     if as_json:
-        counts = {r.convention: r.as_dict() | {"saving": r.saving(dense[r.convention])} for r in (true, thop)}
-        typer.echo(json.dumps({"shape": asdict(shape), "kept": kept, **counts}, indent=2))
+        found = {c: one.as_dict() | {"saving": one.saving(dense[c])} for c, one in counts.items()}
+        typer.echo(json.dumps({"shape": asdict(shape), "kept": kept, **found}, indent=2))
         return
-    _print_counts(shape, true, thop, dense)
+    _print_counts(shape, counts, dense)
 
 
 def _kept(
@@ -95,21 +87,22 @@ def _kept_of(tenths: Any, tokens: int) -> int:
 
 
 def _print_counts(
-    shape: TransformerShape, true: FlopsReport, thop: FlopsReport, dense: dict[str, FlopsReport]
+    shape: TransformerShape, counts: dict[str, FlopsReport], dense: dict[str, FlopsReport]
 ) -> None:
+    true, thop = counts.values()
     title = f"{true.method}: {shape.tokens} tokens, {shape.text_tokens} text, batch {true.batch}"
-    counts = table(title, ("part", "true GFLOP", "share", "paper's GFLOP"), ())
+    shown = table(title, ("part", "true GFLOP", "share", "paper's GFLOP"), ())
     for part in dict.fromkeys([*true.parts, *thop.parts]):
         value = true.parts.get(part, 0)
         share = f"{value / true.total:.1%}" if value else "-"
-        counts.add_row(part, _giga(value), share, _giga(thop.parts.get(part, 0)))
-    counts.add_section()
-    counts.add_row("total", _giga(true.total), "100.0%", _giga(thop.total), style="bold")
+        shown.add_row(part, _giga(value), share, _giga(thop.parts.get(part, 0)))
+    shown.add_section()
+    shown.add_row("total", _giga(true.total), "100.0%", _giga(thop.total), style="bold")
     if true.method != "dense":
-        counts.add_row("dense", _giga(dense["true"].total), "", _giga(dense["paper"].total))
-        true_saving, paper_saving = (f"{one.saving(dense[one.convention]):.2%}" for one in (true, thop))
-        counts.add_row("saving", true_saving, "", paper_saving)
-    Console().print(counts)
+        shown.add_row("dense", _giga(dense["true"].total), "", _giga(dense["paper"].total))
+        savings = {c: f"{one.saving(dense[c]):.2%}" for c, one in counts.items()}
+        shown.add_row("saving", savings["true"], "", savings["paper"])
+    Console().print(shown)
 
 
 def _giga(value: float) -> str:
