@@ -2,9 +2,9 @@
 
     python -m benchmarks.host [--rounds 15] [--json]
 
-A line each: microseconds of a dense block, of a routed one (keep 1/2), their ratio; dispatcher calls of a routed
-block, microseconds of an empty one (torch's `alias`, from Python), and their product: a block of so many calls
-takes no less. Medians over rounds, in which dense and routed take turns."""
+A line each: microseconds of a dense block, of a routed one (keep 1/2), their ratio; dispatcher calls of a
+routed block, microseconds of an empty one (torch's `alias`, from Python), and their product: a block of so
+many calls takes no less. Medians over rounds, in which dense and routed take turns."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import torch
 from diffratio.data import load_dataset
 from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.target import Target, load_target
-from diffratio.toy import DIGITS_LT30, PRETRAINED, load_pixart
+from diffratio.toy import DIGITS_LT30
 from tools.toy_pretrain import small_pixart
 
 SETTINGS = SampleSettings(samples=40, seed=0, steps=6, guidance=2.0)
