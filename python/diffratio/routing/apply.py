@@ -33,8 +33,9 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
     `learn_ratios`; `load_diffratio` applies what was trained. Offloading, DDP and caches come after this.
     Routers of a model on the meta device are there too: `to_empty` draws them, and
     `load_state_dict(..., assign=True)` loads them.
-    Optimizers and averages that know parameters by their order (diffusers' EMAModel) are made after this; an
-    EMAModel's `save_pretrained` takes a `model_cls` whose `from_config` gives a routed model.
+    Routers come last in `parameters()`, behind the model's own, for whoever knows parameters by their order:
+    diffusers' EMAModel averages the routers if it is made after this, and its `save_pretrained` writes the
+    model's own weights, as the model's does (`copy_to`, then `save_diffratio` saves averaged routers).
 
     Args:
         model_or_pipe: a diffusers model or a pipeline with a transformer. On one that is routed already the
@@ -90,6 +91,7 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
     for number, (name, block, spec) in enumerate(found):
         _patch(block, spec, name, number, shared)
     model._diffratio_model = shared
+    model.named_modules = _RoutersLast(model)
     shared.configure(config, routed_layers(model))
     model.register_forward_pre_hook(_enter_call, prepend=True, with_kwargs=True)
     model.register_forward_hook(_leave_call, always_call=True)
@@ -98,6 +100,22 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
         embedding._diffratio_model = shared
         embedding.register_forward_pre_hook(_embed_timestep, prepend=True, with_kwargs=True)
     return model_or_pipe
+
+
+class _RoutersLast:
+    """`named_modules` of a routed model, and so its `parameters`: what routes it stands behind its own."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __call__(self, memo=None, prefix="", remove_duplicate=True):
+        model = self._model
+        found = list(type(model).named_modules(model, memo, prefix, remove_duplicate))
+        yield from sorted(found, key=lambda named: _routes(named[0][len(prefix) :]))
+
+
+def _routes(name: str) -> bool:
+    return not {"diffratio", TABLE_NAME}.isdisjoint(name.split("."))
 
 
 def refuse_reducer(model: nn.Module, wrappers: list[nn.Module], what: str) -> None:
@@ -248,6 +266,7 @@ def remove_diffratio(model_or_pipe):
         if module is not None and vars(module).get("_diffratio_model") is shared:
             _take_hooks(module)
             del module._diffratio_model
+    vars(model).pop("named_modules", None)
     model._modules.pop(TABLE_NAME, None)
     restore_caption(model)
     take_graphs(model)

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
+from torch import nn
 
 from diffratio import (
     DiffRatioConfig,
@@ -141,11 +142,39 @@ def test_averages_of_diffusers_ema_reach_the_fused_path(tiny, model):
     assert not torch.allclose(first, trained)
 
 
-def test_diffusers_averages_of_other_parameters_are_an_error(tiny, model, tmp_path):
-    """EMAModel knows parameters by their order alone; its save_pretrained fills a model without routers."""
-    before = EMAModel(model.parameters())
+def test_diffusers_average_of_the_model_before_it_was_routed(tiny, model):
+    """EMAModel knows parameters by their order alone: the model's own stand where they stood."""
+    dense = copy.deepcopy(model)
+    averages = EMAModel(model.parameters(), foreach=False), EMAModel(dense.parameters(), foreach=False)
+    own = list(dense.named_parameters())
     tiny.route(model)
-    after = EMAModel(model.parameters(), model_cls=type(model), model_config=model.config)
-    for call in (lambda: before.step(model.parameters()), lambda: after.save_pretrained(tmp_path)):
-        with pytest.raises(RuntimeError, match="size of tensor"):
-            call()
+    assert [name for name, _ in model.named_parameters()][: len(own)] == [name for name, _ in own]
+    for average, updated in zip(averages, (model, dense), strict=True):
+        scale(updated, 1.5)
+        average.step(updated.parameters())
+        average.step(updated.parameters())
+    of_routed, of_dense = (average.shadow_params for average in averages)
+    assert all(torch.equal(a, b) for a, b in zip(of_routed, of_dense, strict=True))
+
+
+def test_diffusers_average_is_written_as_the_model_is(tiny, model, tmp_path):
+    tiny.route(model)
+    average = EMAModel(model.parameters(), model_cls=type(model), model_config=model.config)
+    scale(model, 1.5)
+    average.save_pretrained(tmp_path)
+    read = type(model).from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    average.copy_to(model.parameters())
+    want = remove_diffratio(model).state_dict()
+    assert read.state_dict().keys() == want.keys()
+    assert all(torch.equal(value, want[name]) for name, value in read.state_dict().items())
+
+
+def test_routers_stand_last_in_copies_and_wrappers(tiny, model):
+    names = [name for name, _ in tiny.route(model).named_parameters()]
+    assert names == sorted(names, key=lambda name: ".diffratio." in name)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [name for name, _ in twin.named_parameters()] == names
+        assert twin.named_modules._model is twin
+    holder = nn.Sequential(nn.Linear(2, 2), model, nn.Linear(2, 2))
+    assert [name for name, _ in holder.named_parameters()][2:-2] == [f"1.{name}" for name in names]
+    assert "named_modules" not in vars(remove_diffratio(model))
