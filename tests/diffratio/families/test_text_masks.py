@@ -6,7 +6,6 @@ import torch
 from diffratio import DiffRatioConfig, apply_diffratio, cuda_graphs
 from diffratio.families import text_mask
 from diffratio.families.text_mask import text_lengths
-from diffratio.routing import graphs
 from diffratio.routing.state import RoutedModel
 
 TOKENS = 5
@@ -55,7 +54,7 @@ def test_a_capture_looks_at_the_mask_itself(shared, monkeypatch):
 
 def test_one_run_of_a_graph_knows_nothing_of_the_run_before(tiny, op_recorder, monkeypatch):
     """The blocks get the caller's own bool mask, which the warm-up has looked at already."""
-    monkeypatch.setattr(graphs, "_Recorder", op_recorder)
+    op_recorder().install(monkeypatch)
     model = tiny.route(tiny.pixart())
     inputs = tiny.inputs(model)
     mask = inputs["encoder_attention_mask"].bool()[:, None]
