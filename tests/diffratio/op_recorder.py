@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffratio.families import text_cache, text_mask
-from diffratio.routing import graphs
+from diffratio.families import text_mask
+from diffratio.routing import graphs, text_cache
 
 
 class _Recording(TorchDispatchMode):

@@ -162,16 +162,16 @@ class _Call:
         attn = self.block.attn2
         if self.found.attn2 or self.kwargs or self.text is None:
             return self._cross_attend
-        order, lengths, layer = None, None, self.block._diffratio
+        order, lengths, model = None, None, self.block._diffratio.model
         if self.mask is not None:
-            known = text_lengths(self.mask, layer.model)
+            known = text_lengths(self.mask, model)
             if known is None:  # it does more than leave tokens out
                 return self._cross_attend
             order, lengths = known
         raw = self.found.raw
         query = product_of(attn.to_q, raw["attn2.to_q"])
         out = product_of(attn.to_out[0], raw["attn2.to_out.0"])
-        keys_values = keys_values_of(attn.to_k, attn.to_v, self.text, order, layer)
+        keys_values = keys_values_of(attn.to_k, attn.to_v, self.text, order, model)
         return CrossAttention(query, out, attn.heads, keys_values, lengths)
 
     def _cross_attend(self, hidden: Tensor, rows: PackedRows) -> Tensor:

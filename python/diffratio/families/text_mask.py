@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from .inspection import plain_linear
-
 
 def text_lengths(mask: Tensor, model) -> tuple[Tensor | None, Tensor] | None:
     """How a text mask leaves tokens out, as attention takes it.
@@ -62,18 +60,13 @@ def _ordered(kept: Tensor) -> tuple[Tensor, Tensor]:
     return order, lengths.masked_fill(lengths == 0, kept.shape[1])
 
 
-def keys_values_of(to_k: nn.Module, to_v: nn.Module, text: Tensor, order: Tensor | None, layer) -> Tensor:
+def keys_values_of(to_k: nn.Module, to_v: nn.Module, text: Tensor, order: Tensor | None, model) -> Tensor:
     """Keys and values [B, M, 2, D] of a text [B, M, .] in an order; inside of `cache_text` projected once."""
 
     def project() -> Tensor:
         return torch.stack([to_k(text), to_v(text)], dim=2)
 
-    cache = layer.text_cache if layer.model.text is not None else None
-    if cache is None or plain_linear(to_k) or plain_linear(to_v):
-        keys_values = project()
-    else:
-        weights = [p for linear in (to_k, to_v) for p in (linear.weight, linear.bias) if p is not None]
-        keys_values = cache(project, text, *weights)
+    keys_values = project() if model.text is None else model.text.project(project, text, to_k, to_v)
     if order is None:
         return keys_values
     samples = torch.arange(order.shape[0], device=order.device)

@@ -209,6 +209,8 @@ def _enter_call(model: nn.Module, args, kwargs):
     shared = model._diffratio_model
     if shared.enabled and not torch.compiler.is_compiling():
         refuse_transforms()
+    if shared.text is not None:
+        shared.text.check()
     shared.ratios = model._modules.get(TABLE_NAME)  # by name: PEFT's modules_to_save puts a wrapper there
     if shared.enabled:
         if shared.ratios is not None:
@@ -230,7 +232,9 @@ def _embed_timestep(embedding: nn.Module, args, kwargs):
     """Forward pre-hook of PixArt's embedding: `model.forward` and wrappers that drive the blocks do not call
     the model."""
     shared = embedding._diffratio_model
-    if shared.enabled and shared.memo is None:
+    if shared.memo is None and shared.text is not None:
+        shared.text.check()
+    if shared.memo is None and shared.enabled:
         shared.enter(args[0] if args else kwargs.get("timestep"))
 
 
@@ -329,7 +333,7 @@ def disable_diffratio(model_or_pipe):
 
 
 def _switch(model_or_pipe, enabled: bool) -> None:
-    model = transformer_of(model_or_pipe)
-    routed_model(model).enabled = enabled
-    for layer in routed_layers(model):
-        layer.text_cache.invalidate()
+    shared = routed_model(transformer_of(model_or_pipe))
+    shared.enabled = enabled
+    if shared.text is not None:
+        shared.text.invalidate()

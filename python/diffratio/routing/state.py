@@ -21,7 +21,6 @@ from diffratio_kernels.types import Rescale
 from ..config import DiffRatioConfig
 from ..families.inspection import Fingerprint, global_hooks, hooked, reuses_rows
 from ..families.registry import TIMESTEP_UNITS, Spec, foreign_forward
-from ..families.text_cache import TextCache
 
 
 def interval_of(units: str | tuple[float, float]) -> tuple[float, float]:
@@ -173,11 +172,8 @@ class RoutedModel:
         self.__post_init__()
 
     def enter(self, timestep: Tensor | float | None) -> None:
-        """Take the regions of a call's timesteps: one read by the host, none per block; and look at what the
-        text was projected by."""
+        """Take the regions of a call's timesteps: one read by the host, none per block."""
         self.over = False
-        if self.text is not None:
-            self.text.check()
         if self.config.num_regions == 1 and self.record is None and self.ratios is None:
             self.regions, self.timesteps = None, None
             return
@@ -244,7 +240,6 @@ class RoutedLayer:
     tenths: list[int] = field(default_factory=lambda: [10])
     """Kept tenths of the current call, one for all samples or one per sample: what a compiled block reads."""
     saved: SavedRouting = field(default_factory=SavedRouting)
-    text_cache: TextCache = field(default_factory=TextCache)
     row: int = 0
     """Of the table of learned ratios."""
     tokens: int | None = None
@@ -289,7 +284,6 @@ class RoutedLayer:
             raise ValueError(f"{self.name}: {reason}; remove that, or remove_diffratio first")
         self.inspected = self.spec.inspect(block)
         self.router_reason = router_reason(block.diffratio)
-        self.text_cache.invalidate()
         fingerprint = Fingerprint(block)
         self._fingerprint = fingerprint, fingerprint.now()
 

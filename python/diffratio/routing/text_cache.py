@@ -1,62 +1,92 @@
 """Sampling with the text projected once: keys and values are the same in every step."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
-from types import MethodType
+from functools import reduce
 
 import torch
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from torch import Tensor, nn
 
+from diffratio_kernels._autocast import autocast_is_on
+
 from ..families.inspection import hooked, plain_linear
-from ..families.text_cache import TextCache, not_now
-from .find import routed_layers, routed_model, transformer_of
-from .state import RoutedModel
+from ..families.text_mask import capturing
+from .find import routed_model, transformer_of
+
+KEPT_TEXTS = 2
+"""A sampler that calls the model once with and once without its prompt alternates between two texts."""
 
 
-class _Watch:
-    """The caches of a model, and whether what they were computed from has changed uncounted: by a merged
-    adapter, diffusers' EMAModel or numpy."""
+class Texts:
+    """What a model computes from its text alone, by the modules that compute it: for the last two texts.
 
-    def __init__(self, caches: list[TextCache]):
-        self._caches = caches
+    A tensor is told by its memory, which an entry keeps alive, and torch's count of its changes in place.
+    What changes it uncounted (a merged adapter, diffusers' EMAModel, numpy) is seen by its norm."""
+
+    def __init__(self, caption: nn.Module | None = None):
+        self._caption, self._entries = caption, {}
+
+    def __getstate__(self):
+        """A copy of the model is outside of the context."""
+        return {"_caption": self._caption, "_entries": None}
+
+    def project(self, compute: Callable[[], Tensor], text: Tensor, *modules: nn.Module) -> Tensor:
+        """`compute()`, or what it gave for this text before by the same weights of these modules."""
+        if self._entries is None or _not_now() or any(map(_foreign, modules)):
+            return compute()
+        tensors = [text, *(p for module in modules for p in module.parameters())]
+        if any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in tensors):
+            return compute()
+        autocast = torch.get_autocast_dtype(text.device.type) if autocast_is_on(text.device) else None
+        stream = torch.cuda.current_stream(text.device) if text.is_cuda else None
+        marks = [(t.data_ptr(), t._version, t.shape, t.stride(), t.dtype) for t in tensors]
+        key, known = (autocast, stream, *marks), self._entries.get(modules, [])
+        for other, _, value, version in known:
+            if other == key and value._version == version:  # a hook may write into what it is given
+                return value
+        with torch.inference_mode(False), torch.no_grad():
+            value, kept = compute(), [t.detach() for t in tensors]
+            entry = key, (kept, _norms(kept)), value, value._version
+        self._entries[modules] = [*[one for one in known if one[0] != key][1 - KEPT_TEXTS :], entry]
+        return value
+
+    def caption(self, text: Tensor) -> Tensor:
+        """In place of the caption projection's forward: it gives blocks the same memory in every step."""
+        module = self._caption
+        parts = module.linear_1, module.act_1, module.linear_2
+        return self.project(lambda: PixArtAlphaTextProjection.forward(module, text), text, *parts)
 
     def check(self) -> None:
         """At the start of a call of the model: on a GPU one wait for all."""
-        pairs = [] if not_now() else [pair for cache in self._caches for pair in cache.norms()]
-        if not pairs:
-            return
-        device = pairs[0][0].device
-        then, now = (torch.cat([n.to(device) for n in norms]) for norms in zip(*pairs, strict=True))
-        if not torch.equal(then, now):
-            self.invalidate()
+        entries = [] if _not_now() else [entry for known in list(self._entries.values()) for entry in known]
+        if entries:
+            pairs = [(then, _norms(kept)) for _, (kept, then), *_ in entries]
+            device = pairs[0][0].device
+            then, now = (torch.cat([n.to(device) for n in norms]) for norms in zip(*pairs, strict=True))
+            if not torch.equal(then, now):
+                self.invalidate()
 
     def invalidate(self) -> None:
         """Forget everything."""
-        for cache in self._caches:
-            cache.invalidate()
+        self._entries = {}
 
 
-class _Caption:
-    """Stands in for `forward` of a caption projection: with it the blocks are given the same memory in every
-    step."""
+def _foreign(module: nn.Module) -> str | None:
+    """Why a module may do more than a Linear or an activation, None where it does not."""
+    return hooked(module) if next(module.parameters(), None) is None else plain_linear(module)
 
-    def __init__(self, module: PixArtAlphaTextProjection, shared: RoutedModel):
-        self.module, self.shared, self.cache, self.act = module, shared, TextCache(), module.act_1
 
-    def project(self, text: Tensor) -> Tensor:
-        module, linears = self.module, (self.module.linear_1, self.module.linear_2)
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """[len(tensors)], in float32 or wider: a change of a tensor is hardly without a change of its norm."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    with torch.no_grad():
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
 
-        def compute() -> Tensor:
-            return PixArtAlphaTextProjection.forward(module, text)
 
-        ended = self.shared.text is None  # in a copy made inside of the context
-        if ended or module.training or any(map(plain_linear, linears)) or hooked(module.act_1):
-            return compute()
-        if module.act_1 is not self.act:
-            self.act = module.act_1
-            self.cache.invalidate()
-        weights = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
-        return self.cache(compute, text, *weights)
+def _not_now() -> bool:
+    """Not with gradients, while traced, or in a CUDA graph: a replay must read the text that it finds."""
+    return torch.compiler.is_compiling() or torch.is_grad_enabled() or capturing()
 
 
 @contextmanager
@@ -65,11 +95,10 @@ def cache_text(model_or_pipe):
 
     Outputs are bit-equal to those without. It serves calls without gradients, eagerly, of blocks whose text
     projections are plain Linears, for the last two texts. A text is known again by its tensor: the very
-    memory, unchanged. It is projected anew when it, a weight or a module changes (LoRA, PEFT's merges). Torch
-    counts changes in place, `load_state_dict`, moves and casts; what writes through `Tensor.data` (diffusers'
-    EMAModel) or numpy is seen by the norms of texts and weights, so not a change that keeps all norms, like
-    another order of the tokens. For tensors made under `torch.inference_mode` torch counts nothing: such
-    texts are projected in every call.
+    memory, unchanged. It is projected anew when it, a weight or a module changes (LoRA, PEFT's merges). What
+    writes through `Tensor.data` (diffusers' EMAModel) or numpy is seen by the norms of texts and weights, so
+    not a change that keeps all norms, like another order of the tokens. Of tensors made under
+    `torch.inference_mode` torch counts no changes: such texts are projected in every call.
 
     A text's projections take `2 L B M D` elements (PixArt-Sigma in bf16, M=300: 39 MB per sample), and stay
     until they are pushed out by two others or the context is left. On a GPU, the values of a text mask and
@@ -95,23 +124,19 @@ def cache_text(model_or_pipe):
         yield
         return
     restore_caption(model)  # a copy made inside of another context
-    caches = [layer.text_cache for layer in routed_layers(model)]
     caption = model._modules.get("caption_projection")
+    shared.text = Texts(caption)
     if type(caption) is PixArtAlphaTextProjection and hooked(caption) is None:
-        stand_in = _Caption(caption, shared)
-        caption.forward = MethodType(_Caption.project, stand_in)
-        caches.append(stand_in.cache)
-    shared.text = watch = _Watch(caches)
+        caption.forward = shared.text.caption
     try:
         yield
     finally:
         shared.text = None
-        watch.invalidate()
         restore_caption(model)
 
 
 def restore_caption(model: nn.Module) -> None:
     """Take off what `cache_text` put on the caption projection."""
     caption = model._modules.get("caption_projection")
-    if caption is not None and getattr(vars(caption).get("forward"), "__func__", None) is _Caption.project:
+    if caption is not None and getattr(vars(caption).get("forward"), "__func__", None) is Texts.caption:
         del caption.forward

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from diffratio import cache_text, learn_ratios
+from diffratio import cache_text, disable_diffratio, learn_ratios
 
 
 def add_to_data(tensor):
@@ -96,16 +96,25 @@ def test_a_text_weight_written_inside_of_cache_text(tiny, pixart, write, name):
         assert torch.equal(tiny.run(pixart, inputs), fresh(tiny, pixart, inputs))
 
 
+@pytest.mark.parametrize("write", WRITES)
+def test_a_caption_weight_written_while_routing_is_off(tiny, pixart, write):
+    inputs = tiny.inputs(pixart)
+    with cache_text(disable_diffratio(pixart)):
+        tiny.run(pixart, inputs)
+        write(pixart.get_parameter("caption_projection.linear_2.weight"))
+        assert torch.equal(tiny.run(pixart, inputs), fresh(tiny, pixart, inputs))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_what_nobody_writes_is_projected_once(tiny, pixart, dtype):
     pixart.to(dtype)
     inputs = tiny.inputs(pixart)
     with cache_text(pixart):
         tiny.run(pixart, inputs)
-        (first,) = pixart.transformer_blocks[0]._diffratio.text_cache._entries
+        first = dict(pixart._diffratio_model.text._entries)
         tiny.run(pixart, inputs)
-        (again,) = pixart.transformer_blocks[0]._diffratio.text_cache._entries
-        assert again is first
+        again = pixart._diffratio_model.text._entries
+        assert len(first) == 4 and all(again[modules] is known for modules, known in first.items())
 
 
 def test_a_text_written_inside_of_cache_text(tiny, pixart):

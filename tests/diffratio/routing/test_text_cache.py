@@ -16,8 +16,7 @@ from diffratio import (
     remove_diffratio,
     summary,
 )
-from diffratio.families import text_cache
-from diffratio.families.text_cache import TextCache
+from diffratio.routing import text_cache
 
 PER_TEXT = 2 * 3 + 2
 """Products of one text: keys and values of three layers, two linears of the caption projection."""
@@ -167,7 +166,7 @@ def test_an_optimizer_step_and_training_are_untouched(tiny, pixart, products):
         counted = products(pixart)
         grads, *outputs = train(pixart)
     # The recomputation of checkpointing projects keys and values once more, not the caption.
-    assert len(counted) == 5 * PER_TEXT - 2
+    assert len(counted) == 4 * PER_TEXT - 2
     expected, *theirs = train(twin)
     assert all(torch.equal(grads[name], expected[name]) for name in expected)
     assert same(outputs, theirs)
@@ -187,7 +186,7 @@ def test_two_prompts_take_turns_and_a_third_pushes_out_the_oldest(tiny, pixart, 
         assert len(counted) == 2 * PER_TEXT
         third = inputs | {"encoder_hidden_states": inputs["encoder_hidden_states"] + 1}
         assert not torch.equal(steps(tiny, pixart, third)[0], expected[0][0])
-        assert len(pixart.transformer_blocks[0]._diffratio.text_cache) == text_cache.KEPT_TEXTS
+        assert entries(pixart) == [text_cache.KEPT_TEXTS] * 4
         assert same(steps(tiny, pixart, prompts[0]), expected[0])
         assert len(counted) == 4 * PER_TEXT
 
@@ -207,7 +206,9 @@ def test_equal_values_in_another_tensor_and_another_batch_are_projected_anew(tin
 
 
 def entries(model):
-    return [len(block._diffratio.text_cache) for block in model.transformer_blocks]
+    """How many texts are kept for each projection that has been cached."""
+    texts = model._diffratio_model.text
+    return [] if texts is None else list(map(len, texts._entries.values()))
 
 
 def test_projections_end_with_disabling_and_with_the_context(tiny, pixart):
@@ -215,17 +216,19 @@ def test_projections_end_with_disabling_and_with_the_context(tiny, pixart):
     dense = tiny.run(remove_diffratio(copy.deepcopy(pixart)), inputs)
     with cache_text(pixart):
         tiny.run(pixart, inputs)
-        assert entries(pixart) == [1, 1, 1]
-        assert torch.equal(tiny.run(disable_diffratio(pixart), inputs), dense)
-        assert entries(pixart) == [0, 0, 0]
+        assert entries(pixart) == [1, 1, 1, 1]
+        disable_diffratio(pixart)
+        assert entries(pixart) == []
+        assert torch.equal(tiny.run(pixart, inputs), dense)
+        assert entries(pixart) == [1]  # of the caption projection
         tiny.run(enable_diffratio(pixart), inputs)
-        assert entries(pixart) == [1, 1, 1]
+        assert entries(pixart) == [1, 1, 1, 1]
         with cache_text(pixart):
             pass
-        assert entries(pixart) == [1, 1, 1]
-    assert entries(pixart) == [0, 0, 0]
+        assert entries(pixart) == [1, 1, 1, 1]
+    assert entries(pixart) == []
     tiny.run(pixart, inputs)
-    assert entries(pixart) == [0, 0, 0]
+    assert entries(pixart) == []
 
 
 @pytest.mark.parametrize("end", ["left", "left by an error", "removed"])
@@ -251,7 +254,7 @@ def test_a_copy_made_inside_has_no_cache(tiny, pixart, products):
     with cache_text(pixart):
         tiny.run(pixart, inputs)
         twin = copy.deepcopy(pixart)
-        assert entries(twin) == [0, 0, 0]
+        assert entries(twin) == []
         edit(twin.caption_projection.linear_1.weight)
         counted = products(twin)
         edited = [tiny.run(twin, inputs) for _ in range(2)]
@@ -338,7 +341,7 @@ def test_a_compiled_model_projects_in_every_call(tiny, pixart):
     compiled = torch.compile(pixart, backend="eager")
     with cache_text(compiled):
         before = tiny.run(compiled, inputs)
-        assert entries(pixart) == [0, 0, 0]
+        assert entries(pixart) == []
         edit(inputs["encoder_hidden_states"])
         after = tiny.run(compiled, inputs)
     assert torch.allclose(after, tiny.run(pixart, inputs), atol=1e-5)
@@ -348,12 +351,12 @@ def test_a_compiled_model_projects_in_every_call(tiny, pixart):
 @torch.no_grad()
 def test_a_capture_computes_anew(monkeypatch):
     """A graph that held the projections of one text would replay them for every other."""
-    cache, text = TextCache(), torch.ones(2)
-    made = [cache(lambda: text + 1, text)]
+    cache, text = text_cache.Texts(), torch.ones(2)
+    made = [cache.project(lambda: text + 1, text)]
     monkeypatch.setattr(text_cache, "capturing", lambda: True)
-    made.append(cache(lambda: text + 1, text))
+    made.append(cache.project(lambda: text + 1, text))
     monkeypatch.setattr(text_cache, "capturing", lambda: False)
-    made.append(cache(lambda: text + 1, text))
+    made.append(cache.project(lambda: text + 1, text))
     assert made[2] is made[0] is not made[1]
 
 

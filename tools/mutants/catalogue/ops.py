@@ -6,7 +6,7 @@ from .selections import BLOCKS, BUDGET, LAYOUTS
 PACKAGE = "diffratio_kernels/"
 OPS, BLOCKS_OF = PACKAGE + "ops/", PACKAGE + "blocks/"
 CUDA = OPS + "cuda.py"
-TEXT_CACHE = "python/diffratio/families/text_cache.py"
+TEXT_CACHE = "python/diffratio/routing/text_cache.py"
 TEXT_CACHE_TESTS = "tests/diffratio/routing/test_text_cache.py"
 GRADCHECK = "tests/ops/properties/test_gradcheck.py -k 'adaln or route'"
 
@@ -124,14 +124,14 @@ OPERATORS = [
         "text-of-a-changed-tensor",
         "stale value used",
         TEXT_CACHE,
-        {"return t.data_ptr(), t._version, t.shape": "return t.data_ptr(), t.shape"},
+        {"(t.data_ptr(), t._version, t.shape": "(t.data_ptr(), t.shape"},
         f"{TEXT_CACHE_TESTS} -k never_stale",
     ),
     Mutant(
         "text-that-a-hook-has-changed",
         "stale value used",
         TEXT_CACHE,
-        {"entry.key == key and entry.value._version == entry.version": "entry.key == key"},
+        {"other == key and value._version == version": "other == key"},
         f"{TEXT_CACHE_TESTS} -k hooks_on_the_caption",
     ),
     Mutant(
