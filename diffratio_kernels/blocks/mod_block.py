@@ -33,12 +33,13 @@ def raw_block(
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
     router_bias=None, context_kv=None, context_lengths=None, cross_q_weight=None, cross_q_bias=None,
     cross_out_weight=None, cross_out_bias=None, rescale="mlp", score_scale=1.0, eps=1e-6, mlp_eps=None,
-    index=None, backend="auto", attention="auto", autocast=False, keep_name="keep",
+    index=None, backend="auto", attention="auto", keep_name="keep",
 ):  # fmt: skip
     """Check the arguments of one routed block, under autocast without the dtypes of its weights."""
     check = Check(op)
-    like_x = {} if autocast else {"dtype_of": ("x", x)}
     check.tensor("x", x, "B N D")
+    casts = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
+    like_x = {} if casts else {"dtype_of": ("x", x)}
     check.tensor("router_weight", router_weight, "D")
     check.optional("router_bias", router_bias, "1")
     keep = check.keep(keep, keep_name)
@@ -48,29 +49,23 @@ def raw_block(
     check.linear("out", out_weight, out_bias, "D D", **like_x)
     check.linear("fc1", fc1_weight, fc1_bias, "F D", **like_x)
     check.linear("fc2", fc2_weight, fc2_bias, "D F", **like_x)
-    cross = None
+    cross, weights = None, {"cross_q_weight": cross_q_weight, "cross_out_weight": cross_out_weight}
     if context_kv is not None:
         check.tensor("context_kv", context_kv, "B M 2 D", **like_x)
-        for name, weight, bias in (
-            ("cross_q", cross_q_weight, cross_q_bias),
-            ("cross_out", cross_out_weight, cross_out_bias),
-        ):
+        for name, weight in weights.items():
             if weight is None:
-                check.fail(f"{name}_weight must be given together with context_kv")
-            check.linear(name, weight, bias, "D D", **like_x)
+                check.fail(f"{name} must be given together with context_kv")
+        check.linear("cross_q", cross_q_weight, cross_q_bias, "D D", **like_x)
+        check.linear("cross_out", cross_out_weight, cross_out_bias, "D D", **like_x)
         check.optional("context_lengths", context_lengths, "B", dtypes=(torch.int32,))
         _check_lengths(check, context_lengths, context_kv.shape[1])
         query, out = Linear(cross_q_weight, cross_q_bias), Linear(cross_out_weight, cross_out_bias)
         cross = CrossAttention(query, out, num_heads, context_kv, context_lengths)
     else:
-        _check_no_context(
-            check,
-            context_lengths=context_lengths,
-            cross_q_weight=cross_q_weight,
-            cross_q_bias=cross_q_bias,
-            cross_out_weight=cross_out_weight,
-            cross_out_bias=cross_out_bias,
-        )
+        others = {"context_lengths": context_lengths, "cross_q_bias": cross_q_bias}
+        for name, value in (weights | others | {"cross_out_bias": cross_out_bias}).items():
+            if value is not None:
+                check.fail(f"{name} needs context_kv")
     check.choice("rescale", rescale, RESCALE)
     check.choice("attention", attention, ("auto", *BACKENDS["attention"]))
     check.positive("score_scale", score_scale)
@@ -84,12 +79,6 @@ def raw_block(
     image = Stream(x, modulation, own, mlp, eps, eps if mlp_eps is None else mlp_eps)
     router, how = Linear(router_weight, router_bias), Rescale(rescale, score_scale)
     return RawBlock(Call(image, cross), router, keep, index, how, backend, attention)
-
-
-def _check_no_context(check: Check, **arguments: Tensor | None) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            check.fail(f"{name} needs context_kv")
 
 
 def _check_lengths(check: Check, lengths: Tensor | None, room: int) -> None:
@@ -114,12 +103,8 @@ def _kernel(*args, **kwargs):
 
 
 def _differentiable(*args, **kwargs):
+    """With autocast on too: the products are cast, the residual stream keeps the dtype of x."""
     return _compute(raw_block("mod_block", *args, **kwargs), direct=False)
-
-
-def _autocast(*args, **kwargs):
-    """The steps run with autocast on: the products are cast, the residual stream keeps the dtype of x."""
-    return _compute(raw_block("mod_block", *args, **kwargs, autocast=True), direct=False)
 
 
 def _fake(x, *args, **kwargs):
@@ -127,18 +112,23 @@ def _fake(x, *args, **kwargs):
     return x.new_empty(x.shape)
 
 
+PARTS = (
+    "Tensor modulation, Tensor qkv_weight, Tensor? qkv_bias, Tensor out_weight, Tensor? out_bias, "
+    "Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, int num_heads, *, "
+    "Tensor? router_bias=None, Tensor? context_kv=None, Tensor? context_lengths=None, "
+    "Tensor? cross_q_weight=None, Tensor? cross_q_bias=None, Tensor? cross_out_weight=None, "
+    'Tensor? cross_out_bias=None, str rescale="mlp", float score_scale=1.0, float eps=1e-6, '
+    "float? mlp_eps=None, Tensor? index=None"
+)
+"""Of the schema: what a block with one bin and one with two are given."""
+BACKENDS_AND_RESULT = 'str backend="auto", str attention="auto") -> Tensor'
+
 register(
-    "mod_block(Tensor x, Tensor router_weight, SymInt[] keep, Tensor modulation, Tensor qkv_weight, "
-    "Tensor? qkv_bias, Tensor out_weight, Tensor? out_bias, Tensor fc1_weight, Tensor? fc1_bias, "
-    "Tensor fc2_weight, Tensor? fc2_bias, int num_heads, *, Tensor? router_bias=None, "
-    "Tensor? context_kv=None, Tensor? context_lengths=None, Tensor? cross_q_weight=None, "
-    "Tensor? cross_q_bias=None, Tensor? cross_out_weight=None, Tensor? cross_out_bias=None, "
-    'str rescale="mlp", float score_scale=1.0, float eps=1e-6, float? mlp_eps=None, Tensor? index=None, '
-    'str backend="auto", str attention="auto") -> Tensor',
+    f"mod_block(Tensor x, Tensor router_weight, SymInt[] keep, {PARTS}, {BACKENDS_AND_RESULT}",
     kernel=_kernel,
     fake=_fake,
     differentiable=_differentiable,
-    autocast=_autocast,
+    autocast=_differentiable,
 )
 
 

@@ -58,8 +58,7 @@ class ModBlock(nn.Module):
             self.router.router_weight,
             keep,
             modulation,
-            **self._arguments(),
-            **self._cross_arguments(context_kv, context_lengths),
+            **self._arguments(context_kv, context_lengths),
         )
 
     def two_bins(
@@ -80,36 +79,19 @@ class ModBlock(nn.Module):
             keep_large,
             weight_large,
             modulation,
-            **self._arguments(),
-            **self._cross_arguments(context_kv, context_lengths),
+            **self._arguments(context_kv, context_lengths),
         )
 
-    def _arguments(self) -> dict:
-        linears = {"qkv": self.qkv, "out": self.out, "fc1": self.fc1, "fc2": self.fc2}
-        weights = {f"{name}_weight": linear.weight for name, linear in linears.items()}
-        biases = {f"{name}_bias": linear.bias for name, linear in linears.items()}
-        return {
-            **weights,
-            **biases,
-            "num_heads": self.num_heads,
-            "rescale": self.rescale,
-            "score_scale": self.router.score_scale,
-            "eps": self.eps,
-        }
-
-    def _cross_arguments(self, context_kv: Tensor | None, context_lengths: Tensor | None) -> dict:
-        if not hasattr(self, "cross_q"):
-            for name, given in (("context_kv", context_kv), ("context_lengths", context_lengths)):
-                if given is not None:
-                    raise ValueError(f"ModBlock: {name} must not be given to a block without cross-attention")
-            return {}
-        if context_kv is None:
+    def _arguments(self, context_kv: Tensor | None, context_lengths: Tensor | None) -> dict:
+        text = {"context_kv": context_kv, "context_lengths": context_lengths}
+        crosses = hasattr(self, "cross_q")
+        for name, given in text.items():
+            if given is not None and not crosses:
+                raise ValueError(f"ModBlock: {name} must not be given to a block without cross-attention")
+        if crosses and context_kv is None:
             raise ValueError("ModBlock: context_kv must be given to a block with cross-attention")
-        return {
-            "context_kv": context_kv,
-            "context_lengths": context_lengths,
-            "cross_q_weight": self.cross_q.weight,
-            "cross_q_bias": self.cross_q.bias,
-            "cross_out_weight": self.cross_out.weight,
-            "cross_out_bias": self.cross_out.bias,
-        }
+        found = text | {"num_heads": self.num_heads, "rescale": self.rescale, "eps": self.eps}
+        for name in ("qkv", "out", "fc1", "fc2", *(("cross_q", "cross_out") if crosses else ())):
+            linear = getattr(self, name)
+            found |= {f"{name}_weight": linear.weight, f"{name}_bias": linear.bias}
+        return found | {"score_scale": self.router.score_scale}

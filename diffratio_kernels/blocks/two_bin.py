@@ -73,7 +73,7 @@ def two_bin(
 
     hidden, normed = run_gather_adaln(run, x, rows, shift1, scale1, image.eps)
     of_large = gate1, shift2, scale2, call.after_attention
-    if forward_only == "none":
+    if forward_only == "none" or run.direct:
         attended = _attend_both(run, call, hidden, normed, rows, small, at, (shift1, scale1))
         part = _both(rows, small, *of_large)
         hidden, last = _until_fc1(run, call, with_small(hidden, at), attended, part)

@@ -6,7 +6,7 @@ from torch import Tensor
 from .._checks import Check, counts, readable
 from .._register import register
 from ..ops.route.op import run_route
-from .mod_block import RawBlock, raw_block
+from .mod_block import BACKENDS_AND_RESULT, PARTS, RawBlock, raw_block
 from .products import run_of
 from .two_bin import bins_of, two_bin
 
@@ -17,8 +17,8 @@ _FORWARD_ONLY = ("auto", "none", *_ONE_BIN)
 
 def _raw_block(
     x, router_weight, keep_small, keep_large, weight_large, *args, forward_only="auto", **kwargs
-) -> tuple[RawBlock, list[int], str]:
-    """The block with the large bin's counts, the small bin's, and which bin gets no backward."""
+) -> tuple[RawBlock, list[int], Tensor, str]:
+    """The block with the large bin's counts, the small bin's, weights, and which bin gets no backward."""
     block = raw_block("two_bin_block", x, router_weight, keep_large, *args, keep_name="keep_large", **kwargs)
     check = Check("two_bin_block")
     check.tensor("x", x, "B N D")
@@ -26,7 +26,7 @@ def _raw_block(
     check.choice("forward_only", forward_only, _FORWARD_ONLY)
     if forward_only in _ONE_BIN and readable(weight_large) and (weight_large != _ONE_BIN[forward_only]).any():
         check.fail(f"forward_only={forward_only!r} needs a weight_large of {_ONE_BIN[forward_only]} only")
-    return block, check.keep_small(keep_small, block.keep, "keep_large"), forward_only
+    return block, check.keep_small(keep_small, block.keep, "keep_large"), weight_large, forward_only
 
 
 def _without_weight(weight_large: Tensor) -> str:
@@ -43,28 +43,20 @@ def _compute(
     x = block.call.image.tokens
     if len(block.keep) < x.shape[0]:  # traced: both bins are computed as twice as many samples
         block.keep, keep_small = block.keep * x.shape[0], keep_small * x.shape[0]
+    if forward_only == "auto" and not direct:
+        forward_only = _without_weight(weight_large)
     run = run_of("two_bin_block", block.backend, block.attention, x, direct)
     rows, logits = run_route(run, x, block.router, block.keep, block.index, keep_small)
     bins = bins_of(weight_large, keep_small, block.keep, x)
     return two_bin(block.call, rows, bins, (logits, block.rescale), run, forward_only)
 
 
-def _kernel(x, router_weight, keep_small, keep_large, weight_large, *args, **kwargs):
-    block, keep_small, _ = _raw_block(x, router_weight, keep_small, keep_large, weight_large, *args, **kwargs)
-    return _compute(block, keep_small, weight_large, "none", direct=True)
+def _kernel(*args, **kwargs):
+    return _compute(*_raw_block(*args, **kwargs), direct=True)
 
 
-def _differentiable(x, router_weight, keep_small, keep_large, weight_large, *args, **kwargs):
-    block, keep_small, forward_only = _raw_block(
-        x, router_weight, keep_small, keep_large, weight_large, *args, **kwargs
-    )
-    if forward_only == "auto":
-        forward_only = _without_weight(weight_large)
-    return _compute(block, keep_small, weight_large, forward_only, direct=False)
-
-
-def _autocast(*args, **kwargs):
-    return _differentiable(*args, **kwargs, autocast=True)
+def _differentiable(*args, **kwargs):
+    return _compute(*_raw_block(*args, **kwargs), direct=False)
 
 
 def _fake(x, *args, **kwargs):
@@ -74,17 +66,11 @@ def _fake(x, *args, **kwargs):
 
 register(
     "two_bin_block(Tensor x, Tensor router_weight, SymInt[] keep_small, SymInt[] keep_large, "
-    "Tensor weight_large, Tensor modulation, Tensor qkv_weight, Tensor? qkv_bias, Tensor out_weight, "
-    "Tensor? out_bias, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, "
-    "int num_heads, *, Tensor? router_bias=None, Tensor? context_kv=None, Tensor? context_lengths=None, "
-    "Tensor? cross_q_weight=None, Tensor? cross_q_bias=None, Tensor? cross_out_weight=None, "
-    'Tensor? cross_out_bias=None, str rescale="mlp", float score_scale=1.0, float eps=1e-6, '
-    'float? mlp_eps=None, Tensor? index=None, str forward_only="auto", str backend="auto", '
-    'str attention="auto") -> Tensor',
+    f'Tensor weight_large, {PARTS}, str forward_only="auto", {BACKENDS_AND_RESULT}',
     kernel=_kernel,
     fake=_fake,
     differentiable=_differentiable,
-    autocast=_autocast,
+    autocast=_differentiable,
 )
 
 

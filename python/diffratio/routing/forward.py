@@ -222,7 +222,7 @@ def _two_bins(layer: RoutedLayer, call: Call, given: Tensor, args, kwargs):
     forward_only = "small" if weights == {1.0} else "large" if weights == {0.0} else "none"
     bins = bins_of(weight, keep_small, keep_large, x)
     scores = logits, layer.model.rescale
-    return two_bin(call, rows, bins, scores, run, "none" if run.direct else forward_only)
+    return two_bin(call, rows, bins, scores, run, forward_only)
 
 
 def _decided(layer: RoutedLayer, given: Tensor, args, kwargs):
