@@ -44,9 +44,8 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale:
 def runs(*lengths: list[int]) -> list[int]:
     """How many samples in a row are alike in all lengths: samples of one bin are computed together."""
     counts, last = [], None
-    for these in zip(
-        *lengths, strict=True
-    ):  # not groupby, which torch.compile cannot key by its own integers
+    # Not groupby, which torch.compile cannot key by its own integers.
+    for these in zip(*lengths, strict=True):
         if counts and these == last:
             counts[-1] += 1
         else:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffratio_kernels.types import Linear, PackedRows, Product
 
-from .inspection import foreign_dropout, global_hooks, hooked, patched, remember
+from .inspection import foreign, foreign_dropout, patched, remember
 
 remember(Attention, AttnProcessor2_0)
 
@@ -52,30 +52,17 @@ def product_of(module: nn.Module, raw: bool) -> Product:
 
 def foreign_attention(name: str, attention: nn.Module) -> str | None:
     """Why the module of a name is not the plain attention of its four Linears, None where it is."""
-    reason = _foreign_attention(attention)
-    if reason is not None:
-        return f"{name}: {reason}"
-    parts = {name: attention, f"{name}.to_out": attention.to_out, f"{name}.to_out.1": attention.to_out[1]}
-    return next(
-        (f"{part}: {why}" for part, module in parts.items() if (why := hooked(module))), global_hooks()
-    )
+    reason = foreign(attention, Attention) or _unknown(attention)
+    if reason is None:
+        name, reason = f"{name}.to_out.1", foreign_dropout(attention.to_out[1])
+    return None if reason is None else f"{name}: {reason}"
 
 
-def _foreign_attention(attention: nn.Module) -> str | None:
-    if type(attention) is not Attention:
-        return f"a {type(attention).__name__}, not diffusers' Attention"
+def _unknown(attention: Attention) -> str | None:
     if type(attention.processor) is not AttnProcessor2_0:
         return f"its processor is {type(attention.processor).__name__}"
-    if patched(Attention) or patched(AttnProcessor2_0):
-        return patched(Attention) or patched(AttnProcessor2_0)
-    extras = (
-        attention.spatial_norm,
-        attention.group_norm,
-        attention.norm_q,
-        attention.norm_k,
-        attention.norm_cross,
-    )
-    if any(extra is not None for extra in extras) or attention.added_kv_proj_dim is not None:
+    extras = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
+    if any(getattr(attention, extra) is not None for extra in extras):
         return "it has norms or projections of its own"
     if attention.residual_connection or attention.rescale_output_factor != 1.0:
         return "it adds a residual or rescales"
@@ -84,4 +71,4 @@ def _foreign_attention(attention: nn.Module) -> str | None:
     head_dim = attention.inner_dim // attention.heads
     if head_dim % 8:
         return f"head_dim {head_dim} is not a multiple of 8"
-    return foreign_dropout(attention.to_out[1])
+    return patched(AttnProcessor2_0)

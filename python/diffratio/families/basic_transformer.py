@@ -16,11 +16,10 @@ from .attention_modules import by_count, foreign_attention, product_of
 from .inspection import (
     affine_linear,
     bias_of,
+    foreign,
     foreign_dropout,
-    global_hooks,
     hooked,
     moves_arguments,
-    patched,
     patched_forward,
     plain_linear,
     remember,
@@ -30,6 +29,10 @@ from .text_mask import keys_values_of, text_lengths
 
 _signature = inspect.signature(BasicTransformerBlock.forward)
 remember(FeedForward, GELU, AdaLayerNormZero)
+_LINEARS = (
+    *(f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    "ff.net.0.proj", "ff.net.2", "attn2.to_q", "attn2.to_out.0",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -59,7 +62,7 @@ class BasicTransformerSpec(Spec):
             return "positions are added inside the block"
         if block.only_cross_attention or hasattr(block, "fuser"):
             return "only_cross_attention and gated attention are not adaLN self-attention"
-        if any(type(norm) is not nn.LayerNorm or norm.weight is not None for norm in _layer_norms(block)):
+        if any(type(norm) is not nn.LayerNorm or norm.weight is not None for norm in _norms(block)[:2]):
             return "its norms are not layer norms without an affine part"
         return None
 
@@ -73,8 +76,8 @@ class BasicTransformerSpec(Spec):
         return _signature.bind(block, *args, **kwargs).arguments.get("timestep")
 
     def inspect(self, block):
-        linears = _linears(block)
-        raw = {name: plain_linear(linear) for name, linear in linears.items()}
+        modules = block.named_modules(remove_duplicate=False)
+        raw = {name: plain_linear(linear) for name, linear in modules if name in _LINEARS}
         attn1 = foreign_attention("attn1", block.attn1)
         attn2 = None if block.attn2 is None else foreign_attention("attn2", block.attn2)
         ff = _foreign_mlp(block.ff)
@@ -120,13 +123,12 @@ class BasicTransformerSpec(Spec):
         own = _Call(block, found, kwargs or {}, encoder_hidden_states, encoder_attention_mask)
         if block.norm_type == "ada_norm_single":
             modulation = block.scale_shift_table[None] + timestep.reshape(hidden_states.shape[0], 6, -1)
-            eps, mlp_eps = block.norm1.eps, block.norm2.eps
         else:
             norm = block.norm1
             embedded = norm.emb(timestep, class_labels, hidden_dtype=hidden_states.dtype)
             modulation = norm.linear(norm.silu(embedded)).unflatten(-1, (6, -1))
-            eps, mlp_eps = norm.norm.eps, block.norm3.eps
-        image = Stream(hidden_states, modulation, own.self_attention(), own.mlp(), eps, mlp_eps)
+        eps = (norm.eps for norm in _norms(block)[:2])
+        image = Stream(hidden_states, modulation, own.self_attention(), own.mlp(), *eps)
         return Call(image, None if block.attn2 is None else own.cross_attention())
 
 
@@ -201,39 +203,14 @@ class _Call:
         return torch.cat([self.block.ff(part) for part in normed.split(chunk)])
 
 
-def _linears(block: nn.Module) -> dict[str, nn.Module]:
-    found = {f"attn1.{name}": getattr(block.attn1, name, None) for name in ("to_q", "to_k", "to_v")}
-    found["attn1.to_out.0"] = _first(getattr(block.attn1, "to_out", None))
-    net = getattr(block.ff, "net", ())
-    found["ff.net.0.proj"] = getattr(_first(net), "proj", None)
-    found["ff.net.2"] = net[2] if len(net) > 2 else None
-    if block.attn2 is not None:
-        found["attn2.to_q"] = getattr(block.attn2, "to_q", None)
-        found["attn2.to_out.0"] = _first(getattr(block.attn2, "to_out", None))
-    return {name: linear for name, linear in found.items() if linear is not None}
-
-
-def _first(modules) -> nn.Module | None:
-    return modules[0] if modules else None
-
-
 def _foreign_mlp(ff: nn.Module) -> str | None:
     """Why a module is not fc2(gelu(fc1(x))) with the tanh GELU, None where it is."""
-    if type(ff) is not FeedForward:
-        return "ff: not diffusers' FeedForward"
-    if len(ff.net) != 3 or type(ff.net[0]) is not GELU or ff.net[0].approximate != "tanh":
-        return "ff: not a tanh-GELU MLP"
-    reason = patched(FeedForward) or patched(GELU) or foreign_dropout(ff.net[1])
-    if reason:
-        return f"ff: {reason}"
-    parts = {"ff": ff, "ff.net.0": ff.net[0], "ff.net.1": ff.net[1]}
-    return next((f"{name}: {why}" for name, part in parts.items() if (why := hooked(part))), global_hooks())
-
-
-def _layer_norms(block: nn.Module) -> list[nn.Module]:
-    if block.norm_type == "ada_norm_single":
-        return [block.norm1, block.norm2]
-    return [block.norm1.norm, block.norm3]
+    parts = {"ff": foreign(ff, FeedForward)}
+    if parts["ff"] is None:
+        if len(ff.net) != 3 or getattr(ff.net[0], "approximate", None) != "tanh":
+            return "ff: not a tanh-GELU MLP"
+        parts |= {"ff.net.0": foreign(ff.net[0], GELU), "ff.net.1": foreign_dropout(ff.net[1])}
+    return next((f"{name}: {why}" for name, why in parts.items() if why), None)
 
 
 def _foreign_norm(norm: nn.Module) -> str | None:
@@ -247,10 +224,10 @@ def _foreign_norm(norm: nn.Module) -> str | None:
 
 
 def _norms(block: nn.Module) -> list[nn.Module]:
-    """What the routed block computes itself."""
+    """What the routed block computes itself: its two layer norms, and in DiT what holds the first."""
     if block.norm_type == "ada_norm_single":
         return [block.norm1, block.norm2]
-    return [block.norm1, block.norm1.norm, block.norm3]
+    return [block.norm1.norm, block.norm3, block.norm1]
 
 
 register_block_spec(BasicTransformerBlock, BasicTransformerSpec())

@@ -94,21 +94,30 @@ def global_hooks() -> str | None:
     return "hooks on all modules are registered" if any(_GLOBAL_HOOKS) else None
 
 
+def foreign(module: nn.Module, cls: type) -> str | None:
+    """Why calling `module` is not what its remembered class `cls` did, None where it is."""
+    if type(module) is not cls:
+        plain = f"nn.{cls.__name__}" if cls is getattr(nn, cls.__name__, None) else cls.__name__
+        return f"a {_kind(module)}, not a plain {plain}"
+    return patched(cls) or hooked(module) or global_hooks()
+
+
+def _kind(module: nn.Module) -> str:
+    """The module too: PEFT's LoRA layer is called Linear as well."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def plain_linear(module: nn.Module) -> str | None:
     """Why calling `module` is not the same as F.linear with its own weight; None where it is.
 
     LoRA layers, quantised layers and hooked or offloaded modules all carry a `.weight` that is not the whole
     of what they compute."""
-    if type(module) is not nn.Linear:
-        # The module too: PEFT's LoRA layer is called Linear as well.
-        return f"a {type(module).__module__}.{type(module).__qualname__}, not a plain nn.Linear"
-    if patched(nn.Linear):
-        return patched(nn.Linear)
+    reason = foreign(module, nn.Linear)
+    if reason is not None:
+        return reason
     if type(module.weight) is not nn.Parameter or type(module.weight.data) is not torch.Tensor:
         return f"its weight is a {type(module.weight.data).__name__}"
-    if not module.weight.is_floating_point():
-        return f"its weight is {module.weight.dtype}"
-    return hooked(module) or global_hooks()
+    return None if module.weight.is_floating_point() else f"its weight is {module.weight.dtype}"
 
 
 def affine_linear(module: nn.Module) -> str | None:
@@ -116,11 +125,8 @@ def affine_linear(module: nn.Module) -> str | None:
 
     That is a Linear, or PEFT's LoRA layer around one, without dropout, bias or variant (DoRA) of its own.
     """
-    if type(module) is nn.Linear:
-        return patched(nn.Linear) or hooked(module) or global_hooks()
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    if kind != "peft.tuners.lora.layer.Linear":
-        return f"a {kind}, not an affine layer that is known"
+    if _kind(module) != "peft.tuners.lora.layer.Linear":
+        return foreign(module, nn.Linear)
     if any(getattr(dropout, "p", 0) > 0 for dropout in module.lora_dropout.values()):
         return "LoRA with dropout"
     if module.lora_variant or any(module.lora_bias.values()):
@@ -132,9 +138,7 @@ def affine_linear(module: nn.Module) -> str | None:
 
 def foreign_dropout(module: nn.Module) -> str | None:
     """Why a module is not a dropout that drops nothing, None where it is."""
-    if type(module) is not nn.Dropout or module.p > 0:
-        return "it has dropout"
-    return patched(nn.Dropout)
+    return foreign(module, nn.Dropout) or ("it has dropout" if module.p > 0 else None)
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

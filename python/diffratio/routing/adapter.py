@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import nn
 from diffratio_kernels import __version__
 
 from ..config import DiffRatioConfig
+from ..files import replacing
 from .adapter_file import (
     CONFIG_NAME,
     FORMAT,
@@ -56,12 +56,9 @@ def save_diffratio(model_or_pipe, directory: str | os.PathLike) -> None:
         weights, config = _contents(model)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with (
-        _replacing(directory / WEIGHTS_NAME) as weights_path,
-        _replacing(directory / CONFIG_NAME) as config_path,
-    ):
-        save_file(weights, weights_path, metadata={"diffratio": json.dumps(config)})
-        config_path.write_text(json.dumps(config, indent=2) + "\n")
+    with replacing(directory / WEIGHTS_NAME) as tensors, replacing(directory / CONFIG_NAME) as settings:
+        save_file(weights, tensors, metadata={"diffratio": json.dumps(config)})
+        settings.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict]:
@@ -71,7 +68,6 @@ def _contents(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict]:
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in _router_state(layers).items()
     }
-    tenths = [layer.kept for layer in layers]
     config = {
         "format": FORMAT,
         "diffratio_version": __version__,
@@ -82,14 +78,13 @@ def _contents(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict]:
     untrained = [layer.name for layer in layers if layer.untrained]
     if untrained:
         config[UNTRAINED] = untrained
-    if shared.ratios is not None:
-        table = shared.ratios
+    table = shared.ratios
+    if table is not None:
         table.invalidate()
-        ratios, nearest = table.host(), table.nearest()
-        weights[RATIOS] = torch.tensor([ratios[layer.row] for layer in layers], dtype=torch.float32)
-        tenths = [nearest[layer.row] for layer in layers]
+        weights[RATIOS] = torch.tensor([table.host()[layer.row] for layer in layers], dtype=torch.float32)
         config[RATIOS] = {"mode": table.mode, "bins": list(table.bins)}
-    if shared.ratios is not None or tenths != _configured(shared.config, len(layers)):
+    tenths = [layer.kept_now() for layer in layers]
+    if table is not None or tenths != _configured(shared.config, len(layers)):
         config["config"] = frozen_config(shared.config, tenths).to_dict()
     return weights, config
 
@@ -136,22 +131,19 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
     weights = read_weights(directory / WEIGHTS_NAME)
     check_ratios(weights.pop(RATIOS, None), adapter, config, directory)
 
-    if "_diffratio_model" in vars(model):
+    routed = "_diffratio_model" in vars(model)
+    if not routed:  # without overrides: they are for the adapter's layers, which must first be the model's
+        route_blocks(model_or_pipe, replace(config, overrides={}))
+    try:
         check_values(model, _own_modules(model), "its routers are")
         _check_layers(model, adapter)
         check_same_routers(routed_model(model), config)
         _check_weights(weights, _router_state(routed_layers(model)), directory)
-        drop_ratios(model)
-    else:
-        # The overrides are for the adapter's layers, which must first be the model's.
-        route_blocks(model_or_pipe, replace(config, overrides={}))
-        try:
-            check_values(model, _own_modules(model), "its routers are")
-            _check_layers(model, adapter)
-            _check_weights(weights, _router_state(routed_layers(model)), directory)
-        except ValueError:
+    except ValueError:
+        if not routed:
             remove_diffratio(model)
-            raise
+        raise
+    drop_ratios(model)
     route_blocks(model, config)
     layers = routed_layers(model)
     with torch.no_grad():
@@ -177,26 +169,6 @@ def _router_state(layers: list[RoutedLayer]) -> dict[str, torch.Tensor]:
         for name in ("router_weight", "router_bias")
         if (parameter := getattr(layer.block.diffratio, name)) is not None
     }
-
-
-class _replacing:
-    """`with _replacing(path) as temporary`: the temporary file takes the path's place if nothing failed."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, error, *_):
-        if error is None:
-            self.temporary.chmod(0o644)
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
 
 
 def _check_layers(model: nn.Module, adapter: dict) -> None:

@@ -127,8 +127,7 @@ def freeze_ratios(model_or_pipe) -> list[list[int]]:
     check_values(model, [table], "its ratios are learned and are")
     table.invalidate()
     layers, shared = routed_layers(model), routed_model(model)
-    nearest = table.nearest()
-    tenths = [nearest[layer.row] for layer in layers]
+    tenths = [layer.kept_now() for layer in layers]
     shared.configure(frozen_config(shared.config, tenths), layers)
     drop_ratios(model)
     return tenths

@@ -19,13 +19,10 @@ from diffratio_kernels.blocks.router import Router
 from diffratio_kernels.types import Rescale
 
 from ..config import DiffRatioConfig
-from ..families.inspection import Fingerprint, global_hooks, hooked, reuses_rows
+from ..families.inspection import Fingerprint, foreign, remember, reuses_rows
 from ..families.registry import TIMESTEP_UNITS, Spec, foreign_forward
 
-
-def interval_of(units: str | tuple[float, float]) -> tuple[float, float]:
-    """The interval of timesteps in a name of `TIMESTEP_UNITS`, or the interval itself."""
-    return TIMESTEP_UNITS[units] if isinstance(units, str) else units
+remember(Router)
 
 
 def region(timestep: float, regions: int, units: str | tuple[float, float] = "training") -> int:
@@ -33,7 +30,7 @@ def region(timestep: float, regions: int, units: str | tuple[float, float] = "tr
 
     A float32 below the edge of its region (a noise level of 0.7 is 0.69999999) belongs to it.
     """
-    low, high = interval_of(units)
+    low, high = TIMESTEP_UNITS.get(units, units)
     slack = 0.0 if units == "training" else 1e-6
     position = (timestep - low) * regions * (1 + slack) / (high - low)
     return min(max(int(position // 1), 0), regions - 1)
@@ -178,9 +175,8 @@ class RoutedModel:
             self.regions, self.timesteps = None, None
             return
         self.regions = self._regions(timestep)
-        nearest = None if self.ratios is None else self.ratios.nearest()
         for layer in self.layers:
-            kept = layer.kept if nearest is None else nearest[layer.row]
+            kept = layer.kept_now()
             layer.tenths = [kept[r] for r in self.regions]
 
     def _regions(self, timestep: Tensor | float | None) -> list[int]:
@@ -196,7 +192,7 @@ class RoutedModel:
         self.timesteps = timesteps
         if regions == 1 or not timesteps:
             return [0]
-        low, high = interval_of(self.units)
+        low, high = TIMESTEP_UNITS.get(self.units, self.units)
         slack = (high - low) * 2e-5  # schedulers that interpolate end a little outside
         if min(timesteps) < low - slack or max(timesteps) > high + slack:
             raise ValueError(
@@ -283,7 +279,8 @@ class RoutedLayer:
         if reason is not None:
             raise ValueError(f"{self.name}: {reason}; remove that, or remove_diffratio first")
         self.inspected = self.spec.inspect(block)
-        self.router_reason = router_reason(block.diffratio)
+        reason = foreign(block.diffratio, Router)
+        self.router_reason = reason and f"diffratio: {reason}"
         fingerprint = Fingerprint(block)
         self._fingerprint = fingerprint, fingerprint.now()
 
@@ -297,11 +294,3 @@ class RoutedLayer:
         if self.model.record is not None:
             shape = tuple(x.shape[:2])
             self.model.record.append(Routing(self.number, self.model.timesteps, index, shape))
-
-
-def router_reason(router: nn.Module) -> str | None:
-    """Why a router's weights are not the whole of what it computes, None where they are."""
-    if type(router) is not Router:
-        return f"diffratio: a {type(router).__name__}"
-    reason = hooked(router)
-    return f"diffratio: {reason}" if reason else global_hooks()
