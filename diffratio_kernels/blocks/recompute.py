@@ -7,17 +7,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
-class _Recomputed:
-    """Stands for a tensor of a graph: what computes it again."""
-
-    def __init__(self, compute: Callable[[], Tensor], shape: torch.Size):
-        self.compute, self.shape = compute, shape
-
-
-def _hooked() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
 def recompute_in_backward(
     fn: Callable[[Tensor], Tensor], value: Tensor, recompute: Callable[[], Tensor]
 ) -> Tensor:
@@ -28,20 +17,21 @@ def recompute_in_backward(
     drop.
     """
     traced = torch.compiler.is_compiling() or type(value) is not Tensor  # it has no address
-    if traced or not torch.is_grad_enabled() or _hooked():
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    if traced or hooked or not torch.is_grad_enabled():
         return fn(value)
     # Not `value` itself: a hook that knew it would keep it.
     address, size, dtype = value.data_ptr(), value.numel(), value.dtype
 
-    def pack(t: Tensor) -> Tensor | _Recomputed:
+    def pack(t: Tensor) -> Tensor | torch.Size:
         same = t.data_ptr() == address and t.numel() == size and t.is_contiguous()
-        return _Recomputed(recompute, t.shape) if same and t.dtype == dtype else t
+        return t.shape if same and t.dtype == dtype else t
 
-    def unpack(kept: Tensor | _Recomputed) -> Tensor:
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         with torch.no_grad():
-            return kept.compute().view(kept.shape)
+            return recompute().view(kept)
 
     with saved_tensors_hooks(pack, unpack):
         return fn(value)

@@ -16,7 +16,7 @@ from diffratio_kernels.blocks.router import Router
 from ..config import DiffRatioConfig
 from ..families import spec_for
 from ..families.inspection import hooked, reuses_rows
-from ..families.registry import foreign_forward
+from ..families.registry import Spec, foreign_forward
 from .find import TABLE_NAME, routed_blocks, routed_layers, routed_model, transformer_of, unwrapped
 from .forward import refuse_transforms, routed_forward
 from .graphs import take_graphs
@@ -87,7 +87,7 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
     config.kept_tenths(len(found))  # complains before anything is changed
     parameters = list(inspect.signature(type(model).forward).parameters)[1:]
     position = parameters.index("timestep") if "timestep" in parameters else -1
-    shared = RoutedModel(config, _timestep_units(found, config), position)
+    shared = RoutedModel(config, _timestep_units([spec for _, _, spec in found], config), position)
     for number, (name, block, spec) in enumerate(found):
         _patch(block, spec, name, number, shared)
     model._diffratio_model = shared
@@ -148,7 +148,7 @@ def _patch(block: nn.Module, spec, name: str, number: int, shared: RoutedModel) 
     return layer
 
 
-def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, object]]:
+def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, Spec]]:
     found, reasons = [], []
     for name, block in model.named_modules():
         spec = spec_for(block)
@@ -174,8 +174,8 @@ def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, object]]:
     return found
 
 
-def _timestep_units(found: list[tuple[str, nn.Module, object]], config: DiffRatioConfig):
-    units = {spec.timestep_units for _, _, spec in found}
+def _timestep_units(specs: list[Spec], config: DiffRatioConfig):
+    units = {spec.timestep_units for spec in specs}
     if config.timestep_units is not None:
         return config.timestep_units
     if len(units) > 1:
@@ -190,7 +190,7 @@ def _reconfigure(model: nn.Module, config: DiffRatioConfig) -> None:
     check_same_routers(shared, config)
     layers = routed_layers(model)
     shared.configure(config, layers)
-    shared.units = _timestep_units([(layer.name, layer.block, layer.spec) for layer in layers], config)
+    shared.units = _timestep_units([layer.spec for layer in layers], config)
     shared.enabled = True
 
 
@@ -308,8 +308,7 @@ def enable_diffratio(model_or_pipe):
         >>> apply_diffratio(model, DiffRatioConfig(compression=0.3))
         >>> model = enable_diffratio(disable_diffratio(model))
     """
-    _switch(model_or_pipe, True)
-    return model_or_pipe
+    return _switch(model_or_pipe, True)
 
 
 def disable_diffratio(model_or_pipe):
@@ -328,12 +327,12 @@ def disable_diffratio(model_or_pipe):
         >>> apply_diffratio(model, DiffRatioConfig(compression=0.3))
         >>> dense = disable_diffratio(model)(latents, **inputs).sample
     """
-    _switch(model_or_pipe, False)
-    return model_or_pipe
+    return _switch(model_or_pipe, False)
 
 
-def _switch(model_or_pipe, enabled: bool) -> None:
+def _switch(model_or_pipe, enabled: bool):
     shared = routed_model(transformer_of(model_or_pipe))
     shared.enabled = enabled
     if shared.text is not None:
         shared.text.invalidate()
+    return model_or_pipe

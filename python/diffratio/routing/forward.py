@@ -52,7 +52,9 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
     run = run_of("mod_block", "auto", "auto", image.tokens, _direct(image.tokens))
     rows, logits = _select(layer, run, image.tokens, keep, index)
     if index is None and not torch.compiler.is_compiling():
-        _remember(layer, given, args, kwargs, rows.index, keep)
+        if torch.is_grad_enabled():
+            layer.saved.put(given, args, kwargs, rows.index, keep)
+        layer.record(given, rows.index)
     return routed(call, rows, logits, model.rescale, run)
 
 
@@ -147,31 +149,17 @@ def _select(
 def _selection(layer: RoutedLayer, x: Tensor, args, kwargs) -> tuple[Tensor | None, list[int]]:
     """Kept tokens of every sample, and which they are where that is not left to the block: because the
     selection was saved for checkpointing."""
-    model = layer.model
-    if torch.compiler.is_compiling():
-        if model.record is not None:
-            raise RuntimeError("record_routing cannot look into a compiled model: record the model itself")
-        return None, _kept_counts(layer, x, args, kwargs)
-    layer.tokens = x.shape[1]
-    if torch.is_grad_enabled() or in_backward():
-        saved = layer.saved.get(x, _tensors(args, kwargs))
+    if not torch.compiler.is_compiling():
+        layer.tokens = x.shape[1]
+        saved = layer.saved.get(x, args, kwargs)
         if saved is not None:
             return saved
-        if in_backward() and model.config.num_regions > 1:
+        if in_backward() and layer.model.config.num_regions > 1:
             # Another forward may have changed the region since, and nothing was saved to go back to.
             raise RuntimeError("gradient checkpointing with timestep regions needs use_reentrant=False")
+    elif layer.model.record is not None:
+        raise RuntimeError("record_routing cannot look into a compiled model: record the model itself")
     return None, _kept_counts(layer, x, args, kwargs)
-
-
-def _remember(layer: RoutedLayer, x: Tensor, args, kwargs, index: Tensor, keep: list[int]) -> None:
-    """Save a decision for the recomputation of checkpointing, and record it where that is asked for."""
-    if torch.is_grad_enabled():
-        layer.saved.put(x, _tensors(args, kwargs), index, keep)
-    layer.record(x, index)
-
-
-def _tensors(args, kwargs) -> list[Tensor]:
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
 
 def _kept_counts(layer: RoutedLayer, x: Tensor, args, kwargs) -> list[int]:
@@ -186,8 +174,7 @@ def _kept_counts(layer: RoutedLayer, x: Tensor, args, kwargs) -> list[int]:
     else:
         kept = layer.kept_now()
         tenths = [kept[r] for r in layer.model.regions_now(layer, args, kwargs)]
-    if len(tenths) > 1:
-        _check_batch(tenths, batch)
+    _check_batch(tenths, batch)
     counts = [kept_tokens(n, tokens) for n in tenths]
     # In a compiled graph one count stands for any number of samples.
     return counts if len(counts) > 1 or torch.compiler.is_compiling() else counts * batch
@@ -216,7 +203,7 @@ def _two_bins(layer: RoutedLayer, call: Call, given: Tensor, args, kwargs):
     run = run_of("two_bin_block", "auto", "auto", x, _direct(x))
     rows, logits = _select(layer, run, x, keep_large, index, keep_small)
     if index is None:  # without a gradient too: re-entrant checkpointing runs the forward pass like that
-        layer.saved.put(given, _tensors(args, kwargs), rows.index, regions, decided)
+        layer.saved.put(given, args, kwargs, rows.index, regions, decided)
         layer.record(given, rows.index)
     weights = {decided.weights[layer.row][r] for r in regions}
     forward_only = "small" if weights == {1.0} else "large" if weights == {0.0} else "none"
@@ -228,7 +215,7 @@ def _two_bins(layer: RoutedLayer, call: Call, given: Tensor, args, kwargs):
 def _decided(layer: RoutedLayer, given: Tensor, args, kwargs):
     """The selection (None: to be made), regions of all samples and bins: those of the forward pass in a
     recomputation."""
-    saved = layer.saved.get(given, _tensors(args, kwargs))
+    saved = layer.saved.get(given, args, kwargs)
     if saved is not None:
         return saved
     if in_backward():

@@ -52,36 +52,34 @@ class SavedRouting:
         """A copy, pickled or not, has other inputs to come."""
         return SavedRouting, ()
 
-    def put(self, x: Tensor, given: list[Tensor], *decision) -> None:
-        """x: the block's input. given: all tensors that the block is called with."""
-        decisions = self._by_memory.setdefault(x.untyped_storage(), {}).setdefault(
-            _place(x), deque(maxlen=64)
-        )
-        decisions.append((list(map(_mark, given)), decision))
+    def put(self, x: Tensor, args, kwargs, *decision) -> None:
+        """x: the block's input. args, kwargs: all that the block is called with."""
+        given = _tensors(args, kwargs)
+        places = self._by_memory.setdefault(x.untyped_storage(), {})
+        places.setdefault(_place(x), deque(maxlen=64)).append((_marks(given), decision))
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             self._by_bits.append((_checksums(given), x.shape, decision))
 
-    def get(self, x: Tensor, given: list[Tensor]) -> tuple | None:
-        """The decision for this very input, if this is a recomputation inside a backward pass."""
+    def get(self, x: Tensor, args, kwargs) -> tuple | None:
+        """The decision for this very input, if this is a recomputation inside a backward pass: the last of a
+        call that was given these tensors; where others were made since, the last."""
         if not in_backward():
             return None
-        decisions = self._by_memory.get(x.untyped_storage(), {}).get(_place(x), ())
-        found = _latest(decisions, list(map(_mark, given)))
-        if found is None and self._by_bits:
+        given = _tensors(args, kwargs)
+        made, marks = self._by_memory.get(x.untyped_storage(), {}).get(_place(x), ()), _marks(given)
+        found = [d for known, d in made if known == marks] or [d for _, d in made]
+        if not found and self._by_bits:
             bits = _checksums(given)
-            same = (d for c, shape, d in reversed(self._by_bits) if shape == x.shape and torch.equal(c, bits))
-            found = next(same, None)
-        return found
+            found = [d for c, shape, d in self._by_bits if shape == x.shape and torch.equal(c, bits)]
+        return found[-1] if found else None
 
 
-def _latest(decisions, marks: list[tuple]) -> tuple | None:
-    """The last decision of a call that was given these tensors; where others were made since, the last."""
-    of_these = [decision for known, decision in decisions if known == marks]
-    return (of_these or [decision for _, decision in decisions] or [None])[-1]
+def _tensors(args, kwargs) -> list[Tensor]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
 
-def _mark(t: Tensor) -> tuple:
-    return t.data_ptr(), None if t.is_inference() else t._version
+def _marks(tensors: list[Tensor]) -> list[tuple]:
+    return [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
 
 
 def _place(x: Tensor) -> tuple:
@@ -90,14 +88,12 @@ def _place(x: Tensor) -> tuple:
 
 def _checksums(tensors: list[Tensor]) -> Tensor:
     """A number per tensor that other bits hardly have; nothing waits for them until they are compared."""
-    return torch.stack([_checksum(t) for t in tensors])
-
-
-def _checksum(x: Tensor) -> Tensor:
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    bits = x.detach().contiguous().view(integer).flatten().long()
-    weights = torch.arange(1, bits.numel() + 1, device=x.device)
-    return (bits * weights).sum()
+    sums = []
+    for x in tensors:
+        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+        bits = x.detach().contiguous().view(integer).flatten().long()
+        sums.append((bits * torch.arange(1, bits.numel() + 1, device=x.device)).sum())
+    return torch.stack(sums)
 
 
 class Routing:

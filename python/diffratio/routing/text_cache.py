@@ -35,7 +35,7 @@ class Texts:
         """`compute()`, or what it gave for this text before by the same weights of these modules."""
         if self._entries is None or _not_now() or any(map(_foreign, modules)):
             return compute()
-        tensors = [text, *(p for module in modules for p in module.parameters())]
+        tensors = [text, *(p for m in modules for p in m._parameters.values() if p is not None)]
         if any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in tensors):
             return compute()
         autocast = torch.get_autocast_dtype(text.device.type) if autocast_is_on(text.device) else None
@@ -74,7 +74,7 @@ class Texts:
 
 def _foreign(module: nn.Module) -> str | None:
     """Why a module may do more than a Linear or an activation, None where it does not."""
-    return hooked(module) if next(module.parameters(), None) is None else plain_linear(module)
+    return plain_linear(module) if module._parameters or module._modules else hooked(module)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -234,7 +234,7 @@ def test_specs_that_disagree_about_units_are_an_error():
     specs = BasicTransformerSpec(), BasicTransformerSpec()
     specs[1].timestep_units = "noise"
     with pytest.raises(ValueError, match=r"disagree about timestep_units: \['noise', 'training'\]"):
-        _timestep_units([(f"block {i}", None, spec) for i, spec in enumerate(specs)], DiffRatioConfig())
+        _timestep_units(specs, DiffRatioConfig())
 
 
 def test_what_each_start_costs_at_step_0_on_the_demo():
