@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers.models.activations import GELU
@@ -10,7 +11,7 @@ from diffusers.models.normalization import AdaLayerNormZero
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, CrossAttention, Mlp, SelfAttention, Stream
-from diffratio_kernels.types import PackedRows
+from diffratio_kernels.types import Linear, PackedRows, Product
 
 from .attention_modules import by_count, foreign_attention, product_of
 from .inspection import (
@@ -45,8 +46,8 @@ class _Inspected:
     fc2: str | None
     """Why fc2 is not affine."""
     norms: str | None
-    raw: dict[str, bool]
-    """Linear -> whether its weight is the whole of what it computes."""
+    linears: dict[str, tuple[nn.Module, bool]]
+    """With whether its weight is the whole of what it computes."""
     slow: str | None
 
 
@@ -77,19 +78,19 @@ class BasicTransformerSpec(Spec):
 
     def inspect(self, block):
         modules = block.named_modules(remove_duplicate=False)
-        raw = {name: plain_linear(linear) for name, linear in modules if name in _LINEARS}
+        linears = {name: (linear, plain_linear(linear)) for name, linear in modules if name in _LINEARS}
         attn1 = foreign_attention("attn1", block.attn1)
         attn2 = None if block.attn2 is None else foreign_attention("attn2", block.attn2)
         ff = _foreign_mlp(block.ff)
         norms = next((why for norm in _norms(block) if (why := _foreign_norm(norm))), None)
-        linear = next((f"{name}: {why}" for name, why in raw.items() if why), None)
+        linear = next((f"{name}: {why}" for name, (_, why) in linears.items() if why), None)
         return _Inspected(
             attn1=attn1,
             attn2=attn2,
             ff=ff,
             fc2=None if ff else affine_linear(block.ff.net[2]),
             norms=norms,
-            raw={name: why is None for name, why in raw.items()},
+            linears={name: (linear, why is None) for name, (linear, why) in linears.items()},
             slow=attn1 or attn2 or ff or linear,
         )
 
@@ -142,22 +143,16 @@ class _Call:
     text: Tensor | None
     mask: Tensor | None
 
+    def _products(self, part: str, *names: str) -> list[Product]:
+        return [product_of(*self.found.linears[f"{part}.{name}"]) for name in names]
+
     def self_attention(self):
         """attn1 by its products, or the module on the kept rows of each sample."""
         attn = self.block.attn1
         if self.found.attn1 or self.kwargs:
-            return self._attend
-        raw = self.found.raw
-        project = tuple(
-            product_of(getattr(attn, name), raw[f"attn1.{name}"]) for name in ("to_q", "to_k", "to_v")
-        )
-        return SelfAttention(project, product_of(attn.to_out[0], raw["attn1.to_out.0"]), attn.heads)
-
-    def _attend(self, normed: Tensor, rows: PackedRows) -> Tensor:
-        def attn1(samples: Tensor) -> Tensor:
-            return self.block.attn1(samples, **self.kwargs)
-
-        return by_count(attn1, normed, rows)
+            return partial(by_count, partial(attn, **self.kwargs))
+        *project, out = self._products("attn1", "to_q", "to_k", "to_v", "to_out.0")
+        return SelfAttention(tuple(project), out, attn.heads)
 
     def cross_attention(self):
         """attn2 by its products on the text's keys and values, or the module."""
@@ -170,9 +165,7 @@ class _Call:
             if known is None:  # it does more than leave tokens out
                 return self._cross_attend
             order, lengths = known
-        raw = self.found.raw
-        query = product_of(attn.to_q, raw["attn2.to_q"])
-        out = product_of(attn.to_out[0], raw["attn2.to_out.0"])
+        query, out = self._products("attn2", "to_q", "to_out.0")
         keys_values = keys_values_of(attn.to_k, attn.to_v, self.text, order, model)
         return CrossAttention(query, out, attn.heads, keys_values, lengths)
 
@@ -184,16 +177,10 @@ class _Call:
 
     def mlp(self):
         """The MLP by its products where both bins may run fc2 once, or the module."""
-        ff, found = self.block.ff, self.found
-        if found.ff or found.fc2 or self.block._chunk_size is not None:
+        if self.found.ff or self.found.fc2 or self.block._chunk_size is not None:
             return self._feed_forward
-        raw, fc2 = found.raw, ff.net[2]
-        known = raw["ff.net.2"]
-        return Mlp(
-            product_of(ff.net[0].proj, raw["ff.net.0.proj"]),
-            product_of(fc2, known),
-            None if known else bias_of(fc2),
-        )
+        fc1, fc2 = self._products("ff", "net.0.proj", "net.2")
+        return Mlp(fc1, fc2, None if isinstance(fc2, Linear) else bias_of(fc2))
 
     def _feed_forward(self, normed: Tensor, rows: PackedRows) -> Tensor:
         chunk = self.block._chunk_size

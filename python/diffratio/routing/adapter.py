@@ -11,7 +11,6 @@ from torch import nn
 
 from diffratio_kernels import __version__
 
-from ..config import DiffRatioConfig
 from ..files import replacing
 from .adapter_file import (
     CONFIG_NAME,
@@ -68,33 +67,30 @@ def _contents(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict]:
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in _router_state(layers).items()
     }
+    table = shared.ratios
+    if table is not None:
+        table.invalidate()
+    tenths, settings = [layer.kept_now() for layer in layers], shared.config
+    try:
+        configured = settings.kept_tenths(len(layers))
+    except ValueError:  # it is for more layers than there are now
+        configured = None
+    if table is not None or tenths != configured:
+        settings = frozen_config(settings, tenths)
     config = {
         "format": FORMAT,
         "diffratio_version": __version__,
         "base_model_class": type(model).__name__,
         "routed_layers": [layer.name for layer in layers],
-        "config": shared.config.to_dict(),
+        "config": settings.to_dict(),
     }
     untrained = [layer.name for layer in layers if layer.untrained]
     if untrained:
         config[UNTRAINED] = untrained
-    table = shared.ratios
     if table is not None:
-        table.invalidate()
         weights[RATIOS] = torch.tensor([table.host()[layer.row] for layer in layers], dtype=torch.float32)
         config[RATIOS] = {"mode": table.mode, "bins": list(table.bins)}
-    tenths = [layer.kept_now() for layer in layers]
-    if table is not None or tenths != _configured(shared.config, len(layers)):
-        config["config"] = frozen_config(shared.config, tenths).to_dict()
     return weights, config
-
-
-def _configured(config: DiffRatioConfig, layers: int) -> list[list[int]] | None:
-    """The kept tenths of a config; None where it is for more layers than there are now."""
-    try:
-        return config.kept_tenths(layers)
-    except ValueError:
-        return None
 
 
 def _own_modules(model: nn.Module) -> list[nn.Module]:
@@ -149,16 +145,11 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
     with torch.no_grad():
         for name, tensor in _router_state(layers).items():
             tensor.copy_(weights[name])
-    _mark_untrained(layers, adapter.get(UNTRAINED, []))
+    for layer in layers:
+        weight, untrained = layer.block.diffratio.router_weight.detach(), adapter.get(UNTRAINED, [])
+        layer.drawn = weight.to("cpu", copy=True) if layer.name in untrained else None
     warn_untrained(layers)
     return model_or_pipe
-
-
-def _mark_untrained(layers: list[RoutedLayer], names: list[str]) -> None:
-    """An adapter of routers that were never trained loads as such."""
-    for layer in layers:
-        weight = layer.block.diffratio.router_weight.detach()
-        layer.drawn = weight.to("cpu", copy=True) if layer.name in names else None
 
 
 def _router_state(layers: list[RoutedLayer]) -> dict[str, torch.Tensor]:

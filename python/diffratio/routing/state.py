@@ -259,7 +259,7 @@ class RoutedLayer:
 
     def __getstate__(self):
         """Without the dense forward: a bound method is kept by its name, which leads to the routed one."""
-        return self.__dict__ | {"dense_forward": None, "_fingerprint": None}
+        return self.__dict__ | {"dense_forward": None, "_fingerprint": None, "inspected": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, dense_forward=MethodType(type(state["block"]).forward, state["block"]))
