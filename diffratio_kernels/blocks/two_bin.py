@@ -125,9 +125,8 @@ def _attend_both(run, call, hidden, normed, rows, small, at, vectors) -> Tensor:
     """Attention of both bins [T + S, D]: of ours before `out`, of a part that is not known its result."""
     projected = _projected(run, call, hidden, normed, rows, vectors)
     if projected is None:
-        attention = call.image.attention
         parts = ((normed, rows), (take_small(normed, at), small))
-        return torch.cat([called("attention", attention, *part) for part in parts])
+        return torch.cat([_attend_one(run, call, None, *part) for part in parts])
     bins, longest = rows.bins, (max(rows.counts), max(small.counts))
     nested = Nested(bins.cu_seqlens_large, bins.cu_seqlens_small, *longest, bins.small)
     backend = run.attention

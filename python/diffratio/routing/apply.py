@@ -133,7 +133,7 @@ def refuse_reducer(model: nn.Module, wrappers: list[nn.Module], what: str) -> No
         )
 
 
-def _patch(block: nn.Module, spec, name: str, number: int, shared: RoutedModel) -> RoutedLayer:
+def _patch(block: nn.Module, spec: Spec, name: str, number: int, shared: RoutedModel) -> None:
     anchor, config = next(block.parameters()), shared.config
     with torch.inference_mode(False):  # a router must be trainable wherever it was made
         block.diffratio = Router(
@@ -145,7 +145,6 @@ def _patch(block: nn.Module, spec, name: str, number: int, shared: RoutedModel) 
     block._diffratio = layer
     block.forward = MethodType(routed_forward, layer)
     layer.inspect()
-    return layer
 
 
 def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, Spec]]:

@@ -15,7 +15,7 @@ from diffratio_kernels.blocks.two_bin import bins_of, two_bin
 from diffratio_kernels.ops.route.op import run_route
 from diffratio_kernels.types import Linear, PackedRows, Run
 
-from .state import RoutedLayer, in_backward
+from .state import RoutedLayer, check_batch, in_backward
 
 
 def routed_forward(layer: RoutedLayer, *args, **kwargs):
@@ -165,26 +165,15 @@ def _selection(layer: RoutedLayer, x: Tensor, args, kwargs) -> tuple[Tensor | No
 def _kept_counts(layer: RoutedLayer, x: Tensor, args, kwargs) -> list[int]:
     """Kept tokens of each sample."""
     batch, tokens = x.shape[:2]
-    if torch.compiler.is_compiling():
-        if layer.model.memo is None and layer.model.config.num_regions > 1:
-            timestep = layer.spec.timestep(layer.block, *args, **kwargs)
-            if timestep is not None:
-                layer.model.enter(timestep)
-        tenths = layer.tenths
-    else:
+    if not torch.compiler.is_compiling():
         kept = layer.kept_now()
-        tenths = [kept[r] for r in layer.model.regions_now(layer, args, kwargs)]
-    _check_batch(tenths, batch)
-    counts = [kept_tokens(n, tokens) for n in tenths]
-    # In a compiled graph one count stands for any number of samples.
-    return counts if len(counts) > 1 or torch.compiler.is_compiling() else counts * batch
-
-
-def _check_batch(regions: list[int], batch: int) -> None:
-    if len(regions) not in (1, batch):
-        raise ValueError(
-            f"timestep holds {len(regions)} values in several regions, the blocks get a batch of {batch}"
-        )
+        return [kept_tokens(kept[r], tokens) for r in layer.model.regions_now(layer, batch, args, kwargs)]
+    if layer.model.memo is None and layer.model.config.num_regions > 1:
+        timestep = layer.spec.timestep(layer.block, *args, **kwargs)
+        if timestep is not None:
+            layer.model.enter(timestep)
+    check_batch(layer.tenths, batch)
+    return [kept_tokens(n, tokens) for n in layer.tenths]  # one count stands for any number of samples
 
 
 @torch.compiler.disable
@@ -195,8 +184,7 @@ def _two_bins(layer: RoutedLayer, call: Call, given: Tensor, args, kwargs):
     given: the tensor that the block was called with, by which a recomputation finds the decisions made.
     """
     x, table = call.image.tokens, layer.model.ratios
-    batch, tokens = x.shape[:2]
-    layer.tokens = tokens
+    layer.tokens = tokens = x.shape[1]
     index, regions, decided = _decided(layer, given, args, kwargs)
     small, large, weight = table.pair(layer.row, regions, decided)
     keep_small, keep_large = ([kept_tokens(n, tokens) for n in bin] for bin in (small, large))
@@ -223,7 +211,5 @@ def _decided(layer: RoutedLayer, given: Tensor, args, kwargs):
             "gradient checkpointing of learned ratios: the forward pass made no decision that could be "
             "reused; call model.train() before it, or use use_reentrant=False"
         )
-    batch, regions = given.shape[0], layer.model.regions_now(layer, args, kwargs)
-    _check_batch(regions, batch)
-    regions = regions * (batch if len(regions) == 1 else 1)
+    regions = layer.model.regions_now(layer, given.shape[0], args, kwargs)
     return None, regions, layer.model.ratios.table_bins()

@@ -110,6 +110,14 @@ class Routing:
         return mask.index_fill(0, self.index, True).view(self.shape)
 
 
+def check_batch(regions: list[int], batch: int) -> None:
+    """A ValueError unless there is one for all samples or one per sample."""
+    if len(regions) not in (1, batch):
+        raise ValueError(
+            f"timestep holds {len(regions)} values in several regions, the blocks get a batch of {batch}"
+        )
+
+
 def in_backward() -> bool:
     """Whether the autograd engine is running on this thread: a forward now is a recomputation."""
     return torch._C._current_graph_task_id() != -1
@@ -199,10 +207,10 @@ class RoutedModel:
         inside = [region(t, regions, self.units) for t in timesteps]
         return inside[:1] if len(set(inside)) == 1 else inside
 
-    def regions_now(self, layer: RoutedLayer, args: tuple, kwargs: dict) -> list[int]:
-        """The regions of the current call, told by the model, its embedding of the timestep or the block."""
+    def regions_now(self, layer: RoutedLayer, batch: int, args: tuple, kwargs: dict) -> list[int]:
+        """The region of each sample, told by the model, its embedding of the timestep or the block."""
         if self.config.num_regions == 1:
-            return [0]
+            return [0] * batch
         if self.regions is None or self.memo is None:
             timestep = layer.spec.timestep(layer.block, *args, **kwargs)
             if timestep is not None:
@@ -212,7 +220,8 @@ class RoutedModel:
                 f"{layer.name}: no timestep was seen, and this model has {self.config.num_regions} timestep "
                 "regions; call the model, or whatever embeds its timestep, before its blocks"
             )
-        return self.regions
+        check_batch(self.regions, batch)
+        return self.regions if len(self.regions) > 1 else self.regions * batch
 
 
 @dataclass

@@ -82,8 +82,8 @@ def by_two_passes(layer, call, given, args, kwargs):
 def bins_now(layer, call, args, kwargs):
     image, table = call.image, layer.model.ratios
     batch, tokens = image.tokens.shape[:2]
-    regions = layer.model.regions_now(layer, args, kwargs)
-    small, large, weight = table.pair(layer.row, regions * (batch // len(regions)))
+    regions = layer.model.regions_now(layer, batch, args, kwargs)
+    small, large, weight = table.pair(layer.row, regions)
     keep_small, keep_large = ([kept_tokens(n, tokens) for n in bin] for bin in (small, large))
     return image, keep_small, keep_large, weight
 
