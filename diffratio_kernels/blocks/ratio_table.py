@@ -18,7 +18,7 @@ class TableBins:
     """What a table decided at one moment; a recomputation is given it again.
 
     Lists [L][R]: clamped ratios, tenths of the smaller and larger bin, the larger one's weight, and nearest
-    bins. Tensors [L, R] on the table's device: weight = (scale * inside - lower) / step.
+    bins. Tensors [L, R] on the table's device: weight = (inside - lower) / step.
     """
 
     ratios: list[list[float]]
@@ -27,11 +27,10 @@ class TableBins:
     weights: list[list[float]]
     nearest: list[list[int]]
     dead: int
-    scale: int
     inside: Tensor
-    """The clamped ratios."""
+    """The clamped ratios, in tenths by default."""
     slope: Tensor
-    """Of `inside` in the ratio: 1, or 0 where the faithful mode clamps."""
+    """Of `inside` in the ratio: 0 where the faithful mode clamps."""
     lower: Tensor
     step: Tensor
 
@@ -102,18 +101,17 @@ class RatioTable(nn.Module):
             raise ValueError(f"RatioTable: ratios[{layer}, {region}] is {ratios[layer, region].item()}")
         inside = ratios.clamp(*self.interval)
         faithful = self.mode == "faithful"
-        scale = 1 if faithful else 10
         small, large, nearest, lower, step = (_faithful if faithful else _bracketing)(inside, self.bins)
-        slope = (inside == ratios).float() if faithful else torch.ones_like(inside)
-        tensors = {"inside": inside, "slope": slope, "lower": lower, "step": step}
+        scaled = inside if faithful else 10 * inside
+        slope = (inside == ratios).float() if faithful else torch.full_like(inside, 10)
+        tensors = {"inside": scaled, "slope": slope, "lower": lower, "step": step}
         return TableBins(
             ratios=inside.tolist(),
             small=small,
             large=large,
-            weights=((scale * inside - lower) / step).tolist(),
+            weights=((scaled - lower) / step).tolist(),
             nearest=nearest,
             dead=int((inside != ratios).sum()) if faithful else 0,
-            scale=scale,
             **{name: t.to(self.ratios.device) for name, t in tensors.items()},
         )
 
@@ -127,18 +125,16 @@ class RatioTable(nn.Module):
         bins = self.table_bins() if bins is None else bins
         ratios = self.ratios[layer]
         inside = bins.inside[layer] + bins.slope[layer] * (ratios - ratios.detach())  # the value of then
-        weights = (bins.scale * inside - bins.lower[layer]) / bins.step[layer]
+        weights = (inside - bins.lower[layer]) / bins.step[layer]
         small, large = bins.small[layer], bins.large[layer]
         return [small[r] for r in regions], [large[r] for r in regions], self._gather(weights, regions)
 
     def mean(self, regions: list[int] | None = None) -> Tensor:
         """Differentiable mean of the clamped ratios over layers and a batch's regions (None: the table)."""
-        inside = self._inside(self.ratios)
+        inside = self.ratios.clamp(*self.interval)
+        if self.mode == "default":
+            inside = inside.detach() + (self.ratios - self.ratios.detach())
         return inside.mean() if regions is None else self._gather(inside.mean(0), regions).mean()
-
-    def _inside(self, ratios: Tensor) -> Tensor:
-        clamped = ratios.clamp(*self.interval)
-        return clamped if self.mode == "faithful" else clamped.detach() + (ratios - ratios.detach())
 
     def _gather(self, values: Tensor, regions: list[int]) -> Tensor:
         """values [R] -> [B]; the index of a mixed batch is copied to the device once for all layers."""
