@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import BUILT_IN, CaptionedDataset, load_dataset
+from ..files import replacing
 from ..progress import progress_bar
 
 ASSETS = Path(__file__).parent / "assets"
@@ -96,13 +97,11 @@ def classifier(dataset: CaptionedDataset, progress: bool = True) -> Classifier:
 
 
 def save(model: Classifier, path: Path) -> None:
-    """Write the weights in fp16 beside ``path`` and rename them, so that nobody reads half of a file."""
+    """Write the weights in fp16."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = model.state_dict().items()
-    save_file({name: x.half() if x.is_floating_point() else x for name, x in tensors}, partial)
-    partial.chmod(0o644)
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file({name: x.half() if x.is_floating_point() else x for name, x in tensors}, partial)
 
 
 def attribute_accuracy(seen: Tensor, wanted: Tensor) -> tuple[list[float], float]:

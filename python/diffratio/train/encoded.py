@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..files import replace_text, replacing
 from ..names import on_disk
 from ..progress import progress_bar
 from .arguments import ArgumentError, TrainArguments
-from .run_log import replace_text
 
 CHUNK = 64
 AT_ONCE = 4  # images in the VAE, whose memory grows with their pixels
@@ -169,10 +169,9 @@ def _chunk(folder: Path, number: int) -> Path:
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
     """Text and latents in half precision: what the encoders compute is no more exact."""
-    beside = path.with_suffix(".partial")
     halves = {
         name: (tensor.half() if tensor.is_floating_point() else tensor.long()).cpu().contiguous()
         for name, tensor in tensors.items()
     }
-    save_file(halves, beside)
-    beside.replace(path)
+    with replacing(path) as beside:
+        save_file(halves, beside)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..config import DiffRatioConfig
 from ..diffusion import DIFFUSION_SCHEDULERS, noise_schedule
+from ..files import replacing
 from ..names import is_hub_id, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
 from ..routing.adapter_file import check_files
@@ -147,7 +148,8 @@ def write_model(model: nn.Module, folder: Path) -> None:
         plain.save_config(folder)
         state = plain.state_dict().items()
         weights = {name: tensor.contiguous() for name, tensor in state if group_of(name) == "weights"}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        with replacing(folder / WEIGHTS) as beside:
+            save_file(weights, beside, metadata={"format": "pt"})
     if "_diffratio_model" in vars(plain):
         save_diffratio(plain, folder)
 

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 
 from diffratio_kernels import __version__
 
+from ..files import replace_text
 from ..names import located
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import Checkpoints
-from .run_log import LOG, RATIOS, RUN, append_line, cut_after, replace_text
+from .run_log import LOG, RATIOS, RUN, append_line, cut_after
 
 # What may differ between a run and its continuation.
 FREE = {

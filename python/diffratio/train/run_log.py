@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from ..files import replace_text
+
 RUN, LOG, RATIOS = "run.json", "log.jsonl", "ratios.jsonl"
 
 
@@ -23,10 +25,3 @@ def read_lines(path: Path) -> list[dict]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.open() if line.endswith("\n")]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one piece: a kill leaves the old text or the new one."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    beside.replace(path)
