@@ -19,16 +19,17 @@ class _Graphs(dict):
         if not torch.cuda.is_available():
             raise RuntimeError("cuda_graphs: no CUDA device here")
         self._model, self._shared, self._pool = model, shared, torch.cuda.graph_pool_handle()
-        torch.cuda.graph.default_capture_stream = None  # of whichever GPU a graph was captured on first
 
     def record(self, run: Callable, inputs: tuple[Tensor, ...]) -> Callable:
         """`run` as a graph that takes tensors like `inputs`; two runs before the capture compile kernels."""
-        with torch.cuda.stream(torch.cuda.current_stream(inputs[0].device)):  # so too after a failed capture
+        device = inputs[0].device
+        if getattr(torch.cuda.graph.default_capture_stream, "device", device) != device:  # of the first GPU
+            torch.cuda.graph.default_capture_stream = None
+        with torch.cuda.stream(torch.cuda.current_stream(device)):  # so too after a failed capture
             return torch.cuda.make_graphed_callables(run, inputs, num_warmup_iters=2, pool=self._pool)
 
     def __deepcopy__(self, memo):
-        """A copy of the model has no graphs: its own class's forward."""
-        return type(self._model).forward.__get__(memo[id(self._model)])
+        return type(self._model).forward.__get__(memo[id(self._model)])  # a copy of the model has no graphs
 
     def __call__(self, *args, **kwargs):
         model, shared, kind = self._model, self._shared, self.device_type
@@ -116,5 +117,4 @@ def cuda_graphs(model_or_pipe):
 def take_graphs(model) -> None:
     """Undo what `cuda_graphs` put on a model."""
     if isinstance(vars(model).get("forward"), _Graphs):
-        model.forward.clear()
-        del model.forward
+        vars(model).pop("forward").clear()
