@@ -45,6 +45,9 @@ _AUTO = {
 }
 """Device type -> the order in which "auto" tries. No GPU has measured the second row yet: it is predicted."""
 
+OWN = ("cpu", "cuda", "triton")
+"""Backends that autograd does not see through: kernels of this package."""
+
 _PRODUCTS = ("attention", "mlp", "two_bin_attention")
 """Operators of matrix products: in fp32 the Triton kernels compute them exactly, without matrix units, and
 "auto" leaves them to torch."""

@@ -11,9 +11,16 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 RESCALE = ("mlp", "residual", "output", "none")
 
 
-def counts(keep: int | list[int]) -> list[int]:
-    """Kept counts as a schema takes them: a list."""
-    return [keep] if isinstance(keep, Integral) else keep
+def counts(keep: int | list[int] | None, batch: int = 1) -> list[int] | None:
+    """Kept counts as a schema takes them, a list, or those of each of `batch` samples.
+
+    Of a traced batch nothing may become a constant: one count stays that of every sample.
+    """
+    if isinstance(keep, Integral):
+        keep = [keep]
+    if isinstance(keep, list) and len(keep) == 1 and isinstance(batch, int):
+        keep = keep * batch
+    return keep
 
 
 def readable(t: Tensor) -> bool:
@@ -82,12 +89,9 @@ class Check:
             return int(letter[0]) * base, source
         return self.sizes.setdefault(letter, (size, name))
 
-    def size(self, letter: str):
-        return self.sizes[letter][0]
-
     def keep(self, keep: list[int], name: str = "keep") -> list[int]:
         """Kept counts for all B samples from one int or B ints, each in 0..N."""
-        batch, tokens = self.size("B"), self.size("N")
+        batch, tokens = self.sizes["B"][0], self.sizes["N"][0]
         if batch * tokens >= 2**31:  # places and offsets of rows are int32
             self.fail(f"x must have fewer than 2^31 rows (B times N), got {batch} times {tokens}")
         if len(keep) not in (1, batch):
@@ -95,8 +99,7 @@ class Check:
         for b, k in enumerate(keep):
             if k < 0 or k > tokens:
                 self.fail(f"{name}[{b}]={k} must be in 0..{tokens} (tokens of x)")
-        # Of a traced batch nothing may become a constant: one count stays that of every sample.
-        return list(keep) * batch if len(keep) == 1 and isinstance(batch, int) else list(keep)
+        return counts(list(keep), batch)
 
     def keep_small(self, keep_small: list[int], keep: list[int], keep_name: str = "keep") -> list[int]:
         """The small bin's kept counts for all B samples, none above the large bin's."""
@@ -143,28 +146,32 @@ class Check:
         if not 0 <= small[1] <= rows[1]:
             self.fail(f"small rows must be 0..{rows[1]} (from {rows[0]}), got {small[1]} (from {small[0]})")
         large, little = nested.cu_seqlens_large, nested.cu_seqlens_small
-        self._cumulative("large", large, rows, nested.max_seqlen_large)
-        self._cumulative("small", little, small, nested.max_seqlen_small)
+        self.cumulative("large", large, rows, nested.max_seqlen_large, exact=True)
+        self.cumulative("small", little, small, nested.max_seqlen_small, exact=True)
         if readable(large) and readable(little) and (little.diff() > large.diff()).any():
             self.fail(f"cu_seqlens_small={little.tolist()} must not exceed the steps of cu_seqlens_large")
 
-    def _cumulative(self, which: str, cu_seqlens: Tensor, rows: tuple[str, int], longest: int | None):
+    def cumulative(
+        self, which: str, cu_seqlens: Tensor, rows: tuple[str, int], longest: int | None, exact: bool = False
+    ):
+        """`cu_seqlens_<which>` [B+1], as many rows as the argument `rows` tells, and `max_seqlen_<which>`: at
+        least the most of a sample or, with `exact`, just that."""
         name, (source, last) = f"cu_seqlens_{which}", rows
         self.tensor(name, cu_seqlens, "B+1", dtypes=(torch.int32,))
-        samples = cu_seqlens.shape[0] - 1
+        samples, most = cu_seqlens.shape[0] - 1, 0
         if samples < 0:
             self.fail(f"{name} must hold B+1 values, got none")
-        if not readable(cu_seqlens):
-            if longest is not None and not 0 <= longest <= last <= longest * samples:
-                self.fail(f"max_seqlen_{which}={longest} cannot be that of {samples} samples of {last} rows")
+        if readable(cu_seqlens):
+            steps = cu_seqlens.diff().tolist()
+            if cu_seqlens[0] != 0 or cu_seqlens[-1] != last or any(step < 0 for step in steps):
+                self.fail(f"{name}={cu_seqlens.tolist()} must rise from 0 to {last} (from {source})")
+            most = max(steps, default=0)
+        if longest is None:
             return
-        steps = cu_seqlens.diff().tolist()
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != last or any(step < 0 for step in steps):
-            self.fail(f"{name}={cu_seqlens.tolist()} must rise from 0 to {last} (from {source})")
-        if longest is not None and longest != max(steps, default=0):
-            self.fail(
-                f"max_seqlen_{which}={longest} must be the longest step of {name}, {max(steps, default=0)}"
-            )
+        if not 0 <= longest <= last <= longest * samples:
+            self.fail(f"max_seqlen_{which}={longest} cannot be that of {samples} samples of {last} rows")
+        if longest < most or (exact and readable(cu_seqlens) and longest != most):
+            self.fail(f"max_seqlen_{which}={longest} must be the longest step of {name}, {most}")
 
     def by_sample(self, index: Tensor, tokens: int, cu_seqlens_large: Tensor):
         """Packed rows lie sample after sample, as the offsets say."""
@@ -178,7 +185,7 @@ class Check:
             )
 
     def heads(self, num_heads: int):
-        width = self.size("D")
+        width, _ = self.sizes["D"]
         if num_heads < 1 or width % num_heads:
             self.fail(f"num_heads={num_heads} must be positive and divide the width {width} of x")
         if width // num_heads % 8:

@@ -1,11 +1,14 @@
 """How an operator of `torch.ops.diffratio` is put together: schema, kernel, fake, autograd, autocast."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from ._backends import OWN, choose
 
 _library = torch.library.Library("diffratio", "DEF")
 _DEVICES = ("CPU", "CUDA")
@@ -24,7 +27,7 @@ class _NoSecondOrder(torch.autograd.Function):
 
 
 def first_order(backward: Callable) -> Callable:
-    """The backward of an autograd.Function, from which second derivatives are an error.
+    """The backward of an autograd.Function, from which second derivatives are an error that names `ctx.name`.
 
     Unlike torch's once_differentiable also where the incoming gradient is a constant: what was saved is none.
     """
@@ -37,8 +40,7 @@ def first_order(backward: Callable) -> Callable:
             return grads
         grads = grads if isinstance(grads, tuple) else (grads,)
         wanted = torch.zeros((), requires_grad=True)
-        name = type(ctx).__name__.removeprefix("_").removesuffix("Backward")
-        tied = iter(_NoSecondOrder.apply(name, wanted, *(g for g in grads if g is not None)))
+        tied = iter(_NoSecondOrder.apply(ctx.name, wanted, *(g for g in grads if g is not None)))
         return tuple(None if g is None else next(tied) for g in grads)
 
     return first_order_backward
@@ -50,6 +52,7 @@ def register(
     fake: Callable,
     differentiable: Callable | None = None,
     autocast: Callable | None = None,
+    steps: Callable | None = None,
 ) -> Callable:
     """Register `diffratio::<schema>`.
 
@@ -59,6 +62,7 @@ def register(
         fake: shapes and dtypes of the results only.
         differentiable: the same computation in differentiable steps, taken when a gradient is wanted.
         autocast: taken while autocast is on.
+        steps: gives `differentiable` and its arguments for those of a call.
 
     Returns:
         The operator.
@@ -67,11 +71,11 @@ def register(
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     op = getattr(torch.ops.diffratio, name).default
     torch.library.register_fake(f"diffratio::{name}", fake, lib=_library)
-    if differentiable is not None:
+    if differentiable or steps:
         for device in _SPARSE:  # the checks of a public operator name the argument, the dispatcher would not
             _library.impl(name, kernel, device)
         for device in (*_DEVICES, "Meta"):
-            _library.impl(name, _autograd_kernel(op, differentiable), f"Autograd{device}")
+            _library.impl(name, _autograd_kernel(op, differentiable, steps), f"Autograd{device}")
     for device in _DEVICES:
         _library.impl(name, kernel, device)
         if autocast is not None:
@@ -79,7 +83,7 @@ def register(
     return op
 
 
-def _autograd_kernel(op: Callable, differentiable: Callable) -> Callable:
+def _autograd_kernel(op: Callable, differentiable: Callable | None, steps: Callable | None) -> Callable:
     def autograd_kernel(*args, **kwargs):
         tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
         if forward_ad._current_level >= 0 and any(
@@ -87,9 +91,110 @@ def _autograd_kernel(op: Callable, differentiable: Callable) -> Callable:
         ):
             raise NotImplementedError(f"{op}: forward-mode derivatives are not implemented")
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if wanted and steps is not None:
+            function, arguments = steps(*args, **kwargs)
+            return function(*arguments)
         if wanted:
             return differentiable(*args, **kwargs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args, **kwargs)
 
     return autograd_kernel
+
+
+@dataclass
+class Operator:
+    """`diffratio::<schema>`, computed by one of several backends: making it registers it.
+
+    The schema ends in `str backend`. The functions get its other arguments, all of them, in its order.
+    """
+
+    schema: str
+    check: Callable
+    """Raises where an argument is bad."""
+    launcher: Callable
+    """A backend, arguments -> the function that computes the results, and its arguments."""
+    fake: Callable
+    """Arguments -> empty results."""
+    gradients: Callable
+    """A backend, what was kept, gradients of the results -> those of arguments, by name."""
+    keep: Callable | None = None
+    """Arguments, results -> tensors and other values for `gradients`; None keeps the arguments."""
+    train: Callable | None = None
+    """An operator of the same arguments that gives the result and more to keep; None is this one."""
+    chosen: Callable | None = None
+    """What was asked for, arguments -> the backend that runs; None is `choose` by the first argument."""
+    cast: tuple[str, ...] = ()
+    """Arguments that autocast casts to its dtype or, with `cast_like`, to that of another argument."""
+    cast_like: str | None = None
+
+    def __post_init__(self):
+        autocast = self._autocast if self.cast else None
+        self.op = register(self.schema, self._kernel, self._fake, autocast=autocast, steps=self._steps)
+        *self.names, _ = (one.name for one in self.op._schema.arguments)
+
+    def _arguments(self, args: tuple, kwargs: dict) -> list:
+        """All arguments of a call, the backend last: the dispatcher leaves out defaults."""
+        rest = self.op._schema.arguments[len(args) :]
+        return [*args, *(kwargs.get(one.name, one.default_value) for one in rest)]
+
+    def _chosen(self, backend: str, *arguments) -> str:
+        if self.chosen is not None:
+            return self.chosen(backend, *arguments)
+        first = arguments[0]
+        return choose(self.op._schema.name.removeprefix("diffratio::"), backend, first.device, first.dtype)
+
+    def _kernel(self, *args, **kwargs):
+        *arguments, backend = self._arguments(args, kwargs)
+        self.check(*arguments)
+        function, arguments = self.launcher(self._chosen(backend, *arguments), *arguments)
+        return function(*arguments)
+
+    def _steps(self, *args, **kwargs) -> tuple[Callable, tuple]:
+        *arguments, backend = self._arguments(args, kwargs)
+        self.check(*arguments)
+        backend = self._chosen(backend, *arguments)
+        if backend in OWN:
+            return _ByKernels.apply, (self, backend, *arguments)
+        return self.launcher(backend, *arguments)
+
+    def _fake(self, *args, **kwargs):
+        *arguments, _ = self._arguments(args, kwargs)
+        self.check(*arguments)
+        return self.fake(*arguments)
+
+    def _autocast(self, first: Tensor, *args, **kwargs):
+        *arguments, backend = self._arguments((first, *args), kwargs)
+        named, device = dict(zip(self.names, arguments, strict=True)), first.device.type
+        dtype = named[self.cast_like].dtype if self.cast_like else torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return self.op(**named | {name: named[name].to(dtype) for name in self.cast}, backend=backend)
+
+
+class _ByKernels(torch.autograd.Function):
+    """An operator by kernels of this package, whose gradients come from another operator."""
+
+    @staticmethod
+    def forward(ctx, operator: Operator, backend, *arguments):
+        named = dict(zip(operator.names, arguments, strict=True))
+        if operator.train is None:
+            results = found = operator.op(**named, backend=backend)
+        else:
+            found = operator.train(**named)
+            results = found[0]
+        kept = arguments if operator.keep is None else operator.keep(arguments, found)
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in kept))
+        ctx.others = [None if isinstance(value, Tensor) else value for value in kept]
+        ctx.operator, ctx.backend, ctx.name = operator, backend, operator.op.name()
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    @first_order
+    def backward(ctx, *grads):
+        found = {}
+        if any(grad is not None for grad in grads):
+            tensors = ctx.saved_tensors  # once: checkpointing hands them out only once
+            kept = [other if t is None else t for t, other in zip(tensors, ctx.others, strict=True)]
+            found = ctx.operator.gradients(ctx.backend, kept, *grads)
+        return None, None, *(found.get(name) for name in ctx.operator.names)

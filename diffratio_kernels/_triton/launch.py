@@ -4,8 +4,10 @@ from contextlib import nullcontext
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
+from ..types import PackedRows
 from . import stand_ins
 
 ROWS_PER_SLICE = 32
@@ -45,3 +47,20 @@ def unit_rows(t: Tensor) -> Tensor:
 def accumulator(*shape: int, like: Tensor) -> Tensor:
     """An empty fp32 tensor on the device of `like`."""
     return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+@triton.jit
+def _row_map(index_ptr, row_map_ptr, count, BLOCK: tl.constexpr):
+    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    index = tl.load(index_ptr + t, mask=t < count, other=0)
+    tl.store(row_map_ptr + index, t, mask=t < count)
+
+
+def row_map_of(rows: PackedRows, count: int) -> Tensor:
+    """The row map of `count` rows of x, made where it is not there yet; the index may have any order."""
+    if rows.row_map is not None:
+        return rows.row_map
+    row_map = torch.full((count,), -1, dtype=torch.int32, device=rows.index.device)
+    kept = rows.index.shape[0]
+    launch(_row_map, (triton.cdiv(kept, 1024),), rows.index.contiguous(), row_map, kept, BLOCK=1024)
+    return row_map

@@ -14,18 +14,15 @@ def accumulation(t: Tensor, like: Tensor) -> Tensor:
     return t.to(torch.promote_types(like.dtype, torch.float32)).contiguous()
 
 
-def row_map_of(index: Tensor, rows: int) -> Tensor:
-    """[rows] int32: which packed row each row of x became, -1 where none."""
-    row_map = torch.empty(rows, dtype=torch.int32)
-    bad = native.row_map(index.contiguous(), row_map)
+def row_map_of(rows: PackedRows, count: int) -> Tensor:
+    """The row map of `count` rows of x, made where it is not there yet."""
+    if rows.row_map is not None:
+        return rows.row_map
+    row_map = torch.empty(count, dtype=torch.int32)
+    bad = native.row_map(rows.index.contiguous(), row_map)
     if bad >= 0:
-        raise ValueError(f"index[{bad}] must be in 0..{rows - 1} (rows of x) and occur only once")
+        raise ValueError(f"index[{bad}] must be in 0..{count - 1} (rows of x) and occur only once")
     return row_map
-
-
-def row_map(rows: PackedRows, x: Tensor) -> Tensor:
-    """The row map of rows of x [B, N, D], made where it is not there yet."""
-    return row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
 
 
 def two_bins(bins: Bins, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,16 +35,13 @@ def column_sums(like: Tensor, sums: int, samples: int, tokens: int, width: int) 
     return out if slices == 1 else out.new_empty(slices, *out.shape), out
 
 
-def row_map_of(index: Tensor, rows: int) -> Tensor:
-    """[rows] int32: which packed row each row of x became, -1 where none."""
-    row_map = torch.full((rows,), -1, dtype=torch.int32, device=index.device)
-    operators.row_map(index.contiguous(), row_map, stream(index))
+def row_map_of(rows: PackedRows, count: int) -> Tensor:
+    """The row map of `count` rows of x, made where it is not there yet."""
+    if rows.row_map is not None:
+        return rows.row_map
+    row_map = torch.full((count,), -1, dtype=torch.int32, device=rows.index.device)
+    operators.row_map(rows.index.contiguous(), row_map, stream(row_map))
     return row_map
-
-
-def row_map(rows: PackedRows, x: Tensor) -> Tensor:
-    """The row map of rows of x [B, N, D], made where it is not there yet."""
-    return row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
 
 
 def two_bins(bins: Bins) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,8 +7,9 @@ import torch
 
 from diffratio_kernels import route
 from diffratio_kernels._backends import kernels
-from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels._triton.launch import row_map_of
 from diffratio_kernels.reference import cu_seqlens_of, select_tokens
+from diffratio_kernels.types import PackedRows
 from tools.checks.scores import routed_to
 from tools.checks.scores import score_matrices as draw_score_matrices
 
@@ -60,4 +61,5 @@ def test_cu_seqlens_and_the_row_map_come_with_the_selection(backend, name):
             index, cu_seqlens, row_map = kernels("route", backend).select(scores.cuda(), kept)
             assert torch.equal(index.cpu(), select_tokens(scores, kept)[0]), (scores.shape, kept)
             assert torch.equal(cu_seqlens, cu_seqlens_of(kept, torch.device("cuda"))), kept
-            assert torch.equal(row_map, row_map_of(index, scores.numel())), (scores.shape, kept)
+            expected = row_map_of(PackedRows(index, 1), scores.numel())
+            assert torch.equal(row_map, expected), (scores.shape, kept)

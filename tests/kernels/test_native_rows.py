@@ -185,7 +185,7 @@ def test_selected_tokens_are_those_of_the_reference(shape):
         index, cu_seqlens, row_map = route.select(logits, keep, small)
         expected, offsets = reference.select_tokens(logits, keep, small)
         assert torch.equal(index, expected) and torch.equal(cu_seqlens, offsets)
-        assert torch.equal(row_map, row_map_of(index, logits.numel()))
+        assert torch.equal(row_map, row_map_of(PackedRows(index, 1), logits.numel()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -276,7 +276,7 @@ def test_two_bins_are_within_the_error_budget(shape, dtype):
 
 def test_the_row_map_is_the_inverse_of_the_index():
     index = torch.tensor([3, 0, 5])
-    assert row_map_of(index, 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
+    assert row_map_of(PackedRows(index, 1), 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
     for bad in ([7], [-1], [2, 2]):
         with pytest.raises(ValueError, match="index"):
-            row_map_of(torch.tensor(bad), 7)
+            row_map_of(PackedRows(torch.tensor(bad), 1), 7)

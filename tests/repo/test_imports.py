@@ -16,8 +16,8 @@ PACKAGE = ROOT / "diffratio_kernels"
 
 ORDER = (
     ("types", "_autocast", "_libraries", "_native", "_triton"),
-    ("_checks", "_register"),
-    ("_backends",),
+    ("_checks", "_backends"),
+    ("_register",),
     ("ops",),
     ("blocks",),
     ("flops",),

@@ -11,6 +11,7 @@ import torch
 from diffratio_kernels import _native
 from diffratio_kernels._backends import kernels
 from diffratio_kernels.ops.cuda import row_map_of
+from diffratio_kernels.types import PackedRows
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent.name for path in (ROOT / "diffratio_kernels" / "ops").glob("*/cuda.py"))
@@ -60,7 +61,7 @@ def test_where_there_are_no_kernels_the_reason_is_said(monkeypatch):
 @BUILT
 def test_the_library_takes_no_tensors_from_the_cpu():
     with pytest.raises(NotImplementedError, match="diffratio_cuda::row_map.*CPU"):
-        row_map_of(torch.zeros(1, dtype=torch.int64), 1)
+        row_map_of(PackedRows(torch.zeros(1, dtype=torch.int64), 1), 1)
 
 
 @BUILT

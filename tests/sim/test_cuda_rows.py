@@ -222,7 +222,7 @@ def test_in_place_is_the_same_with_x_as_the_output(layout, rescale, dtype):
     a = draw((3, 20, [7, 20, 0], 72), dtype)
     rest = a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
     expected = scatter.scatter_rescale(a["x"], PackedRows(a["index"], 20), *rest)
-    for row_map in (None, row_map_of(a["index"], 3 * 20)):
+    for row_map in (None, row_map_of(PackedRows(a["index"], 1), 3 * 20)):
         x, rows = laid_out(a["x"].clone(), layout), PackedRows(a["index"], 20, row_map=row_map)
         assert torch.equal(bits(scatter.scatter_rescale(x, rows, *rest)), bits(expected))
         scatter.scatter_rescale_(x, rows, *rest)
@@ -276,7 +276,7 @@ def test_rows_may_come_in_any_order():
 
 
 def test_the_row_map_is_the_inverse_of_the_index():
-    assert row_map_of(torch.tensor([3, 0, 5]), 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
+    assert row_map_of(PackedRows(torch.tensor([3, 0, 5]), 1), 7).tolist() == [1, -1, -1, 0, -1, 2, -1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32], ids=short)

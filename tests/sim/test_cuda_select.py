@@ -8,6 +8,7 @@ import torch
 from diffratio_kernels.ops.cuda import row_map_of
 from diffratio_kernels.ops.route import cuda
 from diffratio_kernels.reference import cu_seqlens_of, select_tokens
+from diffratio_kernels.types import PackedRows
 from tools.checks.scores import expected_selection
 from tools.checks.scores import score_matrices as draw_score_matrices
 from tools.guards.poison import poisoned_memory
@@ -34,7 +35,7 @@ def select(scores, keep, keep_small=None):
     with poisoned_memory():
         index, cu_seqlens, row_map = cuda.select(scores, keep, keep_small)
     assert torch.equal(cu_seqlens, cu_seqlens_of(keep, scores.device))
-    assert torch.equal(row_map, row_map_of(index, scores.numel()))
+    assert torch.equal(row_map, row_map_of(PackedRows(index, 1), scores.numel()))
     return index
 
 

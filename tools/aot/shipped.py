@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffratio_kernels._triton import tiles
-from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels._triton.launch import row_map_of
 from diffratio_kernels.ops.adaln import triton as adaln
 from diffratio_kernels.ops.attention import triton as attention
 from diffratio_kernels.ops.fused_linear import gate_residual as fused_gate_residual
@@ -115,7 +115,7 @@ def _linear(columns: int, inner: int, dtype: torch.dtype) -> Linear:
 
 
 def _routing() -> Calls:
-    yield "", row_map_of, (_empty(T, dtype=torch.int64), B * N)
+    yield "", row_map_of, (_packed(), B * N)
     yield f"N={N} unequal counts", route.select, (_empty(B, N, dtype=torch.float32), [K, K - 1])
     for tokens in (1024, 4096, 32768):
         logits = _empty(B, tokens, dtype=torch.float32)

@@ -49,7 +49,7 @@ def adaln_backward(
     grad_shift, grad_scale = torch.zeros_like(scale), torch.zeros_like(scale)
     native.gather_adaln_backward(
         hidden.contiguous(), rows.index.contiguous(),
-        None if x_rows is None else row_map_of(rows.index, x_rows), rows.tokens, scale,
+        None if x_rows is None else row_map_of(rows, x_rows), rows.tokens, scale,
         None if grad_rows is None else grad_rows.contiguous(), grad_normed.contiguous(), eps,
         grad_x, stats, grad_shift, grad_scale,
     )  # fmt: skip

@@ -51,7 +51,7 @@ def adaln_backward(
     stats = torch.empty(count, 2, dtype=torch.float32, device=hidden.device)
     partial, grad_modulation = column_sums(hidden, 2, samples, tokens, width)
     cuda.operators.gather_adaln_backward(
-        hidden.contiguous(), rows.index.contiguous(), row_map_of(rows.index, samples * tokens), tokens,
+        hidden.contiguous(), rows.index.contiguous(), row_map_of(rows, samples * tokens), tokens,
         x_rows is not None, fp32_rows(scale), None if grad_rows is None else grad_rows.contiguous(),
         grad_normed.contiguous(), eps, grad_x, stats, partial, grad_modulation, stream(hidden),
     )  # fmt: skip

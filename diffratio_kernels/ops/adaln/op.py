@@ -3,74 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..._backends import choose, kernels
+from ..._backends import kernels
 from ..._checks import Check
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import PackedRows, Run
-from . import reference
-
-
-class _GatherAdaln(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, backend, x, index, shift, scale, eps):
-        rows, normed = torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, backend=backend)
-        ctx.save_for_backward(rows, index, shift, scale)
-        ctx.x_shape, ctx.eps, ctx.backend = x.shape, eps, backend
-        ctx.set_materialize_grads(False)
-        return rows, normed
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_rows, grad_normed):
-        rows, index, shift, scale = ctx.saved_tensors
-        batch, tokens, _ = ctx.x_shape
-        if grad_normed is None:
-            grad_normed = torch.zeros_like(rows)
-        grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
-            rows,
-            index,
-            tokens,
-            scale,
-            ctx.eps,
-            grad_rows,
-            grad_normed,
-            batch * tokens,
-            backend=ctx.backend,
-        )
-        return (
-            None,
-            grad_x.view(ctx.x_shape),
-            None,
-            grad_shift.to(shift.dtype),
-            grad_scale.to(scale.dtype),
-            None,
-        )
-
-
-class _Adaln(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, backend, rows, index, tokens, shift, scale, eps):
-        normed = torch.ops.diffratio.adaln(rows, index, tokens, shift, scale, eps, backend=backend)
-        ctx.save_for_backward(rows, index, shift, scale)
-        ctx.tokens, ctx.eps, ctx.backend = tokens, eps, backend
-        return normed
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_normed):
-        rows, index, shift, scale = ctx.saved_tensors
-        grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
-            rows,
-            index,
-            ctx.tokens,
-            scale,
-            ctx.eps,
-            None,
-            grad_normed,
-            None,
-            backend=ctx.backend,
-        )
-        return None, grad_x, None, None, grad_shift.to(shift.dtype), grad_scale.to(scale.dtype), None
 
 
 def _check_gather(x, index, shift, scale, eps):
@@ -93,48 +29,49 @@ def _check_adaln(rows, index, tokens, shift, scale, eps):
     check.positive("eps", eps)
 
 
-def _gather_adaln(x, index, shift, scale, eps=1e-6, *, backend="auto"):
-    _check_gather(x, index, shift, scale, eps)
-    chosen = choose("gather_adaln", backend, x.device, x.dtype)
-    return kernels("adaln", chosen).gather_adaln(x, PackedRows(index, x.shape[1]), shift, scale, eps)
+def _gather_launcher(backend, x, index, shift, scale, eps):
+    return kernels("adaln", backend).gather_adaln, (x, PackedRows(index, x.shape[1]), shift, scale, eps)
 
 
-def _gather_adaln_differentiable(x, index, shift, scale, eps=1e-6, *, backend="auto"):
-    _check_gather(x, index, shift, scale, eps)
-    chosen = choose("gather_adaln", backend, x.device, x.dtype)
-    if chosen == "reference":
-        return reference.gather_adaln(x, PackedRows(index, x.shape[1]), shift, scale, eps)
-    return _GatherAdaln.apply(chosen, x, index, shift, scale, eps)
+def _keep_gathered(arguments, results):
+    x, index, _, scale, eps = arguments
+    return results[0], index, scale, eps, x.shape
 
 
-def _adaln(rows, index, tokens, shift, scale, eps=1e-6, *, backend="auto"):
-    _check_adaln(rows, index, tokens, shift, scale, eps)
-    chosen = choose("adaln", backend, rows.device, rows.dtype)
-    return kernels("adaln", chosen).adaln(rows, PackedRows(index, tokens), shift, scale, eps)
+def _gather_gradients(backend, kept, grad_rows, grad_normed):
+    rows, index, scale, eps, (batch, tokens, width) = kept
+    if grad_normed is None:
+        grad_normed = torch.zeros_like(rows)
+    grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
+        rows, index, tokens, scale, eps, grad_rows, grad_normed, batch * tokens, backend=backend
+    )
+    return {"x": grad_x.view(batch, tokens, width), "shift": grad_shift, "scale": grad_scale}
 
 
-def _adaln_differentiable(rows, index, tokens, shift, scale, eps=1e-6, *, backend="auto"):
-    _check_adaln(rows, index, tokens, shift, scale, eps)
-    chosen = choose("adaln", backend, rows.device, rows.dtype)
-    if chosen == "reference":
-        return reference.adaln(rows, PackedRows(index, tokens), shift, scale, eps)
-    return _Adaln.apply(chosen, rows, index, tokens, shift, scale, eps)
+def _launcher(backend, rows, index, tokens, shift, scale, eps):
+    return kernels("adaln", backend).adaln, (rows, PackedRows(index, tokens), shift, scale, eps)
 
 
-def _adaln_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, backend):
+def _gradients(backend, kept, grad_normed):
+    rows, index, tokens, _, scale, eps = kept
+    grad_rows, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
+        rows, index, tokens, scale, eps, None, grad_normed, None, backend=backend
+    )
+    return {"rows": grad_rows, "shift": grad_shift, "scale": grad_scale}
+
+
+def _backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, backend):
     packed = PackedRows(index, tokens)
     backward = kernels("adaln", backend).adaln_backward
     return backward(rows, packed, scale, eps, grad_rows, grad_normed, x_rows)
 
 
-def _fake_gather(x, index, shift, scale, eps=1e-6, *, backend="auto"):
-    _check_gather(x, index, shift, scale, eps)
+def _fake_gather(x, index, *_):
     rows = x.new_empty(index.shape[0], x.shape[2])
     return rows, torch.empty_like(rows)
 
 
-def _fake(rows, index, tokens, shift, scale, eps=1e-6, *, backend="auto"):
-    _check_adaln(rows, index, tokens, shift, scale, eps)
+def _fake(rows, *_):
     return rows.new_empty(rows.shape)
 
 
@@ -144,24 +81,27 @@ def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_ro
     return rows.new_empty(count, rows.shape[1]), grad_scale, torch.empty_like(grad_scale)
 
 
-register(
+Operator(
     "gather_adaln(Tensor x, Tensor index, Tensor shift, Tensor scale, float eps=1e-6, *, "
     'str backend="auto") -> (Tensor, Tensor)',
-    kernel=_gather_adaln,
+    check=_check_gather,
+    launcher=_gather_launcher,
     fake=_fake_gather,
-    differentiable=_gather_adaln_differentiable,
+    gradients=_gather_gradients,
+    keep=_keep_gathered,
 )
-register(
+Operator(
     "adaln(Tensor rows, Tensor index, SymInt tokens, Tensor shift, Tensor scale, float eps=1e-6, *, "
     'str backend="auto") -> Tensor',
-    kernel=_adaln,
+    check=_check_adaln,
+    launcher=_launcher,
     fake=_fake,
-    differentiable=_adaln_differentiable,
+    gradients=_gradients,
 )
 register(
     "adaln_backward(Tensor rows, Tensor index, SymInt tokens, Tensor scale, float eps, Tensor? grad_rows, "
     "Tensor grad_normed, SymInt? x_rows, *, str backend) -> (Tensor, Tensor, Tensor)",
-    kernel=_adaln_backward,
+    kernel=_backward,
     fake=_fake_backward,
 )
 

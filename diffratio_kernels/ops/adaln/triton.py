@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
-from ..._triton.row_map import row_map_of
+from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
 from ...types import PackedRows
 
 
@@ -127,7 +126,7 @@ def adaln_backward(
     partial_shift, partial_scale = (accumulator(batch, slices, width, like=hidden) for _ in range(2))
     launch(
         _gather_adaln_bwd, (slices, batch),
-        hidden.contiguous(), row_map_of(rows.index, batch * tokens), scale,
+        hidden.contiguous(), row_map_of(rows, batch * tokens), scale,
         None if grad_rows is None else grad_rows.contiguous(), grad_normed.contiguous(),
         grad_x, partial_shift, partial_scale, tokens, scale.stride(0), eps,
         ROWS=ROWS_PER_SLICE, SCATTER=x_rows is not None, **row_block(width),

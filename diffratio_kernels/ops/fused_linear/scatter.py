@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import launch, row_block, unit_rows
+from ..._triton.launch import launch, row_block, row_map_of, unit_rows
 from ..._triton.matmul import gated, grouped_tile, halves, product, product_options, sample_of
-from ..._triton.row_map import row_map_of
 from ...types import Linear, PackedRows, Rescale
 from ..scatter_rescale.triton import finish
 
@@ -77,7 +76,7 @@ def linear_scatter(
     """
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    row_map = row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
+    row_map = row_map_of(rows, x.shape[:2].numel())
     launch(_copy_bypassed, (row_map.shape[0],), x, row_map, out, **row_block(x.shape[2]))
     _run(x, out, rows, hidden, inner, linear, gate, scores)
     return out

@@ -5,29 +5,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..._backends import choose, kernels
+from ..._backends import kernels
 from ..._checks import Check
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import PackedRows, Run
 from ..attention.sdpa import runs
-from . import reference
-
-
-class _GateResidual(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, branch, gate, index, tokens):
-        ctx.save_for_backward(branch, gate, index)
-        ctx.tokens = tokens
-        return torch.ops.diffratio.gate_residual(hidden, branch, gate, index, tokens, backend="triton")
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_out):
-        branch, gate, index = ctx.saved_tensors
-        grad_branch, grad_gate = torch.ops.diffratio.gate_residual_backward(
-            grad_out, branch, gate, index, ctx.tokens, backend="triton"
-        )
-        return grad_out, grad_branch, grad_gate.to(gate.dtype), None, None
 
 
 def _check(hidden, branch, gate, index, tokens):
@@ -40,26 +22,25 @@ def _check(hidden, branch, gate, index, tokens):
     check.index(index, gate.shape[0] * tokens)
 
 
-def _gate_residual(hidden, branch, gate, index, tokens, *, backend="auto"):
-    _check(hidden, branch, gate, index, tokens)
-    chosen = choose("gate_residual", backend, hidden.device, hidden.dtype)
-    return kernels("gate_residual", chosen).gate_residual(hidden, branch, gate, PackedRows(index, tokens))
+def _launcher(backend, hidden, branch, gate, index, tokens):
+    return kernels("gate_residual", backend).gate_residual, (hidden, branch, gate, PackedRows(index, tokens))
 
 
-def _gate_residual_differentiable(hidden, branch, gate, index, tokens, *, backend="auto"):
-    _check(hidden, branch, gate, index, tokens)
-    if choose("gate_residual", backend, hidden.device, hidden.dtype) == "reference":
-        return reference.gate_residual(hidden, branch, gate, PackedRows(index, tokens))
-    return _GateResidual.apply(hidden, branch, gate, index, tokens)
+def _keep(arguments, _):
+    return arguments[1:]
 
 
-def _gate_residual_backward(grad_out, branch, gate, index, tokens, *, backend):
+def _gradients(backend, kept, grad_out):
+    grads = torch.ops.diffratio.gate_residual_backward(grad_out, *kept, backend=backend)
+    return dict(zip(("hidden", "branch", "gate"), (grad_out, *grads), strict=True))
+
+
+def _backward(grad_out, branch, gate, index, tokens, *, backend):
     backward = kernels("gate_residual", backend).gate_residual_backward
     return backward(grad_out, branch, gate, PackedRows(index, tokens))
 
 
-def _fake(hidden, branch, gate, index, tokens, *, backend="auto"):
-    _check(hidden, branch, gate, index, tokens)
+def _fake(hidden, *_):
     return hidden.new_empty(hidden.shape)
 
 
@@ -68,23 +49,21 @@ def _fake_backward(grad_out, branch, gate, index, tokens, *, backend):
     return branch.new_empty(branch.shape), gate.new_empty(gate.shape, dtype=dtype)
 
 
-def _autocast(hidden, branch, *args, **kwargs):
-    with torch.autocast(hidden.device.type, enabled=False):
-        return torch.ops.diffratio.gate_residual(hidden, branch.to(hidden.dtype), *args, **kwargs)
-
-
-register(
+Operator(
     "gate_residual(Tensor hidden, Tensor branch, Tensor gate, Tensor index, SymInt tokens, *, "
     'str backend="auto") -> Tensor',
-    kernel=_gate_residual,
+    check=_check,
+    launcher=_launcher,
     fake=_fake,
-    differentiable=_gate_residual_differentiable,
-    autocast=_autocast,
+    gradients=_gradients,
+    keep=_keep,
+    cast=("branch",),
+    cast_like="hidden",
 )
 register(
     "gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor index, SymInt tokens, *, "
     "str backend) -> (Tensor, Tensor)",
-    kernel=_gate_residual_backward,
+    kernel=_backward,
     fake=_fake_backward,
 )
 

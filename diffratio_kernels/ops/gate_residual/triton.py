@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
-from ..._triton.row_map import row_map_of
+from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
 from ...types import PackedRows
 
 
@@ -73,7 +72,7 @@ def gate_residual_backward(
     partial = accumulator(batch, slices, width, like=branch)
     launch(
         _gate_residual_bwd, (slices, batch),
-        grad_out.contiguous(), branch.contiguous(), gate, row_map_of(rows.index, batch * tokens),
+        grad_out.contiguous(), branch.contiguous(), gate, row_map_of(rows, batch * tokens),
         grad_branch, partial, tokens, gate.stride(0), ROWS=ROWS_PER_SLICE, **row_block(width),
     )  # fmt: skip
     return grad_branch, partial.sum(1)

@@ -15,7 +15,7 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
         inner, pre = torch.ops.diffratio.linear_gelu(rows, fc1_weight, fc1_bias)
         ctx.save_for_backward(rows, pre, fc1_weight, fc2_weight)
-        ctx.biases = fc1_bias is not None, fc2_bias is not None
+        ctx.biases, ctx.name = (fc1_bias is not None, fc2_bias is not None), "mlp"
         return Linear(fc2_weight, fc2_bias)(inner)
 
     @staticmethod

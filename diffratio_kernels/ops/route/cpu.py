@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...types import PackedRows
 from ..cpu import accumulation, native, row_map_of
 from .reference import cu_seqlens_of
 
@@ -33,4 +34,4 @@ def select(
     cu_seqlens = cu_seqlens_of(counts, device)
     small = None if counts_small is None else torch.tensor(counts_small, dtype=torch.int32)
     native.topk_select(logits.contiguous(), cu_seqlens, small, index)
-    return index, cu_seqlens, row_map_of(index, logits.numel())
+    return index, cu_seqlens, row_map_of(PackedRows(index, logits.shape[1]), logits.numel())

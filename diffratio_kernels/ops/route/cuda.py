@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import cuda
-from ..cuda import column_sums, fp32, row_map_of, stream  # noqa: F401
+from ..cuda import column_sums, fp32, stream
 from .cu_seqlens import copied_cu_seqlens
 
 

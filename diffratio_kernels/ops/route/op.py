@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..._backends import choose, kernels
+from ..._backends import kernels
 from ..._checks import Check, counts
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import Linear, PackedRows, Run
-from . import reference
 from .cu_seqlens import cu_seqlens_for
 
 
@@ -26,34 +25,6 @@ def select_rows(
     return PackedRows(index, tokens, keep, cu_seqlens, row_map)
 
 
-class _Route(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, backend, x, router_weight, keep, router_bias, index, keep_small):
-        index, offsets, logits = torch.ops.diffratio.route(
-            x,
-            router_weight,
-            keep,
-            router_bias=router_bias,
-            index=index,
-            keep_small=keep_small,
-            backend=backend,
-        )
-        ctx.save_for_backward(x, router_weight, router_bias)
-        ctx.backend = backend
-        ctx.mark_non_differentiable(index, offsets)
-        return index, offsets, logits
-
-    @staticmethod
-    @first_order
-    def backward(ctx, _index, _offsets, grad_logits):
-        x, router_weight, router_bias = ctx.saved_tensors
-        grad_x, grad_weight = torch.ops.diffratio.router_logits_backward(
-            grad_logits, x, router_weight, backend=ctx.backend
-        )
-        grad_bias = None if router_bias is None else grad_logits.sum().to(router_bias.dtype).reshape(1)
-        return None, grad_x, grad_weight.to(router_weight.dtype), None, grad_bias, None, None
-
-
 def _check(x, router_weight, keep, router_bias, index, keep_small):
     check = Check("route")
     check.tensor("x", x, "B N D")
@@ -61,41 +32,37 @@ def _check(x, router_weight, keep, router_bias, index, keep_small):
     check.optional("router_bias", router_bias, "1")
     keep = check.keep(keep)
     if keep_small is not None:
-        keep_small = check.keep_small(keep_small, keep)
+        check.keep_small(keep_small, keep)
     if index is not None:
         check.index(index, x.shape[0] * x.shape[1], keep)
-    return keep, keep_small
 
 
-def _route(x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, backend="auto"):
-    keep, keep_small = _check(x, router_weight, keep, router_bias, index, keep_small)
-    chosen = choose("route", backend, x.device, x.dtype)
-    logits = kernels("route", chosen).router_logits(x, router_weight, router_bias)
-    rows = select_rows(chosen, logits, keep, index, keep_small)
+def _launcher(backend, *arguments):
+    return _route, (backend, *arguments)
+
+
+def _route(backend, x, router_weight, keep, router_bias, index, keep_small):
+    keep, keep_small = (counts(kept, x.shape[0]) for kept in (keep, keep_small))
+    logits = kernels("route", backend).router_logits(x, router_weight, router_bias)
+    rows = select_rows(backend, logits, keep, index, keep_small)
     # An operator's output is none of its inputs.
     return rows.index if index is None else index.clone(), rows.cu_seqlens, logits
 
 
-def _route_differentiable(
-    x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, backend="auto"
-):
-    keep, keep_small = _check(x, router_weight, keep, router_bias, index, keep_small)
-    chosen = choose("route", backend, x.device, x.dtype)
-    if chosen == "reference":
-        logits = reference.router_logits(x, router_weight, router_bias)
-        rows = select_rows("reference", logits, keep, index, keep_small)
-        return rows.index if index is None else index.clone(), rows.cu_seqlens, logits
-    return _Route.apply(chosen, x, router_weight, keep, router_bias, index, keep_small)
+def _gradients(backend, kept, _index, _offsets, grad_logits):
+    x, router_weight, _, router_bias, *_ = kept
+    grad_x, grad_weight = torch.ops.diffratio.router_logits_backward(
+        grad_logits, x, router_weight, backend=backend
+    )
+    grad_bias = None if router_bias is None else grad_logits.sum().reshape(1)
+    return {"x": grad_x, "router_weight": grad_weight, "router_bias": grad_bias}
 
 
-def _router_logits_backward(grad_logits, x, router_weight, *, backend):
+def _backward(grad_logits, x, router_weight, *, backend):
     return kernels("route", backend).router_logits_backward(grad_logits, x, router_weight)
 
 
-def _fake(
-    x, router_weight, keep, *, router_bias=None, index=None, keep_small=None, backend="auto"
-):  # fmt: skip
-    keep, _ = _check(x, router_weight, keep, router_bias, index, keep_small)
+def _fake(x, _weight, keep, *_):
     logits = x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
     kept = keep[0] * x.shape[0] if len(keep) == 1 else sum(keep)
     index = x.new_empty(kept, dtype=torch.int64)
@@ -106,17 +73,18 @@ def _fake_backward(grad_logits, x, router_weight, *, backend):
     return x.new_empty(x.shape), router_weight.new_empty(router_weight.shape, dtype=grad_logits.dtype)
 
 
-register(
+Operator(
     "route(Tensor x, Tensor router_weight, SymInt[] keep, *, Tensor? router_bias=None, Tensor? index=None, "
     'SymInt[]? keep_small=None, str backend="auto") -> (Tensor, Tensor, Tensor)',
-    kernel=_route,
+    check=_check,
+    launcher=_launcher,
     fake=_fake,
-    differentiable=_route_differentiable,
+    gradients=_gradients,
 )
 register(
     "router_logits_backward(Tensor grad_logits, Tensor x, Tensor router_weight, *, str backend) "
     "-> (Tensor, Tensor)",
-    kernel=_router_logits_backward,
+    kernel=_backward,
     fake=_fake_backward,
 )
 
@@ -160,7 +128,7 @@ def route(
         counts(keep),
         router_bias=router_bias,
         index=index,
-        keep_small=None if keep_small is None else counts(keep_small),
+        keep_small=counts(keep_small),
         backend=backend,
     )
 

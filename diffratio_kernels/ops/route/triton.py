@@ -6,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block
-from ..._triton.row_map import row_map_of  # noqa: F401
 from .cu_seqlens import copied_cu_seqlens
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...types import PackedRows, Rescale
-from ..cpu import accumulation, native, row_map, row_map_of
+from ..cpu import accumulation, native, row_map_of
 
 
 def scatter_rescale(
@@ -19,8 +19,9 @@ def scatter_rescale(
     """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
     out = torch.empty(x.shape, dtype=x.dtype)
     native.scatter_rescale(
-        x.contiguous(), row_map(rows, x), x.shape[1], hidden.contiguous(), branch.contiguous(),
-        accumulation(gate, x), accumulation(logits, x), rescale.mode, rescale.score_scale, out,
+        x.contiguous(), row_map_of(rows, x.shape[:2].numel()), x.shape[1], hidden.contiguous(),
+        branch.contiguous(), accumulation(gate, x), accumulation(logits, x), rescale.mode,
+        rescale.score_scale, out,
     )  # fmt: skip
     return out
 
@@ -41,7 +42,7 @@ def scatter_rescale_backward(
     grad_gate, grad_logits = torch.zeros_like(gate), torch.empty(logits.shape, dtype=logits.dtype)
     native.scatter_rescale_backward(
         grad_out.contiguous(), x.contiguous(), rows.index.contiguous(),
-        row_map_of(rows.index, x.shape[0] * x.shape[1]), x.shape[1], hidden.contiguous(),
+        row_map_of(rows, x.shape[:2].numel()), x.shape[1], hidden.contiguous(),
         branch.contiguous(), gate, logits, rescale.mode, rescale.score_scale,
         grad_x, grad_hidden, grad_branch, grad_gate, grad_logits,
     )  # fmt: skip

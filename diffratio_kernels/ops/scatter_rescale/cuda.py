@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...types import PackedRows, Rescale
 from .. import cuda
-from ..cuda import column_sums, fp32, fp32_rows, row_map, row_map_of, stream
+from ..cuda import column_sums, fp32, fp32_rows, row_map_of, stream
 
 
 def scatter_rescale(
@@ -20,7 +20,7 @@ def scatter_rescale(
     """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
     x = x.contiguous()
     out = torch.empty_like(x)
-    _run(x, out, None, row_map(rows, x), hidden, branch, gate, logits, rescale)
+    _run(x, out, None, row_map_of(rows, x.shape[:2].numel()), hidden, branch, gate, logits, rescale)
     return out
 
 
@@ -62,7 +62,7 @@ def scatter_rescale_backward(
     grad_logits = torch.empty(logits.shape, dtype=torch.float32, device=x.device)
     partial, grad_gate = column_sums(x, 1, batch, tokens, width)
     cuda.operators.scatter_rescale_backward(
-        grad_out.contiguous(), x.contiguous(), row_map_of(rows.index, batch * tokens), tokens,
+        grad_out.contiguous(), x.contiguous(), row_map_of(rows, batch * tokens), tokens,
         hidden.contiguous(), branch.contiguous(), fp32_rows(gate), fp32(logits), rescale.mode,
         rescale.score_scale, grad_x, grad_hidden, grad_branch, partial, grad_gate, grad_logits, stream(x),
     )  # fmt: skip

@@ -5,41 +5,8 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import PackedRows, Rescale, Run
-from . import reference
-
-
-class _ScatterRescale(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, backend, x, index, hidden, branch, gate, logits, rescale, score_scale):
-        ctx.save_for_backward(x, index, hidden, branch, gate, logits)
-        ctx.options, ctx.backend = (rescale, score_scale), backend
-        return torch.ops.diffratio.scatter_rescale(
-            x, index, hidden, branch, gate, logits, rescale, score_scale, backend=backend
-        )
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_out):
-        x, index, hidden, branch, gate, logits = ctx.saved_tensors
-        grad_x, grad_hidden, grad_branch, grad_gate, grad_logits = (
-            torch.ops.diffratio.scatter_rescale_backward(
-                grad_out,
-                x,
-                index,
-                hidden,
-                branch,
-                gate,
-                logits,
-                *ctx.options,
-                backend=ctx.backend,
-            )
-        )
-        return (
-            None, grad_x, None, grad_hidden, grad_branch,
-            grad_gate.to(gate.dtype), grad_logits.to(logits.dtype), None, None,
-        )  # fmt: skip
 
 
 def _check(x, index, hidden, branch, gate, logits, rescale, score_scale):
@@ -54,48 +21,41 @@ def _check(x, index, hidden, branch, gate, logits, rescale, score_scale):
     check.positive("score_scale", score_scale)
 
 
-def _scatter_rescale(
-    x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, backend="auto"
-):
-    _check(x, index, hidden, branch, gate, logits, rescale, score_scale)
-    chosen, how = choose("scatter_rescale", backend, x.device, x.dtype), Rescale(rescale, score_scale)
-    rows = PackedRows(index, x.shape[1])
-    if chosen != "reference":
-        rows.row_map = kernels("route", chosen).row_map_of(index, x.shape[0] * x.shape[1])
-    module = kernels("scatter_rescale", chosen)
-    return module.scatter_rescale(x, rows, hidden, branch, gate, logits, how)
+def _bundled(x, index, hidden, branch, gate, logits, rescale, score_scale):
+    """The arguments as backends take them."""
+    return x, PackedRows(index, x.shape[1]), hidden, branch, gate, logits, Rescale(rescale, score_scale)
 
 
-def _scatter_rescale_differentiable(
-    x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, backend="auto"
-):
-    _check(x, index, hidden, branch, gate, logits, rescale, score_scale)
+def _launcher(backend, *arguments):
+    return kernels("scatter_rescale", backend).scatter_rescale, _bundled(*arguments)
+
+
+def _gradients(backend, kept, grad_out):
+    grads = torch.ops.diffratio.scatter_rescale_backward(grad_out, *kept, backend=backend)
+    return dict(zip(("x", "hidden", "branch", "gate", "logits"), grads, strict=True))
+
+
+def _backward(grad_out, *arguments, backend):
+    return kernels("scatter_rescale", backend).scatter_rescale_backward(grad_out, *_bundled(*arguments))
+
+
+def _in_place(x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, backend="auto"):
+    arguments = x, index, hidden, branch, gate, logits, rescale, score_scale
+    _check(*arguments)
     chosen = choose("scatter_rescale", backend, x.device, x.dtype)
-    if chosen == "reference":
-        rows, how = PackedRows(index, x.shape[1]), Rescale(rescale, score_scale)
-        return reference.scatter_rescale(x, rows, hidden, branch, gate, logits, how)
-    return _ScatterRescale.apply(chosen, x, index, hidden, branch, gate, logits, rescale, score_scale)
-
-
-def _scatter_rescale_in_place(
-    x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, backend="auto"
-):
-    _check(x, index, hidden, branch, gate, logits, rescale, score_scale)
-    rows, how = PackedRows(index, x.shape[1]), Rescale(rescale, score_scale)
-    chosen = choose("scatter_rescale", backend, x.device, x.dtype)
-    module = kernels("scatter_rescale", chosen)
+    module, bundled = kernels("scatter_rescale", chosen), _bundled(*arguments)
     if chosen in ("cuda", "triton") and x.is_contiguous():
-        module.scatter_rescale_(x, rows, hidden, branch, gate, logits, how)
+        module.scatter_rescale_(*bundled)
     else:
-        x.copy_(module.scatter_rescale(x, rows, hidden, branch, gate, logits, how))
+        x.copy_(module.scatter_rescale(*bundled))
 
 
-def _scatter_rescale_backward(
-    grad_out, x, index, hidden, branch, gate, logits, rescale, score_scale, *, backend
-):
-    rows, how = PackedRows(index, x.shape[1]), Rescale(rescale, score_scale)
-    backward = kernels("scatter_rescale", backend).scatter_rescale_backward
-    return backward(grad_out, x, rows, hidden, branch, gate, logits, how)
+def _refuse_gradients(*args, **kwargs):
+    raise NotImplementedError("scatter_rescale_: no gradients through x in place; use scatter_rescale")
+
+
+def _fake(x, *_):
+    return x.new_empty(x.shape)
 
 
 def _fake_in_place(
@@ -104,47 +64,26 @@ def _fake_in_place(
     _check(x, index, hidden, branch, gate, logits, rescale, score_scale)
 
 
-def _refuse_gradients(*args, **kwargs):
-    raise NotImplementedError("scatter_rescale_: no gradients through x in place; use scatter_rescale")
+def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, *_, backend):
+    wide = {"dtype": torch.promote_types(x.dtype, torch.float32)}
+    exact = (t.new_empty(t.shape) for t in (x, hidden, branch))
+    return *exact, gate.new_empty(gate.shape, **wide), logits.new_empty(logits.shape, **wide)
 
 
-def _fake(x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, backend="auto"):
-    _check(x, index, hidden, branch, gate, logits, rescale, score_scale)
-    return x.new_empty(x.shape)
-
-
-def _fake_backward(
-    grad_out, x, index, hidden, branch, gate, logits, rescale, score_scale, *, backend
-):  # fmt: skip
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (
-        x.new_empty(x.shape),
-        hidden.new_empty(hidden.shape),
-        branch.new_empty(branch.shape),
-        gate.new_empty(gate.shape, dtype=dtype),
-        logits.new_empty(logits.shape, dtype=dtype),
-    )
-
-
-def _autocast(x, index, hidden, branch, *args, **kwargs):
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.ops.diffratio.scatter_rescale(
-            x, index, hidden.to(x.dtype), branch.to(x.dtype), *args, **kwargs
-        )
-
-
-register(
+Operator(
     "scatter_rescale(Tensor x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
     'str rescale="mlp", float score_scale=1.0, *, str backend="auto") -> Tensor',
-    kernel=_scatter_rescale,
+    check=_check,
+    launcher=_launcher,
     fake=_fake,
-    differentiable=_scatter_rescale_differentiable,
-    autocast=_autocast,
+    gradients=_gradients,
+    cast=("hidden", "branch"),
+    cast_like="x",
 )
 register(
     "scatter_rescale_(Tensor(a!) x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
     'str rescale="mlp", float score_scale=1.0, *, str backend="auto") -> ()',
-    kernel=_scatter_rescale_in_place,
+    kernel=_in_place,
     fake=_fake_in_place,
     differentiable=_refuse_gradients,
 )
@@ -152,7 +91,7 @@ register(
     "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor hidden, Tensor branch, "
     "Tensor gate, Tensor logits, str rescale, float score_scale, *, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    kernel=_scatter_rescale_backward,
+    kernel=_backward,
     fake=_fake_backward,
 )
 

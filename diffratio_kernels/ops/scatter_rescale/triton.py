@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
-from ..._triton.row_map import row_map_of
+from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
 from ...types import PackedRows, Rescale
 
 
@@ -68,7 +67,7 @@ def scatter_rescale(
 ) -> Tensor:
     """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
     x = x.contiguous()
-    row_map = row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
+    row_map = row_map_of(rows, x.shape[:2].numel())
     out, gate = torch.empty(x.shape, dtype=x.dtype, device=x.device), unit_rows(gate)
     launch(
         _scatter_rescale_fwd, (row_map.shape[0],),
@@ -161,7 +160,7 @@ def scatter_rescale_backward(
     partial = accumulator(batch, slices, width, like=x)
     launch(
         _scatter_rescale_bwd, (slices, batch),
-        grad_out.contiguous(), x.contiguous(), row_map_of(rows.index, batch * tokens), hidden.contiguous(),
+        grad_out.contiguous(), x.contiguous(), row_map_of(rows, batch * tokens), hidden.contiguous(),
         branch.contiguous(), gate, logits.contiguous(),
         grad_x, grad_hidden, grad_branch, grad_logits, partial,
         tokens, gate.stride(0), rescale.score_scale,

@@ -5,30 +5,13 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import Nested
 
 
-class _TwoBinAttention(torch.autograd.Function):
-    """The Triton kernels: one pass over the keys serves both bins, forward and backward."""
-
-    @staticmethod
-    def forward(ctx, query, key, value, cu_seqlens_large, cu_seqlens_small, *options):
-        out, lse = torch.ops.diffratio.two_bin_attention_with_lse(
-            query, key, value, cu_seqlens_large, cu_seqlens_small, *options
-        )
-        ctx.save_for_backward(query, key, value, out, lse, cu_seqlens_large, cu_seqlens_small)
-        ctx.options = options
-        return out
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_out):
-        grads = torch.ops.diffratio.two_bin_attention_backward(grad_out, *ctx.saved_tensors, *ctx.options)
-        return *grads, None, None, None, None, None, None
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, nested: Nested, scale: float | None) -> None:
+def _check(query, key, value, *flat):
+    *nested, scale = flat
+    nested = Nested(*nested)
     check = Check("two_bin_attention")
     check.tensor("query", query, "T H d")
     for name, other in (("key", key), ("value", value)):
@@ -44,76 +27,51 @@ LARGEST_HEAD_DIM = 128
 """Of the Triton kernels of two bins."""
 
 
-def choose_two_bin_attention(backend: str, query: Tensor) -> str:
+def choose_two_bin_attention(backend: str, query: Tensor, *_) -> str:
     """The backend for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
     if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM:
         backend = "sdpa"
     return choose("two_bin_attention", backend, query.device, query.dtype)
 
 
-def _two_bin_attention(
-    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
-    *, scale=None, backend="auto",
-):  # fmt: skip
-    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
-    _check(query, key, value, nested, scale)
-    module = kernels("two_bin_attention", choose_two_bin_attention(backend, query))
-    return module.two_bin_attention(query, key, value, nested, scale).contiguous()
+def _launcher(backend, query, key, value, *flat):
+    *nested, scale = flat
+    return _attend, (kernels("two_bin_attention", backend), query, key, value, Nested(*nested), scale)
 
 
-def _two_bin_attention_differentiable(
-    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
-    *, scale=None, backend="auto",
-):  # fmt: skip
-    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
-    _check(query, key, value, nested, scale)
-    chosen = choose_two_bin_attention(backend, query)
-    if chosen != "triton":  # autograd sees through the others
-        module = kernels("two_bin_attention", chosen)
-        return module.two_bin_attention(query, key, value, nested, scale).contiguous()
-    flat = cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small, scale
-    return _TwoBinAttention.apply(query, key, value, *flat)
+def _attend(module, *arguments):
+    return module.two_bin_attention(*arguments).contiguous()
 
 
-def _two_bin_attention_with_lse(
-    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small, scale
-):
-    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
-    module = kernels("two_bin_attention", "triton")
-    return module.two_bin_attention(query, key, value, nested, scale, save_lse=True)
+def _with_lse(query, key, value, *flat):
+    *nested, scale = flat
+    launcher = kernels("two_bin_attention", "triton").two_bin_attention
+    return launcher(query, key, value, Nested(*nested), scale, save_lse=True)
 
 
-def _two_bin_attention_backward(
-    grad_out, query, key, value, out, lse, cu_seqlens_large, cu_seqlens_small, max_seqlen_large,
-    max_seqlen_small, small, scale,
-):  # fmt: skip
-    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
+def _keep(arguments, results):
+    return *arguments[:3], *results, *arguments[3:]
+
+
+def _gradients(_, kept, grad_out):
+    grads = torch.ops.diffratio.two_bin_attention_backward(grad_out, *kept)
+    return dict(zip(("query", "key", "value"), grads, strict=True))
+
+
+def _backward(grad_out, query, key, value, out, lse, *flat):
+    *nested, scale = flat
     backward = kernels("two_bin_attention", "triton").two_bin_attention_backward
-    return backward(grad_out, query, key, value, out, lse, nested, scale)
+    return backward(grad_out, query, key, value, out, lse, Nested(*nested), scale)
 
 
-def _fake(
-    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
-    *, scale=None, backend="auto",
-):  # fmt: skip
-    nested = Nested(cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small)
-    _check(query, key, value, nested, scale)
+def _fake(query, *flat):
+    *_, small, _ = flat
     return query.new_empty(query.shape[0] + small, *query.shape[1:])
 
 
-def _fake_with_lse(
-    query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small, scale
-):
-    rows = query.shape[0] + small
-    return query.new_empty(rows, *query.shape[1:]), query.new_empty(query.shape[1], rows, dtype=torch.float32)
-
-
-def _autocast(query, key, value, *args, **kwargs):
-    dtype = torch.get_autocast_dtype(query.device.type)
-    with torch.autocast(query.device.type, enabled=False):
-        return torch.ops.diffratio.two_bin_attention(
-            query.to(dtype), key.to(dtype), value.to(dtype), *args, **kwargs
-        )
+def _fake_with_lse(query, *flat):
+    out = _fake(query, *flat)
+    return out, query.new_empty(query.shape[1], out.shape[0], dtype=torch.float32)
 
 
 def _fake_backward(grad_out, query, key, value, *_):
@@ -121,27 +79,31 @@ def _fake_backward(grad_out, query, key, value, *_):
 
 
 register(
-    "two_bin_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_large, "
-    "Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, SymInt small, *, "
-    'float? scale=None, str backend="auto") -> Tensor',
-    kernel=_two_bin_attention,
-    fake=_fake,
-    differentiable=_two_bin_attention_differentiable,
-    autocast=_autocast,
-)
-register(
     "two_bin_attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_large, "
     "Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, SymInt small, float? scale) "
     "-> (Tensor, Tensor)",
-    kernel=_two_bin_attention_with_lse,
+    kernel=_with_lse,
     fake=_fake_with_lse,
 )
 register(
     "two_bin_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
     "Tensor lse, Tensor cu_seqlens_large, Tensor cu_seqlens_small, SymInt max_seqlen_large, "
     "SymInt max_seqlen_small, SymInt small, float? scale) -> (Tensor, Tensor, Tensor)",
-    kernel=_two_bin_attention_backward,
+    kernel=_backward,
     fake=_fake_backward,
+)
+Operator(
+    "two_bin_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_large, "
+    "Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, SymInt small, *, "
+    'float? scale=None, str backend="auto") -> Tensor',
+    check=_check,
+    launcher=_launcher,
+    fake=_fake,
+    gradients=_gradients,
+    keep=_keep,
+    train=torch.ops.diffratio.two_bin_attention_with_lse,
+    chosen=choose_two_bin_attention,
+    cast=("query", "key", "value"),
 )
 
 

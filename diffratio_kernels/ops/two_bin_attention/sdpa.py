@@ -42,7 +42,7 @@ class _TwoBinSdpa(torch.autograd.Function):
     def forward(ctx, query, key, value, samples, small, scale):
         out, lse = _forward(query, key, value, samples, small, scale)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.options = samples, scale
+        ctx.options, ctx.name = (samples, scale), "two_bin_attention"
         return out
 
     @staticmethod

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...types import PackedRows, Rescale
-from ..cpu import accumulation, native, row_map, row_map_of, two_bins
+from ..cpu import accumulation, native, row_map_of, two_bins
 
 
 def two_bin_blend(
@@ -22,9 +22,9 @@ def two_bin_blend(
     """
     out = torch.empty(x.shape, dtype=x.dtype)
     native.two_bin_blend(
-        x.contiguous(), row_map(rows, x), x.shape[1], hidden.contiguous(), branch.contiguous(),
-        accumulation(gate, x), accumulation(logits, x), *two_bins(rows.bins, x), rescale.mode,
-        rescale.score_scale, out,
+        x.contiguous(), row_map_of(rows, x.shape[:2].numel()), x.shape[1], hidden.contiguous(),
+        branch.contiguous(), accumulation(gate, x), accumulation(logits, x), *two_bins(rows.bins, x),
+        rescale.mode, rescale.score_scale, out,
     )  # fmt: skip
     return out
 
@@ -46,7 +46,7 @@ def two_bin_blend_backward(
     weight_dots = torch.empty(rows.index.shape[0], dtype=logits.dtype)
     native.two_bin_blend_backward(
         grad_out.contiguous(), x.contiguous(), rows.index.contiguous(),
-        row_map_of(rows.index, x.shape[0] * x.shape[1]), x.shape[1], hidden.contiguous(),
+        row_map_of(rows, x.shape[:2].numel()), x.shape[1], hidden.contiguous(),
         branch.contiguous(), gate, logits, *two_bins(rows.bins, x), rescale.mode, rescale.score_scale,
         grad_x, grad_hidden, grad_branch, grad_gate, grad_logits, weight_dots,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...types import PackedRows, Rescale
 from .. import cuda
-from ..cuda import column_sums, fp32, fp32_rows, row_map, row_map_of, stream, two_bins
+from ..cuda import column_sums, fp32, fp32_rows, row_map_of, stream, two_bins
 
 
 def two_bin_blend(
@@ -23,9 +23,9 @@ def two_bin_blend(
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     cuda.operators.two_bin_blend(
-        x.contiguous(), row_map(rows, x), x.shape[1], hidden.contiguous(), branch.contiguous(),
-        fp32_rows(gate), fp32(logits), *two_bins(rows.bins), rescale.mode, rescale.score_scale, out,
-        stream(x),
+        x.contiguous(), row_map_of(rows, x.shape[:2].numel()), x.shape[1], hidden.contiguous(),
+        branch.contiguous(), fp32_rows(gate), fp32(logits), *two_bins(rows.bins), rescale.mode,
+        rescale.score_scale, out, stream(x),
     )  # fmt: skip
     return out
 
@@ -50,7 +50,7 @@ def two_bin_blend_backward(
     weight_dots = torch.empty(branch.shape[0], dtype=torch.float32, device=x.device)
     partial, grad_gate = column_sums(x, 1, batch, tokens, width)
     cuda.operators.two_bin_blend_backward(
-        grad_out.contiguous(), x.contiguous(), row_map_of(rows.index, batch * tokens), tokens,
+        grad_out.contiguous(), x.contiguous(), row_map_of(rows, batch * tokens), tokens,
         hidden.contiguous(), branch.contiguous(), fp32_rows(gate), fp32(logits), *two_bins(rows.bins),
         rescale.mode, rescale.score_scale, grad_x, grad_hidden, grad_branch, partial, grad_gate,
         grad_logits, weight_dots, stream(x),

@@ -4,35 +4,11 @@ x."""
 import torch
 from torch import Tensor
 
-from ..._backends import choose, kernels
+from ..._backends import kernels
 from ..._checks import RESCALE, Check
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import Bins, PackedRows, Rescale
 from ..two_bin_gelu.op import sample_sums
-from . import reference
-
-
-class _TwoBinBlend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, backend, *args):
-        *tensors, rescale, score_scale = args
-        ctx.save_for_backward(*tensors)
-        ctx.options, ctx.backend = (rescale, score_scale), backend
-        return torch.ops.diffratio.two_bin_blend(*args, backend=backend)
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_out):
-        saved = ctx.saved_tensors  # once: checkpointing hands them out only once
-        _, _, _, _, gate, logits, weight_large, cu_seqlens_large, _ = saved
-        grad_x, grad_hidden, grad_branch, grad_gate, grad_logits, dots = (
-            torch.ops.diffratio.two_bin_blend_backward(grad_out, *saved, *ctx.options, backend=ctx.backend)
-        )
-        grad_weight = sample_sums(dots, cu_seqlens_large).to(weight_large.dtype)
-        return (
-            None, grad_x, None, grad_hidden, grad_branch, grad_gate.to(gate.dtype),
-            grad_logits.to(logits.dtype), grad_weight, None, None, None, None,
-        )  # fmt: skip
 
 
 def _check(
@@ -46,99 +22,64 @@ def _check(
     check.tensor("branch", branch, "T D", dtype_of=("x", x))
     check.tensor("gate", gate, "B D")
     check.tensor("logits", logits, "B N")
-    bins = _packed(x, index, hidden, weight_large, cu_seqlens_large, cu_seqlens_small).bins
-    check.two_bins(bins, ("index", index.shape[0]), ("hidden", hidden.shape[0]))
+    rows, small = index.shape[0], hidden.shape[0] - index.shape[0]
+    bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, small)
+    check.two_bins(bins, ("index", rows), ("hidden", rows + small))
     check.by_sample(index, x.shape[1], cu_seqlens_large)
     check.choice("rescale", rescale, RESCALE)
     check.positive("score_scale", score_scale)
 
 
-def _packed(x, index, hidden, weight_large, cu_seqlens_large, cu_seqlens_small) -> PackedRows:
+def _bundled(x, index, hidden, branch, gate, logits, weight_large, cu_seqlens_large, cu_seqlens_small, *how):
+    """The arguments as backends take them; how: rescale and score_scale."""
     rows = index.shape[0]
     bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, hidden.shape[0] - rows)
-    return PackedRows(index, x.shape[1], bins=bins)
+    return x, PackedRows(index, x.shape[1], bins=bins), hidden, branch, gate, logits, Rescale(*how)
 
 
-def _two_bin_blend(
-    x, index, hidden, branch, gate, logits, weight_large, cu_seqlens_large, cu_seqlens_small,
-    rescale="mlp", score_scale=1.0, *, backend="auto",
-):  # fmt: skip
-    bins = weight_large, cu_seqlens_large, cu_seqlens_small
-    _check(x, index, hidden, branch, gate, logits, *bins, rescale, score_scale)
-    chosen = choose("two_bin_blend", backend, x.device, x.dtype)
-    rows = _packed(x, index, hidden, *bins)
-    if chosen != "reference":
-        rows.row_map = kernels("route", chosen).row_map_of(index, x.shape[0] * x.shape[1])
-    module = kernels("two_bin_blend", chosen)
-    return module.two_bin_blend(x, rows, hidden, branch, gate, logits, Rescale(rescale, score_scale))
+def _launcher(backend, *arguments):
+    return kernels("two_bin_blend", backend).two_bin_blend, _bundled(*arguments)
 
 
-def _two_bin_blend_differentiable(
-    x, index, hidden, branch, gate, logits, weight_large, cu_seqlens_large, cu_seqlens_small,
-    rescale="mlp", score_scale=1.0, *, backend="auto",
-):  # fmt: skip
-    bins = weight_large, cu_seqlens_large, cu_seqlens_small
-    _check(x, index, hidden, branch, gate, logits, *bins, rescale, score_scale)
-    chosen = choose("two_bin_blend", backend, x.device, x.dtype)
-    if chosen == "reference":
-        rows = _packed(x, index, hidden, *bins)
-        how = Rescale(rescale, score_scale)
-        return reference.two_bin_blend(x, rows, hidden, branch, gate, logits, how)
-    return _TwoBinBlend.apply(chosen, x, index, hidden, branch, gate, logits, *bins, rescale, score_scale)
+def _gradients(backend, kept, grad_out):
+    *grads, dots = torch.ops.diffratio.two_bin_blend_backward(grad_out, *kept, backend=backend)
+    cu_seqlens_large = kept[7]
+    found = dict(zip(("x", "hidden", "branch", "gate", "logits"), grads, strict=True))
+    return found | {"weight_large": sample_sums(dots, cu_seqlens_large)}
 
 
-def _two_bin_blend_backward(
-    grad_out, x, index, hidden, branch, gate, logits, weight_large, cu_seqlens_large, cu_seqlens_small,
-    rescale, score_scale, *, backend,
-):  # fmt: skip
-    rows = _packed(x, index, hidden, weight_large, cu_seqlens_large, cu_seqlens_small)
-    backward = kernels("two_bin_blend", backend).two_bin_blend_backward
-    return backward(grad_out, x, rows, hidden, branch, gate, logits, Rescale(rescale, score_scale))
+def _backward(grad_out, *arguments, backend):
+    return kernels("two_bin_blend", backend).two_bin_blend_backward(grad_out, *_bundled(*arguments))
 
 
-def _fake(
-    x, index, hidden, branch, gate, logits, weight_large, cu_seqlens_large, cu_seqlens_small,
-    rescale="mlp", score_scale=1.0, *, backend="auto",
-):  # fmt: skip
-    _check(
-        x, index, hidden, branch, gate, logits, weight_large, cu_seqlens_large, cu_seqlens_small,
-        rescale, score_scale,
-    )  # fmt: skip
+def _fake(x, *_):
     return x.new_empty(x.shape)
 
 
 def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, *_, backend):
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    wide = {"dtype": dtype}
-    return (
-        x.new_empty(x.shape), hidden.new_empty(hidden.shape), branch.new_empty(branch.shape),
-        gate.new_empty(gate.shape, **wide), logits.new_empty(logits.shape, **wide),
-        x.new_empty(index.shape[0], **wide),
-    )  # fmt: skip
+    wide = {"dtype": torch.promote_types(x.dtype, torch.float32)}
+    exact = (t.new_empty(t.shape) for t in (x, hidden, branch))
+    shapes = gate.shape, logits.shape, index.shape
+    return *exact, *(x.new_empty(shape, **wide) for shape in shapes)
 
 
-def _autocast(x, index, hidden, branch, *args, **kwargs):
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.ops.diffratio.two_bin_blend(
-            x, index, hidden.to(x.dtype), branch.to(x.dtype), *args, **kwargs
-        )
-
-
-register(
+Operator(
     "two_bin_blend(Tensor x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
     "Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
     'str rescale="mlp", float score_scale=1.0, *, str backend="auto") -> Tensor',
-    kernel=_two_bin_blend,
+    check=_check,
+    launcher=_launcher,
     fake=_fake,
-    differentiable=_two_bin_blend_differentiable,
-    autocast=_autocast,
+    gradients=_gradients,
+    cast=("hidden", "branch"),
+    cast_like="x",
 )
 register(
     "two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor hidden, Tensor branch, "
     "Tensor gate, Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
     "str rescale, float score_scale, *, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    kernel=_two_bin_blend_backward,
+    kernel=_backward,
     fake=_fake_backward,
 )
 

@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, unit_rows
-from ..._triton.row_map import row_map_of
+from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
 from ..._triton.two_bin_rows import columns_if, contiguous, small_row
 from ...types import PackedRows, Rescale
 
@@ -76,7 +75,7 @@ def two_bin_blend(
     """
     x, gate = x.contiguous(), unit_rows(gate)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    row_map = row_map_of(rows.index, x.shape[0] * x.shape[1]) if rows.row_map is None else rows.row_map
+    row_map = row_map_of(rows, x.shape[:2].numel())
     launch(
         _two_bin_blend, (row_map.shape[0],),
         x, row_map, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(),
@@ -163,7 +162,7 @@ def two_bin_blend_backward(
     partial = accumulator(batch, slices, width, like=x)
     launch(
         _two_bin_blend_bwd, (slices, batch),
-        grad_out.contiguous(), x.contiguous(), row_map_of(rows.index, batch * tokens), hidden.contiguous(),
+        grad_out.contiguous(), x.contiguous(), row_map_of(rows, batch * tokens), hidden.contiguous(),
         branch.contiguous(), gate, logits.contiguous(), *contiguous(rows.bins),
         grad_x, grad_hidden, grad_branch, grad_logits, dots, partial,
         tokens, rows.bins.rows, gate.stride(0), rescale.score_scale,

@@ -3,35 +3,15 @@
 import torch
 from torch import Tensor
 
-from ..._backends import choose, kernels
+from ..._backends import kernels
 from ..._checks import Check
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import Bins
-from . import reference
 
 
 def sample_sums(rows: Tensor, offsets: Tensor) -> Tensor:
     """[T] -> [B]: the sum over each sample's packed rows, in fp64 and in one order."""
     return torch.segment_reduce(rows.double(), "sum", offsets=offsets.long(), initial=0)
-
-
-class _TwoBinGelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, backend, pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows):
-        ctx.save_for_backward(pre, weight_large, cu_seqlens_large, cu_seqlens_small)
-        ctx.backend = backend
-        return torch.ops.diffratio.two_bin_gelu(
-            pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, backend=backend
-        )
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad):
-        pre, weight_large, cu_seqlens_large, cu_seqlens_small = ctx.saved_tensors
-        grad_pre, dots = torch.ops.diffratio.two_bin_gelu_backward(
-            grad, pre, weight_large, cu_seqlens_large, cu_seqlens_small, backend=ctx.backend
-        )
-        return None, grad_pre, sample_sums(dots, cu_seqlens_large).to(weight_large.dtype), None, None, None
 
 
 def _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows):
@@ -41,32 +21,25 @@ def _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows):
     check.two_bins(bins, ("rows", rows), ("pre", pre.shape[0]))
 
 
-def _two_bin_gelu(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, *, backend="auto"):
-    _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
+def _launcher(backend, pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows):
     bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, pre.shape[0] - rows)
-    chosen = choose("two_bin_gelu", backend, pre.device, pre.dtype)
-    return kernels("two_bin_gelu", chosen).two_bin_gelu(pre, bins)
+    return kernels("two_bin_gelu", backend).two_bin_gelu, (pre, bins)
 
 
-def _two_bin_gelu_differentiable(
-    pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, *, backend="auto"
-):
-    _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
-    chosen = choose("two_bin_gelu", backend, pre.device, pre.dtype)
-    if chosen == "reference":
-        bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, pre.shape[0] - rows)
-        return reference.two_bin_gelu(pre, bins)
-    return _TwoBinGelu.apply(chosen, pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
+def _gradients(backend, kept, grad):
+    *kept, _ = kept
+    grad_pre, dots = torch.ops.diffratio.two_bin_gelu_backward(grad, *kept, backend=backend)
+    cu_seqlens_large = kept[2]
+    return {"pre": grad_pre, "weight_large": sample_sums(dots, cu_seqlens_large)}
 
 
-def _two_bin_gelu_backward(grad, pre, weight_large, cu_seqlens_large, cu_seqlens_small, *, backend):
+def _backward(grad, pre, weight_large, cu_seqlens_large, cu_seqlens_small, *, backend):
     rows = grad.shape[0]
     bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, pre.shape[0] - rows)
     return kernels("two_bin_gelu", backend).two_bin_gelu_backward(grad, pre, bins)
 
 
-def _fake(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows, *, backend="auto"):
-    _check(pre, weight_large, cu_seqlens_large, cu_seqlens_small, rows)
+def _fake(pre, _weight, _large, _small, rows):
     return pre.new_empty(rows, pre.shape[1])
 
 
@@ -75,18 +48,18 @@ def _fake_backward(grad, pre, *_, backend):
     return pre.new_empty(pre.shape), pre.new_empty(grad.shape[0], dtype=dtype)
 
 
-register(
+Operator(
     "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
-    "SymInt rows, "
-    '*, str backend="auto") -> Tensor',
-    kernel=_two_bin_gelu,
+    'SymInt rows, *, str backend="auto") -> Tensor',
+    check=_check,
+    launcher=_launcher,
     fake=_fake,
-    differentiable=_two_bin_gelu_differentiable,
+    gradients=_gradients,
 )
 register(
     "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, "
     "Tensor cu_seqlens_small, *, str backend) -> (Tensor, Tensor)",
-    kernel=_two_bin_gelu_backward,
+    kernel=_backward,
     fake=_fake_backward,
 )
 

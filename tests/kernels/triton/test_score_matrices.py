@@ -7,8 +7,9 @@ import torch
 
 from diffratio_kernels import _native
 from diffratio_kernels._backends import kernels
-from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels._triton.launch import row_map_of
 from diffratio_kernels.reference import cu_seqlens_of, select_tokens
+from diffratio_kernels.types import PackedRows
 from tools.checks.scores import expected_selection
 from tools.checks.scores import score_matrices as draw_score_matrices
 from tools.guards.interpreter import guarded
@@ -85,7 +86,7 @@ def test_cu_seqlens_and_the_row_map_come_with_the_selection(tokens, keep, device
             index, cu_seqlens, row_map = kernels("route", "triton").select(scores, keep, small)
         assert torch.equal(index.cpu(), select_tokens(scores.cpu(), keep, small)[0])
         assert torch.equal(cu_seqlens, cu_seqlens_of(keep, scores.device))
-        assert torch.equal(row_map, row_map_of(index, scores.numel()))
+        assert torch.equal(row_map, row_map_of(PackedRows(index, 1), scores.numel()))
 
 
 def test_there_are_enough_matrices():

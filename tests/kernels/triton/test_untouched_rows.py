@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffratio_kernels._backends import kernels
-from diffratio_kernels._triton.row_map import row_map_of
+from diffratio_kernels._triton.launch import row_map_of
 from diffratio_kernels.types import Linear, PackedRows, Rescale
 from tools.launchers.calls import typical_call
 from tools.launchers.check import same_bits
@@ -109,7 +109,7 @@ def test_a_row_map_that_is_given_changes_nothing(kind, dtype, device):
         rest = a["hidden"], a["inner"], Linear(a["weight"], a["bias"]), a["gate"], scores
     function, in_place = getattr(module, kind), getattr(module, f"{kind}_")
     expected = function(x, PackedRows(index, x.shape[1]), *rest)
-    for row_map in (None, row_map_of(index, x.shape[0] * x.shape[1])):
+    for row_map in (None, row_map_of(PackedRows(index, 1), x.shape[0] * x.shape[1])):
         rows, copy = PackedRows(index, x.shape[1], row_map=row_map), x.clone()
         in_place(copy, rows, *rest)
         assert same_bits(copy, expected) and same_bits(function(x, rows, *rest), expected)
