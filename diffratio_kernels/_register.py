@@ -118,12 +118,11 @@ class Operator:
     """Arguments -> empty results."""
     gradients: Callable
     """A backend, what was kept, gradients of the results -> those of arguments, by name."""
-    keep: Callable | None = None
-    """Arguments, results -> tensors and other values for `gradients`; None keeps the arguments."""
     train: Callable | None = None
-    """An operator of the same arguments that gives the result and more to keep; None is this one."""
+    """A backend, arguments -> results, and tensors and other values to keep for `gradients`; None calls this
+    operator and keeps its arguments."""
     chosen: Callable | None = None
-    """What was asked for, arguments -> the backend that runs; None is `choose` by the first argument."""
+    """What was asked for, arguments, `gradient=` -> the backend; None is `choose` by the first argument."""
     cast: tuple[str, ...] = ()
     """Arguments that autocast casts to its dtype or, with `cast_like`, to that of another argument."""
     cast_like: str | None = None
@@ -138,22 +137,23 @@ class Operator:
         rest = self.op._schema.arguments[len(args) :]
         return [*args, *(kwargs.get(one.name, one.default_value) for one in rest)]
 
-    def _chosen(self, backend: str, *arguments) -> str:
+    def _chosen(self, backend: str, *arguments, gradient: bool) -> str:
         if self.chosen is not None:
-            return self.chosen(backend, *arguments)
+            return self.chosen(backend, *arguments, gradient=gradient)
         first = arguments[0]
         return choose(self.op._schema.name.removeprefix("diffratio::"), backend, first.device, first.dtype)
 
     def _kernel(self, *args, **kwargs):
         *arguments, backend = self._arguments(args, kwargs)
         self.check(*arguments)
-        function, arguments = self.launcher(self._chosen(backend, *arguments), *arguments)
+        backend = self._chosen(backend, *arguments, gradient=False)
+        function, arguments = self.launcher(backend, *arguments)
         return function(*arguments)
 
     def _steps(self, *args, **kwargs) -> tuple[Callable, tuple]:
         *arguments, backend = self._arguments(args, kwargs)
         self.check(*arguments)
-        backend = self._chosen(backend, *arguments)
+        backend = self._chosen(backend, *arguments, gradient=True)
         if backend in OWN:
             return _ByKernels.apply, (self, backend, *arguments)
         return self.launcher(backend, *arguments)
@@ -168,7 +168,8 @@ class Operator:
         named, device = dict(zip(self.names, arguments, strict=True)), first.device.type
         dtype = named[self.cast_like].dtype if self.cast_like else torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return self.op(**named | {name: named[name].to(dtype) for name in self.cast}, backend=backend)
+            cast = {name: named[name].to(dtype) for name in self.cast if named[name] is not None}
+            return self.op(**named | cast, backend=backend)
 
 
 class _ByKernels(torch.autograd.Function):
@@ -176,13 +177,11 @@ class _ByKernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, operator: Operator, backend, *arguments):
-        named = dict(zip(operator.names, arguments, strict=True))
-        if operator.train is None:
-            results = found = operator.op(**named, backend=backend)
+        if operator.train is not None:
+            results, kept = operator.train(backend, *arguments)
         else:
-            found = operator.train(**named)
-            results = found[0]
-        kept = arguments if operator.keep is None else operator.keep(arguments, found)
+            named = dict(zip(operator.names, arguments, strict=True))
+            results, kept = operator.op(**named, backend=backend), arguments
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in kept))
         ctx.others = [None if isinstance(value, Tensor) else value for value in kept]
         ctx.operator, ctx.backend, ctx.name = operator, backend, operator.op.name()

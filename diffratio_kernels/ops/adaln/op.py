@@ -33,9 +33,9 @@ def _gather_launcher(backend, x, index, shift, scale, eps):
     return kernels("adaln", backend).gather_adaln, (x, PackedRows(index, x.shape[1]), shift, scale, eps)
 
 
-def _keep_gathered(arguments, results):
-    x, index, _, scale, eps = arguments
-    return results[0], index, scale, eps, x.shape
+def _train_gather(backend, x, index, shift, scale, eps):
+    rows, normed = torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, backend=backend)
+    return (rows, normed), (rows, index, scale, eps, x.shape)
 
 
 def _gather_gradients(backend, kept, grad_rows, grad_normed):
@@ -88,7 +88,7 @@ Operator(
     launcher=_gather_launcher,
     fake=_fake_gather,
     gradients=_gather_gradients,
-    keep=_keep_gathered,
+    train=_train_gather,
 )
 Operator(
     "adaln(Tensor rows, Tensor index, SymInt tokens, Tensor shift, Tensor scale, float eps=1e-6, *, "

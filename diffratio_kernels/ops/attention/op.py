@@ -34,7 +34,7 @@ LARGEST_HEAD_DIM = 256
 """Of the Triton kernels."""
 
 
-def choose_attention(backend: str, query: Tensor, *_) -> str:
+def choose_attention(backend: str, query: Tensor, *_, gradient: bool = False) -> str:
     """The backend for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
     if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM:
         backend = "sdpa"
@@ -56,8 +56,9 @@ def _with_lse(query, key, value, *flat):
     return launcher(query, key, value, Seqlens(*seqlens), scale, save_lse=True)
 
 
-def _keep(arguments, results):
-    return *arguments[:3], *results, *arguments[3:]
+def _train(_, query, key, value, *flat):
+    out, lse = torch.ops.diffratio.attention_with_lse(query, key, value, *flat)
+    return out, (query, key, value, out, lse, *flat)
 
 
 def _gradients(_, kept, grad_out):
@@ -105,8 +106,7 @@ Operator(
     launcher=_launcher,
     fake=_fake,
     gradients=_gradients,
-    keep=_keep,
-    train=torch.ops.diffratio.attention_with_lse,
+    train=_train,
     chosen=choose_attention,
     cast=("query", "key", "value"),
 )

@@ -26,8 +26,8 @@ def _launcher(backend, hidden, branch, gate, index, tokens):
     return kernels("gate_residual", backend).gate_residual, (hidden, branch, gate, PackedRows(index, tokens))
 
 
-def _keep(arguments, _):
-    return arguments[1:]
+def _train(backend, hidden, *others):
+    return torch.ops.diffratio.gate_residual(hidden, *others, backend=backend), others
 
 
 def _gradients(backend, kept, grad_out):
@@ -56,7 +56,7 @@ Operator(
     launcher=_launcher,
     fake=_fake,
     gradients=_gradients,
-    keep=_keep,
+    train=_train,
     cast=("branch",),
     cast_like="hidden",
 )

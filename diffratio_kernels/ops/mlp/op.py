@@ -5,31 +5,8 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import first_order, register
+from ..._register import Operator, register
 from ...types import Linear, Product, Run
-from . import reference
-
-
-class _Mlp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-        inner, pre = torch.ops.diffratio.linear_gelu(rows, fc1_weight, fc1_bias)
-        ctx.save_for_backward(rows, pre, fc1_weight, fc2_weight)
-        ctx.biases, ctx.name = (fc1_bias is not None, fc2_bias is not None), "mlp"
-        return Linear(fc2_weight, fc2_bias)(inner)
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_out):
-        rows, pre, fc1_weight, fc2_weight = ctx.saved_tensors
-        grad_pre, inner = torch.ops.diffratio.linear_gelu_backward(grad_out, fc2_weight, pre)
-        return (
-            grad_pre @ fc1_weight,
-            grad_pre.t() @ rows,
-            grad_pre.sum(0) if ctx.biases[0] else None,
-            grad_out.t() @ inner,
-            grad_out.sum(0) if ctx.biases[1] else None,
-        )
 
 
 def _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
@@ -50,18 +27,35 @@ def choose_mlp(backend: str, rows: Tensor, fc1_bias: Tensor | None, gradient: bo
     return choose("mlp", backend, rows.device, rows.dtype, "cublaslt" if reason else None)
 
 
-def _mlp(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, backend="auto"):
-    _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    chosen = choose_mlp(backend, rows, fc1_bias, gradient=False)
-    inner = kernels("mlp", chosen).linear_gelu(rows, Linear(fc1_weight, fc1_bias))
-    return Linear(fc2_weight, fc2_bias)(inner)
+def _chosen(backend, rows, _, fc1_bias, *__, gradient):
+    return choose_mlp(backend, rows, fc1_bias, gradient)
 
 
-def _mlp_differentiable(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, backend="auto"):
-    _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if choose_mlp(backend, rows, fc1_bias, gradient=True) == "triton":
-        return _Mlp.apply(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    return Linear(fc2_weight, fc2_bias)(reference.linear_gelu(rows, Linear(fc1_weight, fc1_bias)))
+def _launcher(backend, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    first = kernels("mlp", backend).linear_gelu
+    return _two_products, (first, rows, Linear(fc1_weight, fc1_bias), Linear(fc2_weight, fc2_bias))
+
+
+def _two_products(linear_gelu, rows, fc1, fc2):
+    return fc2(linear_gelu(rows, fc1))
+
+
+def _train(_, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    inner, pre = torch.ops.diffratio.linear_gelu(rows, fc1_weight, fc1_bias)
+    biases = fc1_bias is not None, fc2_bias is not None
+    return Linear(fc2_weight, fc2_bias)(inner), (rows, pre, fc1_weight, fc2_weight, *biases)
+
+
+def _gradients(_, kept, grad_out):
+    rows, pre, fc1_weight, fc2_weight, fc1_bias, fc2_bias = kept
+    grad_pre, inner = torch.ops.diffratio.linear_gelu_backward(grad_out, fc2_weight, pre)
+    return {
+        "rows": grad_pre @ fc1_weight,
+        "fc1_weight": grad_pre.t() @ rows,
+        "fc1_bias": grad_pre.sum(0) if fc1_bias else None,
+        "fc2_weight": grad_out.t() @ inner,
+        "fc2_bias": grad_out.sum(0) if fc2_bias else None,
+    }
 
 
 def _linear_gelu(rows, weight, bias):
@@ -72,17 +66,8 @@ def _linear_gelu_backward(grad, weight, pre):
     return kernels("mlp", "triton").linear_gelu_backward(grad, weight, pre)
 
 
-def _fake(rows, *weights, backend="auto"):
-    _check(rows, *weights)
+def _fake(rows, *_):
     return rows.new_empty(rows.shape)
-
-
-def _autocast(rows, *weights, backend="auto"):
-    device = rows.device.type
-    with torch.autocast(device, enabled=False):
-        dtype = torch.get_autocast_dtype(device)
-        cast = (t if t is None else t.to(dtype) for t in (rows, *weights))
-        return torch.ops.diffratio.mlp(*cast, backend=backend)
 
 
 def _fake_linear_gelu(rows, weight, bias):
@@ -94,13 +79,16 @@ def _fake_linear_gelu_backward(grad, weight, pre):
     return pre.new_empty(pre.shape), pre.new_empty(pre.shape)
 
 
-register(
+Operator(
     "mlp(Tensor rows, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, *, "
     'str backend="auto") -> Tensor',
-    kernel=_mlp,
+    check=_check,
+    launcher=_launcher,
     fake=_fake,
-    differentiable=_mlp_differentiable,
-    autocast=_autocast,
+    gradients=_gradients,
+    train=_train,
+    chosen=_chosen,
+    cast=("rows", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"),
 )
 register(
     "linear_gelu(Tensor rows, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",

@@ -27,7 +27,7 @@ LARGEST_HEAD_DIM = 128
 """Of the Triton kernels of two bins."""
 
 
-def choose_two_bin_attention(backend: str, query: Tensor, *_) -> str:
+def choose_two_bin_attention(backend: str, query: Tensor, *_, gradient: bool = False) -> str:
     """The backend for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
     if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM:
         backend = "sdpa"
@@ -49,8 +49,9 @@ def _with_lse(query, key, value, *flat):
     return launcher(query, key, value, Nested(*nested), scale, save_lse=True)
 
 
-def _keep(arguments, results):
-    return *arguments[:3], *results, *arguments[3:]
+def _train(_, query, key, value, *flat):
+    out, lse = torch.ops.diffratio.two_bin_attention_with_lse(query, key, value, *flat)
+    return out, (query, key, value, out, lse, *flat)
 
 
 def _gradients(_, kept, grad_out):
@@ -100,8 +101,7 @@ Operator(
     launcher=_launcher,
     fake=_fake,
     gradients=_gradients,
-    keep=_keep,
-    train=torch.ops.diffratio.two_bin_attention_with_lse,
+    train=_train,
     chosen=choose_two_bin_attention,
     cast=("query", "key", "value"),
 )

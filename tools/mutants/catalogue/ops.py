@@ -68,7 +68,7 @@ OPERATORS = [
         "attention-backward-with-default-scale",
         "scale forgotten in a gradient",
         OPS + "attention/op.py",
-        {"*results, *arguments[3:]": "*results, *arguments[3:-1], None"},
+        {"out, lse, *flat)\n\n\ndef _gradients": "out, lse, *flat[:-1], None)\n\n\ndef _gradients"},
         "tests/ops/test_attention.py",
     ),
     Mutant(
