@@ -96,6 +96,25 @@ class Rescale:
 
 
 @dataclass(slots=True)
+class Finish:
+    """What finishes the kept rows of x and puts them back: the arguments of `scatter_rescale` and, with two
+    bins among `rows`, of `two_bin_blend`."""
+
+    x: Tensor
+    """[B, N, D]."""
+    rows: PackedRows
+    hidden: Tensor
+    """The residual stream of the kept rows [T, D]; of both bins [T + S, D]."""
+    branch: Tensor
+    """The MLP's output [T, D], or what its second product is given [T, F] where a kernel multiplies too."""
+    gate: Tensor
+    """[B, D], any float dtype."""
+    logits: Tensor
+    """[B, N]."""
+    rescale: Rescale
+
+
+@dataclass(slots=True)
 class Linear:
     """A product by raw weights, which are the whole truth: kernels may read them.
 

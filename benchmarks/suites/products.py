@@ -17,7 +17,7 @@ from diffratio_kernels.ops.gate_residual.op import run_gate_residual
 from diffratio_kernels.ops.scatter_rescale.op import run_scatter_rescale
 from diffratio_kernels.testing.budget import check_budget
 from diffratio_kernels.testing.cases import Call, cast
-from diffratio_kernels.types import Linear, PackedRows, Rescale, Run
+from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale, Run
 
 from ..harness.options import Options
 from ..harness.subject import Candidate, Subject
@@ -128,11 +128,14 @@ def _linear_gate_residual(case: Case) -> Tensor:
     return linear_gate_residual(hidden, inputs, _linear(case), gate, case["rows"], in_place=True)
 
 
+def _finish(case: Case, branch: Tensor) -> Finish:
+    return Finish(case["x"], case["rows"], case["hidden"], branch, case["gate"], case["logits"], Rescale())
+
+
 def _linear_scatter(case: Case) -> Tensor:
     from diffratio_kernels.ops.fused_linear.scatter import linear_scatter
 
-    rows, hidden, gate, scores = case["rows"], case["hidden"], case["gate"], (case["logits"], Rescale())
-    return linear_scatter(case["x"], rows, hidden, case["inputs"], _linear(case), gate, scores)
+    return linear_scatter(_finish(case, case["inputs"]), _linear(case))
 
 
 _ONE_KERNEL = {"linear_gate_residual": _linear_gate_residual, "linear_scatter": _linear_scatter}
@@ -159,4 +162,4 @@ class Check:
         rows, hidden, gate, branch = case["rows"], case["hidden"], case["gate"], _multiply(case)
         if self.row_step == "gate_residual":
             return reference.gate_residual(hidden, branch, gate, rows)
-        return reference.scatter_rescale(case["x"], rows, hidden, branch, gate, case["logits"], Rescale())
+        return reference.scatter_rescale(_finish(case, branch))

@@ -11,7 +11,7 @@ from ..ops.attention.reference import attention
 from ..ops.gate_residual.reference import gate_residual
 from ..ops.route.reference import accumulation_dtype, cu_seqlens_of, router_logits, select_tokens
 from ..ops.scatter_rescale.reference import scatter_rescale
-from ..types import PackedRows, Rescale, Seqlens
+from ..types import Finish, PackedRows, Rescale, Seqlens
 
 
 def mod_block(
@@ -72,7 +72,7 @@ def mod_block(
     normed = adaln(hidden, rows, shift2, scale2, eps if mlp_eps is None else mlp_eps)
     inner = F.gelu(F.linear(normed, fc1_weight, fc1_bias), approximate="tanh")
     branch = F.linear(inner, fc2_weight, fc2_bias)
-    return scatter_rescale(x, rows, hidden, branch, gate2, logits, Rescale(rescale, score_scale))
+    return scatter_rescale(Finish(x, rows, hidden, branch, gate2, logits, Rescale(rescale, score_scale)))
 
 
 def two_bin_block(

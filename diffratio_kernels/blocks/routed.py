@@ -22,7 +22,7 @@ from ..ops.gate_residual.op import run_gate_residual
 from ..ops.mlp.op import run_mlp, run_mlp_takes
 from ..ops.route.reference import equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
-from ..types import Linear, PackedRows, Product, Rescale, Run, Seqlens
+from ..types import Finish, Linear, PackedRows, Product, Rescale, Run, Seqlens
 from . import products
 from .stream import Branch, Call, CrossAttention, Mlp, SelfAttention, Stream
 
@@ -154,7 +154,7 @@ def _finish(
         if products.fuses(run, "linear_scatter", inner, inner.shape[0], mlp.fc2):
             from ..ops.fused_linear.scatter import linear_scatter
 
-            return linear_scatter(x, rows, hidden, inner, mlp.fc2, gate, scores)
+            return linear_scatter(Finish(x, rows, hidden, inner, gate, *scores), mlp.fc2)
         seen = not isinstance(mlp.fc1, Linear)  # a hook of fc1 may have kept what it was given
         branch = products.product(run, inner, mlp.fc2, out=None if seen else normed)
         del inner

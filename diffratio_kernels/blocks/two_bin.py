@@ -19,10 +19,10 @@ from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.route.cu_seqlens import cu_seqlens_for
 from ..ops.route.reference import accumulation_dtype
-from ..ops.two_bin_attention.op import choose_two_bin_attention
+from ..ops.two_bin_attention.op import run_two_bin_attention
 from ..ops.two_bin_attention.two_passes import take_small, with_small
 from ..ops.two_bin_gelu.reference import blend, small_rows
-from ..types import Bins, Linear, Nested, PackedRows, Rescale, Run
+from ..types import Bins, Finish, Linear, Nested, PackedRows, Rescale, Run
 from .products import equal_width
 from .recompute import recompute_in_backward
 from .routed import among, as_rows, called, cross_attend
@@ -129,13 +129,7 @@ def _attend_both(run, call, hidden, normed, rows, small, at, vectors) -> Tensor:
         return torch.cat([_attend_one(run, call, None, *part) for part in parts])
     bins, longest = rows.bins, (max(rows.counts), max(small.counts))
     nested = Nested(bins.cu_seqlens_large, bins.cu_seqlens_small, *longest, bins.small)
-    backend = run.attention
-    if run.direct:
-        module = kernels("two_bin_attention", choose_two_bin_attention(backend, projected[0]))
-        return module.two_bin_attention(*projected, nested, None).flatten(1)
-    cu_seqlens = nested.cu_seqlens_large, nested.cu_seqlens_small
-    operands = *projected, *cu_seqlens, *longest, nested.small
-    return torch.ops.diffratio.two_bin_attention(*operands, backend=backend).flatten(1)
+    return run_two_bin_attention(run, *projected, nested)
 
 
 def _attend_one(run, call, projected, normed, rows) -> Tensor:
@@ -225,7 +219,7 @@ def _blend(run: Run, x: Tensor, rows: PackedRows, hidden: Tensor, branch: Tensor
     logits, rescale = scores
     if run.direct:
         module = kernels("two_bin_blend", run.rows)
-        return module.two_bin_blend(x, rows, hidden, branch, gate, logits, rescale)
+        return module.two_bin_blend(Finish(x, rows, hidden, branch, gate, logits, rescale))
     bins = rows.bins
     weights = bins.weight_large, bins.cu_seqlens_large, bins.cu_seqlens_small
     operands = x, rows.index, hidden, branch, gate, logits, *weights, rescale.mode, rescale.score_scale

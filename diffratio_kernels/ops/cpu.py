@@ -4,7 +4,7 @@ layout that the kernels read. Outputs come from `torch.empty`, so that the test 
 import torch
 from torch import Tensor
 
-from ..types import Bins, PackedRows
+from ..types import Bins, Finish, PackedRows
 
 native = torch.ops.diffratio_native
 
@@ -29,3 +29,12 @@ def two_bins(bins: Bins, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """weight_large, cu_seqlens_large and cu_seqlens_small as the kernels read them."""
     weight_large = accumulation(bins.weight_large, like)
     return weight_large, bins.cu_seqlens_large.contiguous(), bins.cu_seqlens_small.contiguous()
+
+
+def finish(given: Finish) -> tuple:
+    """What finishes rows, but x and the places of its rows, as the kernels read it."""
+    x, bins, rescale = given.x, given.rows.bins, given.rescale
+    of_bins = () if bins is None else two_bins(bins, x)
+    vectors = accumulation(given.gate, x), accumulation(given.logits, x)
+    branches = given.hidden.contiguous(), given.branch.contiguous()
+    return x.shape[1], *branches, *vectors, *of_bins, rescale.mode, rescale.score_scale

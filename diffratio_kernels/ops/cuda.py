@@ -5,7 +5,7 @@ Nothing waits for the device, and no value is looked at: an index out of range i
 import torch
 from torch import Tensor
 
-from ..types import Bins, PackedRows
+from ..types import Bins, Finish, PackedRows
 
 SLICE_TOKENS = 256  # kSliceTokens in column_sums.cuh
 operators = torch.ops.diffratio_cuda
@@ -47,3 +47,11 @@ def row_map_of(rows: PackedRows, count: int) -> Tensor:
 def two_bins(bins: Bins) -> tuple[Tensor, Tensor, Tensor]:
     """weight_large, cu_seqlens_large and cu_seqlens_small as the kernels read them."""
     return fp32(bins.weight_large), bins.cu_seqlens_large.contiguous(), bins.cu_seqlens_small.contiguous()
+
+
+def finish(given: Finish) -> tuple:
+    """Rows of the packed tensors, gates, scores and weights that finish rows, as the kernels read them."""
+    bins, rescale = given.rows.bins, given.rescale
+    of_bins = () if bins is None else two_bins(bins)
+    branches = given.hidden.contiguous(), given.branch.contiguous()
+    return *branches, fp32_rows(given.gate), fp32(given.logits), *of_bins, rescale.mode, rescale.score_scale

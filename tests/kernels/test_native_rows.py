@@ -13,7 +13,7 @@ from diffratio_kernels.ops.two_bin_blend import cpu as two_bin_blend
 from diffratio_kernels.ops.two_bin_gelu import cpu as two_bin_gelu
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import cast
-from diffratio_kernels.types import Bins, PackedRows, Rescale
+from diffratio_kernels.types import Bins, Finish, PackedRows, Rescale
 
 pytestmark = pytest.mark.usefixtures("every_instruction_set")
 RESCALE = ("mlp", "residual", "output", "none")
@@ -62,12 +62,12 @@ def run_two_bins(a, rescale="mlp"):
     """The C++ kernels of two bins, forward and backward: name -> tensor."""
     bins, x = bins_of(a), a["x"]
     rows = PackedRows(a["index"], x.shape[1], bins=bins)
-    finish = (x, rows, a["both"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0))
-    blended = two_bin_blend.two_bin_blend_backward(x.flip(-1), *finish)
+    finish = Finish(x, rows, a["both"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0))
+    blended = two_bin_blend.two_bin_blend_backward(x.flip(-1), finish)
     gelu = two_bin_gelu.two_bin_gelu_backward(a["branch"], a["both"], bins)
     names = ("d x", "d both", "d branch", "d gate", "d logits", "d weights")
     return {
-        "two bins: out": two_bin_blend.two_bin_blend(*finish),
+        "two bins: out": two_bin_blend.two_bin_blend(finish),
         "two bins: inner": two_bin_gelu.two_bin_gelu(a["both"], bins),
         **{f"two bins: {name}": t for name, t in zip(names, blended, strict=True)},
         **dict(zip(("two bins: d pre", "two bins: d gelu weights"), gelu, strict=True)),
@@ -86,7 +86,7 @@ def reference_two_bins(a, rescale="mlp"):
     bins = bins_of({"keep": [1] * len(in_small), "keep_small": in_small, "weight_large": weights})
     x, rows = a["x"], PackedRows(a["index"], a["x"].shape[1], bins=bins)
     finish = a["both"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0)
-    out = reference.two_bin_blend(x, rows, *finish)
+    out = reference.two_bin_blend(Finish(x, rows, *finish))
     inner = reference.two_bin_gelu(a["both"], bins)
     leaves = [x, a["both"], a["branch"], a["scale"], a["logits"], weights]
     blended = torch.autograd.grad(out, leaves, x.detach().flip(-1), materialize_grads=True)
@@ -104,19 +104,19 @@ def run_all(a, rescale="mlp", eps=1e-6):
     """Every C++ row kernel once, forward and backward: name -> tensor."""
     x, packed = a["x"], PackedRows(a["index"], a["x"].shape[1])
     rows, normed = adaln.gather_adaln(x, packed, a["shift"], a["scale"], eps)
-    finish = (x, packed, a["hidden"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0))
+    finish = Finish(x, packed, a["hidden"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0))
     # Incoming gradients: any tensors of the right shape that depend on nothing random.
     backward = adaln.adaln_backward(
         rows, packed, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
     )
     packed_backward = adaln.adaln_backward(a["hidden"], packed, a["scale"], eps, None, a["branch"], None)
-    scattered = scatter_rescale.scatter_rescale_backward(x.flip(-1), *finish)
+    scattered = scatter_rescale.scatter_rescale_backward(x.flip(-1), finish)
     return run_two_bins(a, rescale) | {
         "router_logits": route.router_logits(x, a["weight"], None),
         "rows": rows,
         "normed": normed,
         "packed": adaln.adaln(a["hidden"], packed, a["shift"], a["scale"], eps),
-        "out": scatter_rescale.scatter_rescale(*finish),
+        "out": scatter_rescale.scatter_rescale(finish),
         "d x": backward[0].view(x.shape),
         **dict(zip(("d shift", "d scale"), backward[1:], strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
@@ -135,7 +135,7 @@ def reference_all(a, rescale="mlp", eps=1e-6):
     rows, normed = reference.gather_adaln(x, of_index, a["shift"], a["scale"], eps)
     packed = reference.adaln(a["hidden"], of_index, a["shift"], a["scale"], eps)
     finish = a["hidden"], a["branch"], a["scale"], a["logits"], Rescale(rescale, 2.0)
-    out = reference.scatter_rescale(x, of_index, *finish)
+    out = reference.scatter_rescale(Finish(x, of_index, *finish))
 
     def gradients(outputs, inputs, incoming):
         leaves = [a[name] for name in inputs]

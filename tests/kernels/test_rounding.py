@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffratio_kernels.ops.scatter_rescale import cpu
-from diffratio_kernels.types import PackedRows, Rescale
+from diffratio_kernels.types import Finish, PackedRows, Rescale
 
 pytestmark = pytest.mark.usefixtures("every_instruction_set")
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -19,7 +19,8 @@ def stored_sum(a, b, gate=1.0):
     """a + gate * b through the kernel that finishes rows: an fp32 sum and one store."""
     gates = torch.full((1, a.shape[1]), gate) if isinstance(gate, float) else gate
     rows, logits = PackedRows(torch.arange(a.shape[0]), a.shape[0]), torch.zeros(1, a.shape[0])
-    return cpu.scatter_rescale(torch.zeros_like(a)[None], rows, a, b, gates, logits, Rescale("none"))[0]
+    given = Finish(torch.zeros_like(a)[None], rows, a, b, gates, logits, Rescale("none"))
+    return cpu.scatter_rescale(given)[0]
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)

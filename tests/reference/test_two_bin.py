@@ -7,7 +7,7 @@ import torch
 
 from diffratio_kernels import reference
 from diffratio_kernels.testing.cases import ModBlockCase
-from diffratio_kernels.types import Bins, Nested, PackedRows, Rescale
+from diffratio_kernels.types import Bins, Finish, Nested, PackedRows, Rescale
 
 CLOSE = {"rtol": 0, "atol": 1e-12}
 BINS = [([3, 3], [6, 6]), ([0, 2], [1, 7]), ([4, 0], [7, 7])]
@@ -139,7 +139,7 @@ def test_blend_of_two_bins_row_by_row(small, large, rescale):
         rest = x.reshape(-1, 3)[i] if at is None else finished(b, i, at)
         expected[i] = w * finished(b, i, t) + (1 - w) * rest
     kept = PackedRows(index, 7, bins=bins)
-    actual = reference.two_bin_blend(x, kept, hidden, branch, gate, logits, Rescale(rescale, 2.0))
+    actual = reference.two_bin_blend(Finish(x, kept, hidden, branch, gate, logits, Rescale(rescale, 2.0)))
     torch.testing.assert_close(actual, expected.view(2, 7, 3), **CLOSE)
 
 

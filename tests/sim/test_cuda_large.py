@@ -6,7 +6,7 @@ import torch
 from diffratio_kernels import reference
 from diffratio_kernels.ops.adaln import cuda as adaln
 from diffratio_kernels.ops.scatter_rescale import cuda as scatter
-from diffratio_kernels.types import PackedRows, Rescale
+from diffratio_kernels.types import Finish, PackedRows, Rescale
 
 WIDTH = 2048
 TOKENS = 2**31 // WIDTH + 3
@@ -29,7 +29,8 @@ def test_rows_beyond_2_to_the_31_elements():
     logits = torch.randn(1, TOKENS)
     for rescale in ("mlp", "residual"):
         how = Rescale(rescale)
-        expected = reference.scatter_rescale(kept, small, hidden, branch, gate, logits[:, index], how)
-        scatter.scatter_rescale_(x, large, hidden, branch, gate, logits, how)
+        few = Finish(kept, small, hidden, branch, gate, logits[:, index], how)
+        expected = reference.scatter_rescale(few)
+        scatter.scatter_rescale_(Finish(x, large, hidden, branch, gate, logits, how))
         torch.testing.assert_close(x[:, index], expected, rtol=2e-3, atol=2e-3)
         x[0, index] = kept[0]

@@ -12,7 +12,7 @@ from diffratio_kernels.ops.route import cuda as route
 from diffratio_kernels.ops.scatter_rescale import cuda as scatter
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import LAYOUTS, cast, laid_out
-from diffratio_kernels.types import PackedRows, Rescale
+from diffratio_kernels.types import Finish, PackedRows, Rescale
 from tools.guards.poison import poisoned_memory
 
 pytestmark = pytest.mark.usefixtures("simulated")
@@ -74,20 +74,20 @@ def run_all(a, rescale="mlp", eps=1e-6):
     rows, normed = adaln.gather_adaln(x, packed, a["shift"], a["scale"], eps)
     no_rows, normed_only = adaln.gather_adaln(x, packed, a["shift"], a["scale"], eps, keep_rows=False)
     assert no_rows is None
-    finish = (x, packed, a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0))
+    finish = Finish(x, packed, a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0))
     backward = adaln.adaln_backward(
         rows, packed, a["scale"], eps, a["branch"], a["hidden"], x[..., 0].numel()
     )
     packed_backward = adaln.adaln_backward(a["hidden"], packed, a["scale"], eps, None, a["branch"], None)
     routed_backward = route.router_logits_backward(a["logits"], x, a["weight"])
-    scattered = scatter.scatter_rescale_backward(x.flip(-1), *finish)
+    scattered = scatter.scatter_rescale_backward(x.flip(-1), finish)
     return {
         "router_logits": route.router_logits(x, a["weight"], a["bias"]),
         "rows": rows,
         "normed": normed,
         "normed only": normed_only,
         "packed": adaln.adaln(a["hidden"], packed, a["shift"], a["scale"], eps),
-        "out": scatter.scatter_rescale(*finish),
+        "out": scatter.scatter_rescale(finish),
         "d x": backward[0].view(x.shape),
         **dict(zip(("d shift", "d scale"), backward[1:], strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
@@ -104,7 +104,7 @@ def reference_all(a, rescale="mlp", eps=1e-6):
     packed = reference.adaln(a["hidden"], of_index, a["shift"], a["scale"], eps)
     routed = reference.router_logits(x, a["weight"], a["bias"])
     finish = a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
-    out = reference.scatter_rescale(x, of_index, *finish)
+    out = reference.scatter_rescale(Finish(x, of_index, *finish))
 
     def gradients(outputs, inputs, incoming):
         leaves = [a[name] for name in inputs]
@@ -221,14 +221,14 @@ def test_gathered_and_untouched_rows_are_exact_copies(dtype):
 def test_in_place_is_the_same_with_x_as_the_output(layout, rescale, dtype):
     a = draw((3, 20, [7, 20, 0], 72), dtype)
     rest = a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
-    expected = scatter.scatter_rescale(a["x"], PackedRows(a["index"], 20), *rest)
+    expected = scatter.scatter_rescale(Finish(a["x"], PackedRows(a["index"], 20), *rest))
     for row_map in (None, row_map_of(PackedRows(a["index"], 1), 3 * 20)):
         x, rows = laid_out(a["x"].clone(), layout), PackedRows(a["index"], 20, row_map=row_map)
-        assert torch.equal(bits(scatter.scatter_rescale(x, rows, *rest)), bits(expected))
-        scatter.scatter_rescale_(x, rows, *rest)
+        assert torch.equal(bits(scatter.scatter_rescale(Finish(x, rows, *rest))), bits(expected))
+        scatter.scatter_rescale_(Finish(x, rows, *rest))
         assert torch.equal(bits(x), bits(expected))
     with pytest.raises(ValueError, match="contiguous"):
-        scatter.scatter_rescale_(a["x"].transpose(0, 1), rows, *rest)
+        scatter.scatter_rescale_(Finish(a["x"].transpose(0, 1), rows, *rest))
 
 
 @pytest.mark.parametrize("rescale", RESCALE)

@@ -12,7 +12,7 @@ from diffratio_kernels.ops.two_bin_gelu.reference import blend
 from diffratio_kernels.reference import cu_seqlens_of
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import LAYOUTS, cast, laid_out
-from diffratio_kernels.types import Bins, PackedRows, Rescale
+from diffratio_kernels.types import Bins, Finish, PackedRows, Rescale
 from tools.guards.poison import poisoned_memory
 
 pytestmark = pytest.mark.usefixtures("simulated")
@@ -81,7 +81,7 @@ def draw(shape, dtype):
 
 def blend_arguments(a, rescale):
     rows = PackedRows(a["index"], a["x"].shape[1], bins=bins_of(a))
-    return a["x"], rows, a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
+    return Finish(a["x"], rows, a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0))
 
 
 def bins_of(a):
@@ -91,13 +91,13 @@ def bins_of(a):
 
 def run_all(a, rescale="mlp"):
     """The four kernels: name -> tensor."""
-    gradients = two_bin_blend.two_bin_blend_backward(a["x"].flip(-1), *blend_arguments(a, rescale))
+    gradients = two_bin_blend.two_bin_blend_backward(a["x"].flip(-1), blend_arguments(a, rescale))
     of_pre, of_weight = two_bin_gelu.two_bin_gelu_backward(a["branch"], a["pre"], bins_of(a))
     return {
         "inner": two_bin_gelu.two_bin_gelu(a["pre"], bins_of(a)),
         "d pre": of_pre,
         "d weight by gelu": of_weight,
-        "out": two_bin_blend.two_bin_blend(*blend_arguments(a, rescale)),
+        "out": two_bin_blend.two_bin_blend(blend_arguments(a, rescale)),
         **{f"d {name}": t for name, t in zip((*GRADIENTS, "weight"), gradients, strict=True)},
     }
 
@@ -106,10 +106,10 @@ def reference_all(a, rescale="mlp"):
     """The same by the reference and autograd, in the dtypes of the arguments."""
     a = {name: t.clone().requires_grad_() if t.is_floating_point() else t for name, t in a.items()}
     inner = reference.two_bin_gelu(a["pre"], bins_of(a))
-    out = reference.two_bin_blend(*blend_arguments(a, rescale))
+    out = reference.two_bin_blend(blend_arguments(a, rescale))
     rows = by_row(a)
     gelu_rows = reference.two_bin_gelu(a["pre"], bins_of(rows))
-    out_rows = reference.two_bin_blend(*blend_arguments(rows, rescale))
+    out_rows = reference.two_bin_blend(blend_arguments(rows, rescale))
     incoming = a["x"].detach().flip(-1)
     incoming_rows = incoming.flatten(0, 1)[a["index"]][:, None]
 
@@ -249,12 +249,12 @@ def test_both_bins_are_two_blended_passes_of_one(rescale):
     prefix = torch.cat([rows[:k] for rows, k in zip(index.split(large), small, strict=True)])
     branches, finish = torch.randn(42, 40), (a["gate"], a["logits"], Rescale(rescale, 2.0))
     passes = [
-        scatter.scatter_rescale(a["x"], PackedRows(rows, 12), a["hidden"][of], branches[of], *finish)
+        scatter.scatter_rescale(Finish(a["x"], PackedRows(rows, 12), a["hidden"][of], branches[of], *finish))
         for rows, of in ((index, slice(26)), (prefix, slice(26, 42)))
     ]
     blended = blend(branches, bins_of(a))
     w = a["weight_large"][:, None, None]
-    out = two_bin_blend.two_bin_blend(*blend_arguments(a | {"branch": blended}, rescale))
+    out = two_bin_blend.two_bin_blend(blend_arguments(a | {"branch": blended}, rescale))
     torch.testing.assert_close(out, w * passes[0] + (1 - w) * passes[1], rtol=1e-5, atol=1e-5)
 
 
@@ -301,4 +301,4 @@ def test_other_element_types_are_an_error():
 def test_unknown_rescale_is_an_error():
     arguments = draw((1, 3, [2], [1], 8), torch.float32)
     with pytest.raises(ValueError, match="unknown rescale mean"):
-        two_bin_blend.two_bin_blend(*blend_arguments(arguments, "mean"))
+        two_bin_blend.two_bin_blend(blend_arguments(arguments, "mean"))

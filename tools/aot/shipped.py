@@ -25,7 +25,7 @@ from diffratio_kernels.ops.scatter_rescale import triton as scatter_rescale
 from diffratio_kernels.ops.two_bin_attention import triton as two_bin_attention
 from diffratio_kernels.ops.two_bin_blend import triton as two_bin_blend
 from diffratio_kernels.ops.two_bin_gelu import triton as two_bin_gelu
-from diffratio_kernels.types import Bins, Linear, Nested, PackedRows, Rescale, Seqlens
+from diffratio_kernels.types import Bins, Finish, Linear, Nested, PackedRows, Rescale, Seqlens
 
 from .record import Specialization, record
 
@@ -149,7 +149,7 @@ def _every_tile(width: int, hidden: int, dtype: torch.dtype) -> Calls:
         "linear_gelu": mlp.linear_gelu,
         "linear_gelu_backward": mlp.linear_gelu_backward,
         "linear_gate_residual": fused_gate_residual.linear_gate_residual,
-        "linear_scatter": fused_scatter.linear_scatter_,
+        "linear_scatter": fused_scatter.linear_scatter,
     }
     for kernel, count in sorted({(entry.kernel, entry.rows | 1) for entry in tiles.PRODUCT_TILES}):
         rows, inner = _empty(count, width, dtype=dtype), _empty(count, hidden, dtype=dtype)
@@ -157,7 +157,7 @@ def _every_tile(width: int, hidden: int, dtype: torch.dtype) -> Calls:
             "linear_gelu": (rows, up),
             "linear_gelu_backward": (rows, down.weight, inner),
             "linear_gate_residual": (x, rows, square, gate, _packed(count)),
-            "linear_scatter": (x, _packed(count), rows, inner, down, gate, scores),
+            "linear_scatter": (Finish(x, _packed(count), rows, inner, gate, *scores), down),
         }[kernel]
         backward = " backward" if kernel.endswith("backward") else ""
         yield f"{backward} T={count}", functions[kernel], arguments
@@ -178,17 +178,17 @@ def _products(width: int, hidden: int, dtype: torch.dtype) -> Calls:
     inner, fc2 = _empty(T, hidden, dtype=dtype), _linear(width, hidden, dtype)
     for mode in _modes(width, dtype):
         scores = _empty(B, N, dtype=torch.float32), Rescale(mode)
-        yield f" {mode}", fused_scatter.linear_scatter, (x, packed, rows, inner, fc2, gate, scores)
+        yield f" {mode}", fused_scatter.linear_scatter, (Finish(x, packed, rows, inner, gate, *scores), fc2)
 
 
 def _scatter(width: int, dtype: torch.dtype) -> Calls:
     x, hidden = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype)
     gate, logits = _empty(B, 6, width, dtype=dtype)[:, 5], _empty(B, N, dtype=torch.float32)
     for mode in _modes(width, dtype):
-        arguments = x, _packed(), hidden, hidden, gate, logits, Rescale(mode)
-        yield f" {mode}", scatter_rescale.scatter_rescale, arguments
-        yield f" {mode} in place", scatter_rescale.scatter_rescale_, arguments
-        yield f" {mode}", scatter_rescale.scatter_rescale_backward, (x, *arguments)
+        call = Finish(x, _packed(), hidden, hidden, gate, logits, Rescale(mode))
+        yield f" {mode}", scatter_rescale.scatter_rescale, (call,)
+        yield f" {mode} in place", scatter_rescale.scatter_rescale_, (call,)
+        yield f" {mode}", scatter_rescale.scatter_rescale_backward, (x, call)
 
 
 def _mlp(width: int, hidden: int, dtype: torch.dtype) -> Calls:
@@ -208,9 +208,9 @@ def _two_bins(width: int, hidden: int, dtype: torch.dtype) -> Calls:
     x, both, branch = (_empty(*rows, width, dtype=dtype) for rows in ((B, N), (T + S,), (T,)))
     gate, logits = _empty(B, 6, width, dtype=dtype)[:, 5], _empty(B, N, dtype=torch.float32)
     for mode in _modes(width, dtype):
-        arguments = x, _packed(bins=bins), both, branch, gate, logits, Rescale(mode)
-        yield f" {mode}", two_bin_blend.two_bin_blend, arguments
-        yield f" {mode}", two_bin_blend.two_bin_blend_backward, (x, *arguments)
+        call = Finish(x, _packed(bins=bins), both, branch, gate, logits, Rescale(mode))
+        yield f" {mode}", two_bin_blend.two_bin_blend, (call,)
+        yield f" {mode}", two_bin_blend.two_bin_blend_backward, (x, call)
 
 
 def _attention(head_dim: int, heads: int, dtype: torch.dtype) -> Calls:

@@ -11,7 +11,7 @@ import torch
 
 from diffratio_kernels._backends import kernels
 from diffratio_kernels.testing.cases import CASE, operator_calls
-from diffratio_kernels.types import Linear, PackedRows, Rescale
+from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("cuda", "triton") if DEVICE == "cuda" else ("cpu",)
@@ -64,9 +64,10 @@ def products() -> None:
         )
         packed = PackedRows(torch.randperm(198)[:130].to(DEVICE), 99)
         scores = torch.randn(2, 99).to(DEVICE), Rescale("residual")
+        call = Finish(x, packed, hidden, inner, gate, *scores)
         add = kernels("fused_linear", "gate_residual").linear_gate_residual
         joined = (add(residual, inner, fc2, gate, packed) for residual in (hidden, x))
-        put = kernels("fused_linear", "scatter").linear_scatter(x, packed, hidden, inner, fc2, gate, scores)
+        put = kernels("fused_linear", "scatter").linear_scatter(call, fc2)
         check(f"linear_gate_residual and linear_scatter {dtype}", (*joined, put))
 
 

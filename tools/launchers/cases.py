@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
-from diffratio_kernels.types import Linear, PackedRows, Rescale, Seqlens
+from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale, Seqlens
 
 WIDTHS = (8, 12, 24, 24, 40, 40, 72, 72, 129, 136, 1152)
 TOKENS = (1, 2, 5, 9, 9, 17, 17, 33, 40)
@@ -287,12 +287,12 @@ def draw_scatter_rescale(draw: Draw) -> dict:
 
 def scatter_rescale(x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out):
     triton, rows = kernels("scatter_rescale", "triton"), PackedRows(index, x.shape[1])
-    finish = rows, hidden, branch, gate, logits, Rescale(rescale, score_scale)
+    call = Finish(x, rows, hidden, branch, gate, logits, Rescale(rescale, score_scale))
     in_place = x.clone(memory_format=torch.contiguous_format)
-    triton.scatter_rescale_(in_place, *finish)
-    grads = triton.scatter_rescale_backward(grad_out, x, *finish)
+    triton.scatter_rescale_(replace(call, x=in_place))
+    grads = triton.scatter_rescale_backward(grad_out, call)
     return {
-        "out": triton.scatter_rescale(x, *finish),
+        "out": triton.scatter_rescale(call),
         "out in place": in_place,
         **dict(zip(("d x", "d hidden", "d branch", "d gate", "d logits"), grads, strict=True)),
     }
@@ -302,7 +302,7 @@ def reference_scatter_rescale(x, index, hidden, branch, gate, logits, rescale, s
     rows, how = PackedRows(index, x.shape[1]), Rescale(rescale, score_scale)
 
     def function(x, hidden, branch, gate, logits):
-        return {"out": reference.scatter_rescale(x, rows, hidden, branch, gate, logits, how)}
+        return {"out": reference.scatter_rescale(Finish(x, rows, hidden, branch, gate, logits, how))}
 
     leaves = {"x": x, "hidden": hidden, "branch": branch, "gate": gate, "logits": logits}
     results = differentiate(function, leaves, [grad_out])

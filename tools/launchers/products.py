@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
-from diffratio_kernels.types import Linear, PackedRows, Rescale
+from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale
 
 from .cases import Draw, Operator, draw_kept
 
@@ -68,17 +68,14 @@ def draw_linear_scatter(draw: Draw) -> dict:
 
 def linear_scatter(x, index, hidden, inner, weight, bias, gate, logits, rescale, score_scale):
     fused, rows = kernels("fused_linear", "scatter"), PackedRows(index, x.shape[1])
-    rest = rows, hidden, inner, Linear(weight, bias), gate, (logits, Rescale(rescale, score_scale))
-    in_place = x.clone(memory_format=torch.contiguous_format)
-    fused.linear_scatter_(in_place, *rest)
-    return {"put": fused.linear_scatter(x, *rest), "put in place": in_place}
+    call = Finish(x, rows, hidden, inner, gate, logits, Rescale(rescale, score_scale))
+    return {"put": fused.linear_scatter(call, Linear(weight, bias))}
 
 
 def reference_linear_scatter(x, index, hidden, inner, weight, bias, gate, logits, rescale, score_scale):
     branch = F.linear(inner, weight, bias)
     rows, how = PackedRows(index, x.shape[1]), Rescale(rescale, score_scale)
-    put = reference.scatter_rescale(x, rows, hidden, branch, gate, logits, how)
-    return {"put": put, "put in place": put}
+    return {"put": reference.scatter_rescale(Finish(x, rows, hidden, branch, gate, logits, how))}
 
 
 PRODUCTS = {

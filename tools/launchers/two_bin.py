@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
-from diffratio_kernels.types import Bins, Nested, PackedRows, Rescale
+from diffratio_kernels.types import Bins, Finish, Nested, PackedRows, Rescale
 
 from .cases import HEAD_DIMS, TOKENS, WIDTHS, Draw, Operator, differentiate
 
@@ -87,10 +87,10 @@ def two_bin_blend(
 ):  # fmt: skip
     triton, bins = kernels("two_bin_blend", "triton"), bins_of(weight_large, keep_large, keep_small)
     rows = PackedRows(index, x.shape[1], bins=bins)
-    call = x, rows, hidden, branch, gate, logits, Rescale(rescale, score_scale)
-    *grads, dots = triton.two_bin_blend_backward(grad_out, *call)
+    call = Finish(x, rows, hidden, branch, gate, logits, Rescale(rescale, score_scale))
+    *grads, dots = triton.two_bin_blend_backward(grad_out, call)
     return {
-        "out": triton.two_bin_blend(*call),
+        "out": triton.two_bin_blend(call),
         **dict(zip(("d x", "d hidden", "d branch", "d gate", "d logits"), grads, strict=True)),
         "d weights": dots,
     }
@@ -104,7 +104,7 @@ def reference_two_bin_blend(
 
     def function(x, hidden, branch, gate, logits, weights):
         rows = PackedRows(index, x.shape[1], bins=replace(bins, weight_large=weights))
-        return {"out": reference.two_bin_blend(x, rows, hidden, branch, gate, logits, how)}
+        return {"out": reference.two_bin_blend(Finish(x, rows, hidden, branch, gate, logits, how))}
 
     leaves = {"x": x, "hidden": hidden, "branch": branch, "gate": gate, "logits": logits}
     return differentiate(function, leaves | {"weights": bins.weight_large}, [grad_out])

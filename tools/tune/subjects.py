@@ -15,7 +15,7 @@ from torch import Tensor
 from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
 from diffratio_kernels._triton import tiles
-from diffratio_kernels.types import Linear, PackedRows, Rescale, Seqlens
+from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale, Seqlens
 
 Tensors = dict[str, Tensor]
 SHAPES = [(1, 1024), (16, 1024), (2, 4096), (16, 4096)]
@@ -115,22 +115,22 @@ def _reference_gate_residual(t: Tensors) -> Tensor:
     return reference.gate_residual(t["hidden"], _linear(t)(t["rows"]), t["gate"], _packed(t))
 
 
+def _finish(t: Tensors, branch: Tensor) -> Finish:
+    return Finish(t["x"], _packed(t), t["hidden"], branch, t["gate"], t["logits"], Rescale())
+
+
 def _triton_scatter(t: Tensors) -> Tensor:
     """It copies the other rows in a launch of its own."""
     fused = kernels("fused_linear", "scatter").linear_scatter
-    return fused(t["x"], _packed(t), t["hidden"], t["rows"], _linear(t), t["gate"], (t["logits"], Rescale()))
+    return fused(_finish(t, t["rows"]), _linear(t))
 
 
 def _library_scatter(t: Tensors) -> Tensor:
-    row_kernel, branch = kernels("scatter_rescale", "triton").scatter_rescale, _linear(t)(t["rows"])
-    return row_kernel(t["x"], _packed(t), t["hidden"], branch, t["gate"], t["logits"], Rescale())
+    return kernels("scatter_rescale", "triton").scatter_rescale(_finish(t, _linear(t)(t["rows"])))
 
 
 def _reference_scatter(t: Tensors) -> Tensor:
-    branch = _linear(t)(t["rows"])
-    return reference.scatter_rescale(
-        t["x"], _packed(t), t["hidden"], branch, t["gate"], t["logits"], Rescale()
-    )
+    return reference.scatter_rescale(_finish(t, _linear(t)(t["rows"])))
 
 
 def _triton_gelu(t: Tensors) -> Tensor:

@@ -12,6 +12,5 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale
     if seqlens.key_lengths is not None:
         raise ValueError("attention: backend='flash_attn' takes no key_lengths")
     cu_seqlens = seqlens.cu_seqlens_q, seqlens.cu_seqlens_k
-    return flash_attn_varlen_func(
-        query, key, value, *cu_seqlens, seqlens.max_seqlen_q, seqlens.max_seqlen_k, softmax_scale=scale
-    )
+    longest = seqlens.max_seqlen_q, seqlens.max_seqlen_k
+    return flash_attn_varlen_func(query, key, value, *cu_seqlens, *longest, softmax_scale=scale).contiguous()

@@ -43,11 +43,7 @@ def choose_attention(backend: str, query: Tensor, *_, gradient: bool = False) ->
 
 def _launcher(backend, query, key, value, *flat):
     *seqlens, scale = flat
-    return _attend, (kernels("attention", backend), query, key, value, Seqlens(*seqlens), scale)
-
-
-def _attend(module, *arguments):
-    return module.attention(*arguments).contiguous()
+    return kernels("attention", backend).attention, (query, key, value, Seqlens(*seqlens), scale)
 
 
 def _with_lse(query, key, value, *flat):

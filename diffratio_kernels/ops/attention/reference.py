@@ -25,7 +25,7 @@ def attention(
     """
     rows, _, head_dim = query.shape
     if rows == 0 or key.shape[0] == 0:
-        return torch.zeros_like(query)
+        return query.new_zeros(query.shape)
     cu_seqlens_q, cu_seqlens_k, lengths = seqlens.cu_seqlens_q, seqlens.cu_seqlens_k, seqlens.key_lengths
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     q = query[_padded_positions(cu_seqlens_q, seqlens.max_seqlen_q, rows)]

@@ -16,11 +16,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale
     """query [T, H, d]; key, value [S, H, d] -> [T, H, d]."""
     samples = seqlens.cu_seqlens_q.shape[0] - 1
     if query.shape[0] == 0:
-        return torch.zeros_like(query)
+        return query.new_zeros(query.shape)
     rows = samples * seqlens.max_seqlen_q, samples * seqlens.max_seqlen_k
     if rows == (query.shape[0], key.shape[0]):
         q, k, v = (t.unflatten(0, (samples, -1)) for t in (query, key, value))
-        return _batched(q, k, v, seqlens.key_lengths, scale).flatten(0, 1)
+        return _batched(q, k, v, seqlens.key_lengths, scale).flatten(0, 1).contiguous()
     # Values can be read without a sync where they are on the CPU, and are a plain tensor (not a traced one).
     if query.device.type == "cpu" and type(seqlens.cu_seqlens_q) is Tensor:
         return _per_run(query, key, value, seqlens, scale)
@@ -70,7 +70,7 @@ def _per_run(query, key, value, seqlens, scale) -> Tensor:
             continue
         k, v = (t.unflatten(0, (n, -1))[:, :length] for t in (k, v))
         outs.append(_batched(q.unflatten(0, (n, -1)), k, v, None, scale).flatten(0, 1))
-    return torch.cat(outs) if outs else torch.zeros_like(query)
+    return torch.cat(outs) if outs else query.new_zeros(query.shape)
 
 
 def _padded(query, key, value, seqlens, scale) -> Tensor:

@@ -12,6 +12,5 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale
     if seqlens.key_lengths is not None:
         raise ValueError("attention: backend='varlen' takes no key_lengths")
     cu_seqlens = seqlens.cu_seqlens_q, seqlens.cu_seqlens_k
-    return varlen_attn(
-        query, key, value, *cu_seqlens, seqlens.max_seqlen_q, seqlens.max_seqlen_k, scale=scale
-    )
+    longest = seqlens.max_seqlen_q, seqlens.max_seqlen_k
+    return varlen_attn(query, key, value, *cu_seqlens, *longest, scale=scale).contiguous()

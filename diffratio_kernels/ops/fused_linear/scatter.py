@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._triton.launch import launch, row_block, row_map_of, unit_rows
 from ..._triton.matmul import gated, grouped_tile, halves, product, product_options, sample_of
-from ...types import Linear, PackedRows, Rescale
+from ...types import Finish, Linear
 from ..scatter_rescale.triton import finish
 
 
@@ -61,46 +61,22 @@ def _linear_scatter(
     )  # fmt: skip
 
 
-def linear_scatter(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    inner: Tensor,
-    linear: Linear,
-    gate: Tensor,
-    scores: tuple[Tensor, Rescale],
-) -> Tensor:
-    """`scatter_rescale` of the branch linear(inner), which is never stored: a new [B, N, D].
+def linear_scatter(given: Finish, linear: Linear) -> Tensor:
+    """`scatter_rescale` of linear(branch), which is never stored: a new [B, N, D].
 
-    x [B, N, D], hidden [T, D], inner [T, F], weight [D, F]; scores: logits [B, N] and what they multiply.
+    branch [T, F], weight [D, F].
     """
-    x = x.contiguous()
+    x, gate, rescale, bias = given.x.contiguous(), unit_rows(given.gate), given.rescale, linear.bias
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    row_map = row_map_of(rows, x.shape[:2].numel())
+    row_map = row_map_of(given.rows, x.shape[:2].numel())
     launch(_copy_bypassed, (row_map.shape[0],), x, row_map, out, **row_block(x.shape[2]))
-    _run(x, out, rows, hidden, inner, linear, gate, scores)
-    return out
-
-
-def linear_scatter_(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    inner: Tensor,
-    linear: Linear,
-    gate: Tensor,
-    scores: tuple[Tensor, Rescale],
-) -> None:
-    """The same into x itself, which must be contiguous."""
-    _run(x, x, rows, hidden, inner, linear, gate, scores)
-
-
-def _run(x, out, rows, hidden, inner, linear, gate, scores):
-    gate, (logits, rescale), bias = unit_rows(gate), scores, linear.bias
-    grid, options = product_options("linear_scatter", inner, linear.weight.t())
+    inputs = given.branch.contiguous()
+    grid, options = product_options("linear_scatter", inputs, linear.weight.t())
     launch(
         _linear_scatter, grid,
-        inner.contiguous(), linear.weight, None if bias is None else bias.contiguous(), x,
-        rows.index.contiguous(), hidden.contiguous(), gate, logits.contiguous(), out, inner.shape[0],
-        rows.tokens, gate.stride(0), rescale.score_scale, RESCALE=rescale.mode, **options,
+        inputs, linear.weight, None if bias is None else bias.contiguous(), x,
+        given.rows.index.contiguous(), given.hidden.contiguous(), gate, given.logits.contiguous(), out,
+        inputs.shape[0], given.rows.tokens, gate.stride(0), rescale.score_scale, RESCALE=rescale.mode,
+        **options,
     )  # fmt: skip
+    return out

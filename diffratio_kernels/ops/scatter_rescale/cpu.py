@@ -3,47 +3,26 @@
 import torch
 from torch import Tensor
 
-from ...types import PackedRows, Rescale
-from ..cpu import accumulation, native, row_map_of
+from ...types import Finish
+from ..cpu import accumulation, finish, native, row_map_of
 
 
-def scatter_rescale(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> Tensor:
+def scatter_rescale(given: Finish) -> Tensor:
     """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
+    x = given.x
     out = torch.empty(x.shape, dtype=x.dtype)
-    native.scatter_rescale(
-        x.contiguous(), row_map_of(rows, x.shape[:2].numel()), x.shape[1], hidden.contiguous(),
-        branch.contiguous(), accumulation(gate, x), accumulation(logits, x), rescale.mode,
-        rescale.score_scale, out,
-    )  # fmt: skip
+    row_map = row_map_of(given.rows, x.shape[:2].numel())
+    native.scatter_rescale(x.contiguous(), row_map, *finish(given), out)
     return out
 
 
-def scatter_rescale_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def scatter_rescale_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor, ...]:
     """Gradients of x, hidden, branch, gate [B, D] and logits [B, N] (the last two in the logits' dtype)."""
-    gate, logits = accumulation(gate, x), accumulation(logits, x)
-    grad_x, grad_hidden, grad_branch = (torch.empty(t.shape, dtype=x.dtype) for t in (x, hidden, branch))
-    grad_gate, grad_logits = torch.zeros_like(gate), torch.empty(logits.shape, dtype=logits.dtype)
+    x, exact = given.x, (given.x, given.hidden, given.branch)
+    grads = [torch.empty(t.shape, dtype=x.dtype) for t in exact]
+    grads += [torch.zeros_like(accumulation(given.gate, x)), torch.empty_like(accumulation(given.logits, x))]
+    row_map = row_map_of(given.rows, x.shape[:2].numel())
     native.scatter_rescale_backward(
-        grad_out.contiguous(), x.contiguous(), rows.index.contiguous(),
-        row_map_of(rows, x.shape[:2].numel()), x.shape[1], hidden.contiguous(),
-        branch.contiguous(), gate, logits, rescale.mode, rescale.score_scale,
-        grad_x, grad_hidden, grad_branch, grad_gate, grad_logits,
-    )  # fmt: skip
-    return grad_x, grad_hidden, grad_branch, grad_gate, grad_logits
+        grad_out.contiguous(), x.contiguous(), given.rows.index.contiguous(), row_map, *finish(given), *grads
+    )
+    return tuple(grads)

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
 from ..._register import Operator, register
-from ...types import PackedRows, Rescale, Run
+from ...types import Finish, PackedRows, Rescale, Run
 
 
 def _check(x, index, hidden, branch, gate, logits, rescale, score_scale):
@@ -23,11 +23,12 @@ def _check(x, index, hidden, branch, gate, logits, rescale, score_scale):
 
 def _bundled(x, index, hidden, branch, gate, logits, rescale, score_scale):
     """The arguments as backends take them."""
-    return x, PackedRows(index, x.shape[1]), hidden, branch, gate, logits, Rescale(rescale, score_scale)
+    rows, how = PackedRows(index, x.shape[1]), Rescale(rescale, score_scale)
+    return Finish(x, rows, hidden, branch, gate, logits, how)
 
 
 def _launcher(backend, *arguments):
-    return kernels("scatter_rescale", backend).scatter_rescale, _bundled(*arguments)
+    return kernels("scatter_rescale", backend).scatter_rescale, (_bundled(*arguments),)
 
 
 def _gradients(backend, kept, grad_out):
@@ -36,7 +37,7 @@ def _gradients(backend, kept, grad_out):
 
 
 def _backward(grad_out, *arguments, backend):
-    return kernels("scatter_rescale", backend).scatter_rescale_backward(grad_out, *_bundled(*arguments))
+    return kernels("scatter_rescale", backend).scatter_rescale_backward(grad_out, _bundled(*arguments))
 
 
 def _in_place(x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, backend="auto"):
@@ -45,9 +46,9 @@ def _in_place(x, index, hidden, branch, gate, logits, rescale="mlp", score_scale
     chosen = choose("scatter_rescale", backend, x.device, x.dtype)
     module, bundled = kernels("scatter_rescale", chosen), _bundled(*arguments)
     if chosen in ("cuda", "triton") and x.is_contiguous():
-        module.scatter_rescale_(*bundled)
+        module.scatter_rescale_(bundled)
     else:
-        x.copy_(module.scatter_rescale(*bundled))
+        x.copy_(module.scatter_rescale(bundled))
 
 
 def _refuse_gradients(*args, **kwargs):
@@ -178,7 +179,7 @@ def run_scatter_rescale(
     branch = branch.to(x.dtype)
     if run.direct:
         module = kernels("scatter_rescale", run.rows)
-        return module.scatter_rescale(x, rows, hidden, branch, gate, logits, rescale)
+        return module.scatter_rescale(Finish(x, rows, hidden, branch, gate, logits, rescale))
     how = rescale.mode, rescale.score_scale
     operands = x, rows.index, hidden, branch, gate, logits
     return torch.ops.diffratio.scatter_rescale(*operands, *how, backend=run.rows)

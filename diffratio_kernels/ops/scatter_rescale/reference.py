@@ -2,30 +2,23 @@
 
 from torch import Tensor
 
-from ...types import PackedRows, Rescale
+from ...types import Finish
 from ..route.reference import accumulation_dtype
 
 
-def scatter_rescale(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> Tensor:
+def scatter_rescale(given: Finish) -> Tensor:
     """Finish the kept rows and scatter them into a copy of x [B, N, D]; other rows stay as they are.
 
     With y = hidden + gate * branch and s = score_scale * sigmoid(logit), row i becomes
     "mlp": hidden + s * gate * branch; "residual": x_i + s * (y - x_i); "output": s * y; "none": y.
     hidden, branch [T, D]; gate [B, D]; logits [B, N].
     """
+    x, rows, rescale = given.x, given.rows, given.rescale
     index, dtype = rows.index, accumulation_dtype(x.dtype)
     flat = x.reshape(-1, x.shape[2])
-    score = (rescale.score_scale * logits.reshape(-1)[index].to(dtype).sigmoid())[:, None]
-    update = gate.to(dtype)[index // rows.tokens] * branch.to(dtype)
-    hidden = hidden.to(dtype)
+    score = (rescale.score_scale * given.logits.reshape(-1)[index].to(dtype).sigmoid())[:, None]
+    update = given.gate.to(dtype)[index // rows.tokens] * given.branch.to(dtype)
+    hidden = given.hidden.to(dtype)
     if rescale.mode == "mlp":
         finished = hidden + score * update
     elif rescale.mode == "residual":

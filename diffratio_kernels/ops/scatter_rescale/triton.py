@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
-from ...types import PackedRows, Rescale
+from ...types import Finish
 
 
 @triton.jit
@@ -56,42 +56,29 @@ def _scatter_rescale_fwd(
         tl.store(out_ptr + d, (base + factor * delta).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
-def scatter_rescale(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> Tensor:
+def scatter_rescale(given: Finish) -> Tensor:
     """A new [B, N, D]: kept rows finished and rescaled, the others as in x."""
-    x = x.contiguous()
-    row_map = row_map_of(rows, x.shape[:2].numel())
-    out, gate = torch.empty(x.shape, dtype=x.dtype, device=x.device), unit_rows(gate)
+    x, gate, rescale = given.x.contiguous(), unit_rows(given.gate), given.rescale
+    row_map = row_map_of(given.rows, x.shape[:2].numel())
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     launch(
         _scatter_rescale_fwd, (row_map.shape[0],),
-        x, None, row_map, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(), out,
-        x.shape[1], gate.stride(0), rescale.score_scale, RESCALE=rescale.mode, **row_block(x.shape[2]),
+        x, None, row_map, given.hidden.contiguous(), given.branch.contiguous(), gate,
+        given.logits.contiguous(), out, x.shape[1], gate.stride(0), rescale.score_scale,
+        RESCALE=rescale.mode, **row_block(x.shape[2]),
     )  # fmt: skip
     return out
 
 
-def scatter_rescale_(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> None:
+def scatter_rescale_(given: Finish) -> None:
     """The same into x itself, which must be contiguous: only the kept rows are read and written."""
-    index, gate = rows.index.contiguous(), unit_rows(gate)
+    x, gate, rescale = given.x, unit_rows(given.gate), given.rescale
+    index = given.rows.index.contiguous()
     launch(
         _scatter_rescale_fwd, (index.shape[0],),
-        x, index, None, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(), x,
-        x.shape[1], gate.stride(0), rescale.score_scale, RESCALE=rescale.mode, **row_block(x.shape[2]),
+        x, index, None, given.hidden.contiguous(), given.branch.contiguous(), gate,
+        given.logits.contiguous(), x, x.shape[1], gate.stride(0), rescale.score_scale,
+        RESCALE=rescale.mode, **row_block(x.shape[2]),
     )  # fmt: skip
 
 
@@ -140,30 +127,19 @@ def _scatter_rescale_bwd(
     tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
 
 
-def scatter_rescale_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def scatter_rescale_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor, ...]:
     """Gradients of x, hidden, branch in their dtype, of gate [B, D] and logits [B, N] in fp32."""
+    x, rescale, exact = given.x, given.rescale, (given.x, given.hidden, given.branch)
     batch, tokens, width = x.shape
-    gate, slices = unit_rows(gate), triton.cdiv(tokens, ROWS_PER_SLICE)
-    grad_x, grad_hidden, grad_branch = (
-        torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in (x, hidden, branch)
-    )
+    gate, slices = unit_rows(given.gate), triton.cdiv(tokens, ROWS_PER_SLICE)
+    grads = [torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in exact]
     grad_logits = accumulator(batch, tokens, like=x)
     partial = accumulator(batch, slices, width, like=x)
     launch(
         _scatter_rescale_bwd, (slices, batch),
-        grad_out.contiguous(), x.contiguous(), row_map_of(rows, batch * tokens), hidden.contiguous(),
-        branch.contiguous(), gate, logits.contiguous(),
-        grad_x, grad_hidden, grad_branch, grad_logits, partial,
-        tokens, gate.stride(0), rescale.score_scale,
+        grad_out.contiguous(), x.contiguous(), row_map_of(given.rows, batch * tokens),
+        given.hidden.contiguous(), given.branch.contiguous(), gate, given.logits.contiguous(),
+        *grads, grad_logits, partial, tokens, gate.stride(0), rescale.score_scale,
         RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width),
     )  # fmt: skip
-    return grad_x, grad_hidden, grad_branch, partial.sum(1), grad_logits
+    return *grads, partial.sum(1), grad_logits

@@ -6,7 +6,8 @@ from torch import Tensor
 from ..._backends import choose, kernels
 from ..._checks import Check
 from ..._register import Operator, register
-from ...types import Nested
+from ...types import Nested, Run
+from .two_passes import two_passes
 
 
 def _check(query, key, value, *flat):
@@ -36,11 +37,13 @@ def choose_two_bin_attention(backend: str, query: Tensor, *_, gradient: bool = F
 
 def _launcher(backend, query, key, value, *flat):
     *nested, scale = flat
-    return _attend, (kernels("two_bin_attention", backend), query, key, value, Nested(*nested), scale)
+    return _launched(backend, query, key, value, Nested(*nested), scale)
 
 
-def _attend(module, *arguments):
-    return module.two_bin_attention(*arguments).contiguous()
+def _launched(backend, *arguments):
+    if backend in ("cudnn", "varlen", "flash_attn"):  # libraries know one bin
+        return two_passes, (kernels("attention", backend).attention, *arguments)
+    return kernels("two_bin_attention", backend).two_bin_attention, arguments
 
 
 def _with_lse(query, key, value, *flat):
@@ -148,3 +151,14 @@ def two_bin_attention(
         query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, small,
         scale=scale, backend=backend,
     )  # fmt: skip
+
+
+def run_two_bin_attention(run: Run, query: Tensor, key: Tensor, value: Tensor, nested: Nested) -> Tensor:
+    """`two_bin_attention` as blocks run it: [T, H, d] -> [T + S, H d]."""
+    if run.direct:
+        chosen = choose_two_bin_attention(run.attention, query)
+        function, arguments = _launched(chosen, query, key, value, nested, None)
+        return function(*arguments).flatten(1)
+    cu_seqlens = nested.cu_seqlens_large, nested.cu_seqlens_small
+    flat = *cu_seqlens, nested.max_seqlen_large, nested.max_seqlen_small, nested.small
+    return torch.ops.diffratio.two_bin_attention(query, key, value, *flat, backend=run.attention).flatten(1)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..._backends import kernels
 from ..._checks import RESCALE, Check
 from ..._register import Operator, register
-from ...types import Bins, PackedRows, Rescale
+from ...types import Bins, Finish, PackedRows, Rescale
 from ..two_bin_gelu.op import sample_sums
 
 
@@ -34,11 +34,11 @@ def _bundled(x, index, hidden, branch, gate, logits, weight_large, cu_seqlens_la
     """The arguments as backends take them; how: rescale and score_scale."""
     rows = index.shape[0]
     bins = Bins(weight_large, cu_seqlens_large, cu_seqlens_small, rows, hidden.shape[0] - rows)
-    return x, PackedRows(index, x.shape[1], bins=bins), hidden, branch, gate, logits, Rescale(*how)
+    return Finish(x, PackedRows(index, x.shape[1], bins=bins), hidden, branch, gate, logits, Rescale(*how))
 
 
 def _launcher(backend, *arguments):
-    return kernels("two_bin_blend", backend).two_bin_blend, _bundled(*arguments)
+    return kernels("two_bin_blend", backend).two_bin_blend, (_bundled(*arguments),)
 
 
 def _gradients(backend, kept, grad_out):
@@ -49,7 +49,7 @@ def _gradients(backend, kept, grad_out):
 
 
 def _backward(grad_out, *arguments, backend):
-    return kernels("two_bin_blend", backend).two_bin_blend_backward(grad_out, *_bundled(*arguments))
+    return kernels("two_bin_blend", backend).two_bin_blend_backward(grad_out, _bundled(*arguments))
 
 
 def _fake(x, *_):

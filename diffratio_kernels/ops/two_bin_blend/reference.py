@@ -2,20 +2,12 @@
 
 from torch import Tensor
 
-from ...types import PackedRows, Rescale
+from ...types import Finish
 from ..route.reference import accumulation_dtype
 from ..two_bin_gelu.reference import blend, branch_weight
 
 
-def two_bin_blend(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> Tensor:
+def two_bin_blend(given: Finish) -> Tensor:
     """Blend the residual streams, finish the kept rows as `scatter_rescale` does, scatter them into a copy of
     x.
 
@@ -24,11 +16,12 @@ def two_bin_blend(
     "mlp": (1 - omega) x_i + h + s u; "residual": x_i + s (h - omega x_i + u);
     "output": (1 - omega) x_i + s (h + u); "none": (1 - omega) x_i + h + u.
     """
+    x, rows, rescale = given.x, given.rows, given.rescale
     index, dtype = rows.index, accumulation_dtype(x.dtype)
     flat = x.reshape(-1, x.shape[2])
-    score = (rescale.score_scale * logits.reshape(-1)[index].to(dtype).sigmoid())[:, None]
-    update = gate.to(dtype)[index // rows.tokens] * branch.to(dtype)
-    stream = blend(hidden.to(dtype), rows.bins)
+    score = (rescale.score_scale * given.logits.reshape(-1)[index].to(dtype).sigmoid())[:, None]
+    update = given.gate.to(dtype)[index // rows.tokens] * given.branch.to(dtype)
+    stream = blend(given.hidden.to(dtype), rows.bins)
     omega = branch_weight(rows.bins).to(dtype)
     kept = flat[index].to(dtype)
     if rescale.mode == "mlp":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
 from ..._triton.two_bin_rows import columns_if, contiguous, small_row
-from ...types import PackedRows, Rescale
+from ...types import Finish
 
 
 @triton.jit
@@ -60,26 +60,15 @@ def _two_bin_blend(
         tl.store(out_ptr + d, (base + factor * delta).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
-def two_bin_blend(
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> Tensor:
-    """A new [B, N, D]: kept rows blended, finished and rescaled, the others as in x.
-
-    hidden [T + S, D] of both bins; branch [T, D].
-    """
-    x, gate = x.contiguous(), unit_rows(gate)
+def two_bin_blend(given: Finish) -> Tensor:
+    """A new [B, N, D]: kept rows blended from both bins, finished and rescaled, the others as in x."""
+    x, gate, bins, rescale = given.x.contiguous(), unit_rows(given.gate), given.rows.bins, given.rescale
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    row_map = row_map_of(rows, x.shape[:2].numel())
+    row_map = row_map_of(given.rows, x.shape[:2].numel())
     launch(
         _two_bin_blend, (row_map.shape[0],),
-        x, row_map, hidden.contiguous(), branch.contiguous(), gate, logits.contiguous(),
-        *contiguous(rows.bins), out, x.shape[1], rows.bins.rows, gate.stride(0), rescale.score_scale,
+        x, row_map, given.hidden.contiguous(), given.branch.contiguous(), gate, given.logits.contiguous(),
+        *contiguous(bins), out, x.shape[1], bins.rows, gate.stride(0), rescale.score_scale,
         RESCALE=rescale.mode, **row_block(x.shape[2]),
     )  # fmt: skip
     return out
@@ -141,31 +130,21 @@ def _two_bin_blend_bwd(
     tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
 
 
-def two_bin_blend_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    rows: PackedRows,
-    hidden: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    logits: Tensor,
-    rescale: Rescale,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def two_bin_blend_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor, ...]:
     """Gradients of x, hidden [T + S, D] and branch in their dtype, of gate [B, D] and logits [B, N] in fp32,
     and what each packed row adds to that of weight_large [T] fp32."""
+    x, bins, rescale = given.x, given.rows.bins, given.rescale
     batch, tokens, width = x.shape
-    gate, slices = unit_rows(gate), triton.cdiv(tokens, ROWS_PER_SLICE)
-    grad_x, grad_hidden, grad_branch = (
-        torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in (x, hidden, branch)
-    )
-    grad_logits, dots = accumulator(batch, tokens, like=x), accumulator(rows.bins.rows, like=x)
+    gate, slices = unit_rows(given.gate), triton.cdiv(tokens, ROWS_PER_SLICE)
+    exact = x, given.hidden, given.branch
+    grads = [torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in exact]
+    grad_logits, dots = accumulator(batch, tokens, like=x), accumulator(bins.rows, like=x)
     partial = accumulator(batch, slices, width, like=x)
     launch(
         _two_bin_blend_bwd, (slices, batch),
-        grad_out.contiguous(), x.contiguous(), row_map_of(rows, batch * tokens), hidden.contiguous(),
-        branch.contiguous(), gate, logits.contiguous(), *contiguous(rows.bins),
-        grad_x, grad_hidden, grad_branch, grad_logits, dots, partial,
-        tokens, rows.bins.rows, gate.stride(0), rescale.score_scale,
-        RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width),
+        grad_out.contiguous(), x.contiguous(), row_map_of(given.rows, batch * tokens),
+        given.hidden.contiguous(), given.branch.contiguous(), gate, given.logits.contiguous(),
+        *contiguous(bins), *grads, grad_logits, dots, partial, tokens, bins.rows, gate.stride(0),
+        rescale.score_scale, RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width),
     )  # fmt: skip
-    return grad_x, grad_hidden, grad_branch, partial.sum(1), grad_logits, dots
+    return *grads, partial.sum(1), grad_logits, dots

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from diffratio_kernels._triton import row_map
+from diffratio_kernels._triton import launch as launching
 from diffratio_kernels._triton.launch import ROWS_PER_SLICE, launch
 from diffratio_kernels.ops.adaln import triton as adaln
 from diffratio_kernels.ops.attention import triton as attention
@@ -21,7 +21,7 @@ from diffratio_kernels.ops.scatter_rescale import triton as scatter
 from diffratio_kernels.ops.two_bin_attention import triton as two_bin_attention
 from diffratio_kernels.ops.two_bin_blend import triton as two_bin_blend
 from diffratio_kernels.ops.two_bin_gelu import triton as two_bin_gelu
-from diffratio_kernels.types import Bins, Linear, Nested, PackedRows, Rescale, Seqlens
+from diffratio_kernels.types import Bins, Finish, Linear, Nested, PackedRows, Rescale, Seqlens
 from tools.guards.interpreter import interpreted, overflow_trap
 from tools.launchers.check import same_bits
 
@@ -29,7 +29,7 @@ TOO_MANY = 2**31
 WIDTH = 1152
 ROWS = TOO_MANY // WIDTH + 40
 LAUNCHING = (adaln, route, scatter, mlp, fused_gate_residual, fused_scatter)
-LAUNCHING_TWO_BINS = (row_map, two_bin_blend, two_bin_gelu)
+LAUNCHING_TWO_BINS = (launching, two_bin_blend, two_bin_gelu)
 LAST = ROWS % ROWS_PER_SLICE
 """Rows of the last program of a backward pass."""
 FEW = 40
@@ -129,8 +129,8 @@ def test_rows_are_finished_in_place(rescale, end, device):
     logits = torch.randn(1, ROWS, device=device)
     x, twin = large(1, ROWS, WIDTH, device=device, last=rows), rows.clone()[None]
     arguments, how = finish(device), Rescale(rescale)
-    scatter.scatter_rescale_(x, PackedRows(index, ROWS), *arguments, logits, how)
-    scatter.scatter_rescale_(twin, PackedRows(small, FEW), *arguments, logits[:, -FEW:], how)
+    scatter.scatter_rescale_(Finish(x, PackedRows(index, ROWS), *arguments, logits, how))
+    scatter.scatter_rescale_(Finish(twin, PackedRows(small, FEW), *arguments, logits[:, -FEW:], how))
     assert same_bits(x[0, -FEW:], twin[0]) and not same_bits(twin[0], rows)
 
 
@@ -138,13 +138,14 @@ def test_rows_are_finished_and_differentiated(end, device):
     rows, small, index = end
     logits = torch.randn(1, ROWS, device=device)
     x, arguments = large(1, ROWS, WIDTH, device=device, last=rows), finish(device)
-    call = PackedRows(index, ROWS), *arguments, logits, Rescale("residual")
+    call = Finish(x, PackedRows(index, ROWS), *arguments, logits, Rescale("residual"))
     with last_programs():
-        out = scatter.scatter_rescale(x, *call)
-        grads = scatter.scatter_rescale_backward(x, x, *call)
-    call = PackedRows(small, FEW), *arguments, logits[:, -FEW:], Rescale("residual")
-    expected = scatter.scatter_rescale(rows[None], *call)
-    expected_grads = scatter.scatter_rescale_backward(rows[None], rows[None], *call)
+        out = scatter.scatter_rescale(call)
+        grads = scatter.scatter_rescale_backward(x, call)
+    packed, logits = PackedRows(small, FEW), logits[:, -FEW:]
+    call = Finish(rows[None], packed, *arguments, logits, Rescale("residual"))
+    expected = scatter.scatter_rescale(call)
+    expected_grads = scatter.scatter_rescale_backward(rows[None], call)
     assert same_bits(out[0, -1], expected[0, -1])
     assert same_bits(grads[0][0, -LAST:], expected_grads[0][0, -LAST:])
     assert same_bits(grads[4][0, -LAST:], expected_grads[4][0, -LAST:])
@@ -213,15 +214,14 @@ def test_a_product_is_put_back(rescale, end, device):
     rows, small, index = end
     hidden, _, gate = finish(device)
     inner, linear = half(4, 8, device=device), Linear(half(WIDTH, 8, device=device))
-    logits, how, product = torch.randn(1, ROWS).to(device), Rescale(rescale), (hidden, inner, linear, gate)
-    x, twin = large(1, ROWS, WIDTH, device=device, last=rows), rows.clone()[None]
-    fused_scatter.linear_scatter_(twin, PackedRows(small, FEW), *product, (logits[:, -FEW:], how))
-    call = x, PackedRows(index, ROWS), *product, (logits, how)
+    logits, how = torch.randn(1, ROWS).to(device), Rescale(rescale)
+    x = large(1, ROWS, WIDTH, device=device, last=rows)
+    few = Finish(rows[None], PackedRows(small, FEW), hidden, inner, gate, logits[:, -FEW:], how)
+    twin = fused_scatter.linear_scatter(few, linear)
+    call = Finish(x, PackedRows(index, ROWS), hidden, inner, gate, logits, how)
     with last_programs():
-        out = fused_scatter.linear_scatter(*call)
-    assert same_bits(out[0, -1, -8:], twin[0, -1, -8:])
-    fused_scatter.linear_scatter_(*call)
-    assert same_bits(x[0, -FEW:], twin[0]) and not same_bits(twin[0], rows)
+        out = fused_scatter.linear_scatter(call, linear)
+    assert same_bits(out[0, -1, -8:], twin[0, -1, -8:]) and not same_bits(twin[0], rows)
 
 
 def test_attention_at_the_end_of_packed_rows(device):
@@ -290,8 +290,8 @@ def test_rows_of_two_bins_are_blended_and_differentiated(device):
         cu_seqlens = torch.tensor([0, count], dtype=torch.int32, device=device)
         bins = Bins(weights, cu_seqlens, cu_seqlens, count, count)
         rows = PackedRows(torch.arange(count, device=device), count, bins=bins)
-        call = x, rows, hidden, branch, gate, logits[:, -count:], Rescale("residual")
-        return two_bin_blend.two_bin_blend(*call), *two_bin_blend.two_bin_blend_backward(grad, *call)
+        call = Finish(x, rows, hidden, branch, gate, logits[:, -count:], Rescale("residual"))
+        return two_bin_blend.two_bin_blend(call), *two_bin_blend.two_bin_blend_backward(grad, call)
 
     with last_programs(LAUNCHING_TWO_BINS):
         out, *grads = run(all_x, all_grad, all_branch, all_hidden)

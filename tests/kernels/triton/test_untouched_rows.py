@@ -1,11 +1,13 @@
 """Rows that are not kept come back bit for bit, whatever they hold; scores of other tokens change nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diffratio_kernels._backends import kernels
 from diffratio_kernels._triton.launch import row_map_of
-from diffratio_kernels.types import Linear, PackedRows, Rescale
+from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale
 from tools.launchers.calls import typical_call
 from tools.launchers.check import same_bits
 
@@ -101,18 +103,22 @@ def test_a_score_that_scales_nothing_may_be_nan(kind, dtype, device):
 def test_a_row_map_that_is_given_changes_nothing(kind, dtype, device):
     """Neither into a new tensor nor in place."""
     _, a = typical_call(f"{kind}, mlp", dtype, device)
-    x, index, how = a["x"], a["index"], Rescale("mlp", a["score_scale"])
+    x, rows, how = a["x"], PackedRows(a["index"], a["x"].shape[1]), Rescale("mlp", a["score_scale"])
     if kind == "scatter_rescale":
-        module, rest = kernels(kind, "triton"), (a["hidden"], a["branch"], a["gate"], a["logits"], how)
+        module, branch, rest = kernels(kind, "triton"), a["branch"], ()
     else:
-        module, scores = kernels("fused_linear", "scatter"), (a["logits"], how)
-        rest = a["hidden"], a["inner"], Linear(a["weight"], a["bias"]), a["gate"], scores
-    function, in_place = getattr(module, kind), getattr(module, f"{kind}_")
-    expected = function(x, PackedRows(index, x.shape[1]), *rest)
-    for row_map in (None, row_map_of(PackedRows(index, 1), x.shape[0] * x.shape[1])):
-        rows, copy = PackedRows(index, x.shape[1], row_map=row_map), x.clone()
-        in_place(copy, rows, *rest)
-        assert same_bits(copy, expected) and same_bits(function(x, rows, *rest), expected)
+        module, branch = kernels("fused_linear", "scatter"), a["inner"]
+        rest = (Linear(a["weight"], a["bias"]),)
+    call = Finish(x, rows, a["hidden"], branch, a["gate"], a["logits"], how)
+    function, in_place = getattr(module, kind), getattr(module, f"{kind}_", None)
+    expected = function(call, *rest)
+    for row_map in (None, row_map_of(rows, x.shape[0] * x.shape[1])):
+        given = replace(call, rows=replace(rows, row_map=row_map))
+        assert same_bits(function(given, *rest), expected)
+        if in_place is not None:
+            copy = x.clone()
+            in_place(replace(given, x=copy))
+            assert same_bits(copy, expected)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the mean of such a row

@@ -187,7 +187,7 @@ TRITON_ROWS = [
         "scatter-gate-gradient-of-slices",
         "last slice dropped",
         SCATTER,
-        {"grad_branch, partial.sum(1)": "grad_branch, partial[:, 0]"},
+        {"*grads, partial.sum(1)": "*grads, partial[:, 0]"},
         FUZZ,
     ),
 ]
