@@ -3,13 +3,13 @@
 A backend of an operator is the module of its name in the operator's folder: `ops/adaln/cpu.py`. All of them
 have the same functions with the same arguments."""
 
-import importlib
+import importlib.util
 from functools import cache
 from types import ModuleType
 
 import torch
 
-from . import _libraries, _native, _triton
+from . import _native, _triton
 
 BACKENDS = {
     "route": ("cpu", "cuda", "triton", "reference"),
@@ -45,6 +45,9 @@ _AUTO = {
 }
 """Device type -> the order in which "auto" tries. No GPU has measured the second row yet: it is predicted."""
 
+_PACKAGES = {"varlen": "torch.nn.attention.varlen", "flash_attn": "flash_attn"}
+"""Backend -> what must be installed."""
+
 OWN = ("cpu", "cuda", "triton")
 """Backends that autograd does not see through: kernels of this package."""
 
@@ -77,7 +80,19 @@ def unavailable_reason(backend: str, device_type: str, dtype: torch.dtype | None
         return None
     if device_type != "cuda":  # cuda, cublaslt and the libraries
         return f"it is for CUDA tensors, not {device_type}"
-    return _native.cuda_unavailable if backend == "cuda" else _libraries.missing(backend)
+    return _native.cuda_unavailable if backend == "cuda" else _missing(backend)
+
+
+def _missing(backend: str) -> str | None:
+    """Why a library of attention cannot be had, None where it can."""
+    if backend == "cudnn":
+        return None if torch.backends.cudnn.is_available() else "this torch has no cuDNN"
+    if backend == "varlen" and torch.__version__ < (2, 11):
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen with a scale (2.11 or later)"
+    package = _PACKAGES.get(backend)
+    if package is None or importlib.util.find_spec(package):
+        return None
+    return f"{package} is not installed"
 
 
 def choose(

@@ -102,6 +102,16 @@ def _autograd_kernel(op: Callable, differentiable: Callable | None, steps: Calla
     return autograd_kernel
 
 
+def like_first(first: Tensor, *_) -> Tensor:
+    """The fake of an operator whose result is as its first argument."""
+    return first.new_empty(first.shape)
+
+
+def like_operands(_, query: Tensor, key: Tensor, value: Tensor, *__) -> tuple[Tensor, ...]:
+    """The fake of an attention's backward operator."""
+    return tuple(t.new_empty(t.shape) for t in (query, key, value))
+
+
 @dataclass
 class Operator:
     """`diffratio::<schema>`, computed by one of several backends: making it registers it.

@@ -13,34 +13,24 @@ from torch.utils.flop_counter import register_flop_formula
 _ops = torch.ops.diffratio
 
 
-@register_flop_formula(_ops.attention, get_raw=True)
-def _attention(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **_) -> int:
+@register_flop_formula([_ops.attention, _ops.attention_with_lse], get_raw=True)
+def _attention(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *_, **__) -> int:
     lengths_q, lengths_k = _lengths(cu_seqlens_q, max_seqlen_q), _lengths(cu_seqlens_k, max_seqlen_k)
     pairs = sum(q * k for q, k in zip(lengths_q, lengths_k, strict=True))
     return 4 * query.shape[1] * query.shape[2] * pairs
 
 
-@register_flop_formula(_ops.attention_with_lse, get_raw=True)
-def _attention_with_lse(query, key, value, *seqlens, **_) -> int:
-    return _attention(query, key, value, *seqlens[:4])
-
-
 @register_flop_formula(_ops.attention_backward, get_raw=True)
 def _attention_backward(grad_out, query, key, value, out, lse, *seqlens, **_) -> int:
-    return _attention(query, key, value, *seqlens[:4]) * 5 // 2  # five products, the forward pass has two
+    return _attention(query, key, value, *seqlens) * 5 // 2  # five products, the forward pass has two
 
 
-@register_flop_formula(_ops.two_bin_attention, get_raw=True)
+@register_flop_formula([_ops.two_bin_attention, _ops.two_bin_attention_with_lse], get_raw=True)
 def _two_bin_attention(
     query, key, value, cu_seqlens_large, cu_seqlens_small, max_seqlen_large, max_seqlen_small, *_, **__
 ) -> int:
     large, small = _lengths(cu_seqlens_large, max_seqlen_large), _lengths(cu_seqlens_small, max_seqlen_small)
     return 4 * query.shape[1] * query.shape[2] * sum(length**2 for length in (*large, *small))
-
-
-@register_flop_formula(_ops.two_bin_attention_with_lse, get_raw=True)
-def _two_bin_attention_with_lse(query, key, value, *nested, **_) -> int:
-    return _two_bin_attention(query, key, value, *nested)
 
 
 @register_flop_formula(_ops.two_bin_attention_backward, get_raw=True)

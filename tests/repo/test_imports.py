@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "diffratio_kernels"
 
 ORDER = (
-    ("types", "_autocast", "_libraries", "_native", "_triton"),
+    ("types", "_autocast", "_native", "_triton"),
     ("_checks", "_backends"),
     ("_register",),
     ("ops",),

@@ -193,10 +193,10 @@ def _scatter(width: int, dtype: torch.dtype) -> Calls:
 
 def _mlp(width: int, hidden: int, dtype: torch.dtype) -> Calls:
     rows, fc1 = _empty(T, width, dtype=dtype), _linear(hidden, width, dtype)
-    yield " training", mlp.linear_gelu_with_pre, (rows, fc1)
+    weight, pre = _empty(width, hidden, dtype=dtype), _empty(T, hidden, dtype=dtype)
+    yield " training", mlp.linear_gelu, (rows, fc1, None, pre)
     if width == FULL_WIDTH:
         yield " inference", mlp.linear_gelu, (rows, fc1)
-    weight, pre = _empty(width, hidden, dtype=dtype), _empty(T, hidden, dtype=dtype)
     yield " backward", mlp.linear_gelu_backward, (rows, weight, pre)
 
 

@@ -57,7 +57,8 @@ def products() -> None:
         shapes = (130, 40), (136, 40), (136,), (40, 136)
         rows, weight, bias, next_weight = (torch.randn(shape).to(DEVICE, dtype) for shape in shapes)
         mlp, fc1, fc2 = kernels("mlp", "triton"), Linear(weight, bias), Linear(next_weight)
-        inner, pre = mlp.linear_gelu_with_pre(rows, fc1)
+        pre = torch.empty(130, 136, dtype=dtype, device=DEVICE)
+        inner = mlp.linear_gelu(rows, fc1, pre=pre)
         check(f"linear_gelu {dtype}", (inner, pre, *mlp.linear_gelu_backward(rows, next_weight, pre)))
         x, hidden, gate = (
             torch.randn(shape).to(DEVICE, dtype) for shape in ((2, 99, 40), (130, 40), (2, 40))

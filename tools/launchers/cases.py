@@ -256,8 +256,8 @@ def linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
     grad_pre, again = triton.linear_gelu_backward(grad, next_weight, pre)
     results = {"d pre": grad_pre, "inner again": again}
     if keep_pre:
-        inner, kept = triton.linear_gelu_with_pre(rows, fc1)
-        return results | {"inner": inner, "pre": kept}
+        kept = torch.empty(pre.shape, dtype=rows.dtype, device=rows.device)
+        return results | {"inner": triton.linear_gelu(rows, fc1, pre=kept), "pre": kept}
     return results | {"inner": triton.linear_gelu(rows, fc1)}
 
 

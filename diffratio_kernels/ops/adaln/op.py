@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import kernels
 from ..._checks import Check
-from ..._register import Operator, register
+from ..._register import Operator, like_first, register
 from ...types import PackedRows, Run
 
 
@@ -71,10 +71,6 @@ def _fake_gather(x, index, *_):
     return rows, torch.empty_like(rows)
 
 
-def _fake(rows, *_):
-    return rows.new_empty(rows.shape)
-
-
 def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, backend):
     count = rows.shape[0] if x_rows is None else x_rows
     grad_scale = scale.new_empty(scale.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
@@ -95,7 +91,7 @@ Operator(
     'str backend="auto") -> Tensor',
     check=_check_adaln,
     launcher=_launcher,
-    fake=_fake,
+    fake=like_first,
     gradients=_gradients,
 )
 register(

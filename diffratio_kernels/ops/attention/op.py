@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check, readable
-from ..._register import Operator, register
+from ..._register import Operator, like_first, like_operands, register
 from ...types import Run, Seqlens
 
 
@@ -68,39 +68,30 @@ def _backward(grad_out, query, key, value, out, lse, *flat):
     return backward(grad_out, query, key, value, out, lse, Seqlens(*seqlens), scale)
 
 
-def _fake(query, *_):
-    return query.new_empty(query.shape)
-
-
 def _fake_with_lse(query, *_):
     lse = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
     return query.new_empty(query.shape), lse
 
 
-def _fake_backward(grad_out, query, key, value, *_):
-    return tuple(t.new_empty(t.shape) for t in (query, key, value))
-
-
+_OPERANDS = "Tensor query, Tensor key, Tensor value, "
+_SEQLENS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
 register(
-    "attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
-    "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? key_lengths, float? scale) -> (Tensor, Tensor)",
+    f"attention_with_lse({_OPERANDS}{_SEQLENS}Tensor? key_lengths, float? scale) -> (Tensor, Tensor)",
     kernel=_with_lse,
     fake=_fake_with_lse,
 )
 register(
-    "attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
-    "Tensor? key_lengths, float? scale) -> (Tensor, Tensor, Tensor)",
+    f"attention_backward(Tensor grad_out, {_OPERANDS}Tensor out, Tensor lse, {_SEQLENS}Tensor? key_lengths, "
+    "float? scale) -> (Tensor, Tensor, Tensor)",
     kernel=_backward,
-    fake=_fake_backward,
+    fake=like_operands,
 )
 Operator(
-    "attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
-    "SymInt max_seqlen_q, SymInt max_seqlen_k, *, Tensor? key_lengths=None, float? scale=None, "
+    f"attention({_OPERANDS}{_SEQLENS}*, Tensor? key_lengths=None, float? scale=None, "
     'str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
-    fake=_fake,
+    fake=like_first,
     gradients=_gradients,
     train=_train,
     chosen=choose_attention,

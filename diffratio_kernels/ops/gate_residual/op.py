@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._backends import kernels
 from ..._checks import Check
-from ..._register import Operator, register
+from ..._register import Operator, like_first, register
 from ...types import PackedRows, Run
 from ..attention.sdpa import runs
 
@@ -40,10 +40,6 @@ def _backward(grad_out, branch, gate, index, tokens, *, backend):
     return backward(grad_out, branch, gate, PackedRows(index, tokens))
 
 
-def _fake(hidden, *_):
-    return hidden.new_empty(hidden.shape)
-
-
 def _fake_backward(grad_out, branch, gate, index, tokens, *, backend):
     dtype = torch.promote_types(branch.dtype, torch.float32)
     return branch.new_empty(branch.shape), gate.new_empty(gate.shape, dtype=dtype)
@@ -54,7 +50,7 @@ Operator(
     'str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
-    fake=_fake,
+    fake=like_first,
     gradients=_gradients,
     train=_train,
     cast=("branch",),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import Operator, register
+from ..._register import Operator, like_first, register
 from ...types import Linear, Product, Run
 
 
@@ -59,15 +59,12 @@ def _gradients(_, kept, grad_out):
 
 
 def _linear_gelu(rows, weight, bias):
-    return kernels("mlp", "triton").linear_gelu_with_pre(rows, Linear(weight, bias))
+    pre = torch.empty(rows.shape[0], weight.shape[0], dtype=rows.dtype, device=rows.device)
+    return kernels("mlp", "triton").linear_gelu(rows, Linear(weight, bias), pre=pre), pre
 
 
 def _linear_gelu_backward(grad, weight, pre):
     return kernels("mlp", "triton").linear_gelu_backward(grad, weight, pre)
-
-
-def _fake(rows, *_):
-    return rows.new_empty(rows.shape)
 
 
 def _fake_linear_gelu(rows, weight, bias):
@@ -84,7 +81,7 @@ Operator(
     'str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
-    fake=_fake,
+    fake=like_first,
     gradients=_gradients,
     train=_train,
     chosen=_chosen,

@@ -52,25 +52,18 @@ def _linear_gelu(
     tl.store(out_ptr + at, activation.to(dtype), mask=inside)
 
 
-def linear_gelu(rows: Tensor, fc1: Linear, out: Tensor | None = None) -> Tensor:
-    """rows [T, D], fc1 [F, D] -> gelu(fc1(rows)) [T, F], into `out` where it is given."""
+def linear_gelu(rows: Tensor, fc1: Linear, out: Tensor | None = None, pre: Tensor | None = None) -> Tensor:
+    """rows [T, D], fc1 [F, D] -> gelu(fc1(rows)) [T, F], into `out` where it is given.
+
+    What gelu is given, which the backward pass needs, is written into `pre` where it is given.
+    """
     if out is None:
         out = torch.empty(rows.shape[0], fc1.weight.shape[0], dtype=rows.dtype, device=rows.device)
     bias = None if fc1.bias is None else fc1.bias.contiguous()
     grid, options = product_options("linear_gelu", rows, fc1.weight.t())
-    operands = rows.contiguous(), fc1.weight.t(), bias, None, out, None
-    launch(_linear_gelu, grid, *operands, rows.shape[0], BACKWARD=False, **options)
-    return out
-
-
-def linear_gelu_with_pre(rows: Tensor, fc1: Linear) -> tuple[Tensor, Tensor]:
-    """`linear_gelu`, and what gelu was given [T, F], which the backward pass needs."""
-    out = torch.empty(rows.shape[0], fc1.weight.shape[0], dtype=rows.dtype, device=rows.device)
-    pre, bias = torch.empty_like(out), None if fc1.bias is None else fc1.bias.contiguous()
-    grid, options = product_options("linear_gelu", rows, fc1.weight.t())
     operands = rows.contiguous(), fc1.weight.t(), bias, pre, out, None
     launch(_linear_gelu, grid, *operands, rows.shape[0], BACKWARD=False, **options)
-    return out, pre
+    return out
 
 
 def linear_gelu_backward(grad: Tensor, weight: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
-from ..._register import Operator, register
+from ..._register import Operator, like_first, register
 from ...types import Finish, PackedRows, Rescale, Run
 
 
@@ -55,10 +55,6 @@ def _refuse_gradients(*args, **kwargs):
     raise NotImplementedError("scatter_rescale_: no gradients through x in place; use scatter_rescale")
 
 
-def _fake(x, *_):
-    return x.new_empty(x.shape)
-
-
 def _fake_in_place(
     x, index, hidden, branch, gate, logits, rescale="mlp", score_scale=1.0, *, backend="auto"
 ):  # fmt: skip
@@ -71,27 +67,26 @@ def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, *_, backend
     return *exact, gate.new_empty(gate.shape, **wide), logits.new_empty(logits.shape, **wide)
 
 
+_KEPT = "Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
+_HOW = 'str rescale="mlp", float score_scale=1.0, *, str backend="auto"'
 Operator(
-    "scatter_rescale(Tensor x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
-    'str rescale="mlp", float score_scale=1.0, *, str backend="auto") -> Tensor',
+    f"scatter_rescale(Tensor x, {_KEPT}{_HOW}) -> Tensor",
     check=_check,
     launcher=_launcher,
-    fake=_fake,
+    fake=like_first,
     gradients=_gradients,
     cast=("hidden", "branch"),
     cast_like="x",
 )
 register(
-    "scatter_rescale_(Tensor(a!) x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
-    'str rescale="mlp", float score_scale=1.0, *, str backend="auto") -> ()',
+    f"scatter_rescale_(Tensor(a!) x, {_KEPT}{_HOW}) -> ()",
     kernel=_in_place,
     fake=_fake_in_place,
     differentiable=_refuse_gradients,
 )
 register(
-    "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor hidden, Tensor branch, "
-    "Tensor gate, Tensor logits, str rescale, float score_scale, *, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"scatter_rescale_backward(Tensor grad_out, Tensor x, {_KEPT}str rescale, float score_scale, *, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernel=_backward,
     fake=_fake_backward,
 )

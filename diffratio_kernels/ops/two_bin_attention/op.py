@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import Operator, register
+from ..._register import Operator, like_operands, register
 from ...types import Nested, Run
 from .two_passes import two_passes
 
@@ -78,28 +78,24 @@ def _fake_with_lse(query, *flat):
     return out, query.new_empty(query.shape[1], out.shape[0], dtype=torch.float32)
 
 
-def _fake_backward(grad_out, query, key, value, *_):
-    return tuple(t.new_empty(t.shape) for t in (query, key, value))
-
-
+_OPERANDS = "Tensor query, Tensor key, Tensor value, "
+_NESTED = (
+    "Tensor cu_seqlens_large, Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, "
+    "SymInt small, "
+)
 register(
-    "two_bin_attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_large, "
-    "Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, SymInt small, float? scale) "
-    "-> (Tensor, Tensor)",
+    f"two_bin_attention_with_lse({_OPERANDS}{_NESTED}float? scale) -> (Tensor, Tensor)",
     kernel=_with_lse,
     fake=_fake_with_lse,
 )
 register(
-    "two_bin_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
-    "Tensor lse, Tensor cu_seqlens_large, Tensor cu_seqlens_small, SymInt max_seqlen_large, "
-    "SymInt max_seqlen_small, SymInt small, float? scale) -> (Tensor, Tensor, Tensor)",
+    f"two_bin_attention_backward(Tensor grad_out, {_OPERANDS}Tensor out, Tensor lse, {_NESTED}float? scale) "
+    "-> (Tensor, Tensor, Tensor)",
     kernel=_backward,
-    fake=_fake_backward,
+    fake=like_operands,
 )
 Operator(
-    "two_bin_attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_large, "
-    "Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, SymInt small, *, "
-    'float? scale=None, str backend="auto") -> Tensor',
+    f'two_bin_attention({_OPERANDS}{_NESTED}*, float? scale=None, str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
     fake=_fake,

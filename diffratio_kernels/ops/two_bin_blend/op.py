@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..._backends import kernels
 from ..._checks import RESCALE, Check
-from ..._register import Operator, register
+from ..._register import Operator, like_first, register
 from ...types import Bins, Finish, PackedRows, Rescale
 from ..two_bin_gelu.op import sample_sums
 
@@ -52,10 +52,6 @@ def _backward(grad_out, *arguments, backend):
     return kernels("two_bin_blend", backend).two_bin_blend_backward(grad_out, _bundled(*arguments))
 
 
-def _fake(x, *_):
-    return x.new_empty(x.shape)
-
-
 def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, *_, backend):
     wide = {"dtype": torch.promote_types(x.dtype, torch.float32)}
     exact = (t.new_empty(t.shape) for t in (x, hidden, branch))
@@ -63,21 +59,21 @@ def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, *_, backend
     return *exact, *(x.new_empty(shape, **wide) for shape in shapes)
 
 
+_TENSORS = (
+    "Tensor x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, "
+    "Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
+)
 Operator(
-    "two_bin_blend(Tensor x, Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "
-    "Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
-    'str rescale="mlp", float score_scale=1.0, *, str backend="auto") -> Tensor',
+    f'two_bin_blend({_TENSORS}str rescale="mlp", float score_scale=1.0, *, str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
-    fake=_fake,
+    fake=like_first,
     gradients=_gradients,
     cast=("hidden", "branch"),
     cast_like="x",
 )
 register(
-    "two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor hidden, Tensor branch, "
-    "Tensor gate, Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
-    "str rescale, float score_scale, *, str backend) "
+    f"two_bin_blend_backward(Tensor grad_out, {_TENSORS}str rescale, float score_scale, *, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernel=_backward,
     fake=_fake_backward,
