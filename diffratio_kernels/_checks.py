@@ -28,6 +28,10 @@ def readable(t: Tensor) -> bool:
     return t.device.type == "cpu" and type(t) is Tensor
 
 
+def _by_sample(index: Tensor, tokens: int, kept: Tensor) -> bool:
+    return torch.equal(index // tokens, torch.arange(len(kept)).repeat_interleave(kept))
+
+
 class Check:
     """Checks for one call of one operator: `Check("route").tensor("x", x, "B N D")`.
 
@@ -122,10 +126,8 @@ class Check:
             self.fail(f"index holds {bad.item()}, must be in 0..{rows - 1} (rows of the flattened x)")
         if index.bincount(minlength=rows).max() > 1:
             self.fail("index must hold each row at most once")
-        if keep is not None:
-            owner = torch.arange(len(keep)).repeat_interleave(torch.tensor(keep))
-            if not torch.equal(index // (rows // len(keep)), owner):
-                self.fail(f"index must hold {keep_name}[b] rows of each sample b, sample after sample")
+        if keep is not None and not _by_sample(index, rows // len(keep), torch.tensor(keep)):
+            self.fail(f"index must hold {keep_name}[b] rows of each sample b, sample after sample")
 
     def two_bins(self, bins: Bins, rows: tuple[str, int], both: tuple[str, int]):
         """Weights and cumulative counts of two bins; `rows` and `both`: which argument tells T or T + S, and
@@ -177,12 +179,9 @@ class Check:
         """Packed rows lie sample after sample, as the offsets say."""
         if not readable(index) or not readable(cu_seqlens_large):
             return
-        counts = cu_seqlens_large.diff()
-        owner = torch.arange(len(counts)).repeat_interleave(counts)
-        if not torch.equal(index // tokens, owner):
-            self.fail(
-                f"index must hold rows of sample after sample, {counts.tolist()} (from cu_seqlens_large)"
-            )
+        kept = cu_seqlens_large.diff()
+        if not _by_sample(index, tokens, kept):
+            self.fail(f"index must hold rows of sample after sample, {kept.tolist()} (from cu_seqlens_large)")
 
     def heads(self, num_heads: int):
         width, _ = self.sizes["D"]

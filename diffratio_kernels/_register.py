@@ -1,6 +1,6 @@
 """How an operator of `torch.ops.diffratio` is put together: schema, kernel, fake, autograd, autocast."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 
@@ -107,9 +107,10 @@ def like_first(first: Tensor, *_) -> Tensor:
     return first.new_empty(first.shape)
 
 
-def like_operands(_, query: Tensor, key: Tensor, value: Tensor, *__) -> tuple[Tensor, ...]:
-    """The fake of an attention's backward operator."""
-    return tuple(t.new_empty(t.shape) for t in (query, key, value))
+def empty_gradients(*exact: Tensor, wide: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+    """Gradients as large as tensors: `exact` in their dtype, `wide` in the one that kernels add up in."""
+    dtype = torch.promote_types(exact[0].dtype, torch.float32)
+    return *(t.new_empty(t.shape) for t in exact), *(t.new_empty(t.shape, dtype=dtype) for t in wide)
 
 
 @dataclass

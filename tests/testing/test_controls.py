@@ -8,10 +8,11 @@ from diffratio_kernels import mod_block, reference, two_bin_block
 from diffratio_kernels.ops.adaln import cpu as adaln
 from diffratio_kernels.testing import budget
 from diffratio_kernels.testing.budget import check_budget, gradients, least_error, longest_sum, shake
-from diffratio_kernels.testing.cases import LAYOUTS, ModBlockCase, cast, laid_out, random_case
+from diffratio_kernels.testing.cases import LAYOUTS, ModBlockCase, cast, laid_out
 from diffratio_kernels.types import PackedRows
 from tools.checks import blocks
 from tools.checks.blocks import check_mod_block, check_two_bin_block
+from tools.checks.random_cases import random_case
 from tools.checks.scores import expected_selection, routed_to, score_matrices
 from tools.guards.poison import poisoned_memory
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from diffratio_kernels import mod_block, reference, route, two_bin_block
 from diffratio_kernels._backends import unavailable_reason
 from diffratio_kernels.testing import budget
-from diffratio_kernels.testing.cases import cast, on_device, random_case, random_two_bin_case
+from diffratio_kernels.testing.cases import cast, on_device
+
+from .random_cases import random_case, random_two_bin_case
 
 # Softmax ignores a shift of its logits, so these gradients sum terms that cancel; roundings follow the terms,
 # whose size another gradient shows.

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check, readable
-from ..._register import Operator, like_first, like_operands, register
+from ..._register import Operator, empty_gradients, like_first, register
+from ..._triton.tiles import LARGEST_HEAD_DIM
 from ...types import Run, Seqlens
 
 
@@ -28,10 +29,6 @@ def _check(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seql
             check.fail(f"key_lengths={key_lengths.tolist()} must be in 0..{room.tolist()}")
     if scale is not None:
         check.positive("scale", scale)
-
-
-LARGEST_HEAD_DIM = 256
-"""Of the Triton kernels."""
 
 
 def choose_attention(backend: str, query: Tensor, *_, gradient: bool = False) -> str:
@@ -73,6 +70,10 @@ def _fake_with_lse(query, *_):
     return query.new_empty(query.shape), lse
 
 
+def _fake_backward(_, query, key, value, *__):
+    return empty_gradients(query, key, value)
+
+
 _OPERANDS = "Tensor query, Tensor key, Tensor value, "
 _SEQLENS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
 register(
@@ -84,7 +85,7 @@ register(
     f"attention_backward(Tensor grad_out, {_OPERANDS}Tensor out, Tensor lse, {_SEQLENS}Tensor? key_lengths, "
     "float? scale) -> (Tensor, Tensor, Tensor)",
     kernel=_backward,
-    fake=like_operands,
+    fake=_fake_backward,
 )
 Operator(
     f"attention({_OPERANDS}{_SEQLENS}*, Tensor? key_lengths=None, float? scale=None, "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._backends import kernels
 from ..._checks import Check
-from ..._register import Operator, like_first, register
+from ..._register import Operator, empty_gradients, like_first, register
 from ...types import PackedRows, Run
 from ..attention.sdpa import runs
 
@@ -41,8 +41,7 @@ def _backward(grad_out, branch, gate, index, tokens, *, backend):
 
 
 def _fake_backward(grad_out, branch, gate, index, tokens, *, backend):
-    dtype = torch.promote_types(branch.dtype, torch.float32)
-    return branch.new_empty(branch.shape), gate.new_empty(gate.shape, dtype=dtype)
+    return empty_gradients(branch, wide=(gate,))
 
 
 Operator(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import cuda
 from ..cuda import column_sums, fp32, stream
-from .cu_seqlens import copied_cu_seqlens
+from .cu_seqlens import empty_selection
 
 
 def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) -> Tensor:
@@ -35,14 +35,7 @@ def select(
     counts_small: at most as many; each sample's small set comes first, both parts ascending.
     Returns index [T] int64, cu_seqlens [B+1] int32 and row_map [B*N] int32.
     """
-    (batch, tokens), device = logits.shape, logits.device
-    index = torch.empty(sum(counts), dtype=torch.int64, device=device)
-    row_map = torch.empty(logits.numel(), dtype=torch.int32, device=device)
-    equal = counts[0] if tokens > 0 and len(set(counts)) == 1 else -1  # then the kernel writes cu_seqlens
-    if equal < 0:
-        cu_seqlens = copied_cu_seqlens(counts, device)
-    else:
-        cu_seqlens = torch.empty(batch + 1, dtype=torch.int32, device=device)
-    small = None if counts_small is None else copied_cu_seqlens(counts_small, device).diff()
+    index, cu_seqlens, row_map, small, equal = empty_selection(logits, counts, counts_small)
+    equal = -1 if equal is None else equal
     cuda.operators.topk_select(logits.contiguous(), equal, cu_seqlens, small, index, row_map, stream(logits))
     return index, cu_seqlens, row_map

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block
-from .cu_seqlens import copied_cu_seqlens
+from .cu_seqlens import empty_selection
 
 
 @triton.jit
@@ -165,15 +165,8 @@ def select(
     counts_small: at most as many; each sample's small set comes first, both parts ascending.
     Returns index [T] int64, cu_seqlens [B+1] int32 and row_map [B*N] int32.
     """
-    (batch, tokens), device = logits.shape, logits.device
-    index = torch.empty(sum(counts), dtype=torch.int64, device=device)
-    row_map = torch.empty(logits.numel(), dtype=torch.int32, device=device)
-    equal = counts[0] if tokens > 0 and len(set(counts)) == 1 else None  # then the kernel writes cu_seqlens
-    if equal is None:
-        cu_seqlens = copied_cu_seqlens(counts, device)
-    else:
-        cu_seqlens = torch.empty(batch + 1, dtype=torch.int32, device=device)
-    small = None if counts_small is None else copied_cu_seqlens(counts_small, device).diff()
+    (batch, tokens), selection = logits.shape, empty_selection(logits, counts, counts_small)
+    index, cu_seqlens, row_map, small, equal = selection
     block = min(triton.next_power_of_2(max(tokens, 256)), 4096)
     launch(
         _topk_select, (batch,),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
-from ..._register import Operator, like_first, register
+from ..._register import Operator, empty_gradients, like_first, register
 from ...types import Finish, PackedRows, Rescale, Run
 
 
@@ -62,9 +62,7 @@ def _fake_in_place(
 
 
 def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, *_, backend):
-    wide = {"dtype": torch.promote_types(x.dtype, torch.float32)}
-    exact = (t.new_empty(t.shape) for t in (x, hidden, branch))
-    return *exact, gate.new_empty(gate.shape, **wide), logits.new_empty(logits.shape, **wide)
+    return empty_gradients(x, hidden, branch, wide=(gate, logits))
 
 
 _KEPT = "Tensor index, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, "

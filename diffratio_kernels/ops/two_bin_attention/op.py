@@ -5,7 +5,8 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import Operator, like_operands, register
+from ..._register import Operator, empty_gradients, register
+from ..._triton.tiles import LARGEST_HEAD_DIM_OF_TWO_BINS
 from ...types import Nested, Run
 from .two_passes import two_passes
 
@@ -24,13 +25,9 @@ def _check(query, key, value, *flat):
         check.positive("scale", scale)
 
 
-LARGEST_HEAD_DIM = 128
-"""Of the Triton kernels of two bins."""
-
-
 def choose_two_bin_attention(backend: str, query: Tensor, *_, gradient: bool = False) -> str:
     """The backend for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
-    if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM:
+    if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM_OF_TWO_BINS:
         backend = "sdpa"
     return choose("two_bin_attention", backend, query.device, query.dtype)
 
@@ -78,6 +75,10 @@ def _fake_with_lse(query, *flat):
     return out, query.new_empty(query.shape[1], out.shape[0], dtype=torch.float32)
 
 
+def _fake_backward(_, query, key, value, *__):
+    return empty_gradients(query, key, value)
+
+
 _OPERANDS = "Tensor query, Tensor key, Tensor value, "
 _NESTED = (
     "Tensor cu_seqlens_large, Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, "
@@ -92,7 +93,7 @@ register(
     f"two_bin_attention_backward(Tensor grad_out, {_OPERANDS}Tensor out, Tensor lse, {_NESTED}float? scale) "
     "-> (Tensor, Tensor, Tensor)",
     kernel=_backward,
-    fake=like_operands,
+    fake=_fake_backward,
 )
 Operator(
     f'two_bin_attention({_OPERANDS}{_NESTED}*, float? scale=None, str backend="auto") -> Tensor',

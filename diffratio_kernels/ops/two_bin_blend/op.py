@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..._backends import kernels
 from ..._checks import RESCALE, Check
-from ..._register import Operator, like_first, register
+from ..._register import Operator, empty_gradients, like_first, register
 from ...types import Bins, Finish, PackedRows, Rescale
 from ..two_bin_gelu.op import sample_sums
 
@@ -53,10 +53,7 @@ def _backward(grad_out, *arguments, backend):
 
 
 def _fake_backward(grad_out, x, index, hidden, branch, gate, logits, *_, backend):
-    wide = {"dtype": torch.promote_types(x.dtype, torch.float32)}
-    exact = (t.new_empty(t.shape) for t in (x, hidden, branch))
-    shapes = gate.shape, logits.shape, index.shape
-    return *exact, *(x.new_empty(shape, **wide) for shape in shapes)
+    return empty_gradients(x, hidden, branch, wide=(gate, logits, index))
 
 
 _TENSORS = (

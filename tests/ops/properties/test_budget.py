@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffratio_kernels.testing.cases import random_two_bin_case
 from tools.checks.blocks import check_mod_block, check_two_bin_block
+from tools.checks.random_cases import random_two_bin_case
 from tools.guards.interpreter import guarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
