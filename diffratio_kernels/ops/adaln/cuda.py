@@ -40,11 +40,7 @@ def adaln_backward(
     grad_normed: Tensor,
     x_rows: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden [T, D] or, with x_rows, of the flattened x [x_rows, D] that it was gathered from;
-    and of shift and scale [B, D].
-
-    grad_rows: gradient of the gathered rows themselves, if any.
-    """
+    """As the CPU kernels' `adaln_backward`; gradients of shift and scale in fp32."""
     (count, width), samples, tokens = hidden.shape, scale.shape[0], rows.tokens
     like = {"dtype": hidden.dtype, "device": hidden.device}
     grad_x = torch.empty(count if x_rows is None else x_rows, width, **like)

@@ -9,10 +9,26 @@ from ...types import Seqlens
 from ..route.reference import accumulation_dtype
 
 
-def _padded_positions(cu_seqlens: Tensor, max_seqlen: int, rows: int) -> Tensor:
-    """[B, max_seqlen] packed row of each padded place, clamped into range where there is none."""
-    positions = cu_seqlens[:-1, None].long() + torch.arange(max_seqlen, device=cu_seqlens.device)
-    return positions.clamp(max=max(rows - 1, 0))
+def padded(
+    query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """query, key and value [B, longest, H, d], any rows where there are none, and key lengths [B]."""
+
+    def positions(cu_seqlens: Tensor, longest: int, rows: int) -> Tensor:
+        at = cu_seqlens[:-1, None].long() + torch.arange(longest, device=cu_seqlens.device)
+        return at.clamp(max=max(rows - 1, 0))
+
+    of_query = positions(seqlens.cu_seqlens_q, seqlens.max_seqlen_q, query.shape[0])
+    of_key = positions(seqlens.cu_seqlens_k, seqlens.max_seqlen_k, key.shape[0])
+    lengths = seqlens.cu_seqlens_k.diff() if seqlens.key_lengths is None else seqlens.key_lengths
+    return query[of_query], key[of_key], value[of_key], lengths
+
+
+def unpadded(out: Tensor, seqlens: Seqlens, rows: int) -> Tensor:
+    """[B, longest, H, d] -> the packed rows [T, H, d]."""
+    at = torch.arange(rows, device=out.device)
+    sample = torch.bucketize(at, seqlens.cu_seqlens_q[1:].long(), right=True)
+    return out[sample, at - seqlens.cu_seqlens_q.long()[sample]]
 
 
 def attention(
@@ -26,13 +42,8 @@ def attention(
     rows, _, head_dim = query.shape
     if rows == 0 or key.shape[0] == 0:
         return query.new_zeros(query.shape)
-    cu_seqlens_q, cu_seqlens_k, lengths = seqlens.cu_seqlens_q, seqlens.cu_seqlens_k, seqlens.key_lengths
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    q = query[_padded_positions(cu_seqlens_q, seqlens.max_seqlen_q, rows)]
-    at = _padded_positions(cu_seqlens_k, seqlens.max_seqlen_k, key.shape[0])
-    k, v = key[at], value[at]
-
-    lengths = cu_seqlens_k.diff() if lengths is None else lengths
+    q, k, v, lengths = padded(query, key, value, seqlens)
     valid = torch.arange(seqlens.max_seqlen_k, device=query.device) < lengths[:, None]
     # Padding may hold anything (0 * inf is NaN), so it is cleared as well as given no weight.
     k, v = (t.masked_fill(~valid[:, :, None, None], 0) for t in (k, v))
@@ -41,7 +52,4 @@ def attention(
     empty = ~valid.any(dim=1)[:, None, None, None]
     weights = scores.masked_fill(empty, 0).softmax(dim=-1).masked_fill(~valid[:, None, None, :], 0)
     out = torch.einsum("bhqk,bkhd->bqhd", weights.to(query.dtype), v)
-
-    at_row = torch.arange(rows, device=query.device)
-    sample = torch.bucketize(at_row, cu_seqlens_q[1:].long(), right=True)
-    return out[sample, at_row - cu_seqlens_q.long()[sample]]
+    return unpadded(out, seqlens, rows)

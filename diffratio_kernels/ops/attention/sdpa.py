@@ -3,13 +3,12 @@
 Plain differentiable torch: autograd sees through it.
 """
 
-from itertools import accumulate
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...types import Seqlens
+from .reference import padded, unpadded
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale: float | None) -> Tensor:
@@ -41,29 +40,23 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale:
     return out.transpose(1, 2)
 
 
-def runs(*lengths: list[int]) -> list[int]:
-    """How many samples in a row are alike in all lengths: samples of one bin are computed together."""
-    counts, last = [], None
-    # Not groupby, which torch.compile cannot key by its own integers.
-    for these in zip(*lengths, strict=True):
-        if counts and these == last:
-            counts[-1] += 1
-        else:
-            counts.append(1)
-        last = these
-    return counts
+def runs(*lengths: list[int]) -> list[tuple[int, int]]:
+    """First and number of samples in a row that are alike in all lengths, which are computed together."""
+    # Not by groupby, which torch.compile cannot key by its own integers.
+    each = list(zip(*lengths, strict=True))
+    firsts = [b for b, these in enumerate(each) if b == 0 or these != each[b - 1]]
+    return [(first, end - first) for first, end in zip(firsts, [*firsts[1:], len(each)], strict=True)]
 
 
 def _per_run(query, key, value, seqlens, scale) -> Tensor:
     query_lengths = seqlens.cu_seqlens_q.diff().tolist()
     room = seqlens.cu_seqlens_k.diff().tolist()
     lengths = room if seqlens.key_lengths is None else seqlens.key_lengths.tolist()
-    counts = runs(query_lengths, room, lengths)
-    firsts = [0, *accumulate(counts)][:-1]
-    queries = query.split([n * query_lengths[b] for b, n in zip(firsts, counts, strict=True)])
-    keys, values = (t.split([n * room[b] for b, n in zip(firsts, counts, strict=True)]) for t in (key, value))
+    alike = runs(query_lengths, room, lengths)
+    queries = query.split([n * query_lengths[first] for first, n in alike])
+    keys, values = (t.split([n * room[first] for first, n in alike]) for t in (key, value))
     outs = []
-    for first, n, q, k, v in zip(firsts, counts, queries, keys, values, strict=True):
+    for (first, n), q, k, v in zip(alike, queries, keys, values, strict=True):
         length = lengths[first]
         if q.shape[0] == 0 or length == 0:
             outs.append(torch.zeros_like(q))
@@ -74,15 +67,5 @@ def _per_run(query, key, value, seqlens, scale) -> Tensor:
 
 
 def _padded(query, key, value, seqlens, scale) -> Tensor:
-    def positions(cu_seqlens: Tensor, max_seqlen: int, rows: int) -> Tensor:
-        at = cu_seqlens[:-1, None].long() + torch.arange(max_seqlen, device=cu_seqlens.device)
-        return at.clamp(max=rows - 1)
-
-    cu_seqlens_q, cu_seqlens_k, lengths = seqlens.cu_seqlens_q, seqlens.cu_seqlens_k, seqlens.key_lengths
-    lengths = cu_seqlens_k.diff() if lengths is None else lengths
-    q = query[positions(cu_seqlens_q, seqlens.max_seqlen_q, query.shape[0])]
-    at = positions(cu_seqlens_k, seqlens.max_seqlen_k, key.shape[0])
-    out = _batched(q, key[at], value[at], lengths, scale)
-    row = torch.arange(query.shape[0], device=query.device)
-    sample = torch.bucketize(row, cu_seqlens_q[1:].long(), right=True)
-    return out[sample, row - cu_seqlens_q.long()[sample]]
+    q, k, v, lengths = padded(query, key, value, seqlens)
+    return unpadded(_batched(q, k, v, lengths, scale), seqlens, query.shape[0])

@@ -1,7 +1,5 @@
 """`gate_residual`: the end of the attention branch, hidden + gate * branch."""
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
@@ -113,12 +111,11 @@ def _add_gated(hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, i
         added = torch.addcmul(hidden.reshape(shape), gate[:, None], branch.reshape(shape))
         return added.to(hidden.dtype).flatten(0, 1)
     alike = runs(counts)
-    firsts = [0, *accumulate(alike)][:-1]
-    sizes = [n * counts[first] for first, n in zip(firsts, alike, strict=True)]
-    parts = zip(hidden.split(sizes), branch.split(sizes), gate.split(alike), alike, strict=True)
+    sizes = [n * counts[first] for first, n in alike]
     done = []
-    for rows, updates, gates, n in parts:
-        rows, updates = (t.unflatten(0, (n, t.shape[0] // n)) for t in (rows, updates))
+    for (first, n), *both in zip(alike, hidden.split(sizes), branch.split(sizes), strict=True):
+        rows, updates = (t.unflatten(0, (n, counts[first])) for t in both)
+        gates = gate[first : first + n]
         if in_place:
             rows.addcmul_(gates[:, None], updates)
         else:

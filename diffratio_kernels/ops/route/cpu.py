@@ -25,8 +25,9 @@ def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor
 def select(
     logits: Tensor, counts: list[int], counts_small: list[int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The counts[b] best tokens of each sample of logits [B, N], those of counts_small[b] first.
+    """The counts[b] best tokens of each sample of logits [B, N], in ascending order.
 
+    counts_small: at most as many; each sample's small set comes first, both parts ascending.
     Returns index [T] int64, cu_seqlens [B+1] int32 and row_map [B*N] int32.
     """
     device = logits.device

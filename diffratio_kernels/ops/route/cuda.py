@@ -30,11 +30,7 @@ def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor
 def select(
     logits: Tensor, counts: list[int], counts_small: list[int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The counts[b] best tokens of each sample of logits [B, N] fp32, in one launch.
-
-    counts_small: at most as many; each sample's small set comes first, both parts ascending.
-    Returns index [T] int64, cu_seqlens [B+1] int32 and row_map [B*N] int32.
-    """
+    """As the CPU kernels' `select`, in one launch."""
     index, cu_seqlens, row_map, small, equal = empty_selection(logits, counts, counts_small)
     equal = -1 if equal is None else equal
     cuda.operators.topk_select(logits.contiguous(), equal, cu_seqlens, small, index, row_map, stream(logits))

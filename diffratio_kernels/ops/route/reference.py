@@ -55,11 +55,7 @@ def cu_seqlens_of(lengths: list[int], device: torch.device) -> Tensor:
         return torch.zeros(len(lengths) + 1, dtype=torch.int32, device=device)
     if all(length == lengths[0] for length in lengths):
         return torch.arange(0, len(lengths) * lengths[0] + 1, lengths[0], dtype=torch.int32, device=device)
-    total, offsets = 0, [0]
-    for length in lengths:
-        total += length
-        offsets.append(total)
-    return torch.tensor(offsets, dtype=torch.int32, device=device)
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
 def select(

@@ -160,11 +160,7 @@ def _topk_select(
 def select(
     logits: Tensor, counts: list[int], counts_small: list[int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The counts[b] best tokens of each sample of logits [B, N] fp32, in one launch.
-
-    counts_small: at most as many; each sample's small set comes first, both parts ascending.
-    Returns index [T] int64, cu_seqlens [B+1] int32 and row_map [B*N] int32.
-    """
+    """As the CPU kernels' `select`, in one launch."""
     (batch, tokens), selection = logits.shape, empty_selection(logits, counts, counts_small)
     index, cu_seqlens, row_map, small, equal = selection
     block = min(triton.next_power_of_2(max(tokens, 256)), 4096)

@@ -38,18 +38,55 @@ def two_bin_attention(
 
 
 class _TwoBinSdpa(torch.autograd.Function):
+    """query, key, value [T, H, d] -> both bins' results [T + S, H, d]."""
+
     @staticmethod
     def forward(ctx, query, key, value, samples, small, scale):
-        out, lse = _forward(query, key, value, samples, small, scale)
+        rows, heads, width = query.shape
+        out = query.new_empty(rows + small, heads, width)
+        lse = query.new_empty(rows + small, heads, 1)
+        for part in samples:
+            q, k, v = (part.of(t) for t in (query, key, value))
+            split = part.small if 0 < part.small < part.large else part.large
+            one, one_lse = _flash(q, k[:, :, :split], v[:, :, :split], scale=scale)
+            one_lse = one_lse[..., None]
+            if part.small:
+                part.of(out, small=True).copy_(one[:, :, : part.small])
+                part.of(lse, small=True).copy_(one_lse[:, :, : part.small])
+            if split < part.large:
+                other, other_lse = _flash(q, k[:, :, split:], v[:, :, split:], scale=scale)
+                both = torch.logaddexp(one_lse, other_lse[..., None])
+                one, one_lse = torch.lerp(other, one, (one_lse - both).exp()), both
+            part.of(out).copy_(one)
+            part.of(lse).copy_(one_lse)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.options, ctx.name = (samples, scale), "two_bin_attention"
+        ctx.samples, ctx.scale, ctx.name = samples, scale, "two_bin_attention"
         return out
 
     @staticmethod
     @first_order
     def backward(ctx, grad_out):
-        grads = _backward(grad_out.contiguous(), *ctx.saved_tensors, *ctx.options)
+        query, key, value, out, lse = ctx.saved_tensors
+        grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)]
+        for part in ctx.samples:
+            operands = [part.of(t) for t in (query, key, value)]
+            grad_large, grad_small = part.of(grad_out), part.of(grad_out, small=True)
+            if part.small == part.large:
+                grad_large = grad_large + grad_small
+            done = _one_bin(grad_large, *operands, part.of(out), part.of(lse), ctx.scale)
+            for grad, own in zip(grads, done, strict=True):
+                part.of(grad).copy_(own)
+            if 0 < part.small < part.large:
+                results = part.of(out, small=True), part.of(lse, small=True)
+                first = (t[:, :, : part.small] for t in operands)
+                done = _one_bin(grad_small, *first, *results, ctx.scale)
+                for grad, own in zip(grads, done, strict=True):
+                    part.of(grad)[:, :, : part.small] += own
         return *grads, None, None, None
+
+
+def _one_bin(grad, q, k, v, out, lse, scale) -> tuple[Tensor, Tensor, Tensor]:
+    return _flash_backward(grad, q, k, v, out, lse.squeeze(-1), 0.0, False, scale=scale)
 
 
 class Samples:
@@ -68,68 +105,9 @@ class Samples:
 
 def samples_of(large: list[int], small: list[int]) -> list[Samples]:
     """large, small: kept counts of every sample."""
-    counts = runs(large, small)
     first_large, first_small = ([0, *accumulate(kept)] for kept in (large, small))
-    firsts = [0, *accumulate(counts)][:-1]
     return [
         Samples(n, large[b], small[b], first_large[b], sum(large) + first_small[b])
-        for b, n in zip(firsts, counts, strict=True)
+        for b, n in runs(large, small)
         if large[b] > 0
     ]
-
-
-def _forward(
-    query: Tensor, key: Tensor, value: Tensor, samples: list[Samples], small: int, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """query, key, value [T, H, d] -> both bins' results [T + S, H, d] and log-sum-exps [T + S, H, 1]."""
-    rows, heads, width = query.shape
-    out = query.new_empty(rows + small, heads, width)
-    lse = query.new_empty(rows + small, heads, 1)
-    for part in samples:
-        q, k, v = (part.of(t) for t in (query, key, value))
-        split = part.small if 0 < part.small < part.large else part.large
-        one, one_lse = _flash(q, k[:, :, :split], v[:, :, :split], scale=scale)
-        one_lse = one_lse[..., None]
-        if part.small:
-            part.of(out, small=True).copy_(one[:, :, : part.small])
-            part.of(lse, small=True).copy_(one_lse[:, :, : part.small])
-        if split < part.large:
-            other, other_lse = _flash(q, k[:, :, split:], v[:, :, split:], scale=scale)
-            both = torch.logaddexp(one_lse, other_lse[..., None])
-            one, one_lse = torch.lerp(other, one, (one_lse - both).exp()), both
-        part.of(out).copy_(one)
-        part.of(lse).copy_(one_lse)
-    return out, lse
-
-
-def _backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    samples: list[Samples],
-    scale: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value [T, H, d]."""
-    grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value))
-    for part in samples:
-        q, k, v = (part.of(t) for t in (query, key, value))
-        grad_large, grad_small = part.of(grad_out), part.of(grad_out, small=True)
-        same = part.small == part.large
-        done = _one_bin(
-            grad_large + grad_small if same else grad_large, q, k, v, part.of(out), part.of(lse), scale
-        )
-        for grad, own in zip(grads, done, strict=True):
-            part.of(grad).copy_(own)
-        if 0 < part.small < part.large:
-            first = (t[:, :, : part.small] for t in (q, k, v))
-            done = _one_bin(grad_small, *first, part.of(out, small=True), part.of(lse, small=True), scale)
-            for grad, own in zip(grads, done, strict=True):
-                part.of(grad)[:, :, : part.small] += own
-    return grads
-
-
-def _one_bin(grad, q, k, v, out, lse, scale) -> tuple[Tensor, Tensor, Tensor]:
-    return _flash_backward(grad, q, k, v, out, lse.squeeze(-1), 0.0, False, scale=scale)
