@@ -11,11 +11,12 @@ from ..cuda import column_sums, fp32_rows, row_map_of, stream
 def gather_adaln(
     x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool = True
 ) -> tuple[Tensor | None, Tensor]:
-    """Kept rows of x [B, N, D], or None where they are not wanted, and the same after adaLN, each [T, D]."""
-    normed = torch.empty(rows.index.shape[0], x.shape[2], dtype=x.dtype, device=x.device)
-    gathered = torch.empty_like(normed) if keep_rows else None
+    """Kept rows of x [B, N, D], or None where they are not wanted, and the same after adaLN, each [T, D]. An
+    x [T, D] is the kept rows."""
+    normed = torch.empty(rows.index.shape[0], x.shape[-1], dtype=x.dtype, device=x.device)
+    gathered, gather = torch.empty_like(normed) if keep_rows else None, x.dim() == 3
     cuda.operators.gather_adaln(
-        x.contiguous(), rows.index.contiguous(), rows.tokens, True, fp32_rows(shift), fp32_rows(scale), eps,
+        x.contiguous(), rows.index.contiguous(), rows.tokens, gather, fp32_rows(shift), fp32_rows(scale), eps,
         gathered, normed, stream(x),
     )  # fmt: skip
     return gathered, normed
@@ -23,12 +24,7 @@ def gather_adaln(
 
 def adaln(hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """adaLN of packed rows [T, D]."""
-    normed = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
-    cuda.operators.gather_adaln(
-        hidden.contiguous(), rows.index.contiguous(), rows.tokens, False, fp32_rows(shift),
-        fp32_rows(scale), eps, None, normed, stream(hidden),
-    )  # fmt: skip
-    return normed
+    return gather_adaln(hidden, rows, shift, scale, eps, keep_rows=False)[1]
 
 
 def adaln_backward(

@@ -41,7 +41,11 @@ def _gather_adaln_fwd(
     tl.store(normed_ptr + t * D + d, normed.to(normed_ptr.dtype.element_ty), mask=d < D)
 
 
-def _run(x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool):
+def gather_adaln(
+    x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool = True
+) -> tuple[Tensor | None, Tensor]:
+    """Kept rows of x [B, N, D], or None where they are not wanted, and the same after adaLN, each [T, D].
+    shift, scale [B, D]. An x [T, D] is the kept rows."""
     count, width = rows.index.shape[0], x.shape[-1]
     normed = torch.empty(count, width, dtype=x.dtype, device=x.device)
     gathered = torch.empty_like(normed) if keep_rows else None
@@ -54,17 +58,9 @@ def _run(x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, 
     return gathered, normed
 
 
-def gather_adaln(
-    x: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, keep_rows: bool = True
-) -> tuple[Tensor | None, Tensor]:
-    """Kept rows of x [B, N, D], or None where they are not wanted, and the same after adaLN, each [T, D].
-    shift, scale [B, D]."""
-    return _run(x, rows, shift, scale, eps, keep_rows)
-
-
 def adaln(hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """adaLN of packed rows [T, D]."""
-    return _run(hidden, rows, shift, scale, eps, False)[1]
+    return gather_adaln(hidden, rows, shift, scale, eps, keep_rows=False)[1]
 
 
 @triton.jit
