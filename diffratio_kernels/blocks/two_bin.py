@@ -68,7 +68,7 @@ def two_bin(
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     rows = replace(rows, cu_seqlens=bins.cu_seqlens_large, bins=bins)
-    at = small_rows(bins.cu_seqlens_large, bins.cu_seqlens_small, bins.small)
+    at = small_rows(bins)
     small = PackedRows(rows.index[at], tokens, bins.counts_small, bins.cu_seqlens_small)
 
     hidden, normed = run_gather_adaln(run, x, rows, shift1, scale1, image.eps)

@@ -36,7 +36,7 @@ OF_ANOTHER = {
     "two_bin_gelu": {"route.reference", "mlp.triton"},
     "two_bin_blend": {"route.reference", "two_bin_gelu.reference", "two_bin_gelu.op"},
     "two_bin_attention": {
-        *(f"attention.{name}" for name in ("reference", "sdpa", "triton")),
+        *(f"attention.{name}" for name in ("op", "reference", "sdpa", "triton")),
         "two_bin_gelu.reference",
     },
 }

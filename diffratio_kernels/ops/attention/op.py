@@ -1,5 +1,7 @@
 """`attention`: packed (varlen) attention, self and cross."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,60 +45,74 @@ def _launcher(backend, query, key, value, *flat):
     return kernels("attention", backend).attention, (query, key, value, Seqlens(*seqlens), scale)
 
 
-def _with_lse(query, key, value, *flat):
-    *seqlens, scale = flat
-    launcher = kernels("attention", "triton").attention
-    return launcher(query, key, value, Seqlens(*seqlens), scale, save_lse=True)
+def register_attention(
+    name: str, where: str, options: tuple[str, ...], bundle: Callable, fake: Callable, **others: Callable
+) -> None:
+    """Register an attention, and what its Triton kernels train by: `_with_lse` and `_backward` operators.
+
+    Args:
+        name: of the operator, its folder and its launcher.
+        where: schema of the arguments that tell where samples lie.
+        options: schemas of the arguments that may be None; the last one is the scale.
+        bundle: makes what backends take of all these arguments but the scale.
+        fake: as for `Operator`.
+        others: check, launcher and chosen of the `Operator`.
+    """
+
+    def with_lse(query, key, value, *flat):
+        *bundled, scale = flat
+        forward = getattr(kernels(name, "triton"), name)
+        return forward(query, key, value, bundle(*bundled), scale, save_lse=True)
+
+    def backward(grad_out, query, key, value, out, lse, *flat):
+        *bundled, scale = flat
+        launcher = getattr(kernels(name, "triton"), f"{name}_backward")
+        return launcher(grad_out, query, key, value, out, lse, bundle(*bundled), scale)
+
+    def fake_with_lse(query, *flat):
+        out = fake(query, *flat)
+        return out, query.new_empty(query.shape[1], out.shape[0], dtype=torch.float32)
+
+    def fake_backward(_, query, key, value, *__):
+        return empty_gradients(query, key, value)
+
+    def train(_, query, key, value, *flat):
+        out, lse = op_with_lse(query, key, value, *flat)
+        return out, (query, key, value, out, lse, *flat)
+
+    def gradients(_, kept, grad_out):
+        return dict(zip(("query", "key", "value"), op_backward(grad_out, *kept), strict=True))
+
+    operands, given = "Tensor query, Tensor key, Tensor value", f"{where}, {', '.join(options)}"
+    op_with_lse = register(
+        f"{name}_with_lse({operands}, {given}) -> (Tensor, Tensor)", with_lse, fake_with_lse
+    )
+    op_backward = register(
+        f"{name}_backward(Tensor grad_out, {operands}, Tensor out, Tensor lse, {given}) "
+        "-> (Tensor, Tensor, Tensor)",
+        backward,
+        fake_backward,
+    )
+    defaults = ", ".join(f"{option}=None" for option in options)
+    Operator(
+        f'{name}({operands}, {where}, *, {defaults}, str backend="auto") -> Tensor',
+        fake=fake,
+        gradients=gradients,
+        train=train,
+        cast=("query", "key", "value"),
+        **others,
+    )
 
 
-def _train(_, query, key, value, *flat):
-    out, lse = torch.ops.diffratio.attention_with_lse(query, key, value, *flat)
-    return out, (query, key, value, out, lse, *flat)
-
-
-def _gradients(_, kept, grad_out):
-    grads = torch.ops.diffratio.attention_backward(grad_out, *kept)
-    return dict(zip(("query", "key", "value"), grads, strict=True))
-
-
-def _backward(grad_out, query, key, value, out, lse, *flat):
-    *seqlens, scale = flat
-    backward = kernels("attention", "triton").attention_backward
-    return backward(grad_out, query, key, value, out, lse, Seqlens(*seqlens), scale)
-
-
-def _fake_with_lse(query, *_):
-    lse = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
-    return query.new_empty(query.shape), lse
-
-
-def _fake_backward(_, query, key, value, *__):
-    return empty_gradients(query, key, value)
-
-
-_OPERANDS = "Tensor query, Tensor key, Tensor value, "
-_SEQLENS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
-register(
-    f"attention_with_lse({_OPERANDS}{_SEQLENS}Tensor? key_lengths, float? scale) -> (Tensor, Tensor)",
-    kernel=_with_lse,
-    fake=_fake_with_lse,
-)
-register(
-    f"attention_backward(Tensor grad_out, {_OPERANDS}Tensor out, Tensor lse, {_SEQLENS}Tensor? key_lengths, "
-    "float? scale) -> (Tensor, Tensor, Tensor)",
-    kernel=_backward,
-    fake=_fake_backward,
-)
-Operator(
-    f"attention({_OPERANDS}{_SEQLENS}*, Tensor? key_lengths=None, float? scale=None, "
-    'str backend="auto") -> Tensor',
+register_attention(
+    "attention",
+    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k",
+    ("Tensor? key_lengths", "float? scale"),
+    bundle=Seqlens,
+    fake=like_first,
     check=_check,
     launcher=_launcher,
-    fake=like_first,
-    gradients=_gradients,
-    train=_train,
     chosen=choose_attention,
-    cast=("query", "key", "value"),
 )
 
 

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
-from ..._register import Operator, empty_gradients, register
 from ..._triton.tiles import LARGEST_HEAD_DIM_OF_TWO_BINS
 from ...types import Nested, Run
+from ..attention.op import register_attention
 from .two_passes import two_passes
 
 
@@ -43,67 +43,21 @@ def _launched(backend, *arguments):
     return kernels("two_bin_attention", backend).two_bin_attention, arguments
 
 
-def _with_lse(query, key, value, *flat):
-    *nested, scale = flat
-    launcher = kernels("two_bin_attention", "triton").two_bin_attention
-    return launcher(query, key, value, Nested(*nested), scale, save_lse=True)
-
-
-def _train(_, query, key, value, *flat):
-    out, lse = torch.ops.diffratio.two_bin_attention_with_lse(query, key, value, *flat)
-    return out, (query, key, value, out, lse, *flat)
-
-
-def _gradients(_, kept, grad_out):
-    grads = torch.ops.diffratio.two_bin_attention_backward(grad_out, *kept)
-    return dict(zip(("query", "key", "value"), grads, strict=True))
-
-
-def _backward(grad_out, query, key, value, out, lse, *flat):
-    *nested, scale = flat
-    backward = kernels("two_bin_attention", "triton").two_bin_attention_backward
-    return backward(grad_out, query, key, value, out, lse, Nested(*nested), scale)
-
-
 def _fake(query, *flat):
     *_, small, _ = flat
     return query.new_empty(query.shape[0] + small, *query.shape[1:])
 
 
-def _fake_with_lse(query, *flat):
-    out = _fake(query, *flat)
-    return out, query.new_empty(query.shape[1], out.shape[0], dtype=torch.float32)
-
-
-def _fake_backward(_, query, key, value, *__):
-    return empty_gradients(query, key, value)
-
-
-_OPERANDS = "Tensor query, Tensor key, Tensor value, "
-_NESTED = (
+register_attention(
+    "two_bin_attention",
     "Tensor cu_seqlens_large, Tensor cu_seqlens_small, SymInt max_seqlen_large, SymInt max_seqlen_small, "
-    "SymInt small, "
-)
-register(
-    f"two_bin_attention_with_lse({_OPERANDS}{_NESTED}float? scale) -> (Tensor, Tensor)",
-    kernel=_with_lse,
-    fake=_fake_with_lse,
-)
-register(
-    f"two_bin_attention_backward(Tensor grad_out, {_OPERANDS}Tensor out, Tensor lse, {_NESTED}float? scale) "
-    "-> (Tensor, Tensor, Tensor)",
-    kernel=_backward,
-    fake=_fake_backward,
-)
-Operator(
-    f'two_bin_attention({_OPERANDS}{_NESTED}*, float? scale=None, str backend="auto") -> Tensor',
+    "SymInt small",
+    ("float? scale",),
+    bundle=Nested,
+    fake=_fake,
     check=_check,
     launcher=_launcher,
-    fake=_fake,
-    gradients=_gradients,
-    train=_train,
     chosen=choose_two_bin_attention,
-    cast=("query", "key", "value"),
 )
 
 

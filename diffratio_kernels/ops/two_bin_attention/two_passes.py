@@ -59,7 +59,7 @@ def two_passes(
     out = attention(query, key, value, Seqlens(large, large, *sizes), scale)
     if nested.small == 0:
         return out
-    at = small_rows(large, small, nested.small)
+    at = small_rows(nested)
     parts = [take_small(t, at) for t in (query, key, value)]
     sizes = nested.max_seqlen_small, nested.max_seqlen_small
     return torch.cat([out, attention(*parts, Seqlens(small, small, *sizes), scale)])

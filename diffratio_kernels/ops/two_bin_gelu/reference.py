@@ -7,25 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...types import Bins
+from ...types import Bins, Nested
 from ..route.reference import accumulation_dtype
 
 
-def small_rows(cu_seqlens_large: Tensor, cu_seqlens_small: Tensor, count: int) -> Tensor:
+def small_rows(bins: Bins | Nested) -> Tensor:
     """[S] packed row of each small row: sample b's begin where its large rows do."""
-    at = torch.arange(count, device=cu_seqlens_large.device)
-    sample = torch.bucketize(at, cu_seqlens_small[1:].long(), right=True)
-    return at - cu_seqlens_small.long()[sample] + cu_seqlens_large.long()[sample]
-
-
-def small_rows_of(bins: Bins) -> Tensor:
-    """`small_rows` of two bins."""
-    return small_rows(bins.cu_seqlens_large, bins.cu_seqlens_small, bins.small)
+    large, small = bins.cu_seqlens_large.long(), bins.cu_seqlens_small.long()
+    at = torch.arange(bins.small, device=large.device)
+    sample = torch.bucketize(at, small[1:], right=True)
+    return at - small[sample] + large[sample]
 
 
 def blend(both: Tensor, bins: Bins) -> Tensor:
     """Rows [T + S, .] of both bins -> [T, .]: w * large (+ (1 - w) * small on small rows)."""
-    small = small_rows_of(bins)
+    small = small_rows(bins)
     weight = _row_weights(bins, both.dtype)
     return (weight * both[: bins.rows]).index_add(0, small, (1 - weight[small]) * both[bins.rows :])
 
@@ -38,7 +34,7 @@ def _row_weights(bins: Bins, dtype: torch.dtype) -> Tensor:
 
 def branch_weight(bins: Bins) -> Tensor:
     """omega [T, 1]: 1 where both bins hold a row, w where only the large one does."""
-    small = small_rows_of(bins)
+    small = small_rows(bins)
     weight = _row_weights(bins, accumulation_dtype(bins.weight_large.dtype))
     return weight.index_add(0, small, 1 - weight[small])
 

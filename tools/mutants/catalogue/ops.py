@@ -68,7 +68,7 @@ OPERATORS = [
         "attention-backward-with-default-scale",
         "scale forgotten in a gradient",
         OPS + "attention/op.py",
-        {"out, lse, *flat)\n\n\ndef _gradients": "out, lse, *flat[:-1], None)\n\n\ndef _gradients"},
+        {"lse, *flat)\n\n    def gradients": "lse, *flat[:-1], None)\n\n    def gradients"},
         "tests/ops/test_attention.py",
     ),
     Mutant(
