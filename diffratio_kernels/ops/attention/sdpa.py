@@ -3,6 +3,8 @@
 Plain differentiable torch: autograd sees through it.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,7 @@ def runs(*lengths: list[int]) -> list[tuple[int, int]]:
     # Not by groupby, which torch.compile cannot key by its own integers.
     each = list(zip(*lengths, strict=True))
     firsts = [b for b, these in enumerate(each) if b == 0 or these != each[b - 1]]
-    return [(first, end - first) for first, end in zip(firsts, [*firsts[1:], len(each)], strict=True)]
+    return [(first, end - first) for first, end in pairwise([*firsts, len(each)])]
 
 
 def _per_run(query, key, value, seqlens, scale) -> Tensor:

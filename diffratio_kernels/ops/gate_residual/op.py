@@ -103,21 +103,16 @@ def run_gate_residual(
 def _add_gated(hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, in_place: bool) -> Tensor:
     """By torch, samples of equal counts together: without a [T, D] copy of the gate."""
     counts = rows.counts
-    if rows.uniform is not None:
-        shape = gate.shape[0], rows.uniform, hidden.shape[1]
-        if in_place:
-            hidden.view(shape).addcmul_(gate[:, None], branch.view(shape))
-            return hidden
-        added = torch.addcmul(hidden.reshape(shape), gate[:, None], branch.reshape(shape))
-        return added.to(hidden.dtype).flatten(0, 1)
-    alike = runs(counts)
+    alike = runs(counts) if rows.uniform is None else [(0, gate.shape[0])]
     sizes = [n * counts[first] for first, n in alike]
     done = []
     for (first, n), *both in zip(alike, hidden.split(sizes), branch.split(sizes), strict=True):
         rows, updates = (t.unflatten(0, (n, counts[first])) for t in both)
-        gates = gate[first : first + n]
+        gates = gate[first : first + n, None]
         if in_place:
-            rows.addcmul_(gates[:, None], updates)
+            rows.addcmul_(gates, updates)
         else:
-            done.append(torch.addcmul(rows, gates[:, None], updates).to(hidden.dtype).flatten(0, 1))
-    return hidden if in_place else torch.cat(done)
+            done.append(torch.addcmul(rows, gates, updates).to(hidden.dtype).flatten(0, 1))
+    if in_place:
+        return hidden
+    return done[0] if len(done) == 1 else torch.cat(done)
