@@ -42,8 +42,8 @@ def _launcher(backend, *arguments):
 
 
 def _gradients(backend, kept, grad_out):
+    *_, cu_seqlens_large, _, _, _ = kept
     *grads, dots = torch.ops.diffratio.two_bin_blend_backward(grad_out, *kept, backend=backend)
-    cu_seqlens_large = kept[7]
     found = dict(zip(("x", "hidden", "branch", "gate", "logits"), grads, strict=True))
     return found | {"weight_large": sample_sums(dots, cu_seqlens_large)}
 

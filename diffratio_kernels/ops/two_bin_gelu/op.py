@@ -27,9 +27,9 @@ def _launcher(backend, pre, weight_large, cu_seqlens_large, cu_seqlens_small, ro
 
 
 def _gradients(backend, kept, grad):
-    *kept, _ = kept
-    grad_pre, dots = torch.ops.diffratio.two_bin_gelu_backward(grad, *kept, backend=backend)
-    cu_seqlens_large = kept[2]
+    *tensors, _ = kept
+    _, _, cu_seqlens_large, _ = tensors
+    grad_pre, dots = torch.ops.diffratio.two_bin_gelu_backward(grad, *tensors, backend=backend)
     return {"pre": grad_pre, "weight_large": sample_sums(dots, cu_seqlens_large)}
 
 
