@@ -141,12 +141,13 @@ class Operator:
     def __post_init__(self):
         autocast = self._autocast if self.cast else None
         self.op = register(self.schema, self._kernel, self._fake, autocast=autocast, steps=self._steps)
-        *self.names, _ = (one.name for one in self.op._schema.arguments)
+        self.defaults = {one.name: one.default_value for one in self.op._schema.arguments}
+        *self.names, _ = self.defaults
 
     def _arguments(self, args: tuple, kwargs: dict) -> list:
         """All arguments of a call, the backend last: the dispatcher leaves out defaults."""
-        rest = self.op._schema.arguments[len(args) :]
-        return [*args, *(kwargs.get(one.name, one.default_value) for one in rest)]
+        rest = list(self.defaults)[len(args) :]
+        return [*args, *(kwargs.get(name, self.defaults[name]) for name in rest)]
 
     def _chosen(self, backend: str, *arguments, gradient: bool) -> str:
         if self.chosen is not None:
