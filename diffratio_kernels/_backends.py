@@ -1,7 +1,8 @@
 """Which backend of an operator runs: the fastest that can, or exactly the one asked for.
 
 A backend of an operator is the module of its name in the operator's folder: `ops/adaln/cpu.py`. All of them
-have the same functions with the same arguments."""
+have the same functions with the same arguments. Libraries that attend in one bin only have none in the folder
+of `two_bin_attention`, which calls them twice."""
 
 import importlib.util
 from functools import cache
