@@ -129,9 +129,11 @@ class Operator:
     """Arguments -> empty results."""
     gradients: Callable
     """A backend, what was kept, gradients of the results -> those of arguments, by name."""
+    kept: tuple[str, ...] | None = None
+    """Arguments to keep for `gradients`; None keeps all."""
     train: Callable | None = None
     """A backend, arguments -> results, and tensors and other values to keep for `gradients`; None calls this
-    operator and keeps its arguments."""
+    operator and keeps the arguments `kept`."""
     chosen: Callable | None = None
     """What was asked for, arguments, `gradient=` -> the backend; None is `choose` by the first argument."""
     cast: tuple[str, ...] = ()
@@ -193,7 +195,8 @@ class _ByKernels(torch.autograd.Function):
             results, kept = operator.train(backend, *arguments)
         else:
             named = dict(zip(operator.names, arguments, strict=True))
-            results, kept = operator.op(**named, backend=backend), arguments
+            results = operator.op(**named, backend=backend)
+            kept = [named[name] for name in operator.kept or operator.names]
         ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in kept))
         ctx.others = [None if isinstance(value, Tensor) else value for value in kept]
         ctx.operator, ctx.backend, ctx.name = operator, backend, operator.op.name()

@@ -24,10 +24,6 @@ def _launcher(backend, hidden, branch, gate, index, tokens):
     return kernels("gate_residual", backend).gate_residual, (hidden, branch, gate, PackedRows(index, tokens))
 
 
-def _train(backend, hidden, *others):
-    return torch.ops.diffratio.gate_residual(hidden, *others, backend=backend), others
-
-
 def _gradients(backend, kept, grad_out):
     grads = torch.ops.diffratio.gate_residual_backward(grad_out, *kept, backend=backend)
     return dict(zip(("hidden", "branch", "gate"), (grad_out, *grads), strict=True))
@@ -49,7 +45,7 @@ Operator(
     launcher=_launcher,
     fake=like_first,
     gradients=_gradients,
-    train=_train,
+    kept=("branch", "gate", "index", "tokens"),
     cast=("branch",),
     cast_like="hidden",
 )

@@ -50,7 +50,7 @@ def _route(backend, x, router_weight, keep, router_bias, index, keep_small):
 
 
 def _gradients(backend, kept, _index, _offsets, grad_logits):
-    x, router_weight, _, router_bias, *_ = kept
+    x, router_weight, router_bias = kept
     grad_x, grad_weight = torch.ops.diffratio.router_logits_backward(
         grad_logits, x, router_weight, backend=backend
     )
@@ -80,6 +80,11 @@ Operator(
     launcher=_launcher,
     fake=_fake,
     gradients=_gradients,
+    kept=(
+        "x",
+        "router_weight",
+        "router_bias",
+    ),  # checkpointing gives an index in the second forward pass only
 )
 register(
     "router_logits_backward(Tensor grad_logits, Tensor x, Tensor router_weight, *, str backend) "
