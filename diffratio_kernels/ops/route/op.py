@@ -80,11 +80,8 @@ Operator(
     launcher=_launcher,
     fake=_fake,
     gradients=_gradients,
-    kept=(
-        "x",
-        "router_weight",
-        "router_bias",
-    ),  # checkpointing gives an index in the second forward pass only
+    # No index: a checkpoint gives it in the second forward pass only.
+    kept=("x", "router_weight", "router_bias"),
 )
 register(
     "router_logits_backward(Tensor grad_logits, Tensor x, Tensor router_weight, *, str backend) "
