@@ -93,6 +93,10 @@ class Check:
             return int(letter[0]) * base, source
         return self.sizes.setdefault(letter, (size, name))
 
+    def size(self, letter: str) -> int:
+        """What a letter is bound to."""
+        return self.sizes[letter][0]
+
     def keep(self, keep: list[int], name: str = "keep") -> list[int]:
         """Kept counts for all B samples from one int or B ints, each in 0..N."""
         batch, tokens = self.sizes["B"][0], self.sizes["N"][0]
