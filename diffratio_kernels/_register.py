@@ -169,6 +169,9 @@ class Operator:
         self.check(*arguments)
         backend = self._chosen(backend, *arguments, gradient=True)
         if backend in OWN:
+            if torch._C._are_functorch_transforms_active():
+                name = self.op.name()
+                raise NotImplementedError(f"{name}: torch.func has no gradients of backend {backend!r}")
             return _ByKernels.apply, (self, backend, *arguments)
         return self.launcher(backend, *arguments)
 

@@ -219,3 +219,16 @@ def test_forward_mode_is_refused_instead_of_losing_the_tangent():
         with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=op):
             dual = forward_ad.make_dual(two_bins[op][name], torch.ones_like(two_bins[op][name]))
             getattr(dk, op)(**two_bins[op] | {name: dual})
+
+
+def test_torch_func_is_refused_by_kernels_and_served_by_the_reference():
+    arguments = ModBlockCase(seed=0, keep=(4,)).arguments()
+
+    def loss(x, backend):
+        return dk.mod_block(**arguments | {"x": x}, backend=backend).sum()
+
+    x = arguments["x"].detach().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(x, "reference"), x)
+    torch.testing.assert_close(torch.func.grad(loss)(x.detach(), "reference"), expected)
+    with pytest.raises(NotImplementedError, match=r"route: torch.func has no gradients of backend 'cpu'"):
+        torch.func.grad(loss)(x.detach(), "cpu")
