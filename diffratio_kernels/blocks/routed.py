@@ -20,7 +20,7 @@ from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.mlp.op import run_mlp, run_mlp_takes
-from ..ops.route.reference import equal_cu_seqlens
+from ..ops.route.reference import cu_seqlens_of, equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Finish, Linear, PackedRows, Product, Rescale, Run, Seqlens
 from . import products
@@ -101,7 +101,10 @@ def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttenti
     query = products.product(run, hidden, cross.query).unflatten(-1, (cross.heads, -1))
     samples, length = cross.keys_values.shape[:2]
     keys_values = cross.keys_values.to(query.dtype).flatten(0, 1).unflatten(-1, (cross.heads, -1))
-    cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
+    if run.direct:  # one kernel, where nothing is compiled for any number of samples
+        cu_seqlens_k = cu_seqlens_of([length] * samples, query.device)
+    else:
+        cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
     seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length, cross.lengths)
     return run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
 
@@ -126,16 +129,17 @@ def _own(run: Run, hidden: Tensor) -> Tensor:
 
 def _widest(call: Call) -> int:
     """Columns of the widest product into the shared buffer."""
-    image, cross, together = call.image, call.after_attention, []
+    image, cross, columns = call.image, call.after_attention, 0
     if isinstance(image.attention, SelfAttention):
         parts = image.attention.project
-        together.append((parts,) if isinstance(parts, Linear) else parts)
-    if isinstance(image.mlp, Mlp):
-        together.append((image.mlp.fc1,))
-    if isinstance(cross, CrossAttention):
-        together.append((cross.query,))
-    sums = (sum(p.weight.shape[0] for p in parts if isinstance(p, Linear)) for parts in together)
-    return max(image.tokens.shape[2], *sums, 0)
+        for part in (parts,) if isinstance(parts, Linear) else parts:
+            if isinstance(part, Linear):
+                columns += part.weight.shape[0]
+    if isinstance(image.mlp, Mlp) and isinstance(image.mlp.fc1, Linear):
+        columns = max(columns, image.mlp.fc1.weight.shape[0])
+    if isinstance(cross, CrossAttention) and isinstance(cross.query, Linear):
+        columns = max(columns, cross.query.weight.shape[0])
+    return max(columns, image.tokens.shape[2])
 
 
 def _finish(

@@ -89,26 +89,27 @@ def run_gate_residual(
     if gate is None:
         return hidden.add_(branch) if run.direct else (hidden + branch).to(hidden.dtype)
     if run.gate != "triton":
-        return _add_gated(hidden, branch, gate, rows, run.direct)
+        return _add_gated(hidden, branch, gate, rows.counts, rows.uniform, run.direct)
     if run.direct:
         return kernels("gate_residual", "triton").gate_residual(hidden, branch, gate, rows, in_place=True)
     branch = branch.to(hidden.dtype)
     return torch.ops.diffratio.gate_residual(hidden, branch, gate, rows.index, rows.tokens, backend="triton")
 
 
-def _add_gated(hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, in_place: bool) -> Tensor:
+def _add_gated(
+    hidden: Tensor, branch: Tensor, gate: Tensor, counts: list[int], uniform: int | None, in_place: bool
+) -> Tensor:
     """By torch, samples of equal counts together: without a [T, D] copy of the gate."""
-    counts = rows.counts
-    alike = runs(counts) if rows.uniform is None else [(0, gate.shape[0])]
-    sizes = [n * counts[first] for first, n in alike]
-    done = []
-    for (first, n), *both in zip(alike, hidden.split(sizes), branch.split(sizes), strict=True):
-        rows, updates = (t.unflatten(0, (n, counts[first])) for t in both)
-        gates = gate[first : first + n, None]
-        if in_place:
-            rows.addcmul_(gates, updates)
-        else:
-            done.append(torch.addcmul(rows, gates, updates).to(hidden.dtype).flatten(0, 1))
+    if uniform is None:
+        alike = runs(counts)
+        sizes = [n * counts[first] for first, n in alike]
+        done = []
+        for (first, n), some, updates in zip(alike, hidden.split(sizes), branch.split(sizes), strict=True):
+            done.append(_add_gated(some, updates, gate[first : first + n], [], counts[first], in_place))
+        return hidden if in_place else torch.cat(done)
+    shape = gate.shape[0], uniform, hidden.shape[1]
     if in_place:
+        hidden.view(shape).addcmul_(gate[:, None], branch.view(shape))
         return hidden
-    return done[0] if len(done) == 1 else torch.cat(done)
+    added = torch.addcmul(hidden.reshape(shape), gate[:, None], branch.reshape(shape))
+    return added.to(hidden.dtype).flatten(0, 1)

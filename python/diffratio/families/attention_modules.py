@@ -47,7 +47,7 @@ def by_count(
 
 def product_of(module: nn.Module, raw: bool) -> Product:
     """A Linear's weights where they are the whole truth, else the module itself."""
-    return Linear(module.weight, module.bias) if raw else module
+    return Linear(module._parameters["weight"], module._parameters["bias"]) if raw else module
 
 
 def foreign_attention(name: str, attention: nn.Module) -> str | None:

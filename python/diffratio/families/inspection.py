@@ -49,11 +49,12 @@ class Fingerprint:
     def __init__(self, block: nn.Module):
         modules = list(block.modules())
         self._modules = modules
-        self._classes = list(dict.fromkeys(map(type, modules)))
         self._dicts = [vars(module) for module in modules]
         self._children = [module._modules for module in modules]
         self._hooks = [vars(module)[name] for module in modules for name in _HOOKS] + list(_GLOBAL_HOOKS)
         self._processors = [vars(m) for m in modules if "processor" in vars(m)]
+        classes = dict.fromkeys([*map(type, modules), *(type(own["processor"]) for own in self._processors)])
+        self._methods = [(cls, name) for cls in classes for name in _METHODS if hasattr(cls, name)]
         self._dropouts = [m for m in modules if isinstance(m, nn.Dropout)]
         self._parameters = [m._parameters for m in modules if "weight" in m._parameters]
 
@@ -61,10 +62,10 @@ class Fingerprint:
         """What can be compared."""
         return (
             list(map(type, self._modules)),
-            list(map(_methods, self._classes)),
+            [getattr(cls, name, None) for cls, name in self._methods],
             [own.get("forward") for own in self._dicts[1:]],  # the block's own is the routed one
             list(map(len, self._hooks)),
-            [_methods(type(own.get("processor"))) for own in self._processors],
+            [type(own.get("processor")) for own in self._processors],
             [dropout.p for dropout in self._dropouts],
             [type(own.get("weight")) for own in self._parameters],  # quantised ones are of other classes
             list(chain.from_iterable(children.values() for children in self._children)),
