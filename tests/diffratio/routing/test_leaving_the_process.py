@@ -182,28 +182,36 @@ WRAPPERS = {
 }
 
 
+@torch.no_grad()
+def call(model, inputs, positional=False):
+    if not positional:
+        return model(**inputs).sample
+    text = "encoder_hidden_states" in inputs
+    order = ("hidden_states", "encoder_hidden_states", "timestep") if text else tuple(inputs)
+    others = {name: value for name, value in inputs.items() if name not in order}
+    return model(*(inputs[name] for name in order), **others).sample
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("first", ["apply", "wrap"])
 @pytest.mark.parametrize("positional", [False, True])
 def test_wrapped_models_route_and_are_controlled(tiny, model, wrapper, first, positional, tmp_path):
-    if wrapper == "compiled" and positional:
-        pytest.skip("test_region_sources.py compiles")
     config = DiffRatioConfig(0.5, num_regions=2, overrides={0: [0.2, 0.7]})
     dense = copy.deepcopy(model)
     wrapped = WRAPPERS[wrapper](apply_diffratio(model, config) if first == "apply" else model)
     if first == "wrap":
         apply_diffratio(wrapped, config)
-    if wrapper != "compiled":
-        for timestep, kept in ((100, 52), (900, 20)):
-            inputs = tiny.inputs(model, timestep)
-            with record_routing(wrapped) as log, torch.no_grad():
-                if positional and "encoder_hidden_states" in inputs:
-                    wrapped(inputs["hidden_states"], inputs["encoder_hidden_states"], inputs["timestep"])
-                elif positional:
-                    wrapped(inputs["hidden_states"], inputs["timestep"], inputs["class_labels"])
-                else:
-                    wrapped(**inputs)
-            assert log[0].kept().sum(1).tolist() == [kept, kept]
+    for timestep, kept in ((100, 52), (900, 20)):
+        inputs = tiny.inputs(model, timestep)
+        if wrapper == "compiled":  # nothing can be recorded inside of it
+            eager = copy.deepcopy(model)
+            torch.testing.assert_close(
+                call(wrapped, inputs, positional), call(eager, inputs), rtol=1e-5, atol=1e-5
+            )
+            continue
+        with record_routing(wrapped) as log:
+            call(wrapped, inputs, positional)
+        assert log[0].kept().sum(1).tolist() == [kept, kept]
     assert summary(disable_diffratio(wrapped)).enabled is False
     save_diffratio(wrapped, tmp_path)
     assert summary(load_diffratio(dense, tmp_path))[0].kept_ratio == (0.8, pytest.approx(0.3))

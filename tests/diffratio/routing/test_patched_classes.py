@@ -318,7 +318,7 @@ def test_what_a_norm_calls_is_called(tiny, name, after):
 @pytest.mark.parametrize("after", [False, True])
 def test_a_patched_norm_class_is_refused(tiny, model, monkeypatch, owner, after):
     if owner is AdaLayerNormZero and hasattr(model, "adaln_single"):
-        pytest.skip("PixArt has none")
+        pytest.skip("PixArt has no AdaLayerNormZero")
     inputs = tiny.inputs(model)
     if after:
         apply_diffratio(model, WHOLE)
