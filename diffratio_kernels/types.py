@@ -52,6 +52,10 @@ class PackedRows:
     """[B*N] int32: the packed row of each row of x, -1 where none; None until some kernel has made it."""
     bins: Bins | None = None
     """With two bins; counts and cu_seqlens are then those of the large one."""
+    key_lengths: Tensor | None = None
+    """[B] int32: the first ones of each sample's rows that count as keys; None: all."""
+    groups: Tensor | None = None
+    """[T] int64: the row of the modulation that belongs to each row; None: that of its sample."""
 
     @property
     def uniform(self) -> int | None:

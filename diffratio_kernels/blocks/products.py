@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._backends import choose, kernels, unavailable_reason
 from .._triton import tiles
@@ -63,6 +63,13 @@ def inner_of(run: Run, normed: Tensor, mlp: Mlp) -> Tensor:
     width = fc1.weight.shape[0]
     out = run.buffer.as_strided((normed.shape[0], width), (width, 1))
     return kernels("mlp", chosen).linear_gelu(normed, fc1, out)
+
+
+def mlp_branch(run: Run, normed: Tensor, mlp, rows) -> Tensor:
+    """The MLP's output [T, D] of rows that are not routed."""
+    if isinstance(mlp, Mlp):
+        return product(run, F.gelu(product(run, normed, mlp.fc1), approximate="tanh"), mlp.fc2)
+    return mlp(normed) if isinstance(mlp, nn.Module) else mlp(normed, rows)
 
 
 def product(run: Run, inputs: Tensor, linear: Product, out: Tensor | None = None) -> Tensor:

@@ -1,20 +1,21 @@
 """The routed block: F(x, k) on the kept rows, for every block that is bound to a `Call` (paper section 3.2).
 
 x [B, N, D] ---- route ----> index [T], logits [B, N]
-|  gather_adaln: rows at the index, layer norm, shift1, scale1
+|  gather_adaln: rows at the index, norm, shift1, scale1
 hidden, normed [T, D] -- project --> query, key, value [T, H, d] -- attention among each sample's rows --> out
-|  + gate1 * out
+|  + gate1 * out                        (and those of the text, where it is a stream of the block: joint.py)
 hidden [T, D] -- attention to the text, where there is one --> +
-|  adaln: layer norm, shift2, scale2
+|  adaln: norm, shift2, scale2
 normed [T, D] -- fc1, GELU, fc2 --> branch [T, D]
 |  scatter_rescale: hidden + score * gate2 * branch (or as `rescale` says), into a copy of x
 out [B, N, D]: rows that are not kept are those of x, bit by bit
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
@@ -24,7 +25,8 @@ from ..ops.route.reference import cu_seqlens_of, equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Finish, Linear, PackedRows, Product, Rescale, Run, Seqlens
 from . import products
-from .stream import Branch, Call, CrossAttention, Mlp, SelfAttention, Stream
+from .joint import attend, begin, branch_of, end, score, second_attention
+from .stream import Branch, Call, CrossAttention, Mlp, Parallel, SecondAttention, SelfAttention, Stream
 
 
 def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: Run) -> Any:
@@ -33,49 +35,76 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
 
     Args:
         call: the block's parts and inputs.
-        rows: of `run_route`, with counts and cu_seqlens.
+        rows: of `run_route`, with counts and cu_seqlens; with a layout of `with_pinned`.
         logits: [B, N], of the router.
         rescale: what the router's score multiplies.
         run: how the steps run.
     """
     image = call.image
-    if not any(rows.counts):
-        return call.output(image.tokens.clone(memory_format=torch.contiguous_format))
+    if call.text is None and not any(rows.counts):
+        return call.output(image.tokens.clone(memory_format=torch.contiguous_format), None)
+    if image.groups is not None:
+        rows = replace(rows, groups=image.groups.flatten()[rows.index])
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation  # one cast, not six
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     ours = isinstance(image.attention, SelfAttention)
+    text, of_text = None if call.text is None else begin(run, call.text), None
+    own = image.attention
+    joint = text is not None or (ours and bool(own.kv_heads or own.norms or own.rope or own.gate))
 
-    out = image.attention.out if ours else None
+    fusible = ours and image.attention_norm is None and image.groups is None
+    out = image.attention.out if fusible else None
     joined = products.fuses(run, "linear_gate_residual", image.tokens, rows.index.shape[0], out)
     hidden, normed = run_gather_adaln(
-        run, image.tokens, rows, shift1, scale1, image.eps, keep_rows=not joined
+        run, image.tokens, rows, shift1, scale1, image.eps, image.norm, keep_rows=not joined
     )
-    if run.direct:
+    first = normed if image.mlp_reads_input else None
+    if run.direct and not joint:
         run.buffer = normed.new_empty(normed.shape[0] * _widest(call))
-    if ours:
+    if joint:
+        attended, behind, of_text = attend(run, image, normed, rows, text)
+    elif ours:
         query, key, value = products.project(run, normed, image.attention)
-        del normed
         attended = run_attention(run, run.attention, query, key, value, among(rows))
         del query, key, value
-        hidden = _add_product(run, hidden, attended, out, gate1, rows)
-        del attended
     else:
-        branch = called("attention", image.attention, normed, rows)
-        hidden = run_gate_residual(run, hidden, branch, gate1, rows)
-        del normed
+        attended = called("attention", image.attention, normed, rows)
+    if isinstance(image.mlp, Parallel):
+        inner = image.mlp.inner(behind if image.mlp.columns else normed)
+        given = Finish(image.tokens, rows, hidden, inner, gate1, logits, rescale)
+        return call.output(_finish_parallel(run, image.mlp, given, attended), None)
+    del normed
+    if ours and image.attention_norm is None:
+        hidden = _add_product(run, hidden, attended, out, gate1, rows)
+    else:
+        if ours:
+            attended = branch_of(run, attended, image.attention.out, image.attention_norm, hidden.dtype)
+        hidden = run_gate_residual(run, hidden, attended, gate1, rows)
+    del attended
 
-    if isinstance(call.after_attention, CrossAttention):
-        cross = call.after_attention
-        attended = cross_attend(run, hidden, rows, cross)
-        hidden = hidden if isinstance(cross.query, Linear) else _own(run, hidden)
-        hidden = _add_product(run, hidden, attended, cross.out, None, rows)
-        del attended
-    elif call.after_attention is not None:
-        added = called("after_attention", call.after_attention, hidden, rows)
-        hidden = run_gate_residual(run, _own(run, hidden), added, None, rows)
+    hidden = _after_attention(run, call, hidden, rows)
+    if run.direct and joint:  # not before: attention keeps query, key and value apart
+        run.buffer = hidden.new_empty(hidden.shape[0] * _widest(call))
+    if first is None:
+        first = run_adaln(run, hidden, rows, shift2, scale2, image.mlp_eps, image.norm)
+    finished = _finish(run, image, rows, hidden, first, gate2, (logits, rescale))
+    return call.output(finished, None if text is None else end(run, text, of_text))
 
-    normed = run_adaln(run, hidden, rows, shift2, scale2, image.mlp_eps)
-    return call.output(_finish(run, image, rows, hidden, normed, gate2, (logits, rescale)))
+
+def _after_attention(run: Run, call: Call, hidden: Tensor, rows: PackedRows) -> Tensor:
+    """hidden [T, D] and what is added between attention and MLP."""
+    between = call.after_attention
+    if isinstance(between, CrossAttention):
+        attended = cross_attend(run, hidden, rows, between)
+        hidden = hidden if isinstance(between.query, Linear) else _own(run, hidden)
+        return _add_product(run, hidden, attended, between.out, None, rows)
+    if isinstance(between, SecondAttention):
+        added = second_attention(run, call.image.tokens, rows, between, call.image.eps)
+        return run_gate_residual(run, hidden, added, None, rows)
+    if between is not None:
+        added = called("after_attention", between, hidden, rows)
+        return run_gate_residual(run, _own(run, hidden), added, None, rows)
+    return hidden
 
 
 def _add_product(
@@ -106,12 +135,20 @@ def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttenti
     else:
         cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
     seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length, cross.lengths)
-    return run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
+    attended = run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
+    for other in cross.others:
+        keys_values, length = other.to(query.dtype).flatten(0, 1), other.shape[1]
+        keys_values = keys_values.unflatten(-1, (cross.heads, -1))
+        cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
+        seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length)
+        attended = attended + run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
+    return attended
 
 
 def called(name: str, part: Branch, inputs: Tensor, rows: PackedRows) -> Tensor:
     """What a part that is not known gives for its rows [T, D]."""
-    return as_rows(name, part(inputs, rows), *inputs.shape)
+    value = part(inputs) if isinstance(part, nn.Module) else part(inputs, rows)
+    return as_rows(name, value, *inputs.shape)
 
 
 def as_rows(name: str, value: Tensor, count: int, width: int) -> Tensor:
@@ -148,14 +185,15 @@ def _finish(
     """The MLP [T, D] -> [T, D], and the finished rows in a copy of the tokens [B, N, D]."""
     x, mlp = image.tokens, image.mlp
     if not isinstance(mlp, Mlp):
-        branch = mlp(normed, rows)
+        branch = called("mlp", mlp, normed, rows)
     elif not run.direct and run_mlp_takes(run, normed, mlp.fc1, mlp.fc2):
         branch = run_mlp(normed, mlp.fc1, mlp.fc2)
     elif not run.direct:
         branch = mlp.fc2(products.inner_of(run, normed, mlp))
     else:
         inner = products.inner_of(run, normed, mlp)
-        if products.fuses(run, "linear_scatter", inner, inner.shape[0], mlp.fc2):
+        fusible = image.mlp_norm is None and image.groups is None
+        if fusible and products.fuses(run, "linear_scatter", inner, inner.shape[0], mlp.fc2):
             from ..ops.fused_linear.scatter import linear_scatter
 
             return linear_scatter(Finish(x, rows, hidden, inner, gate, *scores), mlp.fc2)
@@ -164,4 +202,17 @@ def _finish(
         del inner
         run.buffer = None
     as_rows("mlp", branch, *hidden.shape)
+    branch = branch if image.mlp_norm is None else image.mlp_norm(branch)
     return run_scatter_rescale(run, x, rows, hidden, branch, gate, scores)
+
+
+def _finish_parallel(run: Run, mlp: Parallel, given: Finish, attended: Tensor) -> Tensor:
+    """One product out of attention and MLP, whose inner rows [T, F] stand in `given.branch`."""
+    inner, rescale = given.branch, given.rescale
+    if rescale.mode == "mlp":  # the score multiplies the MLP alone
+        inner = (inner * score(given.rows, given.logits, rescale.score_scale)).to(inner.dtype)
+        rescale = Rescale("none")
+    branch = products.product(run, torch.cat([attended, inner.to(attended.dtype)], dim=-1), mlp.out)
+    as_rows("Parallel.out", branch, *given.hidden.shape)
+    rows, scores = given.rows, (given.logits, rescale)
+    return run_scatter_rescale(run, given.x, rows, given.hidden, branch, given.gate, scores)

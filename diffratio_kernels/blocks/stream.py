@@ -2,34 +2,63 @@
 
 Every block that can be routed is bound to a `Call`: raw weights by `mod_block`, modules of other libraries by
 the spec of their family. The type of a part decides how it is computed: a bundle by our operators, with a
-fused kernel where there is one; any other callable as it is."""
+fused kernel where there is one; a module on the rows alone; any other callable with the rows' places."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..types import Linear, PackedRows, Product
+from ..types import PackedRows, Product
 
-Branch = Callable[[Tensor, PackedRows], Tensor]
-"""A part that is not known: (its input [T, D], which rows these are) -> [T, D]."""
+Branch = nn.Module | Callable[[Tensor, PackedRows], Tensor]
+"""A part that is not known: a module [T, D] -> [T, D], or (its input [T, D], which rows these are) -> [T, D].
+"""
+Norm = Callable[[Tensor], Tensor]
+"""[T, H, d] -> [T, H, d], or [T, D] -> [T, D]."""
+
+
+@dataclass(slots=True)
+class Rope:
+    """Rotation of query and key by the place of their token: row n of the table is that of token n.
+
+    Example:
+        >>> angle = torch.rand(1, N, 1, D // H // 2)  # one table for all samples and heads
+        >>> rope = Rope(angle.cos(), angle.sin())
+    """
+
+    cos: Tensor
+    sin: Tensor
+    """[1 or B, N, 1 or H, d/2], or fewer columns: those of the leading channels, the others stay."""
+    halves: bool = False
+    """Whether channel i turns with i + d/2, and not 2i with 2i + 1."""
 
 
 @dataclass(slots=True)
 class SelfAttention:
-    """Attention among the kept rows, without norms of query and key.
+    """Attention among the kept rows.
 
     Example:
         >>> q, k, v, out = (nn.Linear(D, D) for _ in range(4))
         >>> attention = SelfAttention((q, k, v), out, H)
     """
 
-    project: Linear | tuple[Product, Product, Product]
-    """[T, D] -> query, key and value, joined [T, 3D] or each [T, D]."""
-    out: Product
+    project: Product | tuple[Product, Product, Product]
+    """[T, D] -> query, key and value: joined [T, 3D], or each alone."""
+    out: Product | None
+    """[T, D] -> [T, D] of the result; None where the `Parallel` MLP has it."""
     heads: int
-    """`out` [T, D] -> [T, D] of the result, and H."""
+    kv_heads: int | None = None
+    """Of key and value, where a number of heads share them; None: H."""
+    norms: tuple[Norm, Norm] | None = None
+    """Of query and key."""
+    across_heads: bool = False
+    """Whether the norms are given [T, D] and not [T, H, d]."""
+    rope: Rope | None = None
+    gate: Product | None = None
+    """[T, D] -> [T, D]: the result is multiplied by its sigmoid before `out`."""
 
 
 @dataclass(slots=True)
@@ -48,6 +77,22 @@ class CrossAttention:
     """[B, M, 2, D]."""
     lengths: Tensor | None = None
     """[B] int32: how many of the M tokens count."""
+    others: tuple[Tensor, ...] = ()
+    """More keys and values [B, M', 2, D]: attended to on their own, and added before `out`."""
+
+
+@dataclass(slots=True)
+class SecondAttention:
+    """A second attention among the same rows, of the tokens as they came in (SD3.5).
+
+    Example:
+        >>> q, k, v, out = (nn.Linear(D, D) for _ in range(4))
+        >>> second = SecondAttention(SelfAttention((q, k, v), out, H), torch.randn(B, 3, D))
+    """
+
+    attention: SelfAttention
+    modulation: Tensor
+    """[B, 3, D]: shift, scale, gate."""
 
 
 @dataclass(slots=True)
@@ -66,6 +111,25 @@ class Mlp:
 
 
 @dataclass(slots=True)
+class Parallel:
+    """An MLP beside the attention, and one product out of both: gate1 * out([attention, inner]).
+
+    The score multiplies `inner`, as it multiplies the other MLPs' branches.
+
+    Example:
+        >>> fc1, out = nn.Linear(D, F), nn.Linear(D + F, D)
+        >>> mlp = Parallel(nn.Sequential(fc1, nn.GELU()), out)
+    """
+
+    inner: Callable[[Tensor], Tensor]
+    """What attention reads [T, D] -> [T, F]; with `columns` the rest of a joined projection -> [T, F]."""
+    out: Product
+    """[T, D + F] -> [T, D]."""
+    columns: int = 0
+    """Of `SelfAttention.project` behind query, key and value."""
+
+
+@dataclass(slots=True)
 class Stream:
     """The tokens of one stream, their modulation and their branches.
 
@@ -81,15 +145,75 @@ class Stream:
     tokens: Tensor
     """x [B, N, D]."""
     modulation: Tensor
-    """[B, 6, D]: shift1, scale1, gate1, shift2, scale2, gate2."""
+    """[B, 6, D]: shift1, scale1, gate1, shift2, scale2, gate2; with groups [G, 6, D]."""
     attention: SelfAttention | Branch
-    mlp: Mlp | Branch
+    mlp: Mlp | Parallel | Branch | None
+    """None: the stream ends at the attention, its tokens are read no more."""
     eps: float = 1e-6
     mlp_eps: float = 1e-6
-    """Of the two layer norms, which have no affine part."""
+    """Of the two norms."""
+    norm: str = "layer"
+    """"layer" or "rms", without an affine part: `fold` it into the modulation."""
+    groups: Tensor | None = None
+    """[B, N] int64: which row of the modulation belongs to each token; None: that of its sample."""
+    attention_norm: Norm | None = None
+    mlp_norm: Norm | None = None
+    """Of a branch [T, D], before its gate."""
+    mlp_reads_input: bool = False
+    """Whether the MLP is given what the attention is given: no second norm."""
+    valid: Tensor | None = None
+    """[B, N] bool, of a stream that is not routed: the tokens that count as keys; None: all."""
 
 
-def _as_it_is(image: Tensor) -> Tensor:
+@dataclass(slots=True)
+class Layout:
+    """Which tokens of the image stream may be skipped, where not all may: the others are kept always, with
+    the factor 1 (text, references), or are padding, which nobody reads.
+
+    Example:
+        >>> layout = Layout.span(x, start=8)  # eight tokens of text in front
+    """
+
+    order: Tensor
+    """[B, N] int64: places of each sample's tokens: those that are routed, those that are kept always (first
+    the ones that count as keys), padding."""
+    routed: list[int]
+    pinned: list[int]
+    """How many of each sample, known to the host; one number is that of every sample."""
+    pinned_keys: Tensor | None = None
+    """[B] int32: how many of the pinned tokens count as keys; None: all."""
+
+    @staticmethod
+    def span(x: Tensor, start: int = 0, stop: int | None = None, valid: Tensor | None = None) -> "Layout":
+        """Of x [B, N, D] tokens from start to stop are routed, the others are kept always.
+
+        valid: [B, N] bool, the tokens that count; those that are routed do.
+        """
+        batch, tokens = x.shape[:2]
+        stop = tokens if stop is None else stop
+        places = torch.arange(tokens, device=x.device)
+        order = torch.cat([places[start:stop], places[:start], places[stop:]]).expand(batch, tokens)
+        keys, routed, pinned = None, stop - start, tokens - (stop - start)
+        if valid is not None:
+            late = valid.gather(1, order[:, routed:]).logical_not()
+            behind = late.to(torch.uint8).argsort(dim=1, stable=True)
+            order = torch.cat([order[:, :routed], order[:, routed:].gather(1, behind)], dim=1)
+            keys = pinned - late.sum(1, dtype=torch.int32)
+        return Layout(order, [routed], [pinned], keys)
+
+    @staticmethod
+    def ragged(x: Tensor, routed: list[tuple[int, int]], pinned: list[tuple[int, int]]) -> "Layout":
+        """Of x [B, N, D] tokens from start to stop, of each sample its own, are routed and kept always;
+        others are padding."""
+        rows = []
+        for spans in zip(routed, pinned, strict=True):
+            known = [n for start, stop in spans for n in range(start, stop)]
+            rows.append(known + sorted(set(range(x.shape[1])) - set(known)))
+        counts = ([stop - start for start, stop in spans] for spans in (routed, pinned))
+        return Layout(torch.tensor(rows, device=x.device), *counts)
+
+
+def _image_alone(image: Tensor, text: Tensor | None) -> Tensor:
     return image
 
 
@@ -104,7 +228,38 @@ class Call:
     """
 
     image: Stream
-    after_attention: CrossAttention | Branch | None = None
+    after_attention: CrossAttention | SecondAttention | Branch | None = None
     """What is added between attention and MLP, without norm and gate."""
-    output: Callable[[Tensor], Any] = _as_it_is
-    """What the block's forward returns for the finished tokens [B, N, D]."""
+    text: Stream | None = None
+    """A stream that is not routed: attention is among the kept rows of the image and these."""
+    layout: Layout | None = None
+    """None: every token of the image may be skipped."""
+    output: Callable[[Tensor, Tensor | None], Any] = _image_alone
+    """What the block's forward returns for the finished tokens of image [B, N, D] and text."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one stream, all tokens routed, without norms and positions in attention."""
+        image, own = self.image, self.image.attention
+        return (
+            self.text is None
+            and self.layout is None
+            and image.groups is None
+            and image.norm == "layer"
+            and not (image.attention_norm or image.mlp_norm or image.mlp_reads_input)
+            and not isinstance(image.mlp, Parallel)
+            and not isinstance(self.after_attention, SecondAttention)
+            and not (isinstance(self.after_attention, CrossAttention) and self.after_attention.others)
+            and not (isinstance(own, SelfAttention) and (own.kv_heads or own.norms or own.rope or own.gate))
+        )
+
+
+def fold(scale: Tensor, weight: Tensor | None, shift: Tensor | None = None, bias: Tensor | None = None):
+    """shift and scale with which a norm without an affine part is the modulated norm with it.
+
+    (norm * weight + bias) * (1 + scale) + shift = norm * (1 + scale') + shift'.
+    """
+    shift = torch.zeros_like(scale) if shift is None else shift
+    if bias is not None:
+        shift = shift + (1 + scale) * bias
+    return shift, scale if weight is None else (1 + scale) * weight - 1

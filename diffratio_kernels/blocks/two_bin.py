@@ -64,7 +64,7 @@ def two_bin(
     """
     image, x, tokens = call.image, call.image.tokens, rows.tokens
     if not any(rows.counts):
-        return call.output(x.clone(memory_format=torch.contiguous_format))
+        return call.output(x.clone(memory_format=torch.contiguous_format), None)
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     rows = replace(rows, cu_seqlens=bins.cu_seqlens_large, bins=bins)
@@ -90,7 +90,7 @@ def two_bin(
             hidden_small, last_small = _until_fc1(run, call, take_small(hidden, at), attended, part)
         hidden, last = torch.cat([hidden_large, hidden_small]), torch.cat([last_large, last_small])
     branch = _blended_branch(run, image, last, rows)
-    return call.output(_blend(run, x, rows, hidden, branch, gate2, scores))
+    return call.output(_blend(run, x, rows, hidden, branch, gate2, scores), None)
 
 
 def bins_of(weight_large: Tensor, counts_small: list[int], counts_large: list[int], like: Tensor) -> Bins:

@@ -7,6 +7,7 @@ from ..._backends import kernels
 from ..._checks import Check
 from ..._register import Operator, like_first, register
 from ...types import PackedRows, Run
+from . import reference
 
 
 def _check_gather(x, index, shift, scale, eps):
@@ -165,10 +166,13 @@ def run_gather_adaln(
     shift: Tensor,
     scale: Tensor,
     eps: float,
+    norm: str = "layer",
     keep_rows: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`gather_adaln` as blocks run it: hidden and normed [T, D]. Without keep_rows hidden is x itself where a
     kernel can leave the rows out."""
+    if norm != "layer" or rows.groups is not None:
+        return reference.gather_adaln(x, rows, shift, scale, eps, norm)
     if not run.direct:
         return torch.ops.diffratio.gather_adaln(x, rows.index, shift, scale, eps, backend=run.rows)
     module = kernels("adaln", run.rows)
@@ -177,8 +181,12 @@ def run_gather_adaln(
     return module.gather_adaln(x, rows, shift, scale, eps)
 
 
-def run_adaln(run: Run, hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def run_adaln(
+    run: Run, hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, norm: str = "layer"
+) -> Tensor:
     """`adaln` as blocks run it: hidden [T, D] -> [T, D]."""
+    if norm != "layer" or rows.groups is not None:
+        return reference.adaln(hidden, rows, shift, scale, eps, norm)
     if run.direct:
         return kernels("adaln", run.rows).adaln(hidden, rows, shift, scale, eps)
     return torch.ops.diffratio.adaln(hidden, rows.index, rows.tokens, shift, scale, eps, backend=run.rows)

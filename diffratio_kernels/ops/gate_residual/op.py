@@ -8,6 +8,7 @@ from ..._checks import Check
 from ..._register import Operator, empty_gradients, like_first, register
 from ...types import PackedRows, Run
 from ..attention.sdpa import runs
+from . import reference
 
 
 def _check(hidden, branch, gate, index, tokens):
@@ -88,6 +89,8 @@ def run_gate_residual(
     """hidden + gate * branch [T, D] with each sample's own gate [B, D], without a gate hidden + branch."""
     if gate is None:
         return hidden.add_(branch) if run.direct else (hidden + branch).to(hidden.dtype)
+    if rows.groups is not None:
+        return reference.gate_residual(hidden, branch, gate, rows)
     if run.gate != "triton":
         return _add_gated(hidden, branch, gate, rows.counts, rows.uniform, run.direct)
     if run.direct:

@@ -7,6 +7,7 @@ from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
 from ..._register import Operator, empty_gradients, like_first, register
 from ...types import Finish, PackedRows, Rescale, Run
+from . import reference
 
 
 def _check(x, index, hidden, branch, gate, logits, rescale, score_scale):
@@ -170,6 +171,8 @@ def run_scatter_rescale(
     """`scatter_rescale` as blocks run it; scores: logits [B, N] and what they multiply."""
     logits, rescale = scores
     branch = branch.to(x.dtype)
+    if rows.groups is not None:
+        return reference.scatter_rescale(Finish(x, rows, hidden, branch, gate, logits, rescale))
     if run.direct:
         module = kernels("scatter_rescale", run.rows)
         return module.scatter_rescale(Finish(x, rows, hidden, branch, gate, logits, rescale))

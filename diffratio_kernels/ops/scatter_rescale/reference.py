@@ -11,13 +11,14 @@ def scatter_rescale(given: Finish) -> Tensor:
 
     With y = hidden + gate * branch and s = score_scale * sigmoid(logit), row i becomes
     "mlp": hidden + s * gate * branch; "residual": x_i + s * (y - x_i); "output": s * y; "none": y.
-    hidden, branch [T, D]; gate [B, D]; logits [B, N].
+    hidden, branch [T, D]; gate [B, D] or [G, D]; logits [B, N].
     """
     x, rows, rescale = given.x, given.rows, given.rescale
     index, dtype = rows.index, accumulation_dtype(x.dtype)
     flat = x.reshape(-1, x.shape[2])
     score = (rescale.score_scale * given.logits.reshape(-1)[index].to(dtype).sigmoid())[:, None]
-    update = given.gate.to(dtype)[index // rows.tokens] * given.branch.to(dtype)
+    group = rows.index // rows.tokens if rows.groups is None else rows.groups
+    update = given.gate.to(dtype)[group] * given.branch.to(dtype)
     hidden = given.hidden.to(dtype)
     if rescale.mode == "mlp":
         finished = hidden + score * update

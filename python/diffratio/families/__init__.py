@@ -1,16 +1,30 @@
 """How other people's transformer blocks are taken apart: a spec per family, one file each."""
 
-from diffratio_kernels.blocks.stream import Call, CrossAttention, Mlp, SelfAttention, Stream
+from diffratio_kernels.blocks.stream import (
+    Call,
+    CrossAttention,
+    Layout,
+    Mlp,
+    Parallel,
+    Rope,
+    SecondAttention,
+    SelfAttention,
+    Stream,
+)
 
 from .attention_modules import by_count
-from .basic_transformer import BasicTransformerSpec
+from .modules import ModuleSpec
 from .registry import Spec, register_block_spec, spec_for
 
 __all__ = [
-    "BasicTransformerSpec",
     "Call",
     "CrossAttention",
+    "Layout",
     "Mlp",
+    "ModuleSpec",
+    "Parallel",
+    "Rope",
+    "SecondAttention",
     "SelfAttention",
     "Spec",
     "Stream",

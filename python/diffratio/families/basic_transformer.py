@@ -5,20 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from diffusers.models.activations import GELU
-from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.normalization import AdaLayerNormZero
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, CrossAttention, Mlp, SelfAttention, Stream
 from diffratio_kernels.types import Linear, PackedRows, Product
 
-from .attention_modules import by_count, foreign_attention, product_of
+from .attention_modules import by_count, foreign_attention, foreign_mlp, product_of
 from .inspection import (
     affine_linear,
     bias_of,
-    foreign,
-    foreign_dropout,
     hooked,
     moves_arguments,
     patched_forward,
@@ -29,7 +26,7 @@ from .registry import Spec, inspected, register_block_spec
 from .text_mask import keys_values_of, text_lengths
 
 _signature = inspect.signature(BasicTransformerBlock.forward)
-remember(FeedForward, GELU, AdaLayerNormZero)
+remember(AdaLayerNormZero)
 _LINEARS = (
     *(f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
     "ff.net.0.proj", "ff.net.2", "attn2.to_q", "attn2.to_out.0",
@@ -81,7 +78,7 @@ class BasicTransformerSpec(Spec):
         linears = {name: (linear, plain_linear(linear)) for name, linear in modules if name in _LINEARS}
         attn1 = foreign_attention("attn1", block.attn1)
         attn2 = None if block.attn2 is None else foreign_attention("attn2", block.attn2)
-        ff = _foreign_mlp(block.ff)
+        ff = foreign_mlp(block.ff)
         norms = next((why for norm in _norms(block) if (why := _foreign_norm(norm))), None)
         linear = next((f"{name}: {why}" for name, (_, why) in linears.items() if why), None)
         return _Inspected(
@@ -188,16 +185,6 @@ class _Call:
             return by_count(self.block.ff, normed, rows)
         # diffusers wants chunks that divide the tokens; rows of an MLP do not know of each other
         return torch.cat([self.block.ff(part) for part in normed.split(chunk)])
-
-
-def _foreign_mlp(ff: nn.Module) -> str | None:
-    """Why a module is not fc2(gelu(fc1(x))) with the tanh GELU, None where it is."""
-    parts = {"ff": foreign(ff, FeedForward)}
-    if parts["ff"] is None:
-        if len(ff.net) != 3 or getattr(ff.net[0], "approximate", None) != "tanh":
-            return "ff: not a tanh-GELU MLP"
-        parts |= {"ff.net.0": foreign(ff.net[0], GELU), "ff.net.1": foreign_dropout(ff.net[1])}
-    return next((f"{name}: {why}" for name, why in parts.items() if why), None)
 
 
 def _foreign_norm(norm: nn.Module) -> str | None:

@@ -1,14 +1,15 @@
 """The contract between routing and a family of transformer blocks."""
 
+import importlib
 from typing import Any
 
 from torch import nn
 
 from diffratio_kernels.blocks.stream import Call
 
-TIMESTEP_UNITS = {"training": (0.0, 1000.0), "noise": (0.0, 1.0)}
-"""The interval of a model's timesteps, the cleanest first: training timesteps 0..999, or noise levels in [0,
-1] (flow families)."""
+TIMESTEP_UNITS = {"training": (0.0, 1000.0), "noise": (0.0, 1.0), "clean": (1.0, 0.0)}
+"""The interval of a model's timesteps, the cleanest first: training timesteps 0..999, noise levels in [0, 1]
+(flow families), or what is left of the picture in [0, 1], the noise level from 1 (Z-Image, Lumina 2)."""
 
 
 class Spec:
@@ -29,7 +30,9 @@ class Spec:
     """
 
     timestep_units: str = "training"
-    """What the model is given as timestep: "training" (0..999) or "noise" (a level in [0, 1])."""
+    """What the model is given as timestep: a name in `TIMESTEP_UNITS`."""
+    timestep_name: str = "timestep"
+    """What the model's forward calls it."""
 
     def width(self, block: nn.Module) -> int:
         """D."""
@@ -44,6 +47,15 @@ class Spec:
 
     def unsupported_reason(self, block: nn.Module) -> str | None:
         """Why this block cannot be routed, None where it can."""
+        return None
+
+    def leave_dense(self, name: str, block: nn.Module) -> str | None:
+        """Why a block of this class stays as it is (it sees text alone), None where it is routed."""
+        return None
+
+    def layout(self, model: nn.Module, given: dict[str, Any]) -> Any:
+        """What only the model's call knows and `bind` needs: called once with the arguments of the model's
+        forward, by name."""
         return None
 
     def inspect(self, block: nn.Module) -> Any:
@@ -92,14 +104,30 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
         raise TypeError(f"register_block_spec: spec must be a Spec, got {type(spec).__name__}")
     if spec.timestep_units not in TIMESTEP_UNITS:
         raise ValueError(
-            f"register_block_spec: timestep_units={spec.timestep_units!r} must be 'training' or 'noise'"
+            f"register_block_spec: timestep_units={spec.timestep_units!r} must be one of "
+            f"{', '.join(map(repr, TIMESTEP_UNITS))}"
         )
     _specs[cls] = spec, cls.forward
 
 
+FAMILIES = {
+    "attention": ("basic_transformer",),
+    "transformer_flux": ("flux",),
+}
+"""Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a
+model has such a block: no family costs those who do not use it, and older versions of diffusers miss some."""
+
+
 def spec_for(block: nn.Module) -> Spec | None:
     """The spec of the block's class or of its nearest registered base class."""
-    return next((_specs[cls][0] for cls in type(block).__mro__ if cls in _specs), None)
+    for cls in type(block).__mro__:
+        package, _, file = cls.__module__.rpartition(".")
+        if cls not in _specs and package.startswith("diffusers.models") and file in FAMILIES:
+            for family in FAMILIES[file]:
+                importlib.import_module(f".{family}", __package__)
+        if cls in _specs:
+            return _specs[cls][0]
+    return None
 
 
 def foreign_forward(block: nn.Module) -> str | None:

@@ -83,11 +83,15 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
         _reconfigure(model, config)
         return model_or_pipe
     refuse_reducer(model, wrappers, "apply_diffratio")
-    found = _find_blocks(model)
+    found, dense = _find_blocks(model)
     config.kept_tenths(len(found))  # complains before anything is changed
-    parameters = list(inspect.signature(type(model).forward).parameters)[1:]
-    position = parameters.index("timestep") if "timestep" in parameters else -1
-    shared = RoutedModel(config, _timestep_units([spec for _, _, spec in found], config), position)
+    specs = [spec for _, _, spec in found]
+    parameters = list(_signature(model).parameters)[1:]
+    name = specs[0].timestep_name
+    position = parameters.index(name) if name in parameters else -1
+    layouts = {type(spec): spec for spec in specs if type(spec).layout is not Spec.layout}
+    units = _timestep_units(specs, config)
+    shared = RoutedModel(config, units, name, position, list(layouts.values()), dense)
     for number, (name, block, spec) in enumerate(found):
         _patch(block, spec, name, number, shared)
     model._diffratio_model = shared
@@ -100,6 +104,20 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
         embedding._diffratio_model = shared
         embedding.register_forward_pre_hook(_embed_timestep, prepend=True, with_kwargs=True)
     return model_or_pipe
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    return inspect.signature(inspect.unwrap(type(model).forward))
+
+
+def _given(model: nn.Module, args, kwargs) -> dict:
+    """What a model is called with, by the names of its forward's arguments."""
+    bound = _signature(model).bind(model, *args, **kwargs)
+    given = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
 
 
 class _RoutersLast:
@@ -147,11 +165,16 @@ def _patch(block: nn.Module, spec: Spec, name: str, number: int, shared: RoutedM
     layer.inspect()
 
 
-def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, Spec]]:
-    found, reasons = [], []
+def _find_blocks(model: nn.Module) -> tuple[list[tuple[str, nn.Module, Spec]], dict[str, str]]:
+    """Blocks to route with their specs, and those that their spec leaves dense with the reason."""
+    found, reasons, dense = [], [], {}
     for name, block in model.named_modules():
         spec = spec_for(block)
         if spec is None:
+            continue
+        reason = spec.leave_dense(name, block)
+        if reason is not None:
+            dense[name] = reason
             continue
         reason = foreign_forward(block) or spec.unsupported_reason(block) or hooked(block)
         reason = reason or offloading_of(block) or reuses_rows(block)
@@ -170,7 +193,7 @@ def _find_blocks(model: nn.Module) -> list[tuple[str, nn.Module, Spec]]:
             f"model {type(model).__name__} has no transformer block that diffratio knows; "
             "see register_block_spec for blocks of your own"
         )
-    return found
+    return found, dense
 
 
 def _timestep_units(specs: list[Spec], config: DiffRatioConfig):
@@ -217,8 +240,11 @@ def _enter_call(model: nn.Module, args, kwargs):
         if shared.moved and not torch.compiler.is_compiling():
             routed_layers(model)
         position = shared.timestep_position
-        shared.enter(kwargs.get("timestep", args[position] if 0 <= position < len(args) else None))
+        shared.enter(kwargs.get(shared.timestep_name, args[position] if 0 <= position < len(args) else None))
         shared.memo = {}
+        if shared.layouts:
+            given = _given(model, args, kwargs)
+            shared.told = {type(spec): spec.layout(model, given) for spec in shared.layouts}
 
 
 def _leave_call(model: nn.Module, args, output):

@@ -8,11 +8,14 @@ import diffratio_kernels.flops  # noqa: F401 - so that torch's counter knows the
 from diffratio_kernels import kept_tokens
 from diffratio_kernels._autocast import autocast_is_on
 from diffratio_kernels._checks import Check
+from diffratio_kernels.blocks.joint import routable, with_pinned
 from diffratio_kernels.blocks.products import run_of
 from diffratio_kernels.blocks.routed import routed
 from diffratio_kernels.blocks.stream import Call, CrossAttention
 from diffratio_kernels.blocks.two_bin import bins_of, two_bin
-from diffratio_kernels.ops.route.op import run_route
+from diffratio_kernels.blocks.two_passes import two_passes
+from diffratio_kernels.ops.route.cu_seqlens import cu_seqlens_for
+from diffratio_kernels.ops.route.op import run_route, select_rows
 from diffratio_kernels.types import Linear, PackedRows, Run
 
 from .state import RoutedLayer, check_batch, in_backward
@@ -32,6 +35,9 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
     else:
         refuse_transforms()
         layer.inspect()
+        saved = layer.saved.get(args, kwargs)
+        if saved is not None:
+            model.told = saved[-1]  # the layout of that call of the model
     call = layer.spec.bind(block, *args, **kwargs)
     if not isinstance(call, Call):
         spec = type(layer.spec).__name__
@@ -40,21 +46,25 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
     if not torch.compiler.is_compiling():
         _check(layer, call)
     if autocast_is_on(given.device):
-        # as in the dense block, x + gate * branch is as wide as the gate: fp32 in PixArt
-        image.tokens = given.to(torch.promote_types(given.dtype, image.modulation.dtype))
+        for stream in (image, call.text):
+            if stream is not None:  # as in the dense block, x + gate * branch is as wide as the gate
+                wide = torch.promote_types(stream.tokens.dtype, stream.modulation.dtype)
+                stream.tokens = stream.tokens.to(wide)
     if model.ratios is not None and (block.training or torch.is_grad_enabled()):
-        return _two_bins(layer, call, given, args, kwargs)
-    index, keep = _selection(layer, given, args, kwargs)
-    if not any(keep):
+        return _two_bins(layer, call, args, kwargs)
+    index, keep = _selection(layer, call, args, kwargs)
+    if not any(keep) and call.text is None and call.layout is None:
         if model.record is not None:
-            layer.record(given, torch.empty(0, dtype=torch.int64, device=given.device))
-        return call.output(image.tokens)
+            layer.record(given.shape[:2], torch.empty(0, dtype=torch.int64, device=given.device))
+        return call.output(image.tokens, None)
     run = run_of("mod_block", "auto", "auto", image.tokens, _direct(image.tokens))
-    rows, logits = _select(layer, run, image.tokens, keep, index)
+    rows, logits = _select(layer, run, call, keep, index)
     if index is None and not torch.compiler.is_compiling():
         if torch.is_grad_enabled():
-            layer.saved.put(given, args, kwargs, rows.index, keep)
-        layer.record(given, rows.index)
+            layer.saved.put(args, kwargs, rows.index, keep, model.told)
+        layer.record(logits.shape, rows.index)
+    if call.layout is not None:
+        rows, logits = with_pinned(call.layout, rows, logits, model.rescale.score_scale)
     return routed(call, rows, logits, model.rescale, run)
 
 
@@ -80,7 +90,8 @@ def _check(layer: RoutedLayer, call: Call) -> None:
     x, modulation, cross = call.image.tokens, call.image.modulation, call.after_attention
     router = layer.block.diffratio
     batch, _, width = x.shape if x.dim() == 3 else (0, 0, 0)
-    right = modulation.shape == (batch, 6, width) and modulation.device == x.device
+    right = modulation.shape[1:] == (6, width) and modulation.device == x.device
+    right = right and (call.image.groups is not None or modulation.shape[0] == batch)
     if layer.router_reason is None:
         weight = router.router_weight
         right = right and weight.shape == (width,) and weight.device == x.device
@@ -134,11 +145,15 @@ def _direct(x: Tensor) -> bool:
 
 
 def _select(
-    layer: RoutedLayer, run: Run, x: Tensor, keep, index=None, keep_small=None
+    layer: RoutedLayer, run: Run, call: Call, keep, index=None, keep_small=None
 ) -> tuple[PackedRows, Tensor]:
-    """The rows that the layer's router keeps, and its logits; a router that is hooked or wrapped is
-    called."""
-    router = layer.block.diffratio
+    """The rows that the layer's router keeps among those that may be skipped, and its logits; a router that
+    is hooked or wrapped is called."""
+    router, x, layout = layer.block.diffratio, call.image.tokens, call.layout
+    if layout is not None:
+        x = routable(layout, x)
+        if len(set(layout.routed)) > 1 and index is None:
+            return _select_ragged(layer, run, x, layout.routed, keep, keep_small)
     if layer.router_reason is None or torch.compiler.is_compiling():
         weights = Linear(router.router_weight, router.router_bias)
         return run_route(run, x, weights, keep, index, keep_small)
@@ -146,53 +161,74 @@ def _select(
     return PackedRows(index, x.shape[1], keep, cu_seqlens), logits
 
 
-def _selection(layer: RoutedLayer, x: Tensor, args, kwargs) -> tuple[Tensor | None, list[int]]:
+def _select_ragged(layer: RoutedLayer, run: Run, x: Tensor, sizes: list[int], keep, keep_small):
+    """The same of samples [B, n, D] of unequal sizes, whose last tokens are padding."""
+    _, _, logits = layer.block.diffratio(x, [0] * len(sizes))
+    places = torch.arange(x.shape[1], device=x.device)
+    padding = places >= torch.tensor(sizes, device=x.device)[:, None]
+    ranked = logits.detach().masked_fill(padding, torch.nan)  # which ranks below everything
+    return select_rows(run.rows, ranked, keep, None, keep_small), logits
+
+
+def _selection(layer: RoutedLayer, call: Call, args, kwargs) -> tuple[Tensor | None, list[int]]:
     """Kept tokens of every sample, and which they are where that is not left to the block: because the
     selection was saved for checkpointing."""
+    x, layout = call.image.tokens, call.layout
+    tokens = [x.shape[1]] if layout is None else layout.routed
     if not torch.compiler.is_compiling():
-        layer.tokens = x.shape[1]
-        saved = layer.saved.get(x, args, kwargs)
+        layer.tokens = max(tokens)
+        saved = layer.saved.get(args, kwargs)
         if saved is not None:
-            return saved
+            return saved[:2]
         if in_backward() and layer.model.config.num_regions > 1:
             # Another forward may have changed the region since, and nothing was saved to go back to.
             raise RuntimeError("gradient checkpointing with timestep regions needs use_reentrant=False")
     elif layer.model.record is not None:
         raise RuntimeError("record_routing cannot look into a compiled model: record the model itself")
-    return None, _kept_counts(layer, x, args, kwargs)
+    return None, _kept_counts(layer, tokens, x.shape[0], args, kwargs)
 
 
-def _kept_counts(layer: RoutedLayer, x: Tensor, args, kwargs) -> list[int]:
-    """Kept tokens of each sample."""
-    batch, tokens = x.shape[:2]
+def _kept_counts(layer: RoutedLayer, tokens: list[int], batch: int, args, kwargs) -> list[int]:
+    """Kept tokens of each sample, of its number of tokens or that of all."""
     if not torch.compiler.is_compiling():
         kept = layer.kept_now()
-        return [kept_tokens(kept[r], tokens) for r in layer.model.regions_now(layer, batch, args, kwargs)]
+        regions = layer.model.regions_now(layer, batch, args, kwargs)
+        return _kept([kept[r] for r in regions], tokens)
     if layer.model.memo is None and layer.model.config.num_regions > 1:
         timestep = layer.spec.timestep(layer.block, *args, **kwargs)
         if timestep is not None:
             layer.model.enter(timestep)
     check_batch(layer.tenths, batch)
-    return [kept_tokens(n, tokens) for n in layer.tenths]  # one count stands for any number of samples
+    return _kept(layer.tenths, tokens)
+
+
+def _kept(tenths: list[int], tokens: list[int]) -> list[int]:
+    """Of each sample; one number of both stands for any number of samples."""
+    longest = max(len(tenths), len(tokens))
+    tenths, tokens = (values * longest if len(values) == 1 else values for values in (tenths, tokens))
+    return [kept_tokens(n, size) for n, size in zip(tenths, tokens, strict=True)]
 
 
 @torch.compiler.disable
-def _two_bins(layer: RoutedLayer, call: Call, given: Tensor, args, kwargs):
+def _two_bins(layer: RoutedLayer, call: Call, args, kwargs):
     """w F(x, k_large) + (1 - w) F(x, k_small) with w and both bins from the model's table (paper section
-    3.3).
-
-    given: the tensor that the block was called with, by which a recomputation finds the decisions made.
-    """
+    3.3)."""
     x, table = call.image.tokens, layer.model.ratios
-    layer.tokens = tokens = x.shape[1]
-    index, regions, decided = _decided(layer, given, args, kwargs)
+    tokens = [x.shape[1]] if call.layout is None else call.layout.routed
+    layer.tokens = max(tokens)
+    index, regions, decided = _decided(layer, x.shape[0], args, kwargs)
     small, large, weight = table.pair(layer.row, regions, decided)
-    keep_small, keep_large = ([kept_tokens(n, tokens) for n in bin] for bin in (small, large))
+    keep_small, keep_large = (_kept(bin, tokens) for bin in (small, large))
     run = run_of("two_bin_block", "auto", "auto", x, _direct(x))
-    rows, logits = _select(layer, run, x, keep_large, index, keep_small)
+    rows, logits = _select(layer, run, call, keep_large, index, keep_small)
     if index is None:  # without a gradient too: re-entrant checkpointing runs the forward pass like that
-        layer.saved.put(given, args, kwargs, rows.index, regions, decided)
-        layer.record(given, rows.index)
+        layer.saved.put(args, kwargs, rows.index, regions, decided, layer.model.told)
+        layer.record(logits.shape, rows.index)
+    if not call.plain:
+        both = _each_bin(call, rows, keep_small, logits, layer.model.rescale.score_scale)
+        (large_rows, all_logits), (small_rows, _) = both
+        scores = all_logits, layer.model.rescale
+        return two_passes(call, (large_rows, small_rows), weight, scores, run)
     weights = {decided.weights[layer.row][r] for r in regions}
     forward_only = "small" if weights == {1.0} else "large" if weights == {0.0} else "none"
     bins = bins_of(weight, keep_small, keep_large, x)
@@ -200,16 +236,24 @@ def _two_bins(layer: RoutedLayer, call: Call, given: Tensor, args, kwargs):
     return two_bin(call, rows, bins, scores, run, forward_only)
 
 
-def _decided(layer: RoutedLayer, given: Tensor, args, kwargs):
+def _each_bin(call: Call, rows: PackedRows, keep_small: list[int], logits: Tensor, score_scale: float):
+    """Rows and logits of the large and of the small bin, with those that are kept always."""
+    parts = [part[:kept] for part, kept in zip(rows.index.split(rows.counts), keep_small, strict=True)]
+    small = PackedRows(torch.cat(parts), rows.tokens, keep_small, cu_seqlens_for(keep_small, logits))
+    for bin in (rows, small):
+        yield (bin, logits) if call.layout is None else with_pinned(call.layout, bin, logits, score_scale)
+
+
+def _decided(layer: RoutedLayer, batch: int, args, kwargs):
     """The selection (None: to be made), regions of all samples and bins: those of the forward pass in a
     recomputation."""
-    saved = layer.saved.get(given, args, kwargs)
+    saved = layer.saved.get(args, kwargs)
     if saved is not None:
-        return saved
+        return saved[:3]
     if in_backward():
         raise RuntimeError(
             "gradient checkpointing of learned ratios: the forward pass made no decision that could be "
             "reused; call model.train() before it, or use use_reentrant=False"
         )
-    regions = layer.model.regions_now(layer, given.shape[0], args, kwargs)
+    regions = layer.model.regions_now(layer, batch, args, kwargs)
     return None, regions, layer.model.ratios.table_bins()

@@ -52,20 +52,22 @@ class SavedRouting:
         """A copy, pickled or not, has other inputs to come."""
         return SavedRouting, ()
 
-    def put(self, x: Tensor, args, kwargs, *decision) -> None:
-        """x: the block's input. args, kwargs: all that the block is called with."""
+    def put(self, args, kwargs, *decision) -> None:
+        """args, kwargs: what the block is called with; its input is the first tensor."""
         given = _tensors(args, kwargs)
+        x = given[0]
         places = self._by_memory.setdefault(x.untyped_storage(), {})
         places.setdefault(_place(x), deque(maxlen=64)).append((_marks(given), decision))
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             self._by_bits.append((_checksums(given), x.shape, decision))
 
-    def get(self, x: Tensor, args, kwargs) -> tuple | None:
+    def get(self, args, kwargs) -> tuple | None:
         """The decision for this very input, if this is a recomputation inside a backward pass: the last of a
         call that was given these tensors; where others were made since, the last."""
         if not in_backward():
             return None
         given = _tensors(args, kwargs)
+        x = given[0]
         made, marks = self._by_memory.get(x.untyped_storage(), {}).get(_place(x), ()), _marks(given)
         found = [d for known, d in made if known == marks] or [d for _, d in made]
         if not found and self._by_bits:
@@ -130,8 +132,14 @@ class RoutedModel:
     config: DiffRatioConfig
     units: str | tuple[float, float] = "training"
     """Of the model's timesteps: a name in `TIMESTEP_UNITS` or an interval."""
+    timestep_name: str = "timestep"
+    """What the model's forward calls it."""
     timestep_position: int = -1
-    """Where the model's forward takes `timestep`, counted without self."""
+    """Where the model's forward takes it, counted without self."""
+    layouts: list[Spec] = field(default_factory=list)
+    """Specs that are told of every call of the model, one of each class."""
+    dense: dict[str, str] = field(default_factory=dict)
+    """Blocks that a spec leaves as they are, and why."""
     enabled: bool = True
     ratios: RatioTable | None = None
     """The model's `diffratio_ratios` while it learns them."""
@@ -147,6 +155,8 @@ class RoutedModel:
     """Inside of `cache_text`."""
     memo: dict | None = None
     """What the blocks of one call of the model share, None outside of a call."""
+    told: dict[type[Spec], Any] = field(default_factory=dict)
+    """By `Spec.layout`, of the last call of the model."""
     layers: list[RoutedLayer] = field(default_factory=list)
     """As `routed_layers` found them last."""
     parents: list[tuple[dict, list]] = field(default_factory=list)
@@ -158,7 +168,8 @@ class RoutedModel:
     def __getstate__(self):
         """A copy is in no call and in no context."""
         nothing = dict.fromkeys(("record", "text", "memo", "regions"))
-        return self.__dict__ | nothing | {"layers": [], "parents": []}  # a copied block refers to no other
+        empty = {"layers": [], "parents": [], "told": {}}  # a copied block refers to no other
+        return self.__dict__ | nothing | empty
 
     @property
     def moved(self) -> bool:
@@ -190,6 +201,9 @@ class RoutedModel:
             if regions == 1:
                 return [0]
             raise ValueError("timestep must be given to a model with diffratio regions")
+        if isinstance(timestep, Tensor) and timestep.dim() > 1:  # one per token: the noisiest decides
+            low, high = TIMESTEP_UNITS.get(self.units, self.units)
+            timestep = timestep.flatten(1).amax(1) if high > low else timestep.flatten(1).amin(1)
         timesteps = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
         if not all(math.isfinite(t) for t in timesteps):
             raise ValueError(f"timestep must be finite, got {timesteps}")
@@ -197,8 +211,8 @@ class RoutedModel:
         if regions == 1 or not timesteps:
             return [0]
         low, high = TIMESTEP_UNITS.get(self.units, self.units)
-        slack = (high - low) * 2e-5  # schedulers that interpolate end a little outside
-        if min(timesteps) < low - slack or max(timesteps) > high + slack:
+        slack = abs(high - low) * 2e-5  # schedulers that interpolate end a little outside
+        if min(timesteps) < min(low, high) - slack or max(timesteps) > max(low, high) + slack:
             raise ValueError(
                 f"timestep={timesteps} is outside of {low:g}..{high:g}, the units of this model's regions "
                 f"({self.units!r}); set them with DiffRatioConfig(timestep_units=...): "
@@ -294,8 +308,8 @@ class RoutedLayer:
         table = self.model.ratios
         return self.kept if table is None else table.nearest()[self.row]
 
-    def record(self, x: Tensor, index: Tensor) -> None:
-        """Record a selection where that is asked for."""
+    def record(self, shape: tuple[int, int], index: Tensor) -> None:
+        """Record a selection among [B, N] tokens where that is asked for."""
         if self.model.record is not None:
-            shape = tuple(x.shape[:2])
+            shape = tuple(shape)
             self.model.record.append(Routing(self.number, self.model.timesteps, index, shape))

@@ -32,15 +32,18 @@ class LayerSummary:
 
 
 class Summary(list):
-    """A list of `LayerSummary`; printing it gives a table."""
+    """A list of `LayerSummary`; printing it gives a table.
 
-    def __init__(self, layers: list[LayerSummary], enabled: bool):
+    dense: names of the blocks that are never routed, and why."""
+
+    def __init__(self, layers: list[LayerSummary], enabled: bool, dense: dict[str, str]):
         super().__init__(layers)
-        self.enabled = enabled
+        self.enabled, self.dense = enabled, dense
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
-        return {"enabled": self.enabled, "layers": [asdict(layer) for layer in self]}
+        layers = [asdict(layer) for layer in self]
+        return {"enabled": self.enabled, "layers": layers, "dense": self.dense}
 
     def __str__(self) -> str:
         lines = [f"{'layer':>5}  {'kept ratio':<24}  {'kept tokens':<22}  {'runs as':<22}  block"]
@@ -53,6 +56,7 @@ class Summary(list):
             way = f"{row.path}, {row.backend}"
             router = ", untrained router" if row.untrained_router else ""
             lines.append(f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}{router}")
+        lines += [f"left dense: {name} ({why})" for name, why in self.dense.items()]
         if not self.enabled:
             lines.append("diffratio is disabled: the blocks run dense")
         return "\n".join(lines)
@@ -93,7 +97,8 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     if shared.ratios is not None:
         check_values(model, [shared.ratios], "its ratios are learned and are")
     with torch.no_grad():
-        return Summary([_row(layer, tokens) for layer in routed_layers(model)], shared.enabled)
+        layers = [_row(layer, tokens) for layer in routed_layers(model)]
+        return Summary(layers, shared.enabled, shared.dense)
 
 
 def _row(layer: RoutedLayer, tokens: int | None) -> LayerSummary:

@@ -20,7 +20,8 @@ from diffratio import (
 )
 from diffratio.data.digits import load_split, make_class_tokens
 from diffratio.diffusion import noise_schedule
-from diffratio.families import BasicTransformerSpec, register_block_spec
+from diffratio.families import register_block_spec
+from diffratio.families.basic_transformer import BasicTransformerSpec
 from diffratio.routing.apply import _timestep_units
 from diffratio.routing.find import routed_blocks, routed_layers
 from diffratio.routing.ratios import table_of

@@ -1,0 +1,246 @@
+"""Attention of a block that is more than query, key and value of one stream: norms, positions, a second
+stream whose tokens are all kept, rows that are kept always.
+
+image: normed [T, D] -- project, norms, rope --> query, key, value [T, H, d] \\
+                                                                          joint rows, sample after sample:
+text: normed [B*M, D] -- project, norms, rope --> [B*M, H, d] ---------- /  image rows, then text rows
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops.adaln.op import run_adaln, run_gather_adaln
+from ..ops.attention.op import run_attention
+from ..ops.gate_residual.op import run_gate_residual
+from ..ops.route.cu_seqlens import cu_seqlens_for
+from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens
+from ..types import PackedRows, Product, Run, Seqlens
+from . import products
+from .stream import Layout, Parallel, Rope, SelfAttention, Stream
+
+
+@dataclass(slots=True)
+class Text:
+    """A stream that is not routed, on its way through the block."""
+
+    stream: Stream
+    rows: PackedRows
+    """All of them; of each sample those that count first."""
+    vectors: tuple[Tensor, ...]
+    hidden: Tensor
+    normed: Tensor
+
+
+def begin(run: Run, stream: Stream) -> Text:
+    """All rows of a stream, and what its attention reads."""
+    x, valid = stream.tokens, stream.valid
+    tokens, order, keys = x.shape[1], None, None
+    if valid is not None:
+        order = valid.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        keys = valid.sum(1, dtype=torch.int32)
+    rows = PackedRows(_flattened(order, x), tokens, [tokens], _cu_seqlens([tokens], x), key_lengths=keys)
+    rows.groups = None if stream.groups is None else stream.groups.flatten()[rows.index]
+    shift, scale, *later = vectors = stream.modulation.unbind(1)
+    hidden, normed = run_gather_adaln(run, x, rows, shift, scale, stream.eps, stream.norm)
+    return Text(stream, rows, vectors, hidden, normed)
+
+
+def end(run: Run, text: Text, attended: Tensor) -> Tensor:
+    """The finished stream [B, M, D]; as it came where it ends at the attention."""
+    stream, rows, hidden = text.stream, text.rows, text.hidden
+    if stream.mlp is None:
+        return stream.tokens
+    _, _, gate1, shift2, scale2, gate2 = text.vectors
+    branch = branch_of(run, attended, stream.attention.out, stream.attention_norm, hidden.dtype)
+    hidden = run_gate_residual(run, hidden, branch, gate1, rows)
+    if stream.mlp_reads_input:
+        normed = text.normed
+    else:
+        normed = run_adaln(run, hidden, rows, shift2, scale2, stream.mlp_eps, stream.norm)
+    branch = products.mlp_branch(run, normed, stream.mlp, rows)
+    branch = branch if stream.mlp_norm is None else stream.mlp_norm(branch)
+    hidden = run_gate_residual(run, hidden, branch.to(hidden.dtype), gate2, rows)
+    if stream.valid is not None:
+        hidden = torch.empty_like(hidden).index_copy(0, rows.index, hidden)
+    return hidden.view(stream.tokens.shape)
+
+
+def branch_of(run: Run, attended: Tensor, out: Product, norm, dtype: torch.dtype) -> Tensor:
+    """norm(out(attended)) [T, D]."""
+    branch = products.product(run, attended, out)
+    return (branch if norm is None else norm(branch)).to(dtype)
+
+
+def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text | None):
+    """Attention among the rows of the image and those of the text.
+
+    Returns:
+        What comes before `out` [T, H d], the rest of a joined projection (of a `Parallel` MLP), and the
+        text's [B*M, H d] or None.
+    """
+    own = image.attention
+    rest = image.mlp.columns if isinstance(image.mlp, Parallel) else 0
+    *qkv, behind = _projected(run, own, normed, rows, rest)
+    counts, keys = rows.counts, rows.key_lengths
+    if text is not None:
+        if keys is not None:
+            raise ValueError("Layout: padding among pinned tokens beside a text stream is not supported")
+        *of_text, _ = _projected(run, text.stream.attention, text.normed, text.rows, 0)
+        both = zip(qkv, of_text, strict=True)
+        qkv = [interleave(a, b.to(a.dtype), counts, text.rows.counts) for a, b in both]
+        counts = [n + text.rows.tokens for n in counts]
+        if text.rows.key_lengths is not None:
+            keys = text.rows.key_lengths + rows.cu_seqlens.diff()
+    cu_seqlens = rows.cu_seqlens if text is None else _cu_seqlens(counts, normed, len(rows.cu_seqlens) - 1)
+    seqlens = Seqlens(cu_seqlens, cu_seqlens, max(counts), max(counts), keys)
+    attended = run_attention(run, run.attention, *qkv, seqlens)
+    of_text = None
+    if text is not None:
+        attended, of_text = parted(attended, rows.counts, text.rows.tokens)
+    if own.gate is not None:
+        attended = attended * products.product(run, normed, own.gate).sigmoid()
+    return attended, behind, of_text
+
+
+def second_attention(run: Run, x: Tensor, rows: PackedRows, second, eps: float) -> Tensor:
+    """The branch [T, D] of a `SecondAttention` on the kept rows of x [B, N, D], gated."""
+    shift, scale, gate = second.modulation.unbind(1)
+    _, normed = run_gather_adaln(run, x, rows, shift, scale, eps)
+    alone = Stream(x, second.modulation, second.attention, None)
+    attended, _, _ = attend(run, alone, normed, rows, None)
+    branch = branch_of(run, attended, second.attention.out, None, x.dtype)
+    return run_gate_residual(run, torch.zeros_like(branch), branch, gate, rows)
+
+
+def _projected(run: Run, own: SelfAttention, normed: Tensor, rows: PackedRows, rest: int) -> list:
+    """query, key, value [T, H, d], and `rest` more columns of a joined projection."""
+    few, behind = own.kv_heads or own.heads, None
+    if isinstance(own.project, tuple):
+        query, key, value = (products.product(run, normed, part) for part in own.project)
+    else:
+        joined = products.product(run, normed, own.project)
+        width = (joined.shape[-1] - rest) // (own.heads + 2 * few)
+        query, key, value, behind = joined.split([own.heads * width, few * width, few * width, rest], dim=-1)
+    if own.across_heads and own.norms is not None:
+        query, key = own.norms[0](query), own.norms[1](key)
+    query = query.unflatten(-1, (own.heads, -1))
+    key, value = (t.unflatten(-1, (few, -1)) for t in (key, value))
+    if not own.across_heads and own.norms is not None:
+        query, key = own.norms[0](query), own.norms[1](key)
+    if own.rope is not None:
+        query, key = rotated(own.rope, [query, key], rows)
+    if few != own.heads:
+        key, value = (t.repeat_interleave(own.heads // few, dim=1) for t in (key, value))
+    return [query.to(value.dtype), key.to(value.dtype), value, behind]
+
+
+def rotated(rope: Rope, tensors: list[Tensor], rows: PackedRows) -> list[Tensor]:
+    """Queries or keys [T, H, d] turned by the places of their tokens, in at least fp32."""
+    places = rows.index % rows.tokens if rope.cos.shape[0] == 1 else rows.index
+    dtype = accumulation_dtype(tensors[0].dtype)
+    cos, sin = (table.flatten(0, 1)[places].to(dtype) for table in (rope.cos, rope.sin))
+    width, done = 2 * cos.shape[-1], []
+    for x in tensors:
+        turning, still = x[..., :width].to(dtype), x[..., width:]
+        if rope.halves:
+            a, b = turning.chunk(2, dim=-1)
+            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        else:
+            a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        turned = turned.to(x.dtype)
+        done.append(torch.cat([turned, still], dim=-1) if still.shape[-1] else turned)
+    return done
+
+
+def interleave(first: Tensor, second: Tensor, counts: list[int], counts_second: list[int]) -> Tensor:
+    """Packed rows of two sets of each sample one after the other: [T1, ...], [T2, ...] -> [T1 + T2, ...]."""
+    if len(set(counts)) == 1 and len(set(counts_second)) == 1:
+        parts = first.unflatten(0, (-1, counts[0])), second.unflatten(0, (-1, counts_second[0]))
+        return torch.cat(parts, dim=1).flatten(0, 1)
+    batch = max(len(counts), len(counts_second))
+    parts = first.split(_of_each(counts, batch)), second.split(_of_each(counts_second, batch))
+    pairs = zip(*parts, strict=True)
+    return torch.cat([part for pair in pairs for part in pair])
+
+
+def parted(joint: Tensor, counts: list[int], second: int) -> tuple[Tensor, Tensor]:
+    """`interleave` undone, where the second set has as many rows in every sample."""
+    if len(set(counts)) == 1:
+        both = joint.unflatten(0, (-1, counts[0] + second))
+        return both[:, : counts[0]].flatten(0, 1), both[:, counts[0] :].flatten(0, 1)
+    parts = joint.split([size for n in counts for size in (n, second)])
+    return torch.cat(parts[::2]), torch.cat(parts[1::2])
+
+
+def _of_each(counts: list[int], batch: int) -> list[int]:
+    return counts if len(counts) == batch else counts * batch
+
+
+def score(rows: PackedRows, logits: Tensor, score_scale: float) -> Tensor:
+    """[T, 1], in fp32 or fp64: what the router's logits [B, N] say of the kept rows."""
+    return (score_scale * logits.flatten()[rows.index].sigmoid())[:, None]
+
+
+def with_pinned(
+    layout: Layout, selected: PackedRows, logits: Tensor, score_scale: float
+) -> tuple[PackedRows, Tensor]:
+    """Rows of the whole stream of a selection among the tokens that are routed, and the logits of all.
+
+    Args:
+        layout: of the stream [B, N, D].
+        selected: rows among the routed tokens [B, n] in the order of the layout.
+        logits: [B, n], of them.
+        score_scale: rows that are kept always get the logit that makes their factor 1.
+    """
+    order, (batch, n) = layout.order, logits.shape
+    tokens = order.shape[1]
+    inside = selected.index // n * tokens + order[:, :n].flatten()[selected.index]
+    pinned = _pinned(layout)
+    counts = [max(layout.pinned)] if len(set(layout.pinned)) == 1 else layout.pinned
+    index = interleave(inside, pinned, selected.counts, counts)
+    both = zip(_of_each(selected.counts, batch), _of_each(layout.pinned, batch), strict=True)
+    counts = [k + p for k, p in both]
+    cu_seqlens = _cu_seqlens(counts, logits, batch)
+    keys = layout.pinned_keys
+    if keys is not None:
+        padded = keys.new_tensor(layout.pinned) - keys
+        keys = cu_seqlens.diff() - padded
+    neutral = torch.inf if score_scale == 1 else -math.log(score_scale - 1)
+    scores = logits.new_full(order.shape, neutral).scatter(1, order[:, :n], logits)
+    return PackedRows(index, tokens, counts, cu_seqlens, key_lengths=keys), scores
+
+
+def _pinned(layout: Layout) -> Tensor:
+    """Rows [P] of the flattened [B*N] that are kept always, sample after sample."""
+    order = layout.order
+    batch, tokens = order.shape
+    flat = order + torch.arange(batch, device=order.device)[:, None] * tokens
+    if len(set(layout.routed)) == 1 and len(set(layout.pinned)) == 1:
+        return flat[:, layout.routed[0] : layout.routed[0] + layout.pinned[0]].flatten()
+    spans = zip(flat, _of_each(layout.routed, batch), _of_each(layout.pinned, batch), strict=True)
+    return torch.cat([row[n : n + p] for row, n, p in spans])
+
+
+def routable(layout: Layout, x: Tensor) -> Tensor:
+    """The tokens [B, n, D] that may be skipped, in the layout's order; shorter samples end in others."""
+    places = layout.order[:, : max(layout.routed)]
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _flattened(order: Tensor | None, x: Tensor) -> Tensor:
+    """[B * n] rows of the flattened tokens in an order [B, n] of each sample."""
+    batch, tokens = x.shape[:2]
+    if order is None:
+        return torch.arange(batch * tokens, device=x.device)
+    return (order + torch.arange(batch, device=x.device)[:, None] * tokens).flatten()
+
+
+def _cu_seqlens(counts: list[int], like: Tensor, batch: int | None = None) -> Tensor:
+    """Cumulative counts of samples; one number is that of every sample."""
+    if len(counts) == 1:
+        return equal_cu_seqlens(like.shape[0] if batch is None else batch, counts[0], like.device)
+    return cu_seqlens_for(counts, like)

@@ -1,0 +1,65 @@
+"""Whole tiny models of every family: routed, trained with gradient checkpointing, and as they were."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffratio import DiffRatioConfig, apply_diffratio, remove_diffratio, summary
+
+from .cases import MODELS
+from .cases.case import awake
+
+
+def made(name: str):
+    torch.manual_seed(0)
+    model, inputs = MODELS[name]()
+    return awake(model), inputs
+
+
+def run(model, inputs) -> Tensor:
+    out = model(**inputs, return_dict=False)[0]
+    return torch.cat([part.flatten() for part in out]) if isinstance(out, list) else out
+
+
+def without_scores(model) -> None:
+    """Factor 1 for every row: what is kept is what the model does."""
+    for block in model.modules():
+        if "_diffratio" in vars(block):
+            torch.nn.init.zeros_(block.diffratio.router_weight)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_kept_is_the_model_and_removing_gives_it_back(name):
+    model, inputs = made(name)
+    with torch.no_grad():
+        wanted = run(model, inputs)
+        apply_diffratio(model, DiffRatioConfig(compression=0.0))
+        without_scores(model)
+        torch.testing.assert_close(run(model, inputs), wanted, atol=5e-6, rtol=5e-5)
+        remove_diffratio(model)
+        assert torch.equal(run(model, inputs), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:the routers are untrained")
+@pytest.mark.parametrize("name", MODELS)
+def test_half_kept_is_the_same_with_gradient_checkpointing(name):
+    model, inputs = made(name)
+    with torch.no_grad():
+        dense = run(model, inputs)
+    apply_diffratio(model, DiffRatioConfig(compression=0.5))
+    model.train()
+    grads = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.zero_grad(set_to_none=True)
+        out = run(model, inputs)
+        out.square().mean().backward()
+        grads.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
+    assert not torch.allclose(out, dense, atol=1e-4)
+    plain, checkpointed = grads
+    assert plain.keys() == checkpointed.keys()
+    assert any("diffratio" in key for key in plain)
+    for key, value in plain.items():
+        torch.testing.assert_close(checkpointed[key], value, atol=1e-6, rtol=1e-5)
+    assert all(row.kept_tokens[0] == -(-row.tokens // 2) for row in summary(model))
