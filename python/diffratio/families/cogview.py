@@ -6,7 +6,7 @@ from torch import nn
 
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
-from .modules import ModuleSpec
+from .modules import ModuleSpec, image_and_text
 
 
 class JointSpec(ModuleSpec):
@@ -51,7 +51,3 @@ def halves(rope) -> Rope | None:
 def by_turns(norm1: nn.Module, temb):
     """[B, 6, D] of the image and of the text, whose six parts come one by one."""
     return norm1.linear(temb).unflatten(-1, (6, 2, -1)).unbind(2)
-
-
-def image_and_text(image, text):
-    return image, text

@@ -4,6 +4,7 @@ Modules that the routed block does not call (attention, norms, an MLP taken apar
 says: a spec names them, and whoever hooks, patches or replaces one is told. Others are called as they are."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -82,13 +83,14 @@ class ModuleSpec(Spec):
         ...         return block.norm1.normalized_shape[0]
     """
 
-    plain: dict[str, type]
+    plain: dict[str, type | tuple[type, ...]]
     """Names of the modules that the routed block does not call, and what they must be."""
     processors: tuple[type, ...] = ()
     """What the processors of its attentions may be: they are not called either."""
 
     def __init__(self):
-        remember(*self.plain.values(), *self.processors)
+        named = (cls if isinstance(cls, tuple) else (cls,) for cls in self.plain.values())
+        remember(*chain.from_iterable(named), *self.processors)
 
     def inspect(self, block: nn.Module) -> Parts:
         reason = self._refused(block)
@@ -147,12 +149,13 @@ def _has(block: nn.Module, name: str) -> bool:
     return True
 
 
-def _bypassed(module: nn.Module, cls: type) -> str | None:
+def _bypassed(module: nn.Module, cls: type | tuple[type, ...]) -> str | None:
     """Why a module does more than the routed block does in its place, None where it does not."""
-    if type(module) is not cls:
-        return f"it is a {type(module).__name__}, not a {cls.__name__}"
+    classes = cls if isinstance(cls, tuple) else (cls,)
+    if type(module) not in classes:
+        return f"it is a {type(module).__name__}, not a {' or '.join(cls.__name__ for cls in classes)}"
     reason = None if moves_arguments(module) and not module._parameters else hooked(module)
-    return reason or patched(cls)
+    return reason or patched(type(module))
 
 
 def told(block: nn.Module, spec: Spec) -> Any:
@@ -190,6 +193,14 @@ def pairs(rope: tuple[Tensor, Tensor] | None, start: int = 0, stop: int | None =
     return Rope(cos, sin)
 
 
+def complex_rope(table: Tensor | None, start: int = 0, stop: int | None = None) -> Rope | None:
+    """Complex numbers [S, d/2] of length 1, or [1 or B, S, d/2]."""
+    if table is None:
+        return None
+    table = (table if table.dim() == 3 else table[None])[:, start:stop, None]
+    return Rope(table.real, table.imag)
+
+
 def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:
     """[B, 6, D] of an AdaLayerNormZero; of three parts (AdaLayerNormZeroSingle) twice the same."""
     modulation = norm.linear(norm.silu(temb)).unflatten(-1, (parts, -1))
@@ -199,6 +210,11 @@ def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:
 def clipped(x: Tensor | None) -> Tensor | None:
     """As blocks of diffusers do in fp16."""
     return x if x is None or x.dtype != torch.float16 else x.clip(-65504, 65504)
+
+
+def image_and_text(image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What other joint blocks return, which do not clip."""
+    return image, text
 
 
 def text_and_image(image: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor]:

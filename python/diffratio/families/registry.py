@@ -119,10 +119,13 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 
 FAMILIES = {
     "attention": ("basic_transformer",),
+    "transformer_allegro": ("allegro",),
     "transformer_cogview3plus": ("cogview3plus",),
     "transformer_cogview4": ("cogview4",),
     "transformer_flux": ("flux",),
     "transformer_glm_image": ("glm_image",),
+    "transformer_mochi": ("mochi",),
+    "transformer_qwenimage21": ("qwenimage21",),
 }
 """Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a
 model has such a block: no family costs those who do not use it, and older versions of diffusers miss some."""

@@ -1,0 +1,77 @@
+"""Allegro: one stream, attention with positions along three axes, cross-attention to the text."""
+
+import torch
+from diffusers.models.attention_processor import AllegroAttnProcessor2_0, Attention
+from diffusers.models.transformers.transformer_allegro import AllegroTransformerBlock
+from torch import Tensor, nn
+
+from diffratio_kernels.blocks.stream import Branch, Call, CrossAttention, Rope, Stream
+from diffratio_kernels.types import PackedRows
+
+from .attention_modules import by_count
+from .modules import ModuleSpec
+from .registry import register_block_spec
+from .text_mask import keys_values_of, text_lengths
+
+
+class AllegroSpec(ModuleSpec):
+    plain = {"norm1": nn.LayerNorm, "norm2": nn.LayerNorm, "attn1": Attention, "attn2": Attention}
+    processors = (AllegroAttnProcessor2_0,)
+
+    def unsupported_reason(self, block):
+        if block.norm1.elementwise_affine:
+            return "its norms have an affine part"
+        return super().unsupported_reason(block)
+
+    def width(self, block):
+        return block.attn1.query_dim
+
+    def bind(self, block, hidden_states, encoder_hidden_states=None, temb=None, attention_mask=None,
+             encoder_attention_mask=None, image_rotary_emb=None):  # fmt: skip
+        parts = self.refuse(block, attention_mask=attention_mask)
+        modulation = block.scale_shift_table[None] + temb.reshape(hidden_states.shape[0], 6, -1)
+        norms = None if image_rotary_emb is None else (_halves_together, _halves_together)
+        attention = parts.attention(block.attn1, _rope(image_rotary_emb))
+        attention.norms = norms
+        eps = block.norm1.eps, block.norm2.eps
+        return Call(
+            Stream(hidden_states, modulation, attention, parts.mlp(block.ff), *eps),
+            _cross(block, parts, encoder_hidden_states, encoder_attention_mask),
+        )
+
+
+def _cross(block, parts, text: Tensor, mask: Tensor | None) -> CrossAttention | Branch:
+    """By its products where the mask is a length, else by the module."""
+    attn, model = block.attn2, vars(block)["_diffratio"].model
+    order, lengths = None, None
+    if mask is not None:
+        known = text_lengths(mask, model)
+        if known is None:
+
+            def attend(hidden: Tensor, rows: PackedRows) -> Tensor:
+                return by_count(attn, hidden, rows, text, mask)
+
+            return attend
+        order, lengths = known
+    keys_values = keys_values_of(attn.to_k, attn.to_v, text, order, model)
+    return CrossAttention(parts.product(attn.to_q), parts.out(attn), attn.heads, keys_values, lengths)
+
+
+def _rope(given) -> Rope | None:
+    """Tables of three axes, both halves alike, and where each token is on them [3][1, N]."""
+    if given is None:
+        return None
+    tables = []
+    for kind in (0, 1):
+        axes = [table[kind][place] for table, place in zip(*given, strict=True)]
+        tables.append(torch.cat([axis[..., : axis.shape[-1] // 2] for axis in axes], dim=-1)[:, :, None])
+    return Rope(*tables, halves=True)
+
+
+def _halves_together(x: Tensor) -> Tensor:
+    """[T, H, d] in another order of channels, of which products do not know: the first halves of the three
+    axes, then the second halves."""
+    return x.unflatten(-1, (3, 2, -1)).transpose(-3, -2).flatten(-3)
+
+
+register_block_spec(AllegroTransformerBlock, AllegroSpec())
