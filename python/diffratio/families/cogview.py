@@ -4,9 +4,9 @@ that modulates."""
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from diffratio_kernels.blocks.stream import Call, Rope, Stream
+from diffratio_kernels.blocks.stream import Call, Stream
 
-from .modules import ModuleSpec, image_and_text
+from .modules import ModuleSpec, halves, image_and_text
 
 
 class JointSpec(ModuleSpec):
@@ -38,14 +38,6 @@ class JointSpec(ModuleSpec):
             text=Stream(text, of_text, parts.attention(block.attn1), mlp, eps, eps),
             output=output or image_and_text,
         )
-
-
-def halves(rope) -> Rope | None:
-    """cos and sin [N, d], both halves of the channels alike."""
-    if rope is None:
-        return None
-    cos, sin = (table[None, :, None, : table.shape[-1] // 2] for table in rope)
-    return Rope(cos, sin, halves=True)
 
 
 def by_turns(norm1: nn.Module, temb):

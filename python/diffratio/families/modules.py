@@ -3,8 +3,8 @@
 Modules that the routed block does not call (attention, norms, an MLP taken apart) must be what their class
 says: a spec names them, and whoever hooks, patches or replaces one is told. Others are called as they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention
-from diffratio_kernels.types import Linear, Product
+from diffratio_kernels.types import Linear, PackedRows, Product
 
-from .attention_modules import foreign_mlp, product_of
+from .attention_modules import by_count, foreign_mlp, product_of
 from .inspection import affine_linear, bias_of, hooked, moves_arguments, patched, plain_linear, remember
 from .registry import Spec, inspected
 
@@ -84,13 +84,14 @@ class ModuleSpec(Spec):
     """
 
     plain: dict[str, type | tuple[type, ...]]
-    """Names of the modules that the routed block does not call, and what they must be."""
+    """Names of the modules that the routed block does not call, and what they must be (one of several)."""
     processors: tuple[type, ...] = ()
     """What the processors of its attentions may be: they are not called either."""
 
     def __init__(self):
-        named = (cls if isinstance(cls, tuple) else (cls,) for cls in self.plain.values())
-        remember(*chain.from_iterable(named), *self.processors)
+        for classes in self.plain.values():
+            remember(*(classes if isinstance(classes, tuple) else (classes,)))
+        remember(*self.processors)
 
     def inspect(self, block: nn.Module) -> Parts:
         reason = self._refused(block)
@@ -149,11 +150,12 @@ def _has(block: nn.Module, name: str) -> bool:
     return True
 
 
-def _bypassed(module: nn.Module, cls: type | tuple[type, ...]) -> str | None:
+def _bypassed(module: nn.Module, classes: type | tuple[type, ...]) -> str | None:
     """Why a module does more than the routed block does in its place, None where it does not."""
-    classes = cls if isinstance(cls, tuple) else (cls,)
+    classes = classes if isinstance(classes, tuple) else (classes,)
     if type(module) not in classes:
-        return f"it is a {type(module).__name__}, not a {' or '.join(cls.__name__ for cls in classes)}"
+        wanted = " or a ".join(cls.__name__ for cls in classes)
+        return f"it is a {type(module).__name__}, not a {wanted}"
     reason = None if moves_arguments(module) and not module._parameters else hooked(module)
     return reason or patched(type(module))
 
@@ -193,12 +195,38 @@ def pairs(rope: tuple[Tensor, Tensor] | None, start: int = 0, stop: int | None =
     return Rope(cos, sin)
 
 
+def halves(rope: tuple[Tensor, Tensor] | None, start: int = 0, stop: int | None = None) -> Rope | None:
+    """cos and sin [S, d], both halves of the channels alike."""
+    if rope is None:
+        return None
+    cos, sin = (table[None, start:stop, None, : table.shape[-1] // 2] for table in rope)
+    return Rope(cos, sin, halves=True)
+
+
 def complex_rope(table: Tensor | None, start: int = 0, stop: int | None = None) -> Rope | None:
     """Complex numbers [S, d/2] of length 1, or [1 or B, S, d/2]."""
     if table is None:
         return None
     table = (table if table.dim() == 3 else table[None])[:, start:stop, None]
     return Rope(table.real, table.imag)
+
+
+def modulated_attention(norm: nn.Module, modulation: Tensor, attend: Callable, *per_sample: Tensor | None):
+    """The branch gate * attend(norm(hidden) * (1 + scale) + shift) between attention and MLP.
+
+    Args:
+        norm: without an affine part.
+        modulation: [B, 3, D] shift, scale, gate; with groups [G, 3, D].
+        attend: given samples [b, k, D] and their parts of `per_sample`.
+    """
+
+    def branch(hidden: Tensor, rows: PackedRows) -> Tensor:
+        owner = rows.index // rows.tokens if rows.groups is None else rows.groups
+        shift, scale, gate = modulation[owner].unbind(1)
+        normed = (norm(hidden) * (1 + scale) + shift).to(hidden.dtype)
+        return (gate * by_count(attend, normed, rows, *per_sample)).to(hidden.dtype)
+
+    return branch
 
 
 def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:

@@ -122,8 +122,10 @@ FAMILIES = {
     "transformer_allegro": ("allegro",),
     "transformer_cogview3plus": ("cogview3plus",),
     "transformer_cogview4": ("cogview4",),
+    "transformer_cosmos": ("cosmos",),
     "transformer_flux": ("flux",),
     "transformer_glm_image": ("glm_image",),
+    "transformer_kandinsky": ("kandinsky",),
     "transformer_mochi": ("mochi",),
     "transformer_qwenimage21": ("qwenimage21",),
 }
