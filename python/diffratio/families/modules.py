@@ -187,6 +187,23 @@ def span(
     return memo[key][0]
 
 
+def ragged(
+    block: nn.Module, x: Tensor, routed: list[tuple[int, int]], pinned: list[tuple[int, int]]
+) -> Layout | None:
+    """`Layout.ragged`, made once for all blocks of a call of the model; a `span` where all samples are
+    alike."""
+    whole = sum(stop - start for start, stop in (routed[0], pinned[0])) == x.shape[1]
+    if whole and len({*routed}) == len({*pinned}) == 1:
+        return span(block, x, *routed[0])
+    memo = vars(block)["_diffratio"].model.memo
+    if memo is None or torch.compiler.is_compiling():
+        return Layout.ragged(x, routed, pinned)
+    key = ("ragged", x.shape[:2])
+    if key not in memo:
+        memo[key] = Layout.ragged(x, routed, pinned)
+    return memo[key]
+
+
 def pairs(rope: tuple[Tensor, Tensor] | None, start: int = 0, stop: int | None = None) -> Rope | None:
     """cos and sin [S, d] in which every angle stands twice, side by side."""
     if rope is None:

@@ -125,6 +125,7 @@ FAMILIES = {
     "transformer_cosmos": ("cosmos",),
     "transformer_flux": ("flux",),
     "transformer_glm_image": ("glm_image",),
+    "transformer_hidream_image": ("hidream",),
     "transformer_kandinsky": ("kandinsky",),
     "transformer_mochi": ("mochi",),
     "transformer_qwenimage21": ("qwenimage21",),
