@@ -119,7 +119,10 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 
 FAMILIES = {
     "attention": ("basic_transformer",),
+    "cogvideox_transformer_3d": ("cogvideox",),
+    "consisid_transformer_3d": ("consisid",),
     "transformer_allegro": ("allegro",),
+    "transformer_chronoedit": ("chronoedit",),
     "transformer_cogview3plus": ("cogview3plus",),
     "transformer_cogview4": ("cogview4",),
     "transformer_cosmos": ("cosmos",),
@@ -129,8 +132,14 @@ FAMILIES = {
     "transformer_hidream_image": ("hidream",),
     "transformer_joyimage": ("joyimage",),
     "transformer_kandinsky": ("kandinsky",),
+    "transformer_ltx": ("ltx",),
     "transformer_mochi": ("mochi",),
+    "transformer_qwenimage": ("qwen_image",),
     "transformer_qwenimage21": ("qwenimage21",),
+    "transformer_skyreels_v2": ("skyreels_v2",),
+    "transformer_wan": ("wan",),
+    "transformer_wan_animate": ("wan_animate",),
+    "transformer_wan_vace": ("wan_vace",),
 }
 """Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a
 model has such a block: no family costs those who do not use it, and older versions of diffusers miss some."""

@@ -1,7 +1,37 @@
 """Every family's blocks and models, a file each: BLOCKS and MODELS are functions that make one."""
 
-from . import allegro, cogview, cosmos, easyanimate, flux, hidream, joyimage, kandinsky, mochi, qwenimage21
+from . import (
+    allegro,
+    cogvideox,
+    cogview,
+    cosmos,
+    easyanimate,
+    flux,
+    hidream,
+    joyimage,
+    kandinsky,
+    ltx,
+    mochi,
+    qwen_image,
+    qwenimage21,
+    wan,
+)
 
-_FAMILIES = (allegro, cogview, cosmos, easyanimate, flux, hidream, joyimage, kandinsky, mochi, qwenimage21)
+_FAMILIES = (
+    allegro,
+    cogvideox,
+    cogview,
+    cosmos,
+    easyanimate,
+    flux,
+    hidream,
+    joyimage,
+    kandinsky,
+    ltx,
+    mochi,
+    qwen_image,
+    qwenimage21,
+    wan,
+)
 BLOCKS = {make.__name__: make for family in _FAMILIES for make in family.BLOCKS}
 MODELS = {make.__name__.removesuffix("_model"): make for family in _FAMILIES for make in family.MODELS}
