@@ -31,8 +31,8 @@ class EasyAnimateSpec(ModuleSpec):
             of_texts.out = nn.Identity()
         eps = block.norm1.norm.eps, block.norm2.norm.eps
         image = Stream(
-            hidden_states, of_image, parts.attention(attn, pairs(image_rotary_emb)), parts.mlp(block.ff), *eps,
-            mlp_norm=block.norm3,
+            hidden_states, of_image, parts.attention(attn, pairs(image_rotary_emb)), parts.mlp(block.ff),
+            *eps, mlp_norm=block.norm3,
         )  # fmt: skip
         text = Stream(
             encoder_hidden_states, of_text, of_texts, parts.mlp(block.txt_ff if own else block.ff), *eps,

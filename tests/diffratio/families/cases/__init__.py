@@ -2,6 +2,7 @@
 
 from . import (
     allegro,
+    anyflow,
     cogvideox,
     cogview,
     cosmos,
@@ -19,6 +20,7 @@ from . import (
 
 _FAMILIES = (
     allegro,
+    anyflow,
     cogvideox,
     cogview,
     cosmos,
