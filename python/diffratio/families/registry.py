@@ -136,6 +136,7 @@ FAMILIES = {
     "transformer_kandinsky": ("kandinsky",),
     "transformer_ltx": ("ltx",),
     "transformer_mochi": ("mochi",),
+    "transformer_nucleusmoe_image": ("nucleus_moe",),
     "transformer_qwenimage": ("qwen_image",),
     "transformer_qwenimage21": ("qwenimage21",),
     "transformer_skyreels_v2": ("skyreels_v2",),
