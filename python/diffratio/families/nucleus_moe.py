@@ -1,5 +1,5 @@
-"""Nucleus-Image: one stream that attends to a text without queries; in most blocks experts choose their tokens
-among those of a sample that are kept."""
+"""Nucleus-Image: one stream that attends to a text without queries; in most blocks experts choose their
+tokens among those of a sample that are kept."""
 
 import torch
 from diffusers.models.attention_processor import Attention

@@ -16,6 +16,7 @@ from diffratio_kernels.blocks.router import Router
 from ..config import DiffRatioConfig
 from ..families import spec_for
 from ..families.inspection import hooked, reuses_rows
+from ..families.not_routed import why_not
 from ..families.registry import Spec, foreign_forward
 from .find import TABLE_NAME, routed_blocks, routed_layers, routed_model, transformer_of, unwrapped
 from .forward import refuse_transforms, routed_forward
@@ -189,9 +190,9 @@ def _find_blocks(model: nn.Module) -> tuple[list[tuple[str, nn.Module, Spec]], d
             "Apply diffratio before caches, offloading and other hooks."
         )
     if not found:
+        why = why_not(model) or "see register_block_spec for blocks of your own"
         raise ValueError(
-            f"model {type(model).__name__} has no transformer block that diffratio knows; "
-            "see register_block_spec for blocks of your own"
+            f"model {type(model).__name__} has no transformer block that diffratio routes; {why}"
         )
     return found, dense
 

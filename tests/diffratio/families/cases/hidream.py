@@ -68,8 +68,9 @@ def hidream_single_padded():
 
 def _model(height, width):
     model = HiDreamImageTransformer2DModel(
-        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=WIDTH,
-        num_attention_heads=HEADS, caption_channels=(8, 8), text_emb_dim=6, num_routed_experts=2,
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1,
+        attention_head_dim=WIDTH, num_attention_heads=HEADS,
+        caption_channels=(8, 8), text_emb_dim=6, num_routed_experts=2,
         num_activated_experts=2, axes_dims_rope=(4, 4, 8), max_resolution=(16, 16), llama_layers=(0, 1),
         force_inference_output=True,
     )  # fmt: skip

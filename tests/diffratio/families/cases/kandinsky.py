@@ -4,7 +4,7 @@ import torch
 from diffusers import Kandinsky5Transformer3DModel
 from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TransformerDecoderBlock
 
-from .case import BATCH, HEADS, TEXT, WIDTH, Case, D, N, angles, awake, sample
+from .case import BATCH, TEXT, WIDTH, Case, D, N, angles, awake, sample
 
 EMBEDDING = 24
 
@@ -32,7 +32,8 @@ def kandinsky5_model():
         model_dim=D, ff_dim=2 * D, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8),
     )  # fmt: skip
     return model, {
-        "hidden_states": torch.randn(BATCH, 1, 12, 12, 4), "encoder_hidden_states": torch.randn(BATCH, TEXT, 8),
+        "hidden_states": torch.randn(BATCH, 1, 12, 12, 4),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 8),
         "timestep": torch.tensor([300.0, 700.0]), "pooled_projections": torch.randn(BATCH, 6),
         "visual_rope_pos": [torch.arange(1), torch.arange(6), torch.arange(6)],
         "text_rope_pos": torch.arange(TEXT),

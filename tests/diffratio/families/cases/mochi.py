@@ -14,7 +14,8 @@ def _case(last=False) -> Case:
     block = awake(MochiTransformerBlock(D, HEADS, WIDTH, TEXT_WIDTH, context_pre_only=last))
     angle = torch.rand(N, HEADS, WIDTH // 2) * 6
     inputs = {
-        "hidden_states": torch.randn(BATCH, N, D), "encoder_hidden_states": torch.randn(BATCH, TEXT, TEXT_WIDTH),
+        "hidden_states": torch.randn(BATCH, N, D),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, TEXT_WIDTH),
         "temb": torch.randn(BATCH, D), "encoder_attention_mask": _VALID,
         "image_rotary_emb": (angle.cos(), angle.sin()),
     }  # fmt: skip

@@ -25,7 +25,8 @@ def _case(experts, padded) -> Case:
         for parameter in block.img_mlp.experts.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     inputs = {
-        "hidden_states": torch.randn(BATCH, N, D), "encoder_hidden_states": torch.randn(BATCH, TEXT, TEXT_WIDTH),
+        "hidden_states": torch.randn(BATCH, N, D),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, TEXT_WIDTH),
         "temb": torch.randn(BATCH, D), "image_rotary_emb": (_turns(N, 0), _turns(TEXT, 1)),
     }  # fmt: skip
 
@@ -54,7 +55,8 @@ def nucleus_model():
     model = NucleusMoEImageTransformer2DModel(
         in_channels=4, out_channels=1, num_layers=2, attention_head_dim=WIDTH, num_attention_heads=HEADS,
         num_key_value_heads=KEYS, joint_attention_dim=8, axes_dims_rope=(4, 2, 2), num_experts=2,
-        mlp_ratio=8, moe_intermediate_dim=24, capacity_factors=1.5, dense_moe_strategy="leave_first_block_dense",
+        mlp_ratio=8, moe_intermediate_dim=24, capacity_factors=1.5,
+        dense_moe_strategy="leave_first_block_dense",
     )  # fmt: skip
     for block in model.transformer_blocks:
         for name, parameter in block.img_mlp.named_parameters():
@@ -62,7 +64,8 @@ def nucleus_model():
                 torch.nn.init.normal_(parameter, std=0.1)
     return model, {
         "hidden_states": torch.randn(BATCH, 36, 4), "encoder_hidden_states": torch.randn(BATCH, TEXT, 8),
-        "encoder_hidden_states_mask": _VALID, "timestep": torch.tensor([0.3, 0.7]), "img_shapes": [(1, 6, 6)] * BATCH,
+        "encoder_hidden_states_mask": _VALID, "timestep": torch.tensor([0.3, 0.7]),
+        "img_shapes": [(1, 6, 6)] * BATCH,
     }  # fmt: skip
 
 
