@@ -178,17 +178,35 @@ def told(block: nn.Module, spec: Spec) -> Any:
 def span(
     block: nn.Module, x: Tensor, start: int, stop: int | None, valid: Tensor | None = None
 ) -> Layout | None:
-    """`Layout.span`, made once for all blocks of a call of the model; None where all tokens are routed."""
+    """`Layout.span`, made once for all blocks of a call of the model; None where all tokens are routed.
+
+    valid: a `key_mask`."""
     stop = x.shape[1] if stop is None else stop
     if start == 0 and stop == x.shape[1]:
         return None
     memo = vars(block)["_diffratio"].model.memo
     key = ("span", x.shape[:2], start, stop, id(valid))
+    if memo is not None and not torch.compiler.is_compiling() and key in memo:
+        return memo[key][0]
+    layout = Layout.span(x, start, stop, None if valid is None else valid.flatten(1))
     if memo is None or torch.compiler.is_compiling():
-        return Layout.span(x, start, stop, valid)
-    if key not in memo:
-        memo[key] = Layout.span(x, start, stop, valid), valid  # kept: its id stays its own
-    return memo[key][0]
+        return layout
+    memo[key] = layout, valid  # kept: its id stays its own
+    return layout
+
+
+def key_mask(name: str, mask: Tensor | None) -> Tensor | None:
+    """A mask [B, S] or [B, 1, 1, S] of the tokens that count, if it is one that says no more than that."""
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name}: a mask of {mask.dtype} is added to the scores of attention and leaves no token out; a "
+            "routed block takes a mask of bools"
+        )
+    if mask.dim() not in (2, 4) or mask.shape[1:-1] not in ((), (1, 1)):
+        raise ValueError(f"{name}: a mask of pairs of tokens {tuple(mask.shape)} is not supported")
+    return mask
 
 
 def ragged(
