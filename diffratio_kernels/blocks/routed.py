@@ -53,6 +53,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     joint = text is not None or (ours and not own.bare)
 
     fusible = ours and image.attention_norm is None and image.groups is None
+    fusible = fusible and call.beside_attention is None
     out = image.attention.out if fusible else None
     joined = products.fuses(run, "linear_gate_residual", image.tokens, rows.index.shape[0], out)
     hidden, normed = run_gather_adaln(
@@ -70,6 +71,8 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     else:
         attended = called("attention", image.attention, normed, rows)
     if isinstance(image.mlp, Parallel):
+        if call.beside_attention is not None:
+            attended = attended + called("beside_attention", call.beside_attention, attended, rows)
         inner = image.mlp.inner(behind if image.mlp.columns else normed)
         given = Finish(image.tokens, rows, hidden, inner, gate1, logits, rescale)
         return call.output(_finish_parallel(run, image.mlp, given, attended), None)
@@ -80,6 +83,9 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         if ours:
             attended = branch_of(run, attended, image.attention.out, image.attention_norm, hidden.dtype)
         hidden = run_gate_residual(run, hidden, attended, gate1, rows)
+    if call.beside_attention is not None:
+        added = called("beside_attention", call.beside_attention, attended, rows)
+        hidden = run_gate_residual(run, hidden, added, None, rows)
     del attended
 
     hidden = _after_attention(run, call, hidden, rows)

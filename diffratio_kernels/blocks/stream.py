@@ -263,6 +263,8 @@ class Call:
     image: Stream
     after_attention: CrossAttention | SecondAttention | Branch | None = None
     """What is added between attention and MLP, without norm and gate."""
+    beside_attention: Branch | None = None
+    """Given what attention gives, behind `out` where it has one: what is added to it, without the gate."""
     text: Stream | None = None
     """A stream that is not routed: attention is among the kept rows of the image and these."""
     layout: Layout | None = None
@@ -281,6 +283,7 @@ class Call:
             and image.norm == "layer"
             and not (image.attention_norm or image.mlp_norm or image.mlp_reads_input)
             and not isinstance(image.mlp, Parallel)
+            and self.beside_attention is None
             and not isinstance(self.after_attention, SecondAttention)
             and not (isinstance(self.after_attention, CrossAttention) and self.after_attention.others)
             and not (isinstance(own, SelfAttention) and not own.bare)

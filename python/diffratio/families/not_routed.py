@@ -26,8 +26,6 @@ NOT_ROUTED = {
     "AnyFlowTransformerBlock": "not yet: frames see earlier chunks alone (masks of blocks, a cache of keys)",
     "JoyImageEditPlusTransformerBlock": "not yet: images are padded beside a text that is padded too",
     "LuminaNextDiTBlock": "not yet: attention to the text and among the tokens are added before one product",
-    "MotifVideoSingleTransformerBlock": "not yet: what attention gives attends to the text again",
-    "MotifVideoTransformerBlock": "not yet: what attention gives attends to the text again",
     "SanaWMLTX2RefinerTransformerBlock": "not yet: it fills and reads a cache of keys of earlier chunks",
 }
 """Class of the block -> why."""

@@ -145,6 +145,7 @@ FAMILIES = {
     "transformer_longcat_image": ("longcat_image",),
     "transformer_ltx": ("ltx",),
     "transformer_mochi": ("mochi",),
+    "transformer_motif_video": ("motif_video",),
     "transformer_nucleusmoe_image": ("nucleus_moe",),
     "transformer_ovis_image": ("ovis_image",),
     "transformer_qwenimage": ("qwen_image",),
