@@ -9,70 +9,116 @@ from diffusers.models.transformers.transformer_flux import (
     FluxSingleTransformerBlock,
     FluxTransformerBlock,
 )
-from torch import nn
+from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Call, Parallel, Stream
+from diffratio_kernels.blocks.stream import Call, Layout, Parallel, Stream
 
-from .modules import ModuleSpec, pairs, span, text_and_image, told, zero_modulation
+from .modules import (
+    ModuleSpec,
+    Parts,
+    clipped,
+    key_mask,
+    pairs,
+    span,
+    text_and_image,
+    told,
+    zero_modulation,
+)
 from .references import target_tokens
 from .registry import register_block_spec
 
 
-class _Flux(ModuleSpec):
+class SequenceSpec(ModuleSpec):
+    """What FLUX.1 and the families after it share."""
+
     timestep_units = "noise"
-    processors = (FluxAttnProcessor,)
 
     def width(self, block):
         return block.attn.query_dim
 
     def layout(self, model, given):
-        """How many image tokens come before Kontext's reference images."""
-        return target_tokens(given.get("img_ids"))
+        """How long the text is, and how many image tokens come before the reference images."""
+        text = given.get("encoder_hidden_states")
+        return None if text is None else text.shape[1], target_tokens(given.get("img_ids"))
+
+    def taken(self, block, **given) -> tuple[Parts, Tensor | None]:
+        """The block's parts and the mask of keys among the arguments of its attention; others are refused."""
+        given = {name: dict(value or {}) for name, value in given.items()}
+        masks = [value.pop("attention_mask", None) for value in given.values()]
+        return self.refuse(block, **given), key_mask("attention_mask", masks[0])
+
+    def whole(self, block, x, length: int, valid: Tensor | None) -> Layout | None:
+        """The layout of one sequence [text, image, references] of which the image is routed."""
+        target = told(block, self)[1]
+        return span(block, x, length, None if target is None else length + target, valid)
 
 
-class FluxSpec(_Flux):
+def joint_call(block, parts: Parts, tokens, modulation, rope, layout, valid: Tensor | None = None) -> Call:
+    """Of two streams with one rope table [text, image].
+
+    Args:
+        tokens: of image and text.
+        modulation: of image and text, [B, 6, D] each.
+        valid: a `key_mask` of [text, image].
+    """
+    (x, text), eps = tokens, block.norm2.eps
+    length = text.shape[1]
+    own, other = pairs(rope, length), pairs(rope, 0, length)
+    text = Stream(text, modulation[1], parts.attention(block.attn, other, text=True),
+                  parts.mlp(block.ff_context), eps, eps)  # fmt: skip
+    text.valid = None if valid is None else valid.flatten(1)[:, :length]
+    image = Stream(x, modulation[0], parts.attention(block.attn, own), parts.mlp(block.ff), eps, eps)
+    return Call(image, text=text, layout=layout, output=text_and_image)
+
+
+class FluxSpec(SequenceSpec):
     plain = {
         "norm1": AdaLayerNormZero, "norm1_context": AdaLayerNormZero, "attn": FluxAttention,
         "norm2": nn.LayerNorm, "norm2_context": nn.LayerNorm,
     }  # fmt: skip
+    processors = (FluxAttnProcessor,)
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None,
              joint_attention_kwargs=None):  # fmt: skip
-        parts, attn = self.refuse(block, joint_attention_kwargs=joint_attention_kwargs), block.attn
-        length = encoder_hidden_states.shape[1]
-        image, text = pairs(image_rotary_emb, length), pairs(image_rotary_emb, 0, length)
-        return Call(
-            Stream(hidden_states, zero_modulation(block.norm1, temb), parts.attention(attn, image),
-                   parts.mlp(block.ff)),
-            text=Stream(encoder_hidden_states, zero_modulation(block.norm1_context, temb),
-                        parts.attention(attn, text, text=True), parts.mlp(block.ff_context)),
-            layout=span(block, hidden_states, 0, told(block, self)),
-            output=text_and_image,
-        )  # fmt: skip
+        parts, valid = self.taken(block, joint_attention_kwargs=joint_attention_kwargs)
+        modulation = zero_modulation(block.norm1, temb), zero_modulation(block.norm1_context, temb)
+        layout = span(block, hidden_states, 0, told(block, self)[1])
+        tokens = hidden_states, encoder_hidden_states
+        return joint_call(block, parts, tokens, modulation, image_rotary_emb, layout, valid)
 
 
-class FluxSingleSpec(_Flux):
+class FluxSingleSpec(SequenceSpec):
     plain = {"norm": AdaLayerNormZeroSingle, "attn": FluxAttention}
+    processors = (FluxAttnProcessor,)
 
-    def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None,
-             joint_attention_kwargs=None):  # fmt: skip
-        parts = self.refuse(block, joint_attention_kwargs=joint_attention_kwargs)
-        length, target = encoder_hidden_states.shape[1], told(block, self)
-        x = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+    def inner(self, block, normed: Tensor) -> Tensor:
+        """The MLP before its second product."""
+        return block.act_mlp(block.proj_mlp(normed))
+
+    def single_call(self, block, parts: Parts, x, modulation, rope, layout, output=None) -> Call:
+        """Of one sequence with one rope table."""
 
         def inner(normed):
-            return block.act_mlp(block.proj_mlp(normed))
+            return self.inner(block, normed)
+
+        def same(x, _):
+            return clipped(x)
+
+        mlp = Parallel(inner, parts.product(block.proj_out))
+        stream = Stream(x, modulation, parts.attention(block.attn, pairs(rope)), mlp)
+        return Call(stream, layout=layout, output=output or same)
+
+    def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None,
+             joint_attention_kwargs=None):  # fmt: skip
+        parts, valid = self.taken(block, joint_attention_kwargs=joint_attention_kwargs)
+        length = encoder_hidden_states.shape[1]
+        x = torch.cat([encoder_hidden_states, hidden_states], dim=1)
 
         def output(x, _):
             return text_and_image(x[:, length:], x[:, :length])
 
-        return Call(
-            Stream(x, zero_modulation(block.norm, temb, 3),
-                   parts.attention(block.attn, pairs(image_rotary_emb)),
-                   Parallel(inner, parts.product(block.proj_out))),
-            layout=span(block, x, length, None if target is None else length + target),
-            output=output,
-        )  # fmt: skip
+        modulation, layout = zero_modulation(block.norm, temb, 3), self.whole(block, x, length, valid)
+        return self.single_call(block, parts, x, modulation, image_rotary_emb, layout, output)
 
 
 register_block_spec(FluxTransformerBlock, FluxSpec())

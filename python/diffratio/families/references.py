@@ -14,14 +14,15 @@ def target_tokens(ids: Tensor | None, axis: int = 0) -> int | None:
 
     Args:
         ids: [N, axes] or [B, N, axes], what the model embeds as positions.
-        axis: the one that is 0 for the image that is made, and another number for each reference.
+        axis: the one with a number for the image that is made, which comes first, and another number for
+            each reference.
     """
     if ids is None or torch.compiler.is_compiling() or ids.is_meta:
         return None
     version = None if ids.is_inference() else ids._version
     known = _seen.get(ids)
     if known is None or known[0] != version:
-        own = (ids[..., axis] == 0).reshape(-1, ids.shape[-2])[0]
+        own = (ids[..., axis] == ids[..., :1, axis]).reshape(-1, ids.shape[-2])[0]
         count = int(own.sum())
         if not bool(own[:count].all()):
             raise ValueError("img_ids: tokens of reference images stand among those of the image")

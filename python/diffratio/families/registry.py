@@ -111,8 +111,19 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 
 
 FAMILIES = {
-    "attention": ("basic_transformer",),
+    "attention": ("basic_transformer", "sd3"),
+    "transformer_bria": ("bria",),
+    "transformer_bria_fibo": ("bria_fibo",),
+    "transformer_chroma": ("chroma",),
     "transformer_flux": ("flux",),
+    "transformer_flux2": ("flux2",),
+    "transformer_flux3": ("flux3",),
+    "transformer_hunyuan_video": ("hunyuan_video",),
+    "transformer_hunyuan_video15": ("hunyuan_video15",),
+    "transformer_hunyuanimage": ("hunyuanimage",),
+    "transformer_longcat_image": ("longcat_image",),
+    "transformer_ovis_image": ("ovis_image",),
+    "transformer_sd3": ("sd3",),
 }
 """Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a
 model has such a block: no family costs those who do not use it, and older versions of diffusers miss some."""

@@ -1,0 +1,99 @@
+"""FLUX.3: blocks of the image alone, then joint blocks of text, image and references through the same layers;
+the MLP reads what attention reads, and every token has its modulation."""
+
+import torch
+from diffusers.models.transformers.transformer_flux3 import (
+    Flux3Attention,
+    Flux3AttnProcessor,
+    Flux3ModeTransformerBlock,
+    Flux3SingleTransformerBlock,
+    Flux3Transformer2DModel,
+)
+from torch import Tensor, nn
+
+from diffratio_kernels.blocks.stream import Call, Stream
+
+from .modules import ModuleSpec, Parts, pairs, span, told
+from .registry import register_block_spec
+
+_OTHERS = {"txt_mode_blocks": "it sees the text alone", "image_cond": "it sees reference images alone"}
+
+
+def _wide(norm: nn.Module):
+    """A norm in fp32, from which the positions go on."""
+
+    def normed(rows):
+        return norm(rows.float())
+
+    return normed
+
+
+def _modulation(x: Tensor, mod: Tensor, alike: int | None) -> tuple[Tensor, Tensor | None]:
+    """[G, 6, D] and which row is whose, of [B, N, 3D].
+
+    alike: how many tokens have that of the first one, the others that of the last one; None: each its own.
+    """
+    (batch, tokens), groups = x.shape[:2], None
+    if alike is None:
+        groups = torch.arange(batch * tokens, device=x.device).view(batch, tokens)
+    elif alike < tokens:
+        mod = torch.stack([mod[:, 0], mod[:, -1]], dim=1)
+        groups = torch.arange(batch, device=x.device)[:, None] * 2
+        groups = groups + (torch.arange(tokens, device=x.device) >= alike)
+    else:
+        mod = mod[:, :1]
+    three = mod.flatten(0, 1).unflatten(-1, (3, -1))
+    return torch.cat([three, three], dim=1), groups
+
+
+def _text_and_image(image, text):
+    return text, image
+
+
+class _Flux3(ModuleSpec):
+    plain = {"norm": nn.LayerNorm, "attn": Flux3Attention}
+    processors = (Flux3AttnProcessor,)
+    timestep_units = "noise"
+
+    def width(self, block):
+        return block.attn.query_dim
+
+    def leave_dense(self, name, block):
+        return next((why for part, why in _OTHERS.items() if part in name.split(".")), None)
+
+    def layout(self, model, given):
+        """How many tokens the image has, behind which references stand, and of how many diffusers' model
+        gives all one modulation."""
+        x = given.get("hidden_states")
+        image = None if x is None else x.shape[1]
+        return image, image if type(model).forward is Flux3Transformer2DModel.forward else None
+
+    def stream(self, block, parts: Parts, x, mod, alike, rope) -> Stream:
+        attention, eps = parts.attention(block.attn, rope), block.norm.eps
+        attention.norms = tuple(map(_wide, attention.norms))
+        modulation, groups = _modulation(x, mod, alike)
+        return Stream(x, modulation, attention, block.ff, eps, eps, groups=groups, mlp_reads_input=True)
+
+
+class Flux3ModeSpec(_Flux3):
+    def bind(self, block, hidden_states, temb_mod, image_rotary_emb):
+        parts, (_, alike), rope = self.refuse(block), told(block, self), pairs(image_rotary_emb)
+        return Call(self.stream(block, parts, hidden_states, temb_mod, alike, rope))
+
+
+class Flux3SingleSpec(_Flux3):
+    def bind(self, block, hidden_states, encoder_hidden_states, temb_mod, temb_mod_context, image_rotary_emb):
+        parts, x, text = self.refuse(block), hidden_states, encoder_hidden_states
+        (image, alike), length = told(block, self), text.shape[1]
+        own, other = pairs(image_rotary_emb, length), pairs(image_rotary_emb, 0, length)
+        of_text = None if alike is None else length
+        return Call(
+            self.stream(block, parts, x, temb_mod, alike, own),
+            text=self.stream(block, parts, text, temb_mod_context, of_text, other),
+            layout=span(block, x, 0, image),
+            output=_text_and_image,
+        )
+
+
+register_block_spec(Flux3ModeTransformerBlock, Flux3ModeSpec())
+register_block_spec(Flux3SingleTransformerBlock, Flux3SingleSpec())

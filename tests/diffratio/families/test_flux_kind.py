@@ -1,0 +1,103 @@
+"""What families after FLUX.1, SD3 and HunyuanVideo refuse, keep always and leave dense."""
+
+import pytest
+import torch
+from diffusers import Flux3Transformer2DModel
+from diffusers.models.attention_processor import FusedJointAttnProcessor2_0
+from diffusers.models.transformers import transformer_flux2 as flux2
+
+from diffratio import DiffRatioConfig, apply_diffratio, summary
+
+from .test_models import made, run
+
+HALF = DiffRatioConfig(compression=0.5)
+pytestmark = pytest.mark.filterwarnings("ignore:the routers are untrained")
+
+
+class OwnForward(Flux3Transformer2DModel):
+    """Whose forward may give each token a modulation."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["chroma_masked", "bria_fibo"])
+def test_a_mask_that_is_added_to_scores_is_refused(name):
+    model, inputs = made(name)
+    holder = inputs.get("joint_attention_kwargs", inputs)
+    holder["attention_mask"] = holder["attention_mask"].float()
+    with pytest.raises(ValueError, match="float32 is added to the scores"):
+        run(apply_diffratio(model, HALF), inputs)
+
+
+def test_a_mask_of_pairs_is_refused():
+    model, inputs = made("bria_fibo")
+    pairs = torch.ones(2, 1, 41, 41, dtype=torch.bool)
+    with pytest.raises(ValueError, match="pairs of tokens"):
+        run(apply_diffratio(model, HALF), inputs | {"joint_attention_kwargs": {"attention_mask": pairs}})
+
+
+@pytest.mark.parametrize("name", ["flux2", "chroma", "sd35"])
+def test_arguments_of_other_processors_are_refused(name):
+    model, inputs = made(name)
+    with pytest.raises(ValueError, match=r"joint_attention_kwargs \(more\) is not supported"):
+        run(apply_diffratio(model, HALF), inputs | {"joint_attention_kwargs": {"more": 1}})
+
+
+def test_caches_of_keys_of_flux2_are_refused():
+    model, inputs = made("flux2")
+    with pytest.raises(ValueError, match="kv_cache"):
+        run(apply_diffratio(model, HALF), inputs | {"kv_cache_mode": "extract", "num_ref_tokens": 9})
+    model, inputs = made("flux2")
+    for block in model.transformer_blocks:
+        block.attn.set_processor(flux2.Flux2KVAttnProcessor())
+    with pytest.raises(ValueError, match="Flux2KVAttnProcessor"):
+        apply_diffratio(model, HALF)
+
+
+def test_joined_projections_of_sd3_are_refused_and_then_not_read():
+    model, inputs = made("sd35")
+    model.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=FusedJointAttnProcessor2_0.__name__):
+        apply_diffratio(model, HALF)
+    model.unfuse_qkv_projections()
+    with torch.no_grad():
+        for block in model.transformer_blocks:
+            block.attn.to_qkv.weight.fill_(torch.nan)
+        assert run(apply_diffratio(model, HALF), inputs).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("flux2", {27}),  # 9 of 36 are a reference
+        ("flux3_reference", {36}),
+        ("hunyuan_replace", {32}),  # the first of three frames
+        ("framepack", {48}),  # without frames of the past
+    ],
+)
+def test_conditions_are_kept_always(name, tokens):
+    model, inputs = made(name)
+    apply_diffratio(model, HALF)
+    with torch.no_grad():
+        run(model, inputs)
+    assert {row.tokens for row in summary(model)} == tokens
+
+
+def test_flux3_routes_no_blocks_of_text_and_of_references_alone():
+    model, _ = made("flux3_reference")
+    dense = summary(apply_diffratio(model, HALF)).dense
+    assert dense == {
+        "txt_mode_blocks.0": "it sees the text alone",
+        "mode_blocks.image_cond.0": "it sees reference images alone",
+    }
+
+
+def test_flux3_modulates_by_kind_of_token_or_by_token():
+    """The model gives all tokens of a kind one modulation, of which a routed block reads two."""
+    model, inputs = made("flux3_reference")
+    with torch.no_grad():
+        apply_diffratio(model, HALF)
+        wanted = run(model, inputs)
+        model.__class__ = OwnForward
+        torch.testing.assert_close(run(model, inputs), wanted)
