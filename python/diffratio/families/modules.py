@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention
+from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fold
 from diffratio_kernels.types import Linear, Product
 
 from .attention_modules import foreign_mlp, product_of
@@ -182,12 +182,41 @@ def span(
     return memo[key][0]
 
 
+def ragged(
+    block: nn.Module, x: Tensor, routed: list[tuple[int, int]], pinned: list[tuple[int, int]]
+) -> Layout | None:
+    """`Layout.ragged`, made once for all blocks of a call of the model; a `span` where all samples are
+    alike."""
+    if len({*routed}) == len({*pinned}) == 1 and routed[0][1] - routed[0][0] + pinned[0][1] - pinned[0][0] == x.shape[1]:
+        return span(block, x, *routed[0])
+    memo = vars(block)["_diffratio"].model.memo
+    if memo is None or torch.compiler.is_compiling():
+        return Layout.ragged(x, routed, pinned)
+    key = ("ragged", x.shape[:2])
+    if key not in memo:
+        memo[key] = Layout.ragged(x, routed, pinned)
+    return memo[key]
+
+
 def pairs(rope: tuple[Tensor, Tensor] | None, start: int = 0, stop: int | None = None) -> Rope | None:
     """cos and sin [S, d] in which every angle stands twice, side by side."""
     if rope is None:
         return None
     cos, sin = (table[None, start:stop, None, 0::2] for table in rope)
     return Rope(cos, sin)
+
+
+def complex_rope(table: Tensor) -> Rope:
+    """Of unit numbers [B, S, d/2]."""
+    return Rope(table.real[:, :, None], table.imag[:, :, None])
+
+
+def scales_and_gates(modulation: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+    """[B, 6, D] of scale1, gate1, scale2, gate2 [B, 4 D] around norms with weights; gates are in front of
+    tanh."""
+    scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
+    (shift1, scale1), (shift2, scale2) = fold(scale1, weight1), fold(scale2, weight2)
+    return torch.stack([shift1, scale1, gate1.tanh(), shift2, scale2, gate2.tanh()], dim=1)
 
 
 def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:

@@ -113,6 +113,10 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 FAMILIES = {
     "attention": ("basic_transformer",),
     "transformer_flux": ("flux",),
+    "transformer_krea2": ("krea2",),
+    "transformer_lumina2": ("lumina2",),
+    "transformer_minimax_h3": ("minimax_h3",),
+    "transformer_z_image": ("z_image",),
 }
 """Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a
 model has such a block: no family costs those who do not use it, and older versions of diffusers miss some."""

@@ -92,6 +92,7 @@ def _checksums(tensors: list[Tensor]) -> Tensor:
     """A number per tensor that other bits hardly have; nothing waits for them until they are compared."""
     sums = []
     for x in tensors:
+        x = torch.view_as_real(x) if x.is_complex() else x
         integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
         bits = x.detach().contiguous().view(integer).flatten().long()
         sums.append((bits * torch.arange(1, bits.numel() + 1, device=x.device)).sum())
