@@ -141,16 +141,18 @@ def rotated(rope: Rope, tensors: list[Tensor], rows: PackedRows) -> list[Tensor]
     """Queries or keys [T, H, d] turned by the places of their tokens, in at least fp32."""
     places = rows.index % rows.tokens if rope.cos.shape[0] == 1 else rows.index
     dtype = accumulation_dtype(tensors[0].dtype)
-    cos, sin = (table.flatten(0, 1)[places].to(dtype) for table in (rope.cos, rope.sin))
+    tables = (rope.cos, rope.sin, *(rope.second or ()))
+    cos, sin, *second = (table.flatten(0, 1)[places].to(dtype) for table in tables)
+    cos2, sin2 = second or (cos, sin)
     width, done = 2 * cos.shape[-1], []
     for x in tensors:
         turning, still = x[..., :width].to(dtype), x[..., width:]
         if rope.halves:
             a, b = turning.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+            turned = torch.cat([a * cos - b * sin, a * sin2 + b * cos2], dim=-1)
         else:
             a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+            turned = torch.stack([a * cos - b * sin, a * sin2 + b * cos2], dim=-1).flatten(-2)
         turned = turned.to(x.dtype)
         done.append(torch.cat([turned, still], dim=-1) if still.shape[-1] else turned)
     return done

@@ -34,6 +34,8 @@ class Rope:
     """[1 or B, N, 1 or H, d/2], or fewer columns: those of the leading channels, the others stay."""
     halves: bool = False
     """Whether channel i turns with i + d/2, and not 2i with 2i + 1."""
+    second: tuple[Tensor, Tensor] | None = None
+    """cos and sin of the second channel of each pair, where they are not those of the first (ERNIE-Image)."""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_krea2 import (
     Krea2TransformerBlock,
 )
 
-from diffratio_kernels.blocks.stream import Call, SelfAttention, Stream, fold
+from diffratio_kernels.blocks.stream import Call, Stream, fold
 
 from .modules import ModuleSpec, pairs, span, told
 from .registry import register_block_spec
@@ -34,10 +34,9 @@ class Krea2Spec(ModuleSpec):
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.unbind(1)
         shift1, scale1 = fold(scale1, 1 + block.norm1.weight, shift1)
         shift2, scale2 = fold(scale2, 1 + block.norm2.weight, shift2)
-        project = tuple(parts.product(layer) for layer in (attn.to_q, attn.to_k, attn.to_v))
-        attention = SelfAttention(
-            project, parts.out(attn), attn.num_heads, attn.num_kv_heads, (attn.norm_q, attn.norm_k),
-            rope=pairs(image_rotary_emb), gate=parts.product(attn.to_gate),
+        attention = parts.attention(
+            attn, pairs(image_rotary_emb), heads=attn.num_heads, kv_heads=attn.num_kv_heads,
+            gate=parts.product(attn.to_gate),
         )  # fmt: skip
         modulation = torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1)
         return Call(

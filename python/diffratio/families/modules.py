@@ -43,9 +43,17 @@ class Parts:
         return Mlp(fc1, fc2, None if isinstance(fc2, Linear) else bias_of(fc2))
 
     def attention(
-        self, attn: nn.Module, rope: Rope | None = None, text: bool = False, **more
+        self,
+        attn: nn.Module,
+        rope: Rope | None = None,
+        text: bool = False,
+        heads: int | None = None,
+        **more,
     ) -> SelfAttention:
-        """Attention by the layers of a module of diffusers: its own, or those that it has for the text."""
+        """Attention by the layers of a module of diffusers: its own, or those that it has for the text.
+
+        heads: where the module calls them otherwise.
+        """
         names = ("add_q_proj", "add_k_proj", "add_v_proj") if text else ("to_q", "to_k", "to_v")
         joined = "to_added_qkv" if text else "to_qkv"
         norms = ("norm_added_q", "norm_added_k") if text else ("norm_q", "norm_k")
@@ -53,8 +61,9 @@ class Parts:
             project = self.product(getattr(attn, joined))
         else:
             project = tuple(self.product(getattr(attn, name)) for name in names)
+        heads = attn.heads if heads is None else heads
         return SelfAttention(
-            project, self.out(attn, text), attn.heads, norms=norms_of(attn, *norms), rope=rope, **more
+            project, self.out(attn, text), heads, norms=norms_of(attn, *norms), rope=rope, **more
         )
 
     def out(self, attn: nn.Module, text: bool = False) -> Product | None:

@@ -33,6 +33,9 @@ class Spec:
     """What the model is given as timestep: a name in `TIMESTEP_UNITS`."""
     timestep_name: str = "timestep"
     """What the model's forward calls it."""
+    timesteps_of_tokens: bool = False
+    """Whether a model's timesteps in one dimension are those of tokens, alike in all samples, and not one of
+    each sample: the noisiest decides."""
 
     def width(self, block: nn.Module) -> int:
         """D."""

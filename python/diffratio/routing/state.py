@@ -137,6 +137,8 @@ class RoutedModel:
     """What the model's forward calls it."""
     timestep_position: int = -1
     """Where the model's forward takes it, counted without self."""
+    timesteps_of_tokens: bool = False
+    """Whether timesteps in one dimension are those of tokens and not of samples."""
     layouts: list[Spec] = field(default_factory=list)
     """Specs that are told of every call of the model, one of each class."""
     dense: dict[str, str] = field(default_factory=dict)
@@ -198,6 +200,8 @@ class RoutedModel:
     def _regions(self, timestep: Tensor | float | None) -> list[int]:
         regions = self.config.num_regions
         self.timesteps = None
+        if self.timesteps_of_tokens and isinstance(timestep, Tensor) and timestep.dim() == 1:
+            timestep = timestep[None]
         if timestep is None:
             if regions == 1:
                 return [0]

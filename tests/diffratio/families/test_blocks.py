@@ -28,9 +28,10 @@ def made(name: str) -> Case:
 
 def timesteps(block: nn.Module) -> Tensor:
     """Sample 0 in the cleaner of two regions, sample 1 in the other one."""
-    units = spec_for(block).timestep_units
-    low, high = TIMESTEP_UNITS[units]
-    return torch.tensor([low + (high - low) / 4, low + (high - low) * 3 / 4])
+    spec = spec_for(block)
+    low, high = TIMESTEP_UNITS[spec.timestep_units]
+    timesteps = torch.tensor([low + (high - low) / 4, low + (high - low) * 3 / 4])
+    return timesteps[:, None] if spec.timesteps_of_tokens else timesteps
 
 
 def routed(case: Case, kept=KEPT, rescale="mlp") -> Holder:
