@@ -94,8 +94,11 @@ def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text
         counts = [n + text.rows.tokens for n in counts]
         if text.rows.key_lengths is not None:
             keys = text.rows.key_lengths + rows.cu_seqlens.diff()
-    cu_seqlens = rows.cu_seqlens if text is None else _cu_seqlens(counts, normed, len(rows.cu_seqlens) - 1)
+    batch = len(rows.cu_seqlens) - 1
+    cu_seqlens = rows.cu_seqlens if text is None else _cu_seqlens(counts, normed, batch)
     seqlens = Seqlens(cu_seqlens, cu_seqlens, max(counts), max(counts), keys)
+    if own.more is not None:
+        qkv[1:], seqlens = _with_more(own, qkv[1:], counts, seqlens)
     attended = run_attention(run, run.attention, *qkv, seqlens)
     of_text = None
     if text is not None:
@@ -103,6 +106,23 @@ def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text
     if own.gate is not None:
         attended = attended * products.product(run, normed, own.gate).sigmoid()
     return attended, behind, of_text
+
+
+def _with_more(own: SelfAttention, key_value: list[Tensor], counts: list[int], seqlens: Seqlens):
+    """Keys and values of the rows with `own.more` behind those of each sample, and where they lie."""
+    if seqlens.key_lengths is not None:
+        raise ValueError("SelfAttention.more: padding among the rows beside it is not supported")
+    more = own.more
+    samples, length = more.key.shape[:2]
+    groups = own.heads // (own.kv_heads or own.heads)
+    both = []
+    for of_rows, others in zip(key_value, (more.key, more.value), strict=True):
+        others = others.flatten(0, 1).repeat_interleave(groups, dim=1).to(of_rows.dtype)
+        both.append(interleave(of_rows, others, counts, [length]))
+    longest = seqlens.max_seqlen_k + length
+    cu_seqlens = _cu_seqlens([n + length for n in counts], more.key, samples)
+    keys = None if more.lengths is None else more.lengths + seqlens.cu_seqlens_q.diff()
+    return both, Seqlens(seqlens.cu_seqlens_q, cu_seqlens, seqlens.max_seqlen_q, longest, keys)
 
 
 def second_attention(run: Run, x: Tensor, rows: PackedRows, second, eps: float) -> Tensor:
@@ -132,17 +152,24 @@ def _projected(run: Run, own: SelfAttention, normed: Tensor, rows: PackedRows, r
         query, key = own.norms[0](query), own.norms[1](key)
     if own.rope is not None:
         query, key = rotated(own.rope, [query, key], rows)
+    if own.key_scale is not None:
+        key = (key * at_places(own.key_scale, rows)[..., None]).to(key.dtype)
     if few != own.heads:
         key, value = (t.repeat_interleave(own.heads // few, dim=1) for t in (key, value))
     return [query.to(value.dtype), key.to(value.dtype), value, behind]
 
 
+def at_places(table: Tensor, rows: PackedRows) -> Tensor:
+    """Of a table [1 or B, N, ...] what belongs to the rows' tokens [T, ...]."""
+    places = rows.index % rows.tokens if table.shape[0] == 1 else rows.index
+    return table.flatten(0, 1)[places]
+
+
 def rotated(rope: Rope, tensors: list[Tensor], rows: PackedRows) -> list[Tensor]:
     """Queries or keys [T, H, d] turned by the places of their tokens, in at least fp32."""
-    places = rows.index % rows.tokens if rope.cos.shape[0] == 1 else rows.index
     dtype = accumulation_dtype(tensors[0].dtype)
     tables = (rope.cos, rope.sin, *(rope.second or ()))
-    cos, sin, *second = (table.flatten(0, 1)[places].to(dtype) for table in tables)
+    cos, sin, *second = (at_places(table, rows).to(dtype) for table in tables)
     cos2, sin2 = second or (cos, sin)
     width, done = 2 * cos.shape[-1], []
     for x in tensors:
@@ -153,7 +180,7 @@ def rotated(rope: Rope, tensors: list[Tensor], rows: PackedRows) -> list[Tensor]
         else:
             a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack([a * cos - b * sin, a * sin2 + b * cos2], dim=-1).flatten(-2)
-        turned = turned.to(x.dtype)
+        turned = turned.to(rope.dtype or x.dtype).to(x.dtype)
         done.append(torch.cat([turned, still], dim=-1) if still.shape[-1] else turned)
     return done
 

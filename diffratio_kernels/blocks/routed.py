@@ -50,7 +50,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     ours = isinstance(image.attention, SelfAttention)
     text, of_text = None if call.text is None else begin(run, call.text), None
     own = image.attention
-    joint = text is not None or (ours and bool(own.kv_heads or own.norms or own.rope or own.gate))
+    joint = text is not None or (ours and not own.bare)
 
     fusible = ours and image.attention_norm is None and image.groups is None
     out = image.attention.out if fusible else None

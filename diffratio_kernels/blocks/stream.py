@@ -36,6 +36,30 @@ class Rope:
     """Whether channel i turns with i + d/2, and not 2i with 2i + 1."""
     second: tuple[Tensor, Tensor] | None = None
     """cos and sin of the second channel of each pair, where they are not those of the first (ERNIE-Image)."""
+    dtype: torch.dtype | None = None
+    """To which turned values are rounded before they are as they came."""
+
+
+@dataclass(slots=True)
+class KeysValues:
+    """What every row attends to besides the rows: a text without queries, or a cache.
+
+    Example:
+        >>> more = KeysValues(torch.randn(B, M, H, D // H), torch.randn(B, M, H, D // H))
+    """
+
+    key: Tensor
+    value: Tensor
+    """[B, M, kv_heads, d], normed and turned."""
+    lengths: Tensor | None = None
+    """[B] int32: the first ones of the M that count; None: all."""
+
+    @staticmethod
+    def masked(key: Tensor, value: Tensor, valid: Tensor) -> "KeysValues":
+        """Those that count, valid [B, M] bool, brought to the front."""
+        order = valid.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[..., None, None]
+        key, value = (t.take_along_dim(order, dim=1) for t in (key, value))
+        return KeysValues(key, value, valid.sum(1, dtype=torch.int32))
 
 
 @dataclass(slots=True)
@@ -61,6 +85,15 @@ class SelfAttention:
     rope: Rope | None = None
     gate: Product | None = None
     """[T, D] -> [T, D]: the result is multiplied by its sigmoid before `out`."""
+    key_scale: Tensor | None = None
+    """[1 or B, N, 1 or H]: factors of the keys."""
+    more: KeysValues | None = None
+
+    @property
+    def bare(self) -> bool:
+        """Whether query, key and value are attended to as they are projected."""
+        parts = (self.kv_heads, self.norms, self.rope, self.gate, self.key_scale, self.more)
+        return all(part is None for part in parts)
 
 
 @dataclass(slots=True)
@@ -252,7 +285,7 @@ class Call:
             and not isinstance(image.mlp, Parallel)
             and not isinstance(self.after_attention, SecondAttention)
             and not (isinstance(self.after_attention, CrossAttention) and self.after_attention.others)
-            and not (isinstance(own, SelfAttention) and (own.kv_heads or own.norms or own.rope or own.gate))
+            and not (isinstance(own, SelfAttention) and not own.bare)
         )
 
 

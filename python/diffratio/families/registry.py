@@ -7,9 +7,15 @@ from torch import nn
 
 from diffratio_kernels.blocks.stream import Call
 
-TIMESTEP_UNITS = {"training": (0.0, 1000.0), "noise": (0.0, 1.0), "clean": (1.0, 0.0)}
+TIMESTEP_UNITS = {
+    "training": (0.0, 1000.0),
+    "noise": (0.0, 1.0),
+    "clean": (1.0, 0.0),
+    "reversed": (1000.0, 0.0),
+}
 """The interval of a model's timesteps, the cleanest first: training timesteps 0..999, noise levels in [0, 1]
-(flow families), or what is left of the picture in [0, 1], the noise level from 1 (Z-Image, Lumina 2)."""
+(flow families), what is left of the picture in [0, 1], the noise level from 1 (Z-Image, Lumina 2), or
+training timesteps from 1000 (Mochi)."""
 
 
 class Spec:
@@ -41,8 +47,9 @@ class Spec:
         """D."""
         raise NotImplementedError
 
-    def bind(self, block: nn.Module, *args, **kwargs) -> Call:
-        """One call of the block (its arguments, positional or by keyword) in the terms of the routed block.
+    def bind(self, block: nn.Module, *args, **kwargs) -> Call | None:
+        """One call of the block (its arguments, positional or by keyword) in the terms of the routed block;
+        None where this call stays dense, as one that fills a cache of keys does.
 
         Parts that are `diffratio_kernels.types.Linear` may be fused; any other callable is called on packed
         rows [T, D]. A module that wants samples [b, k, D] is called through `by_count`."""
@@ -115,7 +122,10 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 
 FAMILIES = {
     "attention": ("basic_transformer",),
+    "transformer_cogview3plus": ("cogview3plus",),
+    "transformer_cogview4": ("cogview4",),
     "transformer_flux": ("flux",),
+    "transformer_glm_image": ("glm_image",),
     "transformer_krea2": ("krea2",),
     "transformer_lumina2": ("lumina2",),
     "transformer_minimax_h3": ("minimax_h3",),

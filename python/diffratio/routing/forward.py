@@ -39,6 +39,8 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
         if saved is not None:
             model.told = saved[-1]  # the layout of that call of the model
     call = layer.spec.bind(block, *args, **kwargs)
+    if call is None:
+        return layer.dense_forward(*args, **kwargs)
     if not isinstance(call, Call):
         spec = type(layer.spec).__name__
         raise TypeError(f"{layer.name}: {spec}.bind must return a Call, got {type(call).__name__}")

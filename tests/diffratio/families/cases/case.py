@@ -72,3 +72,19 @@ def awake(module: nn.Module) -> nn.Module:
 def sample(value: Tensor, b: int) -> Tensor:
     """One sample of a batch, still a batch."""
     return value[b : b + 1]
+
+
+class FirstOfTwo:
+    """An MLP that a block calls for its image and then for its text: hooks see the calls for the image."""
+
+    def __init__(self, mlp: nn.Module):
+        self.mlp = mlp
+
+    def register_forward_hook(self, hook):
+        calls = []
+
+        def every_other(module, args, out):
+            calls.append(None)
+            return hook(module, args, out) if len(calls) % 2 else None
+
+        return self.mlp.register_forward_hook(every_other)
