@@ -1,5 +1,5 @@
-"""Lumina 2: one ragged sequence [text, image] per sample, RMS norms before and after the branches, tanh gates,
-query heads that share keys and values."""
+"""Lumina 2: one ragged sequence [text, image] per sample, RMS norms before and after the branches, gates by
+tanh, query heads that share keys and values."""
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import LuminaRMSNormZero, RMSNorm

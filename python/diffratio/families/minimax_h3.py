@@ -1,5 +1,5 @@
-"""MiniMax-H3: one sequence of text, conditions, audio and video, RMS norms, modulation by the timestep and the
-kind of each row. Rows of the video that is made are routed."""
+"""MiniMax-H3: one sequence of text, conditions, audio and video, RMS norms, modulation by the timestep and
+the kind of each row. Rows of the video that is made are routed."""
 
 import torch
 from diffusers.models.transformers.transformer_minimax_h3 import (

@@ -196,7 +196,8 @@ def ragged(
 ) -> Layout | None:
     """`Layout.ragged`, made once for all blocks of a call of the model; a `span` where all samples are
     alike."""
-    if len({*routed}) == len({*pinned}) == 1 and routed[0][1] - routed[0][0] + pinned[0][1] - pinned[0][0] == x.shape[1]:
+    whole = sum(stop - start for start, stop in (routed[0], pinned[0])) == x.shape[1]
+    if whole and len({*routed}) == len({*pinned}) == 1:
         return span(block, x, *routed[0])
     memo = vars(block)["_diffratio"].model.memo
     if memo is None or torch.compiler.is_compiling():

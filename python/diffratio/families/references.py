@@ -14,7 +14,7 @@ _seen = WeakTensorKeyDictionary()
 
 @torch.compiler.disable
 def read_once(name: Any, read: Callable[[Tensor], Any], tensor: Tensor) -> Any:
-    """read(tensor), which waits for its values: once for all steps, to which a pipeline gives the same tensor.
+    """read(tensor), which waits for its values: once for all steps, which a pipeline gives the same tensor.
 
     Args:
         name: of what is read.

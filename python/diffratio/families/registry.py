@@ -124,11 +124,14 @@ FAMILIES = {
     "attention": ("basic_transformer",),
     "transformer_cogview3plus": ("cogview3plus",),
     "transformer_cogview4": ("cogview4",),
+    "transformer_ernie_image": ("ernie_image",),
     "transformer_flux": ("flux",),
     "transformer_glm_image": ("glm_image",),
+    "transformer_ideogram4": ("ideogram4",),
     "transformer_krea2": ("krea2",),
     "transformer_lumina2": ("lumina2",),
     "transformer_minimax_h3": ("minimax_h3",),
+    "transformer_prx": ("prx",),
     "transformer_z_image": ("z_image",),
 }
 """Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a

@@ -1,4 +1,5 @@
-"""Z-Image: one ragged sequence [image, text] per sample, RMS norms before and after the branches, tanh gates."""
+"""Z-Image: one ragged sequence [image, text] per sample, RMS norms before and after the branches, gates by
+tanh."""
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import RMSNorm

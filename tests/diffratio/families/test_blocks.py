@@ -61,7 +61,7 @@ def plain(case: Case, router: Tensor, kept, rescale: str) -> tuple[list[Tensor],
     images, texts = [], []
     for b in range(BATCH):
         span, place = case.image(b), image_rows(case, b)
-        x = case.inputs[case.tokens][b, span]
+        x = case.samples[b, span]
         logits = x @ router
         k = kept_tokens(kept[b], len(x))
         chosen = logits.detach().topk(k).indices.sort().values
@@ -122,13 +122,13 @@ def test_fewer_kept_are_each_sample_alone_on_its_rows(name, rescale):
 def test_rows_not_kept_are_bit_equal(name):
     case = made(name)
     model = routed(case)
-    before = case.inputs[case.tokens].clone()
+    before = case.samples.clone()
     with torch.no_grad():
         image, _ = run(case, model)
     for b in range(BATCH):
         was, now = before[b, case.image(b)], image[b, image_rows(case, b)]
         assert (was != now).any(-1).sum() == kept_tokens(KEPT[b], len(was))
-    assert torch.equal(case.inputs[case.tokens], before)
+    assert torch.equal(case.samples, before)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

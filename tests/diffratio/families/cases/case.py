@@ -41,6 +41,14 @@ class Case:
     valid: Tensor | None = None
     """[B, rows] bool of the tensor that holds the image, rows that are no padding."""
     text_valid: Tensor | None = None
+    rows_first: bool = False
+    """Whether that input is [rows, B, D]."""
+
+    @property
+    def samples(self) -> Tensor:
+        """The input that holds the image's rows [B, rows, D]."""
+        x = self.inputs[self.tokens]
+        return x.transpose(0, 1) if self.rows_first else x
 
 
 class Holder(nn.Module):
