@@ -60,6 +60,8 @@ def end(run: Run, text: Text, attended: Tensor) -> Tensor:
         normed = text.normed
     else:
         normed = run_adaln(run, hidden, rows, shift2, scale2, stream.mlp_eps, stream.norm)
+    if not stream.adds_attention:
+        hidden = stream.tokens.flatten(0, 1)[rows.index]
     branch = products.mlp_branch(run, normed, stream.mlp, rows)
     branch = branch if stream.mlp_norm is None else stream.mlp_norm(branch)
     hidden = run_gate_residual(run, hidden, branch.to(hidden.dtype), gate2, rows)

@@ -194,6 +194,8 @@ class Stream:
     attention_norm: Norm | None = None
     mlp_norm: Norm | None = None
     """Of a branch [T, D], before its gate."""
+    adds_attention: bool = True
+    """Whether the MLP's branch is added to h; else to x, and h is what the MLP reads alone (AuraFlow)."""
     mlp_reads_input: bool = False
     """Whether the MLP is given what the attention is given: no second norm."""
     valid: Tensor | None = None
@@ -281,6 +283,7 @@ class Call:
             and self.layout is None
             and image.groups is None
             and image.norm == "layer"
+            and image.adds_attention
             and not (image.attention_norm or image.mlp_norm or image.mlp_reads_input)
             and not isinstance(image.mlp, Parallel)
             and not isinstance(self.after_attention, SecondAttention)

@@ -1,4 +1,4 @@
-"""ERNIE-Image: one sequence [image, text], rows before samples, RMS norms, modulation shared by all blocks, and
+"""ERNIE-Image: one sequence [image, text], rows before samples, RMS norms, modulation shared by all blocks,
 rope whose two channels of a pair turn by angles of their own."""
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffratio_kernels.blocks.stream import Call, Rope, Stream, fold
 
-from .modules import ModuleSpec, span, told
+from .modules import ModuleSpec, key_mask, span, told
 from .registry import register_block_spec
 
 
@@ -35,10 +35,11 @@ class ErnieImageSpec(ModuleSpec):
         shift1, scale1 = fold(scale1, norm1.weight, shift1)
         shift2, scale2 = fold(scale2, norm2.weight, shift2)
         first, second = ((part.cos(), part.sin()) for part in rotary_pos_emb.chunk(2, dim=-1))
-        valid = None if attention_mask is None else attention_mask[:, 0, 0]
+        valid = key_mask("attention_mask", attention_mask)
+        rope = Rope(*first, halves=True, second=second)
         return Call(
             Stream(x, torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1),
-                   parts.attention(block.self_attention, Rope(*first, halves=True, second=second)),
+                   parts.attention(block.self_attention, rope, fused=False),
                    block.mlp, norm1.eps, norm2.eps, "rms"),
             layout=span(block, x, 0, x.shape[1] - told(block, self), valid),
             output=_in_front,

@@ -43,7 +43,7 @@ class Ideogram4Spec(ModuleSpec):
         cos, sin = (table[:, :, None, : table.shape[2] // 2] for table in image_rotary_emb)
         return Call(
             Stream(x, scales_and_gates(modulation.flatten(0, 1), norm1.weight, norm2.weight),
-                   parts.attention(attn, Rope(cos, sin, halves=True), heads=attn.num_heads),
+                   parts.attention(attn, Rope(cos, sin, halves=True), fused=False, heads=attn.num_heads),
                    block.feed_forward, norm1.eps, norm2.eps, "rms", groups,
                    attention_norm=block.attention_norm2, mlp_norm=block.ffn_norm2),
             layout=span(block, x, start, None, valid),

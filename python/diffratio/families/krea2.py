@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_krea2 import (
 
 from diffratio_kernels.blocks.stream import Call, Stream, fold
 
-from .modules import ModuleSpec, pairs, span, told
+from .modules import ModuleSpec, key_mask, pairs, span, told
 from .registry import register_block_spec
 
 
@@ -29,13 +29,13 @@ class Krea2Spec(ModuleSpec):
 
     def bind(self, block, hidden_states, temb, image_rotary_emb, attention_mask=None):
         parts, attn, x = self.refuse(block), block.attn, hidden_states
-        valid = None if attention_mask is None else attention_mask[:, 0, 0].expand(x.shape[:2])
+        valid = key_mask("encoder_attention_mask", attention_mask)
         modulation = (temb.unflatten(-1, (6, -1)) + block.scale_shift_table)[:, 0].expand(x.shape[0], -1, -1)
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.unbind(1)
         shift1, scale1 = fold(scale1, 1 + block.norm1.weight, shift1)
         shift2, scale2 = fold(scale2, 1 + block.norm2.weight, shift2)
         attention = parts.attention(
-            attn, pairs(image_rotary_emb), heads=attn.num_heads, kv_heads=attn.num_kv_heads,
+            attn, pairs(image_rotary_emb), fused=False, heads=attn.num_heads, kv_heads=attn.num_kv_heads,
             gate=parts.product(attn.to_gate),
         )  # fmt: skip
         modulation = torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1)

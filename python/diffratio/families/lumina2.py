@@ -33,8 +33,9 @@ class Lumina2Spec(ModuleSpec):
         image = hidden_states.shape[1] - max(texts)
         modulation = block.norm1.linear(block.norm1.silu(temb))
         attention = parts.attention(
-            attn, complex_rope(image_rotary_emb), kv_heads=attn.inner_kv_dim * attn.heads // attn.inner_dim
-        )
+            attn, complex_rope(image_rotary_emb), fused=False,
+            kv_heads=attn.inner_kv_dim * attn.heads // attn.inner_dim,
+        )  # fmt: skip
         return Call(
             Stream(hidden_states, scales_and_gates(modulation, norm.weight, block.ffn_norm1.weight),
                    attention, block.feed_forward, norm.eps, block.ffn_norm1.eps, "rms",

@@ -47,17 +47,19 @@ class Parts:
         attn: nn.Module,
         rope: Rope | None = None,
         text: bool = False,
+        fused: bool = True,
         heads: int | None = None,
         **more,
     ) -> SelfAttention:
         """Attention by the layers of a module of diffusers: its own, or those that it has for the text.
 
+        fused: whether its processor calls the joined projection where `fuse_qkv_projections` made one.
         heads: where the module calls them otherwise.
         """
         names = ("add_q_proj", "add_k_proj", "add_v_proj") if text else ("to_q", "to_k", "to_v")
         joined = "to_added_qkv" if text else "to_qkv"
         norms = ("norm_added_q", "norm_added_k") if text else ("norm_q", "norm_k")
-        if getattr(attn, "fused_projections", False) and hasattr(attn, joined):
+        if fused and getattr(attn, "fused_projections", False) and hasattr(attn, joined):
             project = self.product(getattr(attn, joined))
         else:
             project = tuple(self.product(getattr(attn, name)) for name in names)
@@ -178,17 +180,35 @@ def told(block: nn.Module, spec: Spec) -> Any:
 def span(
     block: nn.Module, x: Tensor, start: int, stop: int | None, valid: Tensor | None = None
 ) -> Layout | None:
-    """`Layout.span`, made once for all blocks of a call of the model; None where all tokens are routed."""
+    """`Layout.span`, made once for all blocks of a call of the model; None where all tokens are routed.
+
+    valid: a `key_mask`."""
     stop = x.shape[1] if stop is None else stop
     if start == 0 and stop == x.shape[1]:
         return None
     memo = vars(block)["_diffratio"].model.memo
     key = ("span", x.shape[:2], start, stop, id(valid))
+    if memo is not None and not torch.compiler.is_compiling() and key in memo:
+        return memo[key][0]
+    layout = Layout.span(x, start, stop, None if valid is None else valid.flatten(1))
     if memo is None or torch.compiler.is_compiling():
-        return Layout.span(x, start, stop, valid)
-    if key not in memo:
-        memo[key] = Layout.span(x, start, stop, valid), valid  # kept: its id stays its own
-    return memo[key][0]
+        return layout
+    memo[key] = layout, valid  # kept: its id stays its own
+    return layout
+
+
+def key_mask(name: str, mask: Tensor | None) -> Tensor | None:
+    """A mask [B, S] or [B, 1, 1, S] of the tokens that count, if it is one that says no more than that."""
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name}: a mask of {mask.dtype} is added to the scores of attention and leaves no token out; a "
+            "routed block takes a mask of bools"
+        )
+    if mask.dim() not in (2, 4) or mask.shape[1:-1] not in ((), (1, 1)):
+        raise ValueError(f"{name}: a mask of pairs of tokens {tuple(mask.shape)} is not supported")
+    return mask
 
 
 def ragged(

@@ -122,6 +122,8 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 
 FAMILIES = {
     "attention": ("basic_transformer",),
+    "auraflow_transformer_2d": ("auraflow",),
+    "hunyuan_transformer_2d": ("hunyuan_dit",),
     "transformer_cogview3plus": ("cogview3plus",),
     "transformer_cogview4": ("cogview4",),
     "transformer_ernie_image": ("ernie_image",),

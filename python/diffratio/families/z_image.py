@@ -47,7 +47,7 @@ class ZImageSpec(ModuleSpec):
         norm1, norm2 = block.attention_norm1, block.ffn_norm1
         return Call(
             Stream(x, scales_and_gates(block.adaLN_modulation(adaln_input), norm1.weight, norm2.weight),
-                   parts.attention(block.attention, complex_rope(freqs_cis)), block.feed_forward,
+                   parts.attention(block.attention, complex_rope(freqs_cis), fused=False), block.feed_forward,
                    norm1.eps, norm2.eps, "rms", attention_norm=block.attention_norm2,
                    mlp_norm=block.ffn_norm2),
             layout=ragged(block, x, *told(block, self)),

@@ -35,7 +35,7 @@ def timesteps(block: nn.Module) -> Tensor:
 
 
 def routed(case: Case, kept=KEPT, rescale="mlp") -> Holder:
-    model = Holder(case.block)
+    model = Holder(case.block, **case.model)
     config = DiffRatioConfig(
         0.0, {0: [round(1 - tenths / 10, 1) for tenths in kept]}, num_regions=2, rescale=rescale
     )

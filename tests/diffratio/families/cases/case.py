@@ -38,6 +38,8 @@ class Case:
     """Rows of `mlp` of a sample alone that come before the image's."""
     told: dict[str, Any] = field(default_factory=dict)
     """What the model's call knows besides: arguments of its forward."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What the model has besides: attributes."""
     valid: Tensor | None = None
     """[B, rows] bool of the tensor that holds the image, rows that are no padding."""
     text_valid: Tensor | None = None
@@ -54,9 +56,10 @@ class Case:
 class Holder(nn.Module):
     """A model of one block."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: nn.Module, **attributes):
         super().__init__()
         self.block = block
+        vars(self).update(attributes)
 
     def forward(self, timestep, inputs, **told):
         return self.block(**inputs)
