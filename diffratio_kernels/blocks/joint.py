@@ -60,6 +60,8 @@ def end(run: Run, text: Text, attended: Tensor) -> Tensor:
         normed = text.normed
     else:
         normed = run_adaln(run, hidden, rows, shift2, scale2, stream.mlp_eps, stream.norm)
+    if not stream.adds_attention:
+        hidden = stream.tokens.flatten(0, 1)[rows.index]
     branch = products.mlp_branch(run, normed, stream.mlp, rows)
     branch = branch if stream.mlp_norm is None else stream.mlp_norm(branch)
     hidden = run_gate_residual(run, hidden, branch.to(hidden.dtype), gate2, rows)
@@ -168,16 +170,18 @@ def at_places(table: Tensor, rows: PackedRows) -> Tensor:
 def rotated(rope: Rope, tensors: list[Tensor], rows: PackedRows) -> list[Tensor]:
     """Queries or keys [T, H, d] turned by the places of their tokens, in at least fp32."""
     dtype = accumulation_dtype(tensors[0].dtype)
-    cos, sin = (at_places(table, rows).to(dtype) for table in (rope.cos, rope.sin))
+    tables = (rope.cos, rope.sin, *(rope.second or ()))
+    cos, sin, *second = (at_places(table, rows).to(dtype) for table in tables)
+    cos2, sin2 = second or (cos, sin)
     width, done = 2 * cos.shape[-1], []
     for x in tensors:
         turning, still = x[..., :width].to(dtype), x[..., width:]
         if rope.halves:
             a, b = turning.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+            turned = torch.cat([a * cos - b * sin, a * sin2 + b * cos2], dim=-1)
         else:
             a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+            turned = torch.stack([a * cos - b * sin, a * sin2 + b * cos2], dim=-1).flatten(-2)
         turned = turned.to(rope.dtype or x.dtype).to(x.dtype)
         done.append(torch.cat([turned, still], dim=-1) if still.shape[-1] else turned)
     return done

@@ -93,6 +93,8 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         run.buffer = hidden.new_empty(hidden.shape[0] * _widest(call))
     if first is None:
         first = run_adaln(run, hidden, rows, shift2, scale2, image.mlp_eps, image.norm)
+    if not image.adds_attention:
+        hidden = image.tokens.flatten(0, 1)[rows.index]
     finished = _finish(run, image, rows, hidden, first, gate2, (logits, rescale))
     return call.output(finished, None if text is None else end(run, text, of_text))
 

@@ -34,6 +34,8 @@ class Rope:
     """[1 or B, N, 1 or H, d/2], or fewer columns: those of the leading channels, the others stay."""
     halves: bool = False
     """Whether channel i turns with i + d/2, and not 2i with 2i + 1."""
+    second: tuple[Tensor, Tensor] | None = None
+    """cos and sin of the second channel of each pair, where they are not those of the first (ERNIE-Image)."""
     dtype: torch.dtype | None = None
     """To which turned values are rounded before they are as they came."""
 
@@ -192,6 +194,8 @@ class Stream:
     attention_norm: Norm | None = None
     mlp_norm: Norm | None = None
     """Of a branch [T, D], before its gate."""
+    adds_attention: bool = True
+    """Whether the MLP's branch is added to h; else to x, and h is what the MLP reads alone (AuraFlow)."""
     mlp_reads_input: bool = False
     """Whether the MLP is given what the attention is given: no second norm."""
     valid: Tensor | None = None
@@ -281,6 +285,7 @@ class Call:
             and self.layout is None
             and image.groups is None
             and image.norm == "layer"
+            and image.adds_attention
             and not (image.attention_norm or image.mlp_norm or image.mlp_reads_input)
             and not isinstance(image.mlp, Parallel)
             and self.beside_attention is None

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention
+from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fold
 from diffratio_kernels.types import Linear, PackedRows, Product
 
 from .attention_modules import by_count, foreign_mlp, product_of
@@ -45,11 +45,18 @@ class Parts:
         return Mlp(fc1, fc2, None if isinstance(fc2, Linear) else bias_of(fc2))
 
     def attention(
-        self, attn: nn.Module, rope: Rope | None = None, text: bool = False, fused: bool = True, **more
+        self,
+        attn: nn.Module,
+        rope: Rope | None = None,
+        text: bool = False,
+        fused: bool = True,
+        heads: int | None = None,
+        **more,
     ) -> SelfAttention:
         """Attention by the layers of a module of diffusers: its own, or those that it has for the text.
 
         fused: whether its processor calls the joined projection where `fuse_qkv_projections` made one.
+        heads: where the module calls them otherwise.
         """
         names = ("add_q_proj", "add_k_proj", "add_v_proj") if text else ("to_q", "to_k", "to_v")
         joined = "to_added_qkv" if text else "to_qkv"
@@ -58,8 +65,9 @@ class Parts:
             project = self.product(getattr(attn, joined))
         else:
             project = tuple(self.product(getattr(attn, name)) for name in names)
+        heads = attn.heads if heads is None else heads
         return SelfAttention(
-            project, self.out(attn, text), attn.heads, norms=norms_of(attn, *norms), rope=rope, **more
+            project, self.out(attn, text), heads, norms=norms_of(attn, *norms), rope=rope, **more
         )
 
     def out(self, attn: nn.Module, text: bool = False) -> Product | None:
@@ -108,9 +116,8 @@ class ModuleSpec(Spec):
                 if why is None:
                     parts.raw.add(id(module))
                 parts.slow = parts.slow or (why and f"{name}: {why}")
-            elif type(module) is FeedForward and foreign_mlp(module) is None:
-                if affine_linear(module.net[2]) is None:
-                    parts.affine.add(id(module))
+            elif type(module) is FeedForward and not (foreign_mlp(module) or affine_linear(module.net[2])):
+                parts.affine.add(id(module))
         return parts
 
     def _refused(self, block: nn.Module) -> str | None:
@@ -303,6 +310,12 @@ def keys_values(
         both = keys_values_of(*(getattr(attn, name) for name in names), text, order, model)
     keys, values = both.unbind(2)
     return torch.stack([norm(keys), values], dim=2)
+def scales_and_gates(modulation: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+    """[B, 6, D] of scale1, gate1, scale2, gate2 [B, 4 D] around norms with weights; gates are in front of
+    tanh."""
+    scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
+    (shift1, scale1), (shift2, scale2) = fold(scale1, weight1), fold(scale2, weight2)
+    return torch.stack([shift1, scale1, gate1.tanh(), shift2, scale2, gate2.tanh()], dim=1)
 
 
 def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:

@@ -1,14 +1,32 @@
 """Reference images: where a pipeline puts their tokens behind those of the image that is made (Kontext,
 FLUX.2), they are kept always."""
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _seen = WeakTensorKeyDictionary()
-"""ids -> (version, tokens): a pipeline gives every step the same ids, which are read once."""
+"""Tensor -> (its version, what was read in it by a name)."""
+
+
+@torch.compiler.disable
+def read_once(name: Any, read: Callable[[Tensor], Any], tensor: Tensor) -> Any:
+    """read(tensor), which waits for its values: once for all steps, which a pipeline gives the same tensor.
+
+    Args:
+        name: of what is read.
+    """
+    version = None if tensor.is_inference() else tensor._version
+    known = _seen.get(tensor)
+    if known is None or known[0] != version:
+        known = _seen[tensor] = version, {}
+    if name not in known[1]:
+        known[1][name] = read(tensor)
+    return known[1][name]
 
 
 def target_tokens(ids: Tensor | None, axis: int = 0) -> int | None:
@@ -21,16 +39,15 @@ def target_tokens(ids: Tensor | None, axis: int = 0) -> int | None:
     """
     if ids is None or torch.compiler.is_compiling() or ids.is_meta:
         return None
-    version = None if ids.is_inference() else ids._version
-    known = _seen.get(ids)
-    if known is None or known[0] != version:
+
+    def before_references(ids: Tensor) -> int | None:
         own = (ids[..., axis] == ids[..., :1, axis]).reshape(-1, ids.shape[-2])[0]
         count = int(own.sum())
         if not bool(own[:count].all()):
             raise ValueError("img_ids: tokens of reference images stand among those of the image")
-        known = version, None if count in (0, own.shape[0]) else count
-        _seen[ids] = known
-    return known[1]
+        return None if count in (0, own.shape[0]) else count
+
+    return read_once(("target_tokens", axis), before_references, ids)
 
 
 def target_of_shapes(shapes, layered: bool = False) -> int | None:

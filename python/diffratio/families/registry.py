@@ -39,6 +39,9 @@ class Spec:
     """What the model is given as timestep: a name in `TIMESTEP_UNITS`."""
     timestep_name: str = "timestep"
     """What the model's forward calls it."""
+    timesteps_of_tokens: bool = False
+    """Whether a model's timesteps in one dimension are those of tokens, alike in all samples, and not one of
+    each sample: the noisiest decides."""
 
     def width(self, block: nn.Module) -> int:
         """D."""
@@ -119,8 +122,10 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 
 FAMILIES = {
     "attention": ("basic_transformer", "sd3"),
+    "auraflow_transformer_2d": ("auraflow",),
     "cogvideox_transformer_3d": ("cogvideox",),
     "consisid_transformer_3d": ("consisid",),
+    "hunyuan_transformer_2d": ("hunyuan_dit",),
     "transformer_allegro": ("allegro",),
     "transformer_anyflow": ("anyflow",),
     "transformer_bria": ("bria",),
@@ -131,6 +136,7 @@ FAMILIES = {
     "transformer_cogview4": ("cogview4",),
     "transformer_cosmos": ("cosmos",),
     "transformer_easyanimate": ("easyanimate",),
+    "transformer_ernie_image": ("ernie_image",),
     "transformer_flux": ("flux",),
     "transformer_flux2": ("flux2",),
     "transformer_flux3": ("flux3",),
@@ -140,14 +146,19 @@ FAMILIES = {
     "transformer_hunyuan_video": ("hunyuan_video",),
     "transformer_hunyuan_video15": ("hunyuan_video15",),
     "transformer_hunyuanimage": ("hunyuanimage",),
+    "transformer_ideogram4": ("ideogram4",),
     "transformer_joyimage": ("joyimage",),
     "transformer_kandinsky": ("kandinsky",),
+    "transformer_krea2": ("krea2",),
     "transformer_longcat_image": ("longcat_image",),
     "transformer_ltx": ("ltx",),
+    "transformer_lumina2": ("lumina2",),
+    "transformer_minimax_h3": ("minimax_h3",),
     "transformer_mochi": ("mochi",),
     "transformer_motif_video": ("motif_video",),
     "transformer_nucleusmoe_image": ("nucleus_moe",),
     "transformer_ovis_image": ("ovis_image",),
+    "transformer_prx": ("prx",),
     "transformer_qwenimage": ("qwen_image",),
     "transformer_qwenimage21": ("qwenimage21",),
     "transformer_sd3": ("sd3",),
@@ -155,6 +166,7 @@ FAMILIES = {
     "transformer_wan": ("wan",),
     "transformer_wan_animate": ("wan_animate",),
     "transformer_wan_vace": ("wan_vace",),
+    "transformer_z_image": ("z_image",),
 }
 """Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a
 model has such a block: no family costs those who do not use it, and older versions of diffusers miss some."""

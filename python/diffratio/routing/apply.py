@@ -92,7 +92,8 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
     position = parameters.index(name) if name in parameters else -1
     layouts = {type(spec): spec for spec in specs if type(spec).layout is not Spec.layout}
     units = _timestep_units(specs, config)
-    shared = RoutedModel(config, units, name, position, list(layouts.values()), dense)
+    of_tokens = specs[0].timesteps_of_tokens
+    shared = RoutedModel(config, units, name, position, of_tokens, list(layouts.values()), dense)
     for number, (name, block, spec) in enumerate(found):
         _patch(block, spec, name, number, shared)
     model._diffratio_model = shared

@@ -92,6 +92,7 @@ def _checksums(tensors: list[Tensor]) -> Tensor:
     """A number per tensor that other bits hardly have; nothing waits for them until they are compared."""
     sums = []
     for x in tensors:
+        x = torch.view_as_real(x) if x.is_complex() else x
         integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
         bits = x.detach().contiguous().view(integer).flatten().long()
         sums.append((bits * torch.arange(1, bits.numel() + 1, device=x.device)).sum())
@@ -136,6 +137,8 @@ class RoutedModel:
     """What the model's forward calls it."""
     timestep_position: int = -1
     """Where the model's forward takes it, counted without self."""
+    timesteps_of_tokens: bool = False
+    """Whether timesteps in one dimension are those of tokens and not of samples."""
     layouts: list[Spec] = field(default_factory=list)
     """Specs that are told of every call of the model, one of each class."""
     dense: dict[str, str] = field(default_factory=dict)
@@ -197,6 +200,8 @@ class RoutedModel:
     def _regions(self, timestep: Tensor | float | None) -> list[int]:
         regions = self.config.num_regions
         self.timesteps = None
+        if self.timesteps_of_tokens and isinstance(timestep, Tensor) and timestep.dim() == 1:
+            timestep = timestep[None]
         if timestep is None:
             if regions == 1:
                 return [0]

@@ -28,13 +28,14 @@ def made(name: str) -> Case:
 
 def timesteps(block: nn.Module) -> Tensor:
     """Sample 0 in the cleaner of two regions, sample 1 in the other one."""
-    units = spec_for(block).timestep_units
-    low, high = TIMESTEP_UNITS[units]
-    return torch.tensor([low + (high - low) / 4, low + (high - low) * 3 / 4])
+    spec = spec_for(block)
+    low, high = TIMESTEP_UNITS[spec.timestep_units]
+    timesteps = torch.tensor([low + (high - low) / 4, low + (high - low) * 3 / 4])
+    return timesteps[:, None] if spec.timesteps_of_tokens else timesteps
 
 
 def routed(case: Case, kept=KEPT, rescale="mlp") -> Holder:
-    model = Holder(case.block)
+    model = Holder(case.block, **case.model)
     config = DiffRatioConfig(
         0.0, {0: [round(1 - tenths / 10, 1) for tenths in kept]}, num_regions=2, rescale=rescale
     )
@@ -60,7 +61,7 @@ def plain(case: Case, router: Tensor, kept, rescale: str) -> tuple[list[Tensor],
     images, texts = [], []
     for b in range(BATCH):
         span, place = case.image(b), image_rows(case, b)
-        x = case.inputs[case.tokens][b, span]
+        x = case.samples[b, span]
         logits = x @ router
         k = kept_tokens(kept[b], len(x))
         chosen = logits.detach().topk(k).indices.sort().values
@@ -121,13 +122,13 @@ def test_fewer_kept_are_each_sample_alone_on_its_rows(name, rescale):
 def test_rows_not_kept_are_bit_equal(name):
     case = made(name)
     model = routed(case)
-    before = case.inputs[case.tokens].clone()
+    before = case.samples.clone()
     with torch.no_grad():
         image, _ = run(case, model)
     for b in range(BATCH):
         was, now = before[b, case.image(b)], image[b, image_rows(case, b)]
         assert (was != now).any(-1).sum() == kept_tokens(KEPT[b], len(was))
-    assert torch.equal(case.inputs[case.tokens], before)
+    assert torch.equal(case.samples, before)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -1,55 +1,9 @@
 """Every family's blocks and models, a file each: BLOCKS and MODELS are functions that make one."""
 
-from . import (
-    allegro,
-    anyflow,
-    chroma,
-    cogvideox,
-    cogview,
-    cosmos,
-    easyanimate,
-    flux,
-    flux2,
-    flux3,
-    hidream,
-    hunyuan_video,
-    joyimage,
-    kandinsky,
-    like_flux,
-    ltx,
-    mochi,
-    motif_video,
-    nucleus_moe,
-    qwen_image,
-    qwenimage21,
-    sd3,
-    wan,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-_FAMILIES = (
-    allegro,
-    anyflow,
-    chroma,
-    cogvideox,
-    cogview,
-    cosmos,
-    easyanimate,
-    flux,
-    flux2,
-    flux3,
-    hidream,
-    hunyuan_video,
-    joyimage,
-    kandinsky,
-    like_flux,
-    ltx,
-    mochi,
-    motif_video,
-    nucleus_moe,
-    qwen_image,
-    qwenimage21,
-    sd3,
-    wan,
-)
+_FILES = (file.name for file in iter_modules(__path__) if file.name != "case")
+_FAMILIES = [import_module(f".{name}", __name__) for name in _FILES]
 BLOCKS = {make.__name__: make for family in _FAMILIES for make in family.BLOCKS}
 MODELS = {make.__name__.removesuffix("_model"): make for family in _FAMILIES for make in family.MODELS}

@@ -38,17 +38,28 @@ class Case:
     """Rows of `mlp` of a sample alone that come before the image's."""
     told: dict[str, Any] = field(default_factory=dict)
     """What the model's call knows besides: arguments of its forward."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What the model has besides: attributes."""
     valid: Tensor | None = None
     """[B, rows] bool of the tensor that holds the image, rows that are no padding."""
     text_valid: Tensor | None = None
+    rows_first: bool = False
+    """Whether that input is [rows, B, D]."""
+
+    @property
+    def samples(self) -> Tensor:
+        """The input that holds the image's rows [B, rows, D]."""
+        x = self.inputs[self.tokens]
+        return x.transpose(0, 1) if self.rows_first else x
 
 
 class Holder(nn.Module):
     """A model of one block."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: nn.Module, **attributes):
         super().__init__()
         self.block = block
+        vars(self).update(attributes)
 
     def forward(self, timestep, inputs, **told):
         return self.block(**inputs)

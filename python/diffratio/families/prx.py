@@ -1,0 +1,50 @@
+"""PRX: one stream, whose attention takes keys and values of a text besides its own."""
+
+import torch
+from diffusers.models.transformers.transformer_prx import PRXAttention, PRXAttnProcessor2_0, PRXBlock
+from torch import nn
+
+from diffratio_kernels.blocks.stream import Call, KeysValues, Rope, SelfAttention, Stream
+
+from .modules import ModuleSpec
+from .registry import register_block_spec
+
+
+class PRXSpec(ModuleSpec):
+    timestep_units = "noise"
+    plain = {
+        "img_pre_norm": nn.LayerNorm,
+        "attention": PRXAttention,
+        "post_attention_layernorm": nn.LayerNorm,
+    }
+    processors = (PRXAttnProcessor2_0,)
+
+    def width(self, block):
+        return block.hidden_size
+
+    def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_mask=None,
+             **kwargs):  # fmt: skip
+        parts, attn = self.refuse(block, kwargs=kwargs), block.attention
+        of_text = attn.txt_kv_proj(encoder_hidden_states).unflatten(-1, (2, attn.heads, -1))
+        key, value = of_text.unbind(2)
+        key = attn.norm_added_k(key)
+        text = KeysValues(key, value)
+        if attention_mask is not None:
+            text = KeysValues.masked(key, value, attention_mask.bool())
+        # [B, 1, S, d/2, 2, 2]: a matrix for each pair
+        cos, sin = image_rotary_emb[:, 0, :, None, :, :, 0].unbind(-1)
+        attention = SelfAttention(
+            parts.product(attn.img_qkv_proj), parts.out(attn), attn.heads, norms=(attn.norm_q, attn.norm_k),
+            rope=Rope(cos, sin), more=text,
+        )  # fmt: skip
+
+        def mlp(normed, rows):
+            return block.down_proj(block.mlp_act(block.gate_proj(normed)) * block.up_proj(normed))
+
+        first, second = block.modulation(temb)
+        norm1, norm2 = block.img_pre_norm, block.post_attention_layernorm
+        modulation = torch.cat([*first, *second], dim=1)
+        return Call(Stream(hidden_states, modulation, attention, mlp, norm1.eps, norm2.eps))
+
+
+register_block_spec(PRXBlock, PRXSpec())
