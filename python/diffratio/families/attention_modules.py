@@ -80,7 +80,9 @@ def foreign_mlp(ff: nn.Module) -> str | None:
     """Why a module is not fc2(gelu(fc1(x))) with the tanh GELU, None where it is."""
     parts = {"ff": foreign(ff, FeedForward)}
     if parts["ff"] is None:
-        if len(ff.net) != 3 or getattr(ff.net[0], "approximate", None) != "tanh":
+        if len(ff.net) not in (3, 4) or getattr(ff.net[0], "approximate", None) != "tanh":
             return "ff: not a tanh-GELU MLP"
         parts |= {"ff.net.0": foreign(ff.net[0], GELU), "ff.net.1": foreign_dropout(ff.net[1])}
+        if len(ff.net) == 4:
+            parts["ff.net.3"] = foreign_dropout(ff.net[3])
     return next((f"{name}: {why}" for name, why in parts.items() if why), None)

@@ -16,6 +16,7 @@ from diffratio_kernels.types import Linear, Product
 from .attention_modules import foreign_mlp, product_of
 from .inspection import affine_linear, bias_of, hooked, moves_arguments, patched, plain_linear, remember
 from .registry import Spec, inspected
+from .text_mask import keys_values_of
 
 
 @dataclass(slots=True)
@@ -43,13 +44,16 @@ class Parts:
         return Mlp(fc1, fc2, None if isinstance(fc2, Linear) else bias_of(fc2))
 
     def attention(
-        self, attn: nn.Module, rope: Rope | None = None, text: bool = False, **more
+        self, attn: nn.Module, rope: Rope | None = None, text: bool = False, fused: bool = True, **more
     ) -> SelfAttention:
-        """Attention by the layers of a module of diffusers: its own, or those that it has for the text."""
+        """Attention by the layers of a module of diffusers: its own, or those that it has for the text.
+
+        fused: whether its processor calls the joined projection where `fuse_qkv_projections` made one.
+        """
         names = ("add_q_proj", "add_k_proj", "add_v_proj") if text else ("to_q", "to_k", "to_v")
         joined = "to_added_qkv" if text else "to_qkv"
         norms = ("norm_added_q", "norm_added_k") if text else ("norm_q", "norm_k")
-        if getattr(attn, "fused_projections", False) and hasattr(attn, joined):
+        if fused and getattr(attn, "fused_projections", False) and hasattr(attn, joined):
             project = self.product(getattr(attn, joined))
         else:
             project = tuple(self.product(getattr(attn, name)) for name in names)
@@ -188,6 +192,43 @@ def pairs(rope: tuple[Tensor, Tensor] | None, start: int = 0, stop: int | None =
         return None
     cos, sin = (table[None, start:stop, None, 0::2] for table in rope)
     return Rope(cos, sin)
+
+
+def per_token(modulation: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Modulation and groups of a `Stream`: of [B, 6, D] none, of [B, N, 6, D] one for each token."""
+    if modulation.dim() == 3:
+        return modulation, None
+    groups = torch.arange(modulation.shape[:2].numel(), device=modulation.device)
+    return modulation.flatten(0, 1), groups.view(modulation.shape[:2])
+
+
+def keys_values(
+    block: nn.Module,
+    attn: nn.Module,
+    text: Tensor,
+    norm: nn.Module,
+    *names: str,
+    joined: str | None = None,
+    order: Tensor | None = None,
+) -> Tensor:
+    """Keys, normed, and values [B, M, 2, D] of a text; inside of `cache_text` it is projected once.
+
+    Args:
+        block: a routed one.
+        attn: of the block.
+        text: [B, M, .].
+        norm: of keys.
+        names: of attn's projections to keys and to values.
+        joined: of both in one, where `fuse_qkv_projections` made one that attn's processor calls.
+        order: [B, M], which puts the tokens that count first.
+    """
+    model = vars(block)["_diffratio"].model
+    if joined is not None and attn.fused_projections:
+        both = getattr(attn, joined)(text).unflatten(-1, (2, -1))
+    else:
+        both = keys_values_of(*(getattr(attn, name) for name in names), text, order, model)
+    keys, values = both.unbind(2)
+    return torch.stack([norm(keys), values], dim=2)
 
 
 def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:

@@ -1,6 +1,8 @@
 """Reference images: where a pipeline puts their tokens behind those of the image that is made (Kontext,
 FLUX.2), they are kept always."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -28,3 +30,16 @@ def target_tokens(ids: Tensor | None, axis: int = 0) -> int | None:
         known = version, None if count in (0, own.shape[0]) else count
         _seen[ids] = known
     return known[1]
+
+
+def target_of_shapes(shapes, layered: bool = False) -> int | None:
+    """The same of shapes (frames, height, width) in tokens.
+
+    Args:
+        shapes: of each sample, one or a list that begins with the image that is made; all samples are alike.
+        layered: whether only the last one is a reference: the others are layers of the image.
+    """
+    sample = shapes[0] if shapes else ()
+    if len(sample) < 2 or not isinstance(sample[0], (tuple, list)):
+        return None
+    return sum(map(prod, sample[:-1] if layered else sample[:1]))

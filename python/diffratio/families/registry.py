@@ -112,7 +112,16 @@ def register_block_spec(cls: type[nn.Module], spec: Spec) -> None:
 
 FAMILIES = {
     "attention": ("basic_transformer",),
+    "cogvideox_transformer_3d": ("cogvideox",),
+    "consisid_transformer_3d": ("consisid",),
+    "transformer_chronoedit": ("chronoedit",),
     "transformer_flux": ("flux",),
+    "transformer_ltx": ("ltx",),
+    "transformer_qwenimage": ("qwen_image",),
+    "transformer_skyreels_v2": ("skyreels_v2",),
+    "transformer_wan": ("wan",),
+    "transformer_wan_animate": ("wan_animate",),
+    "transformer_wan_vace": ("wan_vace",),
 }
 """Files of diffusers' blocks, by the last part of their name -> our files that register them, imported when a
 model has such a block: no family costs those who do not use it, and older versions of diffusers miss some."""

@@ -1,0 +1,12 @@
+"""ChronoEdit: Wan's blocks, in classes of their own."""
+
+from diffusers.models.transformers.transformer_chronoedit import (
+    WanAttention,
+    WanAttnProcessor,
+    WanTransformerBlock,
+)
+
+from .registry import register_block_spec
+from .wan import WanSpec
+
+register_block_spec(WanTransformerBlock, WanSpec(WanAttention, WanAttnProcessor))

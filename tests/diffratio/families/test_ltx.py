@@ -1,0 +1,35 @@
+"""Text masks of LTX-Video, of which its blocks are given numbers to add."""
+
+import pytest
+import torch
+
+from diffratio import DiffRatioConfig, apply_diffratio
+from diffratio.families import text_mask
+
+from .cases import BLOCKS, MODELS
+from .cases.case import Holder
+
+TIMESTEP = torch.tensor([300, 700])
+
+
+def test_a_bool_mask_is_taken_where_no_value_may_be_read(monkeypatch):
+    """As on a GPU outside of training."""
+    model, inputs = MODELS["ltx"]()
+    with torch.no_grad():
+        wanted = model(**inputs)[0]
+        apply_diffratio(model, DiffRatioConfig(compression=0.0))
+        for block in model.transformer_blocks:
+            torch.nn.init.zeros_(block.diffratio.router_weight)
+        monkeypatch.setattr(text_mask, "capturing", lambda: True)
+        torch.testing.assert_close(model(**inputs)[0], wanted, atol=5e-6, rtol=5e-5)
+        with pytest.raises(ValueError, match="give the model one of bool"):
+            model(**inputs | {"encoder_attention_mask": inputs["encoder_attention_mask"].float()})
+
+
+def test_a_mask_that_only_weighs_tokens_is_refused():
+    case = BLOCKS["ltx"]()
+    model = Holder(case.block)
+    apply_diffratio(model, DiffRatioConfig(compression=0.0))
+    case.inputs["encoder_attention_mask"] = case.inputs["encoder_attention_mask"] / 10000
+    with pytest.raises(ValueError, match="masks that leave tokens out"):
+        model(TIMESTEP, case.inputs)
