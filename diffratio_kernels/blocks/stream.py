@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import PackedRows, Product
+from ..types import PackedRows, Product, Run
 
 Branch = nn.Module | Callable[[Tensor, PackedRows], Tensor]
 """A part that is not known: a module [T, D] -> [T, D], or (its input [T, D], which rows these are) -> [T, D].
@@ -93,6 +93,20 @@ class SecondAttention:
     attention: SelfAttention
     modulation: Tensor
     """[B, 3, D]: shift, scale, gate."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the rows and a second stream, that is not routed and has an attention of its own, take of each
+    other between attention and MLP (LTX-2: video and audio).
+
+    Example:
+        >>> exchange = Exchange(lambda run, hidden, rows: (hidden, torch.randn(B, M, D)))
+    """
+
+    call: Callable[[Run, Tensor, PackedRows], tuple[Tensor, Tensor]]
+    """(run, hidden [T, D], which rows these are) -> hidden after it, and the finished second stream, which
+    `Call.output` is given as text."""
 
 
 @dataclass(slots=True)
@@ -228,7 +242,7 @@ class Call:
     """
 
     image: Stream
-    after_attention: CrossAttention | SecondAttention | Branch | None = None
+    after_attention: CrossAttention | SecondAttention | Exchange | Branch | None = None
     """What is added between attention and MLP, without norm and gate."""
     text: Stream | None = None
     """A stream that is not routed: attention is among the kept rows of the image and these."""
@@ -236,6 +250,11 @@ class Call:
     """None: every token of the image may be skipped."""
     output: Callable[[Tensor, Tensor | None], Any] = _image_alone
     """What the block's forward returns for the finished tokens of image [B, N, D] and text."""
+
+    @property
+    def one_stream(self) -> bool:
+        """Whether nothing is computed where no row of the image is."""
+        return self.text is None and not isinstance(self.after_attention, Exchange)
 
     @property
     def plain(self) -> bool:
@@ -248,7 +267,7 @@ class Call:
             and image.norm == "layer"
             and not (image.attention_norm or image.mlp_norm or image.mlp_reads_input)
             and not isinstance(image.mlp, Parallel)
-            and not isinstance(self.after_attention, SecondAttention)
+            and not isinstance(self.after_attention, (SecondAttention, Exchange))
             and not (isinstance(self.after_attention, CrossAttention) and self.after_attention.others)
             and not (isinstance(own, SelfAttention) and (own.kv_heads or own.norms or own.rope or own.gate))
         )

@@ -117,6 +117,7 @@ FAMILIES = {
     "transformer_chronoedit": ("chronoedit",),
     "transformer_flux": ("flux",),
     "transformer_ltx": ("ltx",),
+    "transformer_ltx2": ("ltx2",),
     "transformer_qwenimage": ("qwen_image",),
     "transformer_skyreels_v2": ("skyreels_v2",),
     "transformer_wan": ("wan",),
