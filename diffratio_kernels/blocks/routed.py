@@ -26,7 +26,17 @@ from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Finish, Linear, PackedRows, Product, Rescale, Run, Seqlens
 from . import products
 from .joint import attend, begin, branch_of, end, score, second_attention
-from .stream import Branch, Call, CrossAttention, Mlp, Parallel, SecondAttention, SelfAttention, Stream
+from .stream import (
+    Branch,
+    Call,
+    CrossAttention,
+    Exchange,
+    Mlp,
+    Parallel,
+    SecondAttention,
+    SelfAttention,
+    Stream,
+)
 
 
 def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: Run) -> Any:
@@ -41,7 +51,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         run: how the steps run.
     """
     image = call.image
-    if call.text is None and not any(rows.counts):
+    if call.one_stream and not any(rows.counts):
         return call.output(image.tokens.clone(memory_format=torch.contiguous_format), None)
     if image.groups is not None:
         rows = replace(rows, groups=image.groups.flatten()[rows.index])
@@ -88,7 +98,11 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         hidden = run_gate_residual(run, hidden, added, None, rows)
     del attended
 
-    hidden = _after_attention(run, call, hidden, rows)
+    beside = None
+    if isinstance(call.after_attention, Exchange):
+        hidden, beside = call.after_attention.call(run, hidden, rows)
+    else:
+        hidden = _after_attention(run, call, hidden, rows)
     if run.direct and joint:  # not before: attention keeps query, key and value apart
         run.buffer = hidden.new_empty(hidden.shape[0] * _widest(call))
     if first is None:
@@ -96,7 +110,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     if not image.adds_attention:
         hidden = image.tokens.flatten(0, 1)[rows.index]
     finished = _finish(run, image, rows, hidden, first, gate2, (logits, rescale))
-    return call.output(finished, None if text is None else end(run, text, of_text))
+    return call.output(finished, beside if text is None else end(run, text, of_text))
 
 
 def _after_attention(run: Run, call: Call, hidden: Tensor, rows: PackedRows) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import PackedRows, Product
+from ..types import PackedRows, Product, Run
 
 Branch = nn.Module | Callable[[Tensor, PackedRows], Tensor]
 """A part that is not known: a module [T, D] -> [T, D], or (its input [T, D], which rows these are) -> [T, D].
@@ -128,6 +128,20 @@ class SecondAttention:
     attention: SelfAttention
     modulation: Tensor
     """[B, 3, D]: shift, scale, gate."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the rows and a second stream, that is not routed and has an attention of its own, take of each
+    other between attention and MLP (LTX-2: video and audio).
+
+    Example:
+        >>> exchange = Exchange(lambda run, hidden, rows: (hidden, torch.randn(B, M, D)))
+    """
+
+    call: Callable[[Run, Tensor, PackedRows], tuple[Tensor, Tensor]]
+    """(run, hidden [T, D], which rows these are) -> hidden after it, and the finished second stream, which
+    `Call.output` is given as text."""
 
 
 @dataclass(slots=True)
@@ -265,7 +279,7 @@ class Call:
     """
 
     image: Stream
-    after_attention: CrossAttention | SecondAttention | Branch | None = None
+    after_attention: CrossAttention | SecondAttention | Exchange | Branch | None = None
     """What is added between attention and MLP, without norm and gate."""
     beside_attention: Branch | None = None
     """Given what attention gives, behind `out` where it has one: what is added to it, without the gate."""
@@ -275,6 +289,11 @@ class Call:
     """None: every token of the image may be skipped."""
     output: Callable[[Tensor, Tensor | None], Any] = _image_alone
     """What the block's forward returns for the finished tokens of image [B, N, D] and text."""
+
+    @property
+    def one_stream(self) -> bool:
+        """Whether nothing is computed where no row of the image is."""
+        return self.text is None and not isinstance(self.after_attention, Exchange)
 
     @property
     def plain(self) -> bool:
@@ -289,7 +308,7 @@ class Call:
             and not (image.attention_norm or image.mlp_norm or image.mlp_reads_input)
             and not isinstance(image.mlp, Parallel)
             and self.beside_attention is None
-            and not isinstance(self.after_attention, SecondAttention)
+            and not isinstance(self.after_attention, (SecondAttention, Exchange))
             and not (isinstance(self.after_attention, CrossAttention) and self.after_attention.others)
             and not (isinstance(own, SelfAttention) and not own.bare)
         )

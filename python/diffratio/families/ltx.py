@@ -8,6 +8,7 @@ from diffusers.models.transformers.transformer_ltx import (
     LTXVideoAttnProcessor,
     LTXVideoTransformerBlock,
 )
+from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, CrossAttention, Rope, Stream, fold
 
@@ -32,13 +33,10 @@ class LTXSpec(ModuleSpec):
     def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None,
              encoder_attention_mask=None):  # fmt: skip
         parts, attn, cross = self.refuse(block), block.attn1, block.attn2
-        order, lengths = self._mask(block, encoder_attention_mask)
-        modulation = block.scale_shift_table + temb.unflatten(-1, (6, -1))
-        modulation, groups = per_token(modulation[:, 0] if temb.shape[1] == 1 else modulation)
-        modulation = _folded(modulation, block.norm1.weight, block.norm2.weight)
-        rope = None
-        if image_rotary_emb is not None:
-            rope = Rope(*(table[..., 0::2].unflatten(-1, (attn.heads, -1)) for table in image_rotary_emb))
+        of_tokens = None if encoder_attention_mask is None else told(block, self)
+        order, lengths = text_order(block, encoder_attention_mask, of_tokens)
+        modulation, groups = modulation_of(block.scale_shift_table, temb, block.norm1, block.norm2)
+        rope = None if image_rotary_emb is None else across_heads(image_rotary_emb, attn.heads)
 
         def query(hidden):
             return cross.norm_q(cross.to_q(hidden))
@@ -50,27 +48,35 @@ class LTXSpec(ModuleSpec):
             CrossAttention(query, parts.out(cross), cross.heads, text, lengths),
         )  # fmt: skip
 
-    def _mask(self, block, mask):
-        """Order and lengths of the text."""
-        if mask is None:
-            return None, None
-        model, of_tokens = vars(block)["_diffratio"].model, told(block, self)
-        found = text_lengths(mask if of_tokens is None else of_tokens, model)
-        if found is None:
-            raise ValueError(
-                "encoder_attention_mask: a routed block takes masks that leave tokens out; give the model "
-                "one of bool [B, M]"
-            )
-        return found
+
+def text_order(block: nn.Module, mask: Tensor | None, of_tokens: Tensor | None):
+    """Order and lengths of a text by the mask [B, 1, M] that is added, or by that of tokens where there is
+    one."""
+    if mask is None:
+        return None, None
+    found = text_lengths(mask if of_tokens is None else of_tokens, vars(block)["_diffratio"].model)
+    if found is None:
+        raise ValueError(
+            "encoder_attention_mask: a routed block takes masks that leave tokens out; give the model one of "
+            "bool [B, M]"
+        )
+    return found
 
 
-def _folded(modulation: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:
-    if weights == (None, None):
-        return modulation
-    parts = list(modulation.unbind(-2))
-    for scale, weight in zip((1, 4), weights, strict=True):
-        _, parts[scale] = fold(parts[scale], weight)
-    return torch.stack(parts, dim=-2)
+def modulation_of(table: Tensor, temb: Tensor, norm1: nn.Module, norm2: nn.Module):
+    """Modulation and groups of a `Stream` from [6, D] and [B, 1 or N, 6 D], with the weights of its norms."""
+    modulation = table + temb.unflatten(-1, (6, -1))
+    if norm1.weight is not None or norm2.weight is not None:
+        parts = list(modulation.unbind(2))
+        for scale, norm in ((1, norm1), (4, norm2)):
+            _, parts[scale] = fold(parts[scale], norm.weight)
+        modulation = torch.stack(parts, dim=2)
+    return per_token(modulation[:, 0] if temb.shape[1] == 1 else modulation)
+
+
+def across_heads(tables: tuple[Tensor, Tensor], heads: int) -> Rope:
+    """Of cos and sin [B, N, D] in which every angle stands twice, side by side."""
+    return Rope(*(table[..., 0::2].unflatten(-1, (heads, -1)) for table in tables))
 
 
 register_block_spec(LTXVideoTransformerBlock, LTXSpec())

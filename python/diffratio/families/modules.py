@@ -310,6 +310,8 @@ def keys_values(
         both = keys_values_of(*(getattr(attn, name) for name in names), text, order, model)
     keys, values = both.unbind(2)
     return torch.stack([norm(keys), values], dim=2)
+
+
 def scales_and_gates(modulation: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
     """[B, 6, D] of scale1, gate1, scale2, gate2 [B, 4 D] around norms with weights; gates are in front of
     tanh."""

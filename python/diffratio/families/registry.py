@@ -152,6 +152,7 @@ FAMILIES = {
     "transformer_krea2": ("krea2",),
     "transformer_longcat_image": ("longcat_image",),
     "transformer_ltx": ("ltx",),
+    "transformer_ltx2": ("ltx2",),
     "transformer_lumina2": ("lumina2",),
     "transformer_minimax_h3": ("minimax_h3",),
     "transformer_mochi": ("mochi",),

@@ -55,7 +55,7 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
     if model.ratios is not None and (block.training or torch.is_grad_enabled()):
         return _two_bins(layer, call, args, kwargs)
     index, keep = _selection(layer, call, args, kwargs)
-    if not any(keep) and call.text is None and call.layout is None:
+    if not any(keep) and call.one_stream and call.layout is None:
         if model.record is not None:
             layer.record(given.shape[:2], torch.empty(0, dtype=torch.int64, device=given.device))
         return call.output(image.tokens, None)

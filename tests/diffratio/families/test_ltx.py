@@ -33,3 +33,25 @@ def test_a_mask_that_only_weighs_tokens_is_refused():
     case.inputs["encoder_attention_mask"] = case.inputs["encoder_attention_mask"] / 10000
     with pytest.raises(ValueError, match="masks that leave tokens out"):
         model(TIMESTEP, case.inputs)
+
+
+def test_audio_is_made_where_no_token_of_the_video_is_kept():
+    torch.manual_seed(0)
+    case = BLOCKS["ltx2"]()
+    model = Holder(case.block)
+    with pytest.warns(UserWarning, match="untrained"):
+        apply_diffratio(model, DiffRatioConfig(0.0, {0: [1.0]}))
+    with torch.no_grad():
+        video, audio = model(TIMESTEP, case.inputs, **case.told)
+        del case.block.forward
+        nothing = torch.zeros(0, dtype=torch.long)
+        alone = [case.block(**case.alone(b, nothing))[1] for b in range(len(audio))]
+    assert torch.equal(video, case.inputs["hidden_states"])
+    torch.testing.assert_close(audio, torch.cat(alone))
+
+
+def test_guidance_that_leaves_attention_out_of_some_samples_is_refused():
+    model, inputs = MODELS["ltx2_guidance"]()
+    apply_diffratio(model, DiffRatioConfig(compression=0.0))
+    with torch.no_grad(), pytest.raises(ValueError, match="perturbation_mask is not supported"):
+        model(**inputs, perturbation_mask=torch.tensor([0.0, 1.0]))

@@ -1,0 +1,242 @@
+"""LTX-2, 2.3: LTX's blocks for video, which is routed, and for audio, which is not. Between attention and MLP
+each attends to its text and to the other one: the audio to those tokens of the video that are kept."""
+
+import inspect
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import torch
+from diffusers.models.normalization import RMSNorm
+from diffusers.models.transformers.transformer_ltx2 import (
+    LTX2Attention,
+    LTX2AudioVideoAttnProcessor,
+    LTX2PerturbedAttnProcessor,
+    LTX2VideoTransformerBlock,
+)
+from torch import Tensor, nn
+
+from diffratio_kernels.blocks.joint import rotated
+from diffratio_kernels.blocks.stream import Call, Exchange, Rope, Stream, fold
+from diffratio_kernels.ops.adaln.op import run_adaln
+from diffratio_kernels.ops.attention.op import run_attention
+from diffratio_kernels.ops.gate_residual.op import run_gate_residual
+from diffratio_kernels.ops.route.reference import equal_cu_seqlens
+from diffratio_kernels.types import PackedRows, Run, Seqlens
+
+from .ltx import LTXSpec, across_heads, modulation_of, text_order
+from .modules import told
+from .registry import register_block_spec
+
+_signature = inspect.signature(LTX2VideoTransformerBlock.forward)
+
+
+class LTX2Spec(LTXSpec):
+    processors = (LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor)
+    plain = {
+        "norm1": RMSNorm, "attn1": LTX2Attention, "norm2": RMSNorm, "attn2": LTX2Attention, "norm3": RMSNorm,
+        "audio_to_video_norm": RMSNorm, "audio_to_video_attn": LTX2Attention,
+        "video_to_audio_attn": LTX2Attention,
+    }  # fmt: skip
+
+    def layout(self, model, given):
+        """The text's mask, and whether guidance that leaves attention out does so for all samples."""
+        return super().layout(model, given), given.get("perturbation_mask") is None
+
+    def bind(self, block, *args, **kwargs):
+        bound = _signature.bind(block, *args, **kwargs)
+        bound.apply_defaults()
+        given, width = SimpleNamespace(**bound.arguments), self.width(block)
+        masks = "self_attention_mask", "a2v_cross_attention_mask", "v2a_cross_attention_mask"
+        parts = self.refuse(block, **{name: getattr(given, name) for name in masks})
+        modulation, groups = modulation_of(
+            block.scale_shift_table[:6], given.temb[..., : 6 * width], block.norm1, block.norm3
+        )
+        mask = given.encoder_attention_mask
+        order, lengths = text_order(block, mask, None if mask is None else told(block, self)[0])
+        text = _prompt(block, given.encoder_hidden_states, "prompt_scale_shift_table", given.temb_prompt)
+        text = text if order is None else text.gather(1, order[..., None].expand_as(text))
+        of_audio = _modulations(block.audio_scale_shift_table, given.temb_audio)
+        meeting = _Meeting(block, given, text, lengths, of_audio, _audio_alone(block, given, of_audio))
+        return Call(
+            Stream(given.hidden_states, modulation, self._attention(block, parts, given), parts.mlp(block.ff),
+                   block.norm1.eps, block.norm3.eps, norm="rms", groups=groups),
+            Exchange(meeting),
+            output=_video_and_audio,
+        )  # fmt: skip
+
+    def _attention(self, block, parts, given):
+        attn = block.attn1
+
+        def values(normed, rows):
+            return _finished(attn, attn.to_v(normed), normed)
+
+        def gate(normed):
+            return attn.to_gate_logits(normed).repeat_interleave(attn.head_dim, dim=-1)
+
+        def out(attended):  # the gate is twice the sigmoid
+            return attn.to_out[1](attn.to_out[0](2 * attended))
+
+        if block.perturbed_attn and given.perturbation_mask is not None:
+            if given.all_perturbed is not True and not told(block, self)[1]:
+                self.refuse(block, perturbation_mask=given.perturbation_mask)
+            return values
+        attention = parts.attention(attn, _rope(attn, given.video_rotary_emb), fused=False, across_heads=True)
+        if attn.to_gate_logits is not None:
+            attention.gate, attention.out = gate, out
+        return attention
+
+
+@dataclass(slots=True)
+class _Meeting:
+    """What the rows of the video take of text and audio, and the audio of them."""
+
+    block: nn.Module
+    given: SimpleNamespace
+    text: Tensor
+    """[B, M, D]."""
+    lengths: Tensor | None
+    of_audio: tuple[Tensor, ...]
+    """Modulation of the audio, each [B, 1 or its tokens, E]."""
+    audio: Tensor
+    """[B, L, E]."""
+
+    def __call__(self, run: Run, hidden: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor]:
+        hidden, audio = self._each_other(run, self._text(run, hidden, rows), rows)
+        block, (shift, scale, gate) = self.block, self.of_audio[3:6]
+        return hidden, audio + gate * block.audio_ff(block.audio_norm3(audio) * (1 + scale) + shift)
+
+    def _text(self, run: Run, hidden: Tensor, rows: PackedRows) -> Tensor:
+        block, given, gate = self.block, self.given, None
+        shift = scale = torch.zeros_like(given.temb[:, :1, : hidden.shape[1]])
+        if block.video_cross_attn_adaln:
+            shift, scale, gate = _modulations(block.scale_shift_table, given.temb)[6:]
+        query = _modulated(run, hidden, rows, block.norm2, shift, scale)
+        text_rows = _all_rows(self.text, self.lengths)
+        branch = _attend(run, block.attn2, (query, rows, None), (self.text.flatten(0, 1), text_rows, None))
+        return _added(run, hidden, branch, gate, rows)
+
+    def _each_other(self, run: Run, hidden: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor]:
+        """Both as they are before: what the audio is shown is normed before the video has heard it."""
+        block, given, audio = self.block, self.given, self.audio
+        to_video, norm = block.audio_to_video_attn, block.audio_to_video_norm
+        normed, audio_rows = block.video_to_audio_norm(audio), _all_rows(audio)
+        rope = _rope(to_video, given.ca_video_rotary_emb)
+        audio_rope = _rope(to_video, given.ca_audio_rotary_emb)
+        table = block.video_a2v_cross_attn_scale_shift_table
+        own = _modulations(table, given.temb_ca_scale_shift, given.temb_ca_gate)
+        scale, shift, scale_seen, shift_seen, gate = own
+        table = block.audio_a2v_cross_attn_scale_shift_table
+        own = _modulations(table, given.temb_ca_audio_scale_shift, given.temb_ca_audio_gate)
+        scale_heard, shift_heard, audio_scale, audio_shift, audio_gate = own
+        seen = _modulated(run, hidden, rows, norm, shift_seen, scale_seen), rows, rope
+        if given.use_a2v_cross_attention:
+            asking = _modulated(run, hidden, rows, norm, shift, scale), rows, rope
+            heard = (normed * (1 + scale_heard) + shift_heard).flatten(0, 1), audio_rows, audio_rope
+            hidden = _added(run, hidden, _attend(run, to_video, asking, heard), gate, rows)
+        if given.use_v2a_cross_attention:
+            asking = (normed * (1 + audio_scale) + audio_shift).flatten(0, 1), audio_rows, audio_rope
+            branch = _attend(run, block.video_to_audio_attn, asking, seen)
+            audio = audio + audio_gate * branch.view(audio.shape)
+        return hidden, audio
+
+
+def _video_and_audio(video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    return video, audio
+
+
+def _modulations(table: Tensor, *temb: Tensor) -> tuple[Tensor, ...]:
+    """[P, D] and [B, 1 or N, P D] in one or more tensors -> each [B, 1 or N, D]."""
+    parts = [part for given in temb for part in given.unflatten(-1, (-1, table.shape[1])).unbind(2)]
+    return tuple(own + part for own, part in zip(table, parts, strict=True))
+
+
+def _prompt(block: nn.Module, text: Tensor, table: str, temb: Tensor | None) -> Tensor:
+    if not block.cross_attn_adaln:
+        return text
+    table = getattr(block, table)
+    shift, scale = table.to(text) if temb is None else _modulations(table, temb)
+    return text * (1 + scale) + shift
+
+
+def _audio_alone(block: nn.Module, given: SimpleNamespace, modulation: tuple[Tensor, ...]) -> Tensor:
+    """The audio after its own attention and that to its text."""
+    audio, (shift, scale, gate) = given.audio_hidden_states, modulation[:3]
+    perturbed = ("perturbation_mask", "all_perturbed") if block.perturbed_attn else ()
+    branch = block.audio_attn1(
+        block.audio_norm1(audio) * (1 + scale) + shift, None, given.audio_self_attention_mask,
+        given.audio_rotary_emb, **{name: getattr(given, name) for name in perturbed},
+    )  # fmt: skip
+    audio = audio + gate * branch
+    normed, gate = block.audio_norm2(audio), 1
+    if block.audio_cross_attn_adaln:
+        shift, scale, gate = modulation[6:]
+        normed = normed * (1 + scale) + shift
+    text, temb = given.audio_encoder_hidden_states, given.temb_prompt_audio
+    text = _prompt(block, text, "audio_prompt_scale_shift_table", temb)
+    return audio + gate * block.audio_attn2(normed, text, given.audio_encoder_attention_mask)
+
+
+def _all_rows(x: Tensor, lengths: Tensor | None = None) -> PackedRows:
+    """All of x [B, M, D]."""
+    batch, tokens = x.shape[:2]
+    index = torch.arange(batch * tokens, device=x.device)
+    cu_seqlens = equal_cu_seqlens(batch, tokens, x.device)
+    return PackedRows(index, tokens, [tokens], cu_seqlens, key_lengths=lengths)
+
+
+def _placed(rows: PackedRows, modulation: Tensor) -> PackedRows:
+    """The rows with what a modulation [B, 1 or N, D] belongs to: samples or tokens."""
+    return replace(rows, groups=None if modulation.shape[1] == 1 else rows.index)
+
+
+def _modulated(
+    run: Run, hidden: Tensor, rows: PackedRows, norm: RMSNorm, shift: Tensor, scale: Tensor
+) -> Tensor:
+    _, scale = fold(scale, norm.weight)
+    rows = _placed(rows, scale)
+    return run_adaln(run, hidden, rows, shift.flatten(0, 1), scale.flatten(0, 1), norm.eps, "rms")
+
+
+def _added(run: Run, hidden: Tensor, branch: Tensor, gate: Tensor | None, rows: PackedRows) -> Tensor:
+    if gate is None:
+        return run_gate_residual(run, hidden, branch, None, rows)
+    return run_gate_residual(run, hidden, branch, gate.flatten(0, 1), _placed(rows, gate))
+
+
+def _attend(run: Run, attn: nn.Module, asking: tuple, asked: tuple) -> Tensor:
+    """What rows x [T, D] take of rows y [S, E]; each with which rows they are, and their positions."""
+    (x, rows, rope), (y, others, rope_y) = asking, asked
+    query = _turned(attn, attn.norm_q(attn.to_q(x)), rows, rope)
+    key = _turned(attn, attn.norm_k(attn.to_k(y)), others, rope_y)
+    value = attn.to_v(y).unflatten(-1, (attn.heads, -1))
+    longest = max(rows.counts), max(others.counts)
+    seqlens = Seqlens(rows.cu_seqlens, others.cu_seqlens, *longest, others.key_lengths)
+    return _finished(attn, run_attention(run, run.others, query, key.to(value.dtype), value, seqlens), x)
+
+
+def _finished(attn: nn.Module, attended: Tensor, inputs: Tensor) -> Tensor:
+    """attended [T, H d] times the gate of each head, and the product behind."""
+    if attn.to_gate_logits is not None:
+        gates = 2 * attn.to_gate_logits(inputs).sigmoid()
+        attended = (attended.unflatten(-1, (attn.heads, -1)) * gates[..., None]).flatten(-2)
+    return attn.to_out[1](attn.to_out[0](attended))
+
+
+def _rope(attn: nn.Module, tables: tuple[Tensor, Tensor] | None) -> Rope | None:
+    """Of cos and sin [B, H, N, d/2], or [B, N, D] where `rope_type` is not "split"."""
+    if tables is None:
+        return None
+    if attn.rope_type == "split":
+        return Rope(*(table.transpose(1, 2) for table in tables), halves=True)
+    return across_heads(tables, attn.heads)
+
+
+def _turned(attn: nn.Module, x: Tensor, rows: PackedRows, rope: Rope | None) -> Tensor:
+    """[T, H d] -> [T, H, d]."""
+    if rope is None:
+        return x.unflatten(-1, (attn.heads, -1))
+    x = x.unflatten(-1, (rope.cos.shape[2], -1))  # the model may give it other heads than attention has
+    return rotated(rope, [x], rows)[0].flatten(1).unflatten(-1, (attn.heads, -1))
+
+
+register_block_spec(LTX2VideoTransformerBlock, LTX2Spec())
