@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, Stream
 
-from .modules import ModuleSpec, Parts, pairs, span, told
+from .modules import ModuleSpec, Parts, pairs, span, told, two_kinds
 from .registry import register_block_spec
 
 _OTHERS = {"txt_mode_blocks": "it sees the text alone", "image_cond": "it sees reference images alone"}
@@ -37,9 +37,7 @@ def _modulation(x: Tensor, mod: Tensor, alike: int | None) -> tuple[Tensor, Tens
     if alike is None:
         groups = torch.arange(batch * tokens, device=x.device).view(batch, tokens)
     elif alike < tokens:
-        mod = torch.stack([mod[:, 0], mod[:, -1]], dim=1)
-        groups = torch.arange(batch, device=x.device)[:, None] * 2
-        groups = groups + (torch.arange(tokens, device=x.device) >= alike)
+        mod, groups = torch.stack([mod[:, 0], mod[:, -1]], dim=1), two_kinds(x, alike)
     else:
         mod = mod[:, :1]
     three = mod.flatten(0, 1).unflatten(-1, (3, -1))

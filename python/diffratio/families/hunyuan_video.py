@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, Parallel, Rope, Stream
 
-from .modules import ModuleSpec, key_mask, pairs, span, told, zero_modulation
+from .modules import ModuleSpec, key_mask, pairs, span, told, two_kinds, zero_modulation
 from .registry import register_block_spec
 
 
@@ -53,9 +53,9 @@ class _Hunyuan(ModuleSpec):
         made = told(block, self)
         return 0 if made is None else x.shape[1] - made
 
-    def modulated(self, norm: nn.Module, x: Tensor, temb: Tensor, replaced, num_tokens) -> dict[str, Tensor]:
+    def modulated(self, norm: nn.Module, x: Tensor, temb: Tensor, replaced, num_tokens):
         """Modulation and groups of a stream x [B, N, D]."""
-        return {"modulation": zero_modulation(norm, temb, self.vectors)}
+        return zero_modulation(norm, temb, self.vectors), None
 
 
 class HunyuanVideoSpec(_Hunyuan):
@@ -69,10 +69,10 @@ class HunyuanVideoSpec(_Hunyuan):
              token_replace_emb=None, num_tokens=None, *_):  # fmt: skip
         parts, x, length = self.refuse(block), hidden_states, encoder_hidden_states.shape[1]
         valid, first = key_mask("attention_mask", attention_mask), self.conditions(block, x, num_tokens)
-        modulated = self.modulated(block.norm1, x, temb, token_replace_emb, num_tokens)
+        modulation, groups = self.modulated(block.norm1, x, temb, token_replace_emb, num_tokens)
         own = parts.attention(block.attn, pairs(freqs_cis), fused=False)
         other = parts.attention(block.attn, text=True, fused=False)
-        image = Stream(x, attention=own, mlp=parts.mlp(block.ff), **modulated)
+        image = Stream(x, modulation, own, parts.mlp(block.ff), groups=groups)
         text = Stream(encoder_hidden_states, zero_modulation(block.norm1_context, temb), other,
                       parts.mlp(block.ff_context))  # fmt: skip
         text.valid = None if valid is None else valid.flatten(1)[:, -length:]
@@ -97,12 +97,10 @@ class HunyuanVideoSingleSpec(_Hunyuan):
         def output(x, _):
             return x[:, :video], x[:, video:]
 
-        mlp, own = (
-            Parallel(inner, parts.product(block.proj_out)),
-            parts.attention(block.attn, rope, fused=False),
-        )
-        modulated = self.modulated(block.norm, x, temb, token_replace_emb, num_tokens)
-        image = Stream(x, attention=own, mlp=mlp, **modulated)
+        own = parts.attention(block.attn, rope, fused=False)
+        mlp = Parallel(inner, parts.product(block.proj_out))
+        modulation, groups = self.modulated(block.norm, x, temb, token_replace_emb, num_tokens)
+        image = Stream(x, modulation, own, mlp, groups=groups)
         return Call(image, layout=span(block, x, first, video, valid), output=output)
 
 
@@ -113,10 +111,8 @@ class _TokenReplace:
         return num_tokens if num_tokens < x.shape[1] else 0
 
     def modulated(self, norm, x, temb, replaced, num_tokens):
-        both = (super(_TokenReplace, self).modulated(norm, x, t, None, None) for t in (replaced, temb))
-        modulation = torch.stack([each["modulation"] for each in both], dim=1).flatten(0, 1)
-        samples, places = (torch.arange(n, device=x.device) for n in x.shape[:2])
-        return {"modulation": modulation, "groups": 2 * samples[:, None] + (places >= num_tokens)}
+        both = [zero_modulation(norm, emb, self.vectors) for emb in (replaced, temb)]
+        return torch.stack(both, dim=1).flatten(0, 1), two_kinds(x, num_tokens)
 
 
 class TokenReplaceSpec(_TokenReplace, HunyuanVideoSpec):

@@ -326,6 +326,12 @@ def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:
     return modulation if parts == 6 else torch.cat([modulation, modulation], dim=1)
 
 
+def two_kinds(x: Tensor, count: int) -> Tensor:
+    """Groups [B, N] of the first tokens of each sample and of the others: 0 and 1, 2 and 3, ..."""
+    samples, places = (torch.arange(n, device=x.device) for n in x.shape[:2])
+    return 2 * samples[:, None] + (places >= count)
+
+
 def clipped(x: Tensor | None) -> Tensor | None:
     """As blocks of diffusers do in fp16."""
     return x if x is None or x.dtype != torch.float16 else x.clip(-65504, 65504)
