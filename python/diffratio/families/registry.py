@@ -141,6 +141,7 @@ FAMILIES = {
     "transformer_hunyuan_video15": ("hunyuan_video15",),
     "transformer_hunyuanimage": ("hunyuanimage",),
     "transformer_joyimage": ("joyimage",),
+    "transformer_joyimage_edit_plus": ("joyimage_edit_plus",),
     "transformer_kandinsky": ("kandinsky",),
     "transformer_longcat_image": ("longcat_image",),
     "transformer_ltx": ("ltx",),
