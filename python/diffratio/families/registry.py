@@ -148,6 +148,7 @@ FAMILIES = {
     "transformer_hunyuanimage": ("hunyuanimage",),
     "transformer_ideogram4": ("ideogram4",),
     "transformer_joyimage": ("joyimage",),
+    "transformer_joyimage_edit_plus": ("joyimage_edit_plus",),
     "transformer_kandinsky": ("kandinsky",),
     "transformer_krea2": ("krea2",),
     "transformer_longcat_image": ("longcat_image",),

@@ -65,10 +65,12 @@ def motif_model():
     model = MotifVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=HEADS, attention_head_dim=WIDTH, num_layers=1,
         num_single_layers=2, num_decoder_layers=1, mlp_ratio=2, text_embed_dim=8, image_embed_dim=6,
-        rope_axes_dim=(4, 4, 8), enable_text_cross_attention_dual=True, enable_text_cross_attention_single=True,
+        rope_axes_dim=(4, 4, 8), enable_text_cross_attention_dual=True,
+        enable_text_cross_attention_single=True,
     )  # fmt: skip
     return model, {
-        "hidden_states": torch.randn(BATCH, 4, 1, 12, 12), "encoder_hidden_states": torch.randn(BATCH, TEXT, 8),
+        "hidden_states": torch.randn(BATCH, 4, 1, 12, 12),
+        "encoder_hidden_states": torch.randn(BATCH, TEXT, 8),
         "image_embeds": torch.randn(BATCH, 2, 6), "timestep": torch.tensor([300, 700]),
         "encoder_attention_mask": _VALID,
     }  # fmt: skip
