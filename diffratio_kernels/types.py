@@ -135,8 +135,7 @@ class HeadNorm:
 
 @dataclass(slots=True)
 class Rope:
-    """Rotation of query and key by the place of their token: row n of the table is that of token n.
-    """
+    """Rotation of query and key by the place of their token: row n of the table is that of token n."""
 
     cos: Tensor
     sin: Tensor

@@ -7,7 +7,7 @@ text: normed [B*M, D] -- project, norms, rope --> [B*M, H, d] ---------- /  imag
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +15,12 @@ from torch import Tensor
 from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
+from ..ops.qk_norm_rope.op import run_qk_norm_rope
 from ..ops.route.cu_seqlens import cu_seqlens_for
-from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens
-from ..types import PackedRows, Product, Run, Seqlens
+from ..ops.route.reference import equal_cu_seqlens
+from ..types import Heads, PackedRows, Product, Run, Seqlens
 from . import products
-from .stream import Layout, Parallel, Rope, SelfAttention, Stream
+from .stream import Layout, Parallel, SelfAttention, Stream
 
 
 @dataclass(slots=True)
@@ -81,23 +82,26 @@ def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text
         What comes before `out` [T, H d], the rest of a joined projection (of a `Parallel` MLP), and the
         text's [B*M, H d] or None.
     """
-    own = image.attention
-    rest = image.mlp.columns if isinstance(image.mlp, Parallel) else 0
-    *qkv, behind = _projected(run, own, normed, rows, rest)
+    own, rest = image.attention, 0
+    if isinstance(image.mlp, Parallel):
+        rest = image.mlp.columns
+    given, behind = _products(run, own, normed, rest)
     counts, keys = rows.counts, rows.key_lengths
-    if text is not None:
+    if text is None:
+        joint, cu_seqlens = _prepared(run, own, given, rows), rows.cu_seqlens
+    else:
         if keys is not None:
             raise ValueError("Layout: padding among pinned tokens beside a text stream is not supported")
-        *of_text, _ = _projected(run, text.stream.attention, text.normed, text.rows, 0)
-        both = zip(qkv, of_text, strict=True)
-        qkv = [interleave(a, b.to(a.dtype), counts, text.rows.counts) for a, b in both]
+        joint = _both(run, image, given, rows, text)
         counts = [n + text.rows.tokens for n in counts]
+        cu_seqlens = rows.cu_seqlens + text.rows.cu_seqlens
         if text.rows.key_lengths is not None:
             keys = text.rows.key_lengths + rows.cu_seqlens.diff()
-    cu_seqlens = rows.cu_seqlens if text is None else _cu_seqlens(counts, normed, len(rows.cu_seqlens) - 1)
+    query, key, value = joint.split([own.heads, given.kv_heads, given.kv_heads], dim=1)
+    if own.heads != given.kv_heads:
+        key, value = (t.repeat_interleave(own.heads // given.kv_heads, dim=1) for t in (key, value))
     seqlens = Seqlens(cu_seqlens, cu_seqlens, max(counts), max(counts), keys)
-    attended = run_attention(run, run.attention, *qkv, seqlens)
-    of_text = None
+    attended, of_text = run_attention(run, run.attention, query, key, value, seqlens), None
     if text is not None:
         attended, of_text = parted(attended, rows.counts, text.rows.tokens)
     if own.gate is not None:
@@ -115,45 +119,54 @@ def second_attention(run: Run, x: Tensor, rows: PackedRows, second, eps: float) 
     return run_gate_residual(run, torch.zeros_like(branch), branch, gate, rows)
 
 
-def _projected(run: Run, own: SelfAttention, normed: Tensor, rows: PackedRows, rest: int) -> list:
-    """query, key, value [T, H, d], and `rest` more columns of a joined projection."""
+def _products(run: Run, own: SelfAttention, normed: Tensor, rest: int) -> tuple[Heads, Tensor | None]:
+    """query, key and value of rows, and `rest` more columns of a joined projection."""
     few, behind = own.kv_heads or own.heads, None
     if isinstance(own.project, tuple):
         query, key, value = (products.product(run, normed, part) for part in own.project)
     else:
         joined = products.product(run, normed, own.project)
         width = (joined.shape[-1] - rest) // (own.heads + 2 * few)
-        query, key, value, behind = joined.split([own.heads * width, few * width, few * width, rest], dim=-1)
-    if own.across_heads and own.norms is not None:
-        query, key = own.norms[0](query), own.norms[1](key)
-    query = query.unflatten(-1, (own.heads, -1))
-    key, value = (t.unflatten(-1, (few, -1)) for t in (key, value))
-    if not own.across_heads and own.norms is not None:
-        query, key = own.norms[0](query), own.norms[1](key)
-    if own.rope is not None:
-        query, key = rotated(own.rope, [query, key], rows)
-    if few != own.heads:
-        key, value = (t.repeat_interleave(own.heads // few, dim=1) for t in (key, value))
-    return [query.to(value.dtype), key.to(value.dtype), value, behind]
+        sizes = own.heads * width, few * width, few * width, rest
+        query, key, value, behind = joined.split(sizes, dim=-1)
+    return Heads(query, key, value, own.heads, few), behind
 
 
-def rotated(rope: Rope, tensors: list[Tensor], rows: PackedRows) -> list[Tensor]:
-    """Queries or keys [T, H, d] turned by the places of their tokens, in at least fp32."""
-    places = rows.index % rows.tokens if rope.cos.shape[0] == 1 else rows.index
-    dtype = accumulation_dtype(tensors[0].dtype)
-    cos, sin = (table.flatten(0, 1)[places].to(dtype) for table in (rope.cos, rope.sin))
-    width, done = 2 * cos.shape[-1], []
-    for x in tensors:
-        turning, still = x[..., :width].to(dtype), x[..., width:]
-        if rope.halves:
-            a, b = turning.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-        else:
-            a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-        turned = turned.to(x.dtype)
-        done.append(torch.cat([turned, still], dim=-1) if still.shape[-1] else turned)
-    return done
+def _both(run: Run, image: Stream, given: Heads, rows: PackedRows, text: Text) -> Tensor:
+    """Prepared heads of each sample's rows of both streams [R, H + 2h, d]."""
+    of_text, _ = _products(run, text.stream.attention, text.normed, 0)
+    if run.direct:
+        count = rows.index.shape[0] + text.rows.index.shape[0]
+        joint = given.query.new_empty(count, given.heads + 2 * given.kv_heads, given.width)
+        # row t of a sample has its own stream's rows before it, and of the other stream's samples
+        _prepared(run, image.attention, given, rows, joint, text.rows.cu_seqlens[:-1])
+        _prepared(run, text.stream.attention, of_text, text.rows, joint, rows.cu_seqlens[1:])
+        return joint
+    first = _prepared(run, image.attention, given, rows)
+    second = _prepared(run, text.stream.attention, of_text, text.rows)
+    return interleave(first, second.to(first.dtype), rows.counts, text.rows.counts)
+
+
+def _prepared(
+    run: Run, own: SelfAttention, given: Heads, rows: PackedRows, out: Tensor | None = None, shift=None
+) -> Tensor:
+    """Query and key normed and turned, beside the value [T, H + 2h, d]: by one kernel, or norms that are
+    modules as they are."""
+    norms = own.norms
+    if isinstance(norms, tuple):
+        given, norms = _normed_by_modules(own, given), None
+    return run_qk_norm_rope(run, given, rows, norms, own.rope, out, shift)
+
+
+def _normed_by_modules(own: SelfAttention, given: Heads) -> Heads:
+    """Query and key by the norms that a block has."""
+    done = []
+    for norm, x, heads in zip(
+        own.norms, (given.query, given.key), (given.heads, given.kv_heads), strict=True
+    ):
+        x = x if own.across_heads else x.unflatten(-1, (heads, -1))
+        done.append(norm(x).to(given.value.dtype).reshape(x.shape[0], -1))
+    return replace(given, query=done[0], key=done[1])
 
 
 def interleave(first: Tensor, second: Tensor, counts: list[int], counts_second: list[int]) -> Tensor:

@@ -19,7 +19,9 @@ def qk_norm_rope(
 
     out: [R, H + 2h, d], where row t of sample s is written to row t + shift[s] (shift [B] int32).
     """
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (given.query, given.key, given.value))
+    query, key, value = (
+        t if t.stride(-1) == 1 else t.contiguous() for t in (given.query, given.key, given.value)
+    )
     if out is None:
         out = torch.empty(query.shape[0], given.heads + 2 * given.kv_heads, given.width, dtype=query.dtype)
     kind, across, eps, weights = "none", False, 0.0, (None,) * 4
@@ -29,7 +31,8 @@ def qk_norm_rope(
     weights = [None if t is None else accumulation(t, query) for t in weights]
     tables = (None, None) if rope is None else (accumulation(rope.cos, query), accumulation(rope.sin, query))
     native.qk_norm_rope(
-        query, key, value, given.heads, given.kv_heads, rows.index.contiguous(), rows.tokens, kind, across, eps,
+        query, key, value, given.heads, given.kv_heads, rows.index.contiguous(), rows.tokens, kind, across,
+        eps,
         *weights, *tables, rope is not None and rope.halves, shift, out,
     )  # fmt: skip
     return out

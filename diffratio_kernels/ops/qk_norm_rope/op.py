@@ -49,7 +49,9 @@ def _check(
         check.tensor("sin", sin, "S N G P")
         _, rows, groups, pairs = cos.shape
         if rows != tokens or groups not in (1, heads) or (groups > 1 and heads != kv_heads):
-            check.fail(f"cos and sin must be [1 or B, N={tokens}, 1 or H={heads}, pairs], got {tuple(cos.shape)}")
+            check.fail(
+                f"cos and sin must be [1 or B, N={tokens}, 1 or H={heads}, pairs], got {tuple(cos.shape)}"
+            )
         if 2 * pairs > width:
             check.fail(f"cos and sin have {pairs} pairs, a head of {width} channels has {width // 2}")
 
@@ -109,8 +111,8 @@ def _fake_backward(grad, query, key, *arguments, backend):
 
 Operator(
     "qk_norm_rope(Tensor query, Tensor key, Tensor value, Tensor index, SymInt tokens, SymInt heads, "
-    'SymInt kv_heads, *, str norm="none", bool across_heads=False, float eps=1e-6, Tensor? query_weight=None, '
-    "Tensor? key_weight=None, Tensor? query_bias=None, Tensor? key_bias=None, Tensor? cos=None, "
+    'SymInt kv_heads, *, str norm="none", bool across_heads=False, float eps=1e-6, '
+    "Tensor? query_weight=None, Tensor? key_weight=None, Tensor? query_bias=None, Tensor? key_bias=None, Tensor? cos=None, "
     'Tensor? sin=None, bool halves=False, str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
@@ -190,7 +192,9 @@ def run_qk_norm_rope(
     """`qk_norm_rope` as blocks run it. Without a gradient row t of sample s is written to row t + shift[s] of
     `out` [R, H + 2h, d]."""
     if run.direct:
-        module = kernels("qk_norm_rope", choose("qk_norm_rope", run.others, given.query.device, given.query.dtype))
+        module = kernels(
+            "qk_norm_rope", choose("qk_norm_rope", run.others, given.query.device, given.query.dtype)
+        )
         return module.qk_norm_rope(given, rows, norm, rope, out, shift)
     arguments = given.query, given.key, given.value, rows.index, rows.tokens, given.heads, given.kv_heads
     return qk_norm_rope(*arguments, norm=norm, rope=rope)

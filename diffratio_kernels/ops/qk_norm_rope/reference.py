@@ -9,12 +9,14 @@ from ..route.reference import accumulation_dtype
 
 
 def qk_norm_rope(given: Heads, rows: PackedRows, norm: HeadNorm | None, rope: Rope | None) -> Tensor:
-    """Query and key normed and turned by the place of their token, value as it is, side by side [T, H + 2h, d].
+    """Query and key normed and turned by the place of their token, and the value [T, H + 2h, d].
 
     In at least fp32, with one rounding at the end.
     """
     query, key = given.query, given.key
-    weights = (None,) * 4 if norm is None else (norm.query_weight, norm.query_bias, norm.key_weight, norm.key_bias)
+    weights = (
+        (None,) * 4 if norm is None else (norm.query_weight, norm.query_bias, norm.key_weight, norm.key_bias)
+    )
     done = [
         _one(x, heads, norm, weight, bias, rows, rope)
         for x, heads, weight, bias in (

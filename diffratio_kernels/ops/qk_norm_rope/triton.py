@@ -1,6 +1,7 @@
 """Query and key normed, turned by the place of their token and, with the value, written side by side.
 
-A program has some heads of one row, across heads all of one tensor. Channels go in the pairs that turn together.
+A program has some heads of one row, across heads all of one tensor. Channels go in the pairs that turn
+together.
 Backward: gradients of query and key, and of the norms' weights without atomics.
 """
 
@@ -171,11 +172,11 @@ def qk_norm_rope(
 
 @triton.jit
 def _qk_norm_rope_bwd(
-    grad_ptr, x_ptr, index_ptr, weight_ptr, cos_ptr, sin_ptr, grad_x_ptr, partial_weight_ptr, partial_bias_ptr,
-    count, stride_grad, stride_x, tokens, eps,
+    grad_ptr, x_ptr, index_ptr, weight_ptr, cos_ptr, sin_ptr, grad_x_ptr, partial_weight_ptr,
+    partial_bias_ptr, count, stride_grad, stride_x, tokens, eps,
     H: tl.constexpr, D: tl.constexpr, PAIRS: tl.constexpr, TABLE_HEADS: tl.constexpr, BY_SAMPLE: tl.constexpr,
-    HALVES: tl.constexpr, NORM: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
-    ROWS: tl.constexpr,
+    HALVES: tl.constexpr, NORM: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_P: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of BLOCK_H heads of one tensor; partial sums [slices, H, D] of the weights of each head."""
     part = tl.program_id(0).to(tl.int64)
@@ -244,7 +245,7 @@ def _qk_norm_rope_bwd(
 def qk_norm_rope_backward(
     grad: Tensor, given: Heads, rows: PackedRows, norm: HeadNorm | None, rope: Rope | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of query [T, H d] and key [T, h d], and in fp32 of their weights and biases, where there are any.
+    """Gradients of query [T, H d] and key [T, h d], and in fp32 of weights and biases, where there are any.
 
     grad: [T, H + 2h, d].
     """
