@@ -112,8 +112,8 @@ def _fake_backward(grad, query, key, *arguments, backend):
 Operator(
     "qk_norm_rope(Tensor query, Tensor key, Tensor value, Tensor index, SymInt tokens, SymInt heads, "
     'SymInt kv_heads, *, str norm="none", bool across_heads=False, float eps=1e-6, '
-    "Tensor? query_weight=None, Tensor? key_weight=None, Tensor? query_bias=None, Tensor? key_bias=None, Tensor? cos=None, "
-    'Tensor? sin=None, bool halves=False, str backend="auto") -> Tensor',
+    "Tensor? query_weight=None, Tensor? key_weight=None, Tensor? query_bias=None, Tensor? key_bias=None, "
+    'Tensor? cos=None, Tensor? sin=None, bool halves=False, str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
     fake=_fake,

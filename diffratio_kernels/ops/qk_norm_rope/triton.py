@@ -124,11 +124,11 @@ def _qk_norm_rope_fwd(
         )  # fmt: skip
 
 
-def _blocks(heads: int, width: int, across: bool) -> dict:
-    """Heads and pairs of a program, and its warps: 16 channels a thread at most."""
+def _blocks(heads: int, width: int, across: bool, pairs: int) -> dict:
+    """Heads and pairs of a program, and its warps, of which each has so many pairs or more."""
     block_h = triton.next_power_of_2(heads if across else min(heads, HEADS_PER_PROGRAM))
     block_p = triton.next_power_of_2(width // 2)
-    return {"BLOCK_H": block_h, "BLOCK_P": block_p, "num_warps": min(max(block_h * block_p // 256, 1), 16)}
+    return {"BLOCK_H": block_h, "BLOCK_P": block_p, "num_warps": min(max(block_h * block_p // pairs, 1), 16)}
 
 
 def _tables(rope: Rope | None, norm: HeadNorm | None) -> tuple[Tensor | None, Tensor | None, dict]:
@@ -155,7 +155,7 @@ def qk_norm_rope(
     if out is None:
         out = torch.empty(query.shape[0], heads + 2 * few, width, dtype=query.dtype, device=query.device)
     cos, sin, how = _tables(rope, norm)
-    block = _blocks(heads, width, how["ACROSS"])
+    block = _blocks(heads, width, how["ACROSS"], 256)
     programs = triton.cdiv(heads, block["BLOCK_H"]) + 2 * triton.cdiv(few, block["BLOCK_H"])
     weights = (None,) * 4
     if norm is not None:
@@ -189,11 +189,6 @@ def _qk_norm_rope_bwd(
     own_one = at_one if ACROSS else one[None, :] + h[:, None] * 0
     own_two = at_two if ACROSS else two[None, :] + h[:, None] * 0
     dtype = grad_x_ptr.dtype.element_ty
-    weight_a = tl.full((BLOCK_H, BLOCK_P), 1.0, tl.float32)
-    weight_b = tl.full((BLOCK_H, BLOCK_P), 1.0, tl.float32)
-    if weight_ptr is not None:
-        weight_a = tl.load(weight_ptr + own_one, mask=mask, other=0.0).to(tl.float32)
-        weight_b = tl.load(weight_ptr + own_two, mask=mask, other=0.0).to(tl.float32)
     total_a = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     total_b = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     bias_a = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
@@ -221,8 +216,9 @@ def _qk_norm_rope_bwd(
             bias_a += ga
             bias_b += gb
             # rstd (g - mean(g) - n mean(g n)), with g = grad * weight; no mean(g) for rms
-            ga *= weight_a
-            gb *= weight_b
+            if weight_ptr is not None:  # read again for every row: kept, they would spill
+                ga *= tl.load(weight_ptr + own_one, mask=mask, other=0.0).to(tl.float32)
+                gb *= tl.load(weight_ptr + own_two, mask=mask, other=0.0).to(tl.float32)
             dot = tl.sum(ga * a + gb * b, axis=1)
             sums = tl.sum(ga + gb, axis=1)
             if ACROSS:
@@ -263,7 +259,7 @@ def _one_backward(grad, x, heads: int, rows: PackedRows, norm, rope, weight, bia
     (count, columns), x = x.shape, unit_rows(x)
     width, slices = columns // heads, triton.cdiv(count, ROWS_PER_SLICE)
     cos, sin, how = _tables(rope, norm)
-    block = _blocks(heads, width, how["ACROSS"])
+    block = _blocks(heads, width, how["ACROSS"], 64)
     grad_x = torch.empty(count, columns, dtype=x.dtype, device=x.device)
     partial_weight, partial_bias = (
         None if t is None else accumulator(slices, heads, width, like=x) for t in (weight, bias)
