@@ -74,7 +74,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         given = Finish(image.tokens, rows, hidden, inner, gate1, logits, rescale)
         return call.output(_finish_parallel(run, image.mlp, given, attended), None)
     del normed
-    if ours and image.attention_norm is None:
+    if fusible:
         hidden = _add_product(run, hidden, attended, out, gate1, rows)
     else:
         if ours:

@@ -204,7 +204,7 @@ def _kept_counts(layer: RoutedLayer, tokens: list[int], batch: int, args, kwargs
 
 def _kept(tenths: list[int], tokens: list[int]) -> list[int]:
     """Of each sample; one number of both stands for any number of samples."""
-    longest = max(len(tenths), len(tokens))
+    longest = len(tenths) if len(tokens) == 1 else len(tokens)
     tenths, tokens = (values * longest if len(values) == 1 else values for values in (tenths, tokens))
     return [kept_tokens(n, size) for n, size in zip(tenths, tokens, strict=True)]
 

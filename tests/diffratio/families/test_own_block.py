@@ -73,7 +73,7 @@ class OwnModel(nn.Module):
         return tokens
 
 
-def with_extra(tokens):
+def with_extra(tokens, text):
     return tokens, "extra"
 
 

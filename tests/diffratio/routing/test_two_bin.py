@@ -50,7 +50,7 @@ def take_off(hooks):
         hook.remove()
 
 
-def by_the_reference(layer, call, given, args, kwargs):
+def by_the_reference(layer, call, args, kwargs):
     """A block's training pass by `reference.two_bin_block`, from the block's own parameters."""
     image, keep_small, keep_large, weight = bins_now(layer, call, args, kwargs)
     arguments = {"num_heads": image.attention.heads, "eps": image.eps, "mlp_eps": image.mlp_eps}
@@ -69,12 +69,12 @@ def by_the_reference(layer, call, given, args, kwargs):
     return reference.two_bin_block(x, router, keep_small, keep_large, weight, image.modulation, **arguments)
 
 
-def by_two_passes(layer, call, given, args, kwargs):
+def by_two_passes(layer, call, args, kwargs):
     """w F(x, k_large) + (1 - w) F(x, k_small), each as a block of one bin: whatever its modules are."""
     image, *keeps, weight = bins_now(layer, call, args, kwargs)
     run, ends = run_of("mod_block", "auto", "auto", image.tokens, direct=False), []
     for keep in keeps:
-        rows, logits = forward._select(layer, run, image.tokens, keep)
+        rows, logits = forward._select(layer, run, call, keep)
         ends.append(routed(call, rows, logits, layer.model.rescale, run))
     return torch.lerp(*ends, weight.to(ends[0].dtype)[:, None, None])
 
