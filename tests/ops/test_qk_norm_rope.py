@@ -9,6 +9,7 @@ from diffratio_kernels._backends import unavailable_reason
 from diffratio_kernels.types import HeadNorm, Rope
 
 B, N, T = 2, 7, 9
+OF_NORM = ("across_heads", "eps", "query_weight", "key_weight", "query_bias", "key_bias")
 BACKENDS = [b for b in ("cpu", "triton", "reference") if unavailable_reason(b, "cpu") is None]
 
 
@@ -31,6 +32,12 @@ def norm_of(kind, heads, kv_heads, width, across, weights=True):
 def table(samples, heads, pairs, halves=False):
     angle = torch.rand(samples, N, heads, pairs) * 6
     return Rope(angle.cos(), angle.sin(), halves)
+
+
+def call(parts, index, heads, few, norm, rope, backend):
+    options = {} if norm is None else {name: getattr(norm, name) for name in OF_NORM} | {"norm": norm.kind}
+    options |= {} if rope is None else {"cos": rope.cos, "sin": rope.sin, "halves": rope.halves}
+    return dk.qk_norm_rope(*parts, index, N, heads, few, **options, backend=backend)
 
 
 def expected(x, heads, norm, weight, bias, index, rope):
@@ -95,7 +102,7 @@ def made(name, dtype=torch.float32):
 @pytest.mark.parametrize("name", CASES)
 def test_each_head_is_normed_and_turned(name, backend):
     (query, key, value), index, heads, few, norm, rope = made(name)
-    out = dk.qk_norm_rope(query, key, value, index, N, heads, few, norm=norm, rope=rope, backend=backend)
+    out = call((query, key, value), index, heads, few, norm, rope, backend)
     weights = (None,) * 4
     if norm is not None:
         weights = norm.query_weight, norm.query_bias, norm.key_weight, norm.key_bias
@@ -107,12 +114,11 @@ def test_each_head_is_normed_and_turned(name, backend):
     torch.testing.assert_close(out.double(), torch.cat(wanted, dim=1), atol=2e-6, rtol=2e-5)
 
 
+@pytest.mark.parametrize("kernels", [backend for backend in BACKENDS if backend != "reference"])
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_of_the_kernels_are_those_of_the_reference(name):
-    if "triton" not in BACKENDS:
-        pytest.skip("needs Triton's interpreter")
+def test_gradients_of_the_kernels_are_those_of_the_reference(name, kernels):
     found = []
-    for backend in ("triton", "reference"):
+    for backend in (kernels, "reference"):
         parts, index, heads, few, norm, rope = made(name)
         leaves = [part.clone().requires_grad_() for part in parts]
         if norm is not None:
@@ -120,15 +126,9 @@ def test_gradients_of_the_kernels_are_those_of_the_reference(name):
                 if getattr(norm, field) is not None:
                     getattr(norm, field).requires_grad_()
                     leaves.append(getattr(norm, field))
-        out = dk.qk_norm_rope(*leaves[:3], index, N, heads, few, norm=norm, rope=rope, backend=backend)
+        out = call(leaves[:3], index, heads, few, norm, rope, backend)
         torch.manual_seed(1)
         out.backward(torch.randn_like(out))
         found.append([leaf.grad for leaf in leaves])
     for got, wanted in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, atol=5e-6, rtol=5e-5)
-
-
-def test_the_cpus_kernel_has_no_gradients():
-    (query, key, value), index, heads, few, norm, rope = made("rms per head")
-    with pytest.raises(ValueError, match="backend='cpu' has no gradients"):
-        dk.qk_norm_rope(query.requires_grad_(), key, value, index, N, heads, norm=norm, backend="cpu")

@@ -153,7 +153,7 @@ def _rows(width: int, dtype: torch.dtype) -> Calls:
 
 
 def _prepared_heads(dtype: torch.dtype) -> Iterator[tuple[str, Calls]]:
-    """Flux and Qwen-Image, Wan 14B, LTX, Z-Image, CogVideoX and MiniMax-H3: heads, width of a head, norm, table."""
+    """Families' heads of query and of key, width of a head, norm, across heads, table of angles, halves."""
     for label, heads, few, width, kind, across, table, halves in (
         ("Flux", 24, 24, 128, "rms", False, (1, 1, 64), False),
         ("Wan", 40, 40, 128, "rms", True, (1, 1, 64), False),

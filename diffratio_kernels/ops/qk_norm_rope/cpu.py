@@ -1,10 +1,13 @@
-"""`qk_norm_rope` by the C++ row kernel: without a gradient."""
+"""`qk_norm_rope` by the C++ row kernel; its gradients by the reference."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...types import HeadNorm, Heads, PackedRows, Rope
 from ..cpu import accumulation, native
+from . import reference
 
 
 def qk_norm_rope(
@@ -36,3 +39,17 @@ def qk_norm_rope(
         *weights, *tables, rope is not None and rope.halves, shift, out,
     )  # fmt: skip
     return out
+
+
+def qk_norm_rope_backward(
+    grad: Tensor, given: Heads, rows: PackedRows, norm: HeadNorm | None, rope: Rope | None
+) -> tuple[Tensor | None, ...]:
+    """As the Triton kernels' `qk_norm_rope_backward`."""
+    names = ("query_weight", "key_weight", "query_bias", "key_bias")
+    leaves = [given.query, given.key, *(None if norm is None else getattr(norm, name) for name in names)]
+    leaves = [None if t is None else t.detach().requires_grad_() for t in leaves]
+    with torch.enable_grad():
+        own = None if norm is None else replace(norm, **dict(zip(names, leaves[2:], strict=True)))
+        out = reference.qk_norm_rope(replace(given, query=leaves[0], key=leaves[1]), rows, own, rope)
+    found = iter(torch.autograd.grad(out, [t for t in leaves if t is not None], grad))
+    return tuple(None if t is None else next(found) for t in leaves)

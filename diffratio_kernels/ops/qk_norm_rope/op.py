@@ -63,21 +63,12 @@ def _bundles(
     of_norm = None
     if norm != "none":
         of_norm = HeadNorm(norm, query_weight, key_weight, query_bias, key_bias, eps, across_heads)
-    rope = None if cos is None else Rope(cos, sin, halves)
+    rope = None if cos is None else Rope(cos.detach(), sin.detach(), halves)  # they have no gradients
     return Heads(query, key, value, heads, kv_heads), PackedRows(index, tokens), of_norm, rope
 
 
 def _launcher(backend, *arguments):
     return kernels("qk_norm_rope", backend).qk_norm_rope, _bundles(*arguments)
-
-
-def _chosen(backend, query, *_, gradient):
-    """The CPU's kernel has no backward pass: with a gradient "auto" takes the reference."""
-    unfit = "cpu" if gradient else None
-    chosen = choose("qk_norm_rope", backend, query.device, query.dtype, unfit)
-    if chosen == "cpu" and gradient:
-        raise ValueError("qk_norm_rope: backend='cpu' has no gradients")
-    return chosen
 
 
 _NAMES = ("query", "key", "query_weight", "key_weight", "query_bias", "key_bias")
@@ -118,7 +109,6 @@ Operator(
     launcher=_launcher,
     fake=_fake,
     gradients=_gradients,
-    chosen=_chosen,
 )
 register(
     "qk_norm_rope_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor index, SymInt tokens, "
@@ -137,22 +127,36 @@ def qk_norm_rope(
     index: Tensor,
     tokens: int,
     heads: int,
-    kv_heads: int | None = None,
+    kv_heads: int,
     *,
-    norm: HeadNorm | None = None,
-    rope: Rope | None = None,
+    norm: str = "none",
+    across_heads: bool = False,
+    eps: float = 1e-6,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    query_bias: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    halves: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Query and key normed and turned by the place of each row's token, and the value, side by side.
 
     Args:
         query: [T, H d], as its product leaves it; rows may have any stride.
-        key, value: [T, h d].
+        key, value: [T, h d], of the dtype of query.
         index: int64 [T], rows of the flattened [B*N]; row t stands at place index[t] % tokens.
         tokens: N.
-        heads, kv_heads: H and h (None: H).
-        norm: of each head of query and key, or across heads; None: none. Its weights have any float dtype.
-        rope: the table of angles, not differentiable; None: no rotation.
+        heads, kv_heads: H and h.
+        norm: of query and key: "rms", "layer" or "none".
+        across_heads: whether all channels of a row are normed together, and not each head.
+        eps: of the norm.
+        query_weight, key_weight: [d], across heads [H d] and [h d], any float dtype; None: 1.
+        query_bias, key_bias: the same; None: 0.
+        cos, sin: angles [1 or B, N, 1 or H, pairs], not differentiable; with fewer pairs than d / 2 the last
+            channels stay as they are. None: no rotation.
+        halves: whether channel i turns with i + pairs, and not 2i with 2i + 1.
         backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
 
     Returns:
@@ -162,22 +166,15 @@ def qk_norm_rope(
         ValueError, TypeError: a bad argument, by its name, or a backend that cannot run here.
 
     Example:
-        >>> from diffratio_kernels.types import HeadNorm
         >>> q, k, v = torch.randn(3, 8, H * 16)
-        >>> qk_norm_rope(q, k, v, torch.arange(8), 8, H, norm=HeadNorm("rms")).shape[1] == 3 * H
+        >>> qk_norm_rope(q, k, v, torch.arange(8), 8, H, H, norm="rms").shape[1] == 3 * H
         True
     """
-    options = {"backend": backend}
-    if norm is not None:
-        options |= {
-            "norm": norm.kind, "across_heads": norm.across_heads, "eps": norm.eps,
-            "query_weight": norm.query_weight, "key_weight": norm.key_weight,
-            "query_bias": norm.query_bias, "key_bias": norm.key_bias,
-        }  # fmt: skip
-    if rope is not None:
-        options |= {"cos": rope.cos, "sin": rope.sin, "halves": rope.halves}
-    few = heads if kv_heads is None else kv_heads
-    return torch.ops.diffratio.qk_norm_rope(query, key, value, index, tokens, heads, few, **options)
+    return torch.ops.diffratio.qk_norm_rope(
+        query, key, value, index, tokens, heads, kv_heads, norm=norm, across_heads=across_heads, eps=eps,
+        query_weight=query_weight, key_weight=key_weight, query_bias=query_bias, key_bias=key_bias,
+        cos=cos, sin=sin, halves=halves, backend=backend,
+    )  # fmt: skip
 
 
 def run_qk_norm_rope(
@@ -191,10 +188,18 @@ def run_qk_norm_rope(
 ) -> Tensor:
     """`qk_norm_rope` as blocks run it. Without a gradient row t of sample s is written to row t + shift[s] of
     `out` [R, H + 2h, d]."""
+    query, others = given.query, run.others
     if run.direct:
-        module = kernels(
-            "qk_norm_rope", choose("qk_norm_rope", run.others, given.query.device, given.query.dtype)
-        )
+        module = kernels("qk_norm_rope", choose("qk_norm_rope", others, query.device, query.dtype))
         return module.qk_norm_rope(given, rows, norm, rope, out, shift)
-    arguments = given.query, given.key, given.value, rows.index, rows.tokens, given.heads, given.kv_heads
-    return qk_norm_rope(*arguments, norm=norm, rope=rope)
+    options = {"backend": others}
+    if norm is not None:
+        options |= {
+            "norm": norm.kind, "across_heads": norm.across_heads, "eps": norm.eps,
+            "query_weight": norm.query_weight, "key_weight": norm.key_weight,
+            "query_bias": norm.query_bias, "key_bias": norm.key_bias,
+        }  # fmt: skip
+    if rope is not None:
+        options |= {"cos": rope.cos, "sin": rope.sin, "halves": rope.halves}
+    parts = query, given.key, given.value, rows.index, rows.tokens, given.heads, given.kv_heads
+    return torch.ops.diffratio.qk_norm_rope(*parts, **options)

@@ -128,7 +128,7 @@ def _blocks(heads: int, width: int, across: bool, pairs: int) -> dict:
     """Heads and pairs of a program, and its warps, of which each has so many pairs or more."""
     block_h = triton.next_power_of_2(heads if across else min(heads, HEADS_PER_PROGRAM))
     block_p = triton.next_power_of_2(width // 2)
-    return {"BLOCK_H": block_h, "BLOCK_P": block_p, "num_warps": min(max(block_h * block_p // pairs, 1), 16)}
+    return {"BLOCK_H": block_h, "BLOCK_P": block_p, "num_warps": min(max(block_h * block_p // pairs, 1), 32)}
 
 
 def _tables(rope: Rope | None, norm: HeadNorm | None) -> tuple[Tensor | None, Tensor | None, dict]:
@@ -171,8 +171,56 @@ def qk_norm_rope(
 
 
 @triton.jit
+def _turned_back(
+    grad_ptr, cos_ptr, sin_ptr, at_one, at_two, mask, place, h, p,
+    PAIRS: tl.constexpr, TABLE_HEADS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a row before its rotation."""
+    ga = tl.load(grad_ptr + at_one, mask=mask, other=0.0).to(tl.float32)
+    gb = tl.load(grad_ptr + at_two, mask=mask, other=0.0).to(tl.float32)
+    if cos_ptr is not None:
+        cos = _angles(cos_ptr, place, h, p, PAIRS, TABLE_HEADS, 1.0)
+        sin = _angles(sin_ptr, place, h, p, PAIRS, TABLE_HEADS, 0.0)
+        return ga * cos + gb * sin, gb * cos - ga * sin
+    return ga, gb
+
+
+@triton.jit
+def _row_sums(
+    grad_ptr, x_ptr, index_ptr, weight_ptr, cos_ptr, sin_ptr, sums_ptr, stride_grad, stride_x, tokens, eps,
+    H: tl.constexpr, D: tl.constexpr, PAIRS: tl.constexpr, TABLE_HEADS: tl.constexpr, BY_SAMPLE: tl.constexpr,
+    HALVES: tl.constexpr, NORM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Of a row across heads: mean, 1/std, and the means of g and g n, with g = grad * weight: sums [T, 4]."""
+    t = tl.program_id(0).to(tl.int64)
+    h = tl.arange(0, BLOCK_H)
+    p = tl.arange(0, BLOCK_P)
+    one, two = _channels(p, PAIRS, HALVES)
+    mask = (h[:, None] < H) & (p[None, :] < D // 2)
+    at_one = h[:, None] * D + one[None, :]
+    at_two = h[:, None] * D + two[None, :]
+    index = tl.load(index_ptr + t)
+    place = index if BY_SAMPLE else index % tokens
+    a = tl.load(x_ptr + t * stride_x + at_one, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + t * stride_x + at_two, mask=mask, other=0.0).to(tl.float32)
+    mean, rstd = _stats(a, b, mask, H * D, eps, NORM == "layer", True)
+    a = tl.where(mask, (a - mean) * rstd, 0.0)
+    b = tl.where(mask, (b - mean) * rstd, 0.0)
+    grad_ptr += t * stride_grad
+    ga, gb = _turned_back(grad_ptr, cos_ptr, sin_ptr, at_one, at_two, mask, place, h, p, PAIRS, TABLE_HEADS)
+    if weight_ptr is not None:
+        ga *= tl.load(weight_ptr + at_one, mask=mask, other=0.0).to(tl.float32)
+        gb *= tl.load(weight_ptr + at_two, mask=mask, other=0.0).to(tl.float32)
+    one_of_all = tl.where(h == 0, 1.0, 0.0)
+    tl.store(sums_ptr + t * 4, tl.sum(one_of_all * tl.sum(mean, axis=1), axis=0))
+    tl.store(sums_ptr + t * 4 + 1, tl.sum(one_of_all * tl.sum(rstd, axis=1), axis=0))
+    tl.store(sums_ptr + t * 4 + 2, tl.sum(tl.sum(ga + gb, axis=1), axis=0) / (H * D))
+    tl.store(sums_ptr + t * 4 + 3, tl.sum(tl.sum(ga * a + gb * b, axis=1), axis=0) / (H * D))
+
+
+@triton.jit
 def _qk_norm_rope_bwd(
-    grad_ptr, x_ptr, index_ptr, weight_ptr, cos_ptr, sin_ptr, grad_x_ptr, partial_weight_ptr,
+    grad_ptr, x_ptr, index_ptr, weight_ptr, cos_ptr, sin_ptr, sums_ptr, grad_x_ptr, partial_weight_ptr,
     partial_bias_ptr, count, stride_grad, stride_x, tokens, eps,
     H: tl.constexpr, D: tl.constexpr, PAIRS: tl.constexpr, TABLE_HEADS: tl.constexpr, BY_SAMPLE: tl.constexpr,
     HALVES: tl.constexpr, NORM: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -194,21 +242,20 @@ def _qk_norm_rope_bwd(
     bias_a = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     bias_b = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     for t in range(part * ROWS, tl.minimum(part * ROWS + ROWS, count)):
-        ga = tl.load(grad_ptr + t * stride_grad + at_one, mask=mask, other=0.0).to(tl.float32)
-        gb = tl.load(grad_ptr + t * stride_grad + at_two, mask=mask, other=0.0).to(tl.float32)
-        if cos_ptr is not None:
-            index = tl.load(index_ptr + t)
-            place = index if BY_SAMPLE else index % tokens
-            cos = _angles(cos_ptr, place, h, p, PAIRS, TABLE_HEADS, 1.0)
-            sin = _angles(sin_ptr, place, h, p, PAIRS, TABLE_HEADS, 0.0)
-            back = ga * cos + gb * sin
-            gb = gb * cos - ga * sin
-            ga = back
+        index = tl.load(index_ptr + t)
+        place = index if BY_SAMPLE else index % tokens
+        row_ptr = grad_ptr + t * stride_grad
+        ga, gb = _turned_back(
+            row_ptr, cos_ptr, sin_ptr, at_one, at_two, mask, place, h, p, PAIRS, TABLE_HEADS
+        )
         if NORM != "none":
             a = tl.load(x_ptr + t * stride_x + at_one, mask=mask, other=0.0).to(tl.float32)
             b = tl.load(x_ptr + t * stride_x + at_two, mask=mask, other=0.0).to(tl.float32)
-            size = H * D if ACROSS else D
-            mean, rstd = _stats(a, b, mask, size, eps, NORM == "layer", ACROSS)
+            if ACROSS:
+                mean = tl.load(sums_ptr + t * 4)
+                rstd = tl.load(sums_ptr + t * 4 + 1)
+            else:
+                mean, rstd = _stats(a, b, mask, D, eps, NORM == "layer", False)
             a = tl.where(mask, (a - mean) * rstd, 0.0)
             b = tl.where(mask, (b - mean) * rstd, 0.0)
             total_a += ga * a
@@ -216,18 +263,19 @@ def _qk_norm_rope_bwd(
             bias_a += ga
             bias_b += gb
             # rstd (g - mean(g) - n mean(g n)), with g = grad * weight; no mean(g) for rms
-            if weight_ptr is not None:  # read again for every row: kept, they would spill
+            if weight_ptr is not None:
                 ga *= tl.load(weight_ptr + own_one, mask=mask, other=0.0).to(tl.float32)
                 gb *= tl.load(weight_ptr + own_two, mask=mask, other=0.0).to(tl.float32)
-            dot = tl.sum(ga * a + gb * b, axis=1)
-            sums = tl.sum(ga + gb, axis=1)
             if ACROSS:
-                dot = tl.zeros_like(dot) + tl.sum(dot, axis=0)
-                sums = tl.zeros_like(sums) + tl.sum(sums, axis=0)
+                sums = tl.load(sums_ptr + t * 4 + 2)
+                dot = tl.load(sums_ptr + t * 4 + 3)
+            else:
+                sums = (tl.sum(ga + gb, axis=1) / D)[:, None]
+                dot = (tl.sum(ga * a + gb * b, axis=1) / D)[:, None]
             if NORM != "layer":
                 sums = sums * 0.0
-            ga = rstd * (ga - sums[:, None] / size - a * (dot[:, None] / size))
-            gb = rstd * (gb - sums[:, None] / size - b * (dot[:, None] / size))
+            ga = rstd * (ga - sums - a * dot)
+            gb = rstd * (gb - sums - b * dot)
         tl.store(grad_x_ptr + t * H * D + at_one, ga.to(dtype), mask=mask)
         tl.store(grad_x_ptr + t * H * D + at_two, gb.to(dtype), mask=mask)
     if partial_weight_ptr is not None:
@@ -258,21 +306,32 @@ def qk_norm_rope_backward(
 def _one_backward(grad, x, heads: int, rows: PackedRows, norm, rope, weight, bias):
     (count, columns), x = x.shape, unit_rows(x)
     width, slices = columns // heads, triton.cdiv(count, ROWS_PER_SLICE)
-    cos, sin, how = _tables(rope, norm)
-    block = _blocks(heads, width, how["ACROSS"], 64)
+    (cos, sin, how), eps = _tables(rope, norm), 0.0 if norm is None else norm.eps
+    index, weight = rows.index.contiguous(), None if weight is None else weight.contiguous()
+    sums = None
+    if how["ACROSS"]:
+        sums, row = accumulator(count, 4, like=x), _blocks(heads, width, True, 128)
+        launch(
+            _row_sums, (count,), grad, x, index, weight, cos, sin, sums, grad.stride(0), x.stride(0),
+            rows.tokens, eps, H=heads, D=width, **{k: v for k, v in how.items() if k != "ACROSS"}, **row,
+        )  # fmt: skip
+    block = _blocks(heads, width, False, 64)
     grad_x = torch.empty(count, columns, dtype=x.dtype, device=x.device)
     partial_weight, partial_bias = (
         None if t is None else accumulator(slices, heads, width, like=x) for t in (weight, bias)
     )
     launch(
         _qk_norm_rope_bwd, (slices, triton.cdiv(heads, block["BLOCK_H"])),
-        grad, x, rows.index.contiguous(), None if weight is None else weight.contiguous(), cos, sin, grad_x,
-        partial_weight, partial_bias, count, grad.stride(0), x.stride(0), rows.tokens,
-        0.0 if norm is None else norm.eps,
+        grad, x, index, weight, cos, sin, sums, grad_x, partial_weight, partial_bias,
+        count, grad.stride(0), x.stride(0), rows.tokens, eps,
         H=heads, D=width, **how, **block, ROWS=ROWS_PER_SLICE,
     )  # fmt: skip
-    sums = []
-    for partial in (partial_weight, partial_bias):
-        total = None if partial is None else partial.sum(0)
-        sums.append(total if total is None else total.flatten() if how["ACROSS"] else total.sum(0))
-    return grad_x, *sums
+    totals = (None if partial is None else partial.sum(0) for partial in (partial_weight, partial_bias))
+    return grad_x, *(_of_norm(total, how["ACROSS"]) for total in totals)
+
+
+def _of_norm(total: Tensor | None, across_heads: bool) -> Tensor | None:
+    """The sums [H, d] of a weight's gradient as the weight is: [H d] across heads, else [d]."""
+    if total is None:
+        return None
+    return total.flatten() if across_heads else total.sum(0)
