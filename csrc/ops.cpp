@@ -145,6 +145,44 @@ void gather_adaln_backward(Tensor kept, Tensor index, std::optional<Tensor> plac
   });
 }
 
+diffratio::HeadNorm head_norm(const std::string& norm) {
+  if (norm == "rms") return diffratio::HeadNorm::kRms;
+  if (norm == "layer") return diffratio::HeadNorm::kLayer;
+  STD_TORCH_CHECK(norm == "none", "diffratio_native: unknown norm ", norm);
+  return diffratio::HeadNorm::kNone;
+}
+
+void qk_norm_rope(Tensor query, Tensor key, Tensor value, int64_t heads, int64_t kv_heads, Tensor index,
+                  int64_t tokens, std::string norm, bool across_heads, double eps, std::optional<Tensor> query_weight,
+                  std::optional<Tensor> key_weight, std::optional<Tensor> query_bias, std::optional<Tensor> key_bias,
+                  std::optional<Tensor> cos, std::optional<Tensor> sin, bool halves, std::optional<Tensor> shift,
+                  Tensor out) {
+  const int64_t width = out.size(2);
+  STD_TORCH_CHECK(width <= diffratio::kMaxHeadWidth, "diffratio_native: head_dim ", width, " is too wide");
+  const diffratio::QkNormRopeArgs args{
+      {query.data_ptr(), query.stride(0), heads, data(query_weight), data(query_bias)},
+      {key.data_ptr(), key.stride(0), kv_heads, data(key_weight), data(key_bias)},
+      value.data_ptr(),
+      value.stride(0),
+      rows(index),
+      tokens,
+      width,
+      head_norm(norm),
+      across_heads,
+      eps,
+      data(cos),
+      data(sin),
+      cos ? cos->size(2) : 1,
+      cos ? cos->size(3) : 0,
+      cos && cos->size(0) > 1,
+      halves,
+      place_of(shift),
+      out.data_ptr()};
+  parallel_for(0, index.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().qk_norm_rope(element(query), args, begin, end);
+  });
+}
+
 diffratio::Rescale rescale_mode(const std::string& rescale) {
   if (rescale == "mlp") return diffratio::Rescale::kMlp;
   if (rescale == "residual") return diffratio::Rescale::kResidual;
@@ -267,6 +305,10 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
       "Tensor? grad_rows, Tensor grad_normed, float eps, Tensor(a!) grad_x, Tensor(b!) stats, "
       "Tensor(c!) grad_shift, Tensor(d!) grad_scale) -> ()");
   m.def(
+      "qk_norm_rope(Tensor query, Tensor key, Tensor value, int heads, int kv_heads, Tensor index, int tokens, "
+      "str norm, bool across_heads, float eps, Tensor? query_weight, Tensor? key_weight, Tensor? query_bias, "
+      "Tensor? key_bias, Tensor? cos, Tensor? sin, bool halves, Tensor? shift, Tensor(a!) out) -> ()");
+  m.def(
       "scatter_rescale(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
       "Tensor logits, str rescale, float score_scale, Tensor(a!) out) -> ()");
   m.def(
@@ -302,6 +344,7 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {
   m.impl("row_map", TORCH_BOX(&row_map));
   m.impl("gather_adaln", TORCH_BOX(&gather_adaln));
   m.impl("gather_adaln_backward", TORCH_BOX(&gather_adaln_backward));
+  m.impl("qk_norm_rope", TORCH_BOX(&qk_norm_rope));
   m.impl("scatter_rescale", TORCH_BOX(&scatter_rescale));
   m.impl("scatter_rescale_backward", TORCH_BOX(&scatter_rescale_backward));
   m.impl("two_bin_gelu", TORCH_BOX(&two_bin_gelu));

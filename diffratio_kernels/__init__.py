@@ -11,6 +11,7 @@ from .ops.adaln.op import adaln, gather_adaln
 from .ops.attention.op import attention
 from .ops.gate_residual.op import gate_residual
 from .ops.mlp.op import mlp
+from .ops.qk_norm_rope.op import qk_norm_rope
 from .ops.route.op import route
 from .ops.scatter_rescale.op import scatter_rescale, scatter_rescale_
 from .ops.two_bin_attention.op import two_bin_attention
@@ -28,6 +29,7 @@ __all__ = [
     "kept_tokens",
     "mlp",
     "mod_block",
+    "qk_norm_rope",
     "route",
     "scatter_rescale",
     "scatter_rescale_",

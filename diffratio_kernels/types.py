@@ -7,6 +7,7 @@ rows, S packed rows of the smaller of two bins."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -116,6 +117,54 @@ class Finish:
     logits: Tensor
     """[B, N]."""
     rescale: Rescale
+
+
+@dataclass(slots=True)
+class HeadNorm:
+    """The norms of query and key, each of every head or, across heads, of all its channels together."""
+
+    kind: str = "rms"
+    """"rms" or "layer"."""
+    query_weight: Tensor | None = None
+    key_weight: Tensor | None = None
+    """[d], across heads [H d]; None: 1."""
+    query_bias: Tensor | None = None
+    key_bias: Tensor | None = None
+    eps: float = 1e-6
+    across_heads: bool = False
+
+
+@dataclass(slots=True)
+class Rope:
+    """Rotation of query and key by the place of their token: row n of the table is that of token n."""
+
+    cos: Tensor
+    sin: Tensor
+    """[1 or B, N, 1 or H, d/2], or fewer columns: those of the leading channels, the others stay."""
+    halves: bool = False
+    """Whether channel i turns with i + d/2, and not 2i with 2i + 1."""
+    second: tuple[Tensor, Tensor] | None = None
+    """cos and sin of the second channel of each pair, where they are not those of the first (ERNIE-Image)."""
+    dtype: torch.dtype | None = None
+    """To which turned values are rounded before they are as they came."""
+
+
+@dataclass(slots=True)
+class Heads:
+    """Query, key and value as their products leave them."""
+
+    query: Tensor
+    """[T, H d], with any stride between rows."""
+    key: Tensor
+    """[T, h d]: key and value may have fewer heads."""
+    value: Tensor
+    heads: int
+    kv_heads: int
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return self.query.shape[1] // self.heads
 
 
 @dataclass(slots=True)

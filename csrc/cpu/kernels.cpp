@@ -4,6 +4,7 @@
 #include "kernels.h"
 
 #include "gather_adaln.h"
+#include "qk_norm_rope.h"
 #include "router_logits.h"
 #include "scatter_rescale.h"
 #include "two_bin_blend.h"
@@ -62,6 +63,9 @@ const Kernels table = {
     },
     [](Element e, const AdalnBackwardArgs& a, int64_t begin, int64_t end) {
       for_element(e, [&](auto zero) { gather_adaln_backward_columns<decltype(zero)>(a, begin, end); });
+    },
+    [](Element e, const QkNormRopeArgs& a, int64_t begin, int64_t end) {
+      for_element(e, [&](auto zero) { qk_norm_rope<decltype(zero)>(a, begin, end); });
     },
     [](Element e, const ScatterArgs& a, int64_t begin, int64_t end) {
       for_element_and_rescale(e, a.rescale, [&]<typename T, Rescale mode>() {

@@ -11,6 +11,9 @@ namespace diffratio {
 
 enum class Element : int { kFloat, kDouble, kBFloat16, kHalf };
 
+enum class HeadNorm : int { kNone, kRms, kLayer };
+constexpr int64_t kMaxHeadWidth = 512;
+
 // What the router score multiplies (see scatter_rescale.h).
 enum class Rescale : int { kMlp, kResidual, kOutput, kNone };
 
@@ -37,6 +40,28 @@ struct AdalnBackwardArgs {
   void* grad_x;                   // [B*N, D] with gather, else [T, D]
   void* stats;                    // [T, 2] mean and 1/std, written by the row pass, read by the column pass
   void *grad_shift, *grad_scale;  // [B, D]
+};
+
+struct HeadsArgs {
+  const void* x;  // [T, H d]
+  int64_t stride, heads;
+  const void *weight, *bias;  // [d], across heads [H d], or null
+};
+
+struct QkNormRopeArgs {
+  HeadsArgs query, key;
+  const void* value;  // [T, h d]
+  int64_t value_stride;
+  const int64_t* index;  // [T]
+  int64_t tokens, width;  // N, d
+  HeadNorm norm;
+  bool across_heads;
+  double eps;
+  const void *cos, *sin;  // [N or B*N, 1 or H, pairs] or null
+  int64_t table_heads, pairs;
+  bool table_by_sample, halves;
+  const int32_t* shift;  // [B] or null: row t is written to row t + shift of its sample
+  void* out;             // [.., H + 2h, d]
 };
 
 struct ScatterArgs {
@@ -99,6 +124,7 @@ struct Kernels {
   void (*gather_adaln)(Element, const AdalnArgs&, int64_t begin, int64_t end);
   void (*gather_adaln_backward_rows)(Element, const AdalnBackwardArgs&, int64_t begin, int64_t end);
   void (*gather_adaln_backward_columns)(Element, const AdalnBackwardArgs&, int64_t begin, int64_t end);
+  void (*qk_norm_rope)(Element, const QkNormRopeArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale)(Element, const ScatterArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_rows)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_columns)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);

@@ -7,7 +7,7 @@ text: normed [B*M, D] -- project, norms, rope --> [B*M, H, d] ---------- /  imag
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from torch import Tensor
 from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
+from ..ops.qk_norm_rope.op import run_qk_norm_rope
+from ..ops.qk_norm_rope.reference import turned
 from ..ops.route.cu_seqlens import cu_seqlens_for
 from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens
-from ..types import PackedRows, Product, Run, Seqlens
+from ..types import Heads, PackedRows, Product, Rope, Run, Seqlens
 from . import products
-from .stream import Layout, Parallel, Rope, SelfAttention, Stream
+from .stream import KeysValues, Layout, Parallel, SelfAttention, Stream
 
 
 @dataclass(slots=True)
@@ -83,26 +85,28 @@ def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text
         What comes before `out` [T, H d], the rest of a joined projection (of a `Parallel` MLP), and the
         text's [B*M, H d] or None.
     """
-    own = image.attention
-    rest = image.mlp.columns if isinstance(image.mlp, Parallel) else 0
-    *qkv, behind = _projected(run, own, normed, rows, rest)
+    own, rest = image.attention, 0
+    if isinstance(image.mlp, Parallel):
+        rest = image.mlp.columns
+    given, behind = _products(run, own, normed, rest)
     counts, keys = rows.counts, rows.key_lengths
-    if text is not None:
+    if text is None:
+        joint, cu_seqlens = _prepared(run, own, given, rows), rows.cu_seqlens
+    else:
         if keys is not None:
             raise ValueError("Layout: padding among pinned tokens beside a text stream is not supported")
-        *of_text, _ = _projected(run, text.stream.attention, text.normed, text.rows, 0)
-        both = zip(qkv, of_text, strict=True)
-        qkv = [interleave(a, b.to(a.dtype), counts, text.rows.counts) for a, b in both]
+        joint = _both(run, image, given, rows, text)
         counts = [n + text.rows.tokens for n in counts]
+        cu_seqlens = rows.cu_seqlens + text.rows.cu_seqlens
         if text.rows.key_lengths is not None:
             keys = text.rows.key_lengths + rows.cu_seqlens.diff()
-    batch = len(rows.cu_seqlens) - 1
-    cu_seqlens = rows.cu_seqlens if text is None else _cu_seqlens(counts, normed, batch)
+    query, key, value = joint.split([own.heads, given.kv_heads, given.kv_heads], dim=1)
     seqlens = Seqlens(cu_seqlens, cu_seqlens, max(counts), max(counts), keys)
     if own.more is not None:
-        qkv[1:], seqlens = _with_more(own, qkv[1:], counts, seqlens)
-    attended = run_attention(run, run.attention, *qkv, seqlens)
-    of_text = None
+        key, value, seqlens = _with_more(own.more, key, value, counts, seqlens)
+    if own.heads != given.kv_heads:
+        key, value = (t.repeat_interleave(own.heads // given.kv_heads, dim=1) for t in (key, value))
+    attended, of_text = run_attention(run, run.attention, query, key, value, seqlens), None
     if text is not None:
         attended, of_text = parted(attended, rows.counts, text.rows.tokens)
     if own.gate is not None:
@@ -110,21 +114,19 @@ def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text
     return attended, behind, of_text
 
 
-def _with_more(own: SelfAttention, key_value: list[Tensor], counts: list[int], seqlens: Seqlens):
-    """Keys and values of the rows with `own.more` behind those of each sample, and where they lie."""
+def _with_more(more: KeysValues, key: Tensor, value: Tensor, counts: list[int], seqlens: Seqlens):
+    """Keys and values of the rows with others behind those of each sample, and where they lie."""
     if seqlens.key_lengths is not None:
         raise ValueError("SelfAttention.more: padding among the rows beside it is not supported")
-    more = own.more
     samples, length = more.key.shape[:2]
-    groups = own.heads // (own.kv_heads or own.heads)
-    both = []
-    for of_rows, others in zip(key_value, (more.key, more.value), strict=True):
-        others = others.flatten(0, 1).repeat_interleave(groups, dim=1).to(of_rows.dtype)
-        both.append(interleave(of_rows, others, counts, [length]))
-    longest = seqlens.max_seqlen_k + length
+    key, value = (
+        interleave(of_rows, others.flatten(0, 1).to(of_rows.dtype), counts, [length])
+        for of_rows, others in ((key, more.key), (value, more.value))
+    )
     cu_seqlens = _cu_seqlens([n + length for n in counts], more.key, samples)
     keys = None if more.lengths is None else more.lengths + seqlens.cu_seqlens_q.diff()
-    return both, Seqlens(seqlens.cu_seqlens_q, cu_seqlens, seqlens.max_seqlen_q, longest, keys)
+    longest = seqlens.max_seqlen_k + length
+    return key, value, Seqlens(seqlens.cu_seqlens_q, cu_seqlens, seqlens.max_seqlen_q, longest, keys)
 
 
 def second_attention(run: Run, x: Tensor, rows: PackedRows, second, eps: float) -> Tensor:
@@ -137,28 +139,66 @@ def second_attention(run: Run, x: Tensor, rows: PackedRows, second, eps: float) 
     return run_gate_residual(run, torch.zeros_like(branch), branch, gate, rows)
 
 
-def _projected(run: Run, own: SelfAttention, normed: Tensor, rows: PackedRows, rest: int) -> list:
-    """query, key, value [T, H, d], and `rest` more columns of a joined projection."""
+def _products(run: Run, own: SelfAttention, normed: Tensor, rest: int) -> tuple[Heads, Tensor | None]:
+    """query, key and value of rows, and `rest` more columns of a joined projection."""
     few, behind = own.kv_heads or own.heads, None
     if isinstance(own.project, tuple):
         query, key, value = (products.product(run, normed, part) for part in own.project)
     else:
         joined = products.product(run, normed, own.project)
         width = (joined.shape[-1] - rest) // (own.heads + 2 * few)
-        query, key, value, behind = joined.split([own.heads * width, few * width, few * width, rest], dim=-1)
-    if own.across_heads and own.norms is not None:
-        query, key = own.norms[0](query), own.norms[1](key)
-    query = query.unflatten(-1, (own.heads, -1))
-    key, value = (t.unflatten(-1, (few, -1)) for t in (key, value))
-    if not own.across_heads and own.norms is not None:
-        query, key = own.norms[0](query), own.norms[1](key)
-    if own.rope is not None:
-        query, key = rotated(own.rope, [query, key], rows)
+        sizes = own.heads * width, few * width, few * width, rest
+        query, key, value, behind = joined.split(sizes, dim=-1)
+    return Heads(query, key, value, own.heads, few), behind
+
+
+def _both(run: Run, image: Stream, given: Heads, rows: PackedRows, text: Text) -> Tensor:
+    """Prepared heads of each sample's rows of both streams [R, H + 2h, d]."""
+    of_text, _ = _products(run, text.stream.attention, text.normed, 0)
+    if run.direct:
+        count = rows.index.shape[0] + text.rows.index.shape[0]
+        joint = given.query.new_empty(count, given.heads + 2 * given.kv_heads, given.width)
+        # row t of a sample has its own stream's rows before it, and of the other stream's samples
+        _prepared(run, image.attention, given, rows, joint, text.rows.cu_seqlens[:-1])
+        _prepared(run, text.stream.attention, of_text, text.rows, joint, rows.cu_seqlens[1:])
+        return joint
+    first = _prepared(run, image.attention, given, rows)
+    second = _prepared(run, text.stream.attention, of_text, text.rows)
+    return interleave(first, second.to(first.dtype), rows.counts, text.rows.counts)
+
+
+def _prepared(
+    run: Run, own: SelfAttention, given: Heads, rows: PackedRows, out: Tensor | None = None, shift=None
+) -> Tensor:
+    """Query and key normed and turned, beside the value [T, H + 2h, d]: by one kernel where it knows the
+    norms and the rotation. With `out` row t of sample s is written to row t + shift[s] of it."""
+    norms, rope = own.norms, own.rope
+    if isinstance(norms, tuple):
+        given, norms = _normed_by_modules(own, given), None
+    known = rope is None or (rope.second is None and rope.dtype is None)
+    if known and own.key_scale is None:
+        return run_qk_norm_rope(run, given, rows, norms, rope, out, shift)
+    heads = run_qk_norm_rope(run, given, rows, norms, None)
+    query, key, value = heads.split([given.heads, given.kv_heads, given.kv_heads], dim=1)
+    if rope is not None:
+        query, key = (rotated(rope, x, rows) for x in (query, key))
     if own.key_scale is not None:
         key = (key * at_places(own.key_scale, rows)[..., None]).to(key.dtype)
-    if few != own.heads:
-        key, value = (t.repeat_interleave(own.heads // few, dim=1) for t in (key, value))
-    return [query.to(value.dtype), key.to(value.dtype), value, behind]
+    heads = torch.cat([query, key, value], dim=1)
+    if out is None:
+        return heads
+    places = torch.arange(heads.shape[0], device=heads.device) + shift[rows.index // rows.tokens]
+    return out.index_copy_(0, places, heads)
+
+
+def _normed_by_modules(own: SelfAttention, given: Heads) -> Heads:
+    """Query and key by the norms that a block has."""
+    done = []
+    of_each = zip(own.norms, (given.query, given.key), (given.heads, given.kv_heads), strict=True)
+    for norm, x, heads in of_each:
+        x = x if own.across_heads else x.unflatten(-1, (heads, -1))
+        done.append(norm(x).to(given.value.dtype).reshape(x.shape[0], -1))
+    return replace(given, query=done[0], key=done[1])
 
 
 def at_places(table: Tensor, rows: PackedRows) -> Tensor:
@@ -167,24 +207,9 @@ def at_places(table: Tensor, rows: PackedRows) -> Tensor:
     return table.flatten(0, 1)[places]
 
 
-def rotated(rope: Rope, tensors: list[Tensor], rows: PackedRows) -> list[Tensor]:
+def rotated(rope: Rope, x: Tensor, rows: PackedRows) -> Tensor:
     """Queries or keys [T, H, d] turned by the places of their tokens, in at least fp32."""
-    dtype = accumulation_dtype(tensors[0].dtype)
-    tables = (rope.cos, rope.sin, *(rope.second or ()))
-    cos, sin, *second = (at_places(table, rows).to(dtype) for table in tables)
-    cos2, sin2 = second or (cos, sin)
-    width, done = 2 * cos.shape[-1], []
-    for x in tensors:
-        turning, still = x[..., :width].to(dtype), x[..., width:]
-        if rope.halves:
-            a, b = turning.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, a * sin2 + b * cos2], dim=-1)
-        else:
-            a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([a * cos - b * sin, a * sin2 + b * cos2], dim=-1).flatten(-2)
-        turned = turned.to(rope.dtype or x.dtype).to(x.dtype)
-        done.append(torch.cat([turned, still], dim=-1) if still.shape[-1] else turned)
-    return done
+    return turned(x.to(accumulation_dtype(x.dtype)), rows, rope).to(rope.dtype or x.dtype).to(x.dtype)
 
 
 def interleave(first: Tensor, second: Tensor, counts: list[int], counts_second: list[int]) -> Tensor:

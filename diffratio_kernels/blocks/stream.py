@@ -11,33 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import PackedRows, Product, Run
+from ..types import HeadNorm, PackedRows, Product, Rope, Run
 
 Branch = nn.Module | Callable[[Tensor, PackedRows], Tensor]
 """A part that is not known: a module [T, D] -> [T, D], or (its input [T, D], which rows these are) -> [T, D].
 """
 Norm = Callable[[Tensor], Tensor]
 """[T, H, d] -> [T, H, d], or [T, D] -> [T, D]."""
-
-
-@dataclass(slots=True)
-class Rope:
-    """Rotation of query and key by the place of their token: row n of the table is that of token n.
-
-    Example:
-        >>> angle = torch.rand(1, N, 1, D // H // 2)  # one table for all samples and heads
-        >>> rope = Rope(angle.cos(), angle.sin())
-    """
-
-    cos: Tensor
-    sin: Tensor
-    """[1 or B, N, 1 or H, d/2], or fewer columns: those of the leading channels, the others stay."""
-    halves: bool = False
-    """Whether channel i turns with i + d/2, and not 2i with 2i + 1."""
-    second: tuple[Tensor, Tensor] | None = None
-    """cos and sin of the second channel of each pair, where they are not those of the first (ERNIE-Image)."""
-    dtype: torch.dtype | None = None
-    """To which turned values are rounded before they are as they came."""
 
 
 @dataclass(slots=True)
@@ -78,10 +58,10 @@ class SelfAttention:
     heads: int
     kv_heads: int | None = None
     """Of key and value, where a number of heads share them; None: H."""
-    norms: tuple[Norm, Norm] | None = None
+    norms: HeadNorm | tuple[Norm, Norm] | None = None
     """Of query and key."""
     across_heads: bool = False
-    """Whether the norms are given [T, D] and not [T, H, d]."""
+    """Whether modules that are norms are given [T, D] and not [T, H, d]."""
     rope: Rope | None = None
     gate: Product | None = None
     """[T, D] -> [T, D]: the result is multiplied by its sigmoid before `out`."""

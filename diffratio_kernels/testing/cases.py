@@ -231,6 +231,24 @@ def _scatter_rescale_(x: Tensor, **arguments) -> Tensor:
     return x
 
 
+def heads_arguments(case: ModBlockCase, index: Tensor, generator: torch.Generator) -> dict:
+    """`qk_norm_rope` of packed rows: half as many heads of key and value where that goes, rms norms, a table
+    for every sample."""
+    heads, width = case.heads, case.head_dim
+    few = heads // 2 if heads % 2 == 0 else heads
+    angle = torch.rand(case.batch, case.tokens, 1, width // 2, generator=generator) * 6
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).to(case.dtype)
+
+    return {
+        "query": draw(len(index), heads * width), "key": draw(len(index), few * width),
+        "value": draw(len(index), few * width), "index": index, "tokens": case.tokens, "heads": heads,
+        "kv_heads": few, "norm": "rms", "query_weight": draw(width), "key_weight": draw(width),
+        "cos": angle.cos(), "sin": angle.sin(),
+    }  # fmt: skip
+
+
 def operator_calls(
     backend: str, dtype: torch.dtype, device: str, seed: int = 1, case: ModBlockCase = CASE
 ) -> dict[str, Call]:
@@ -256,6 +274,7 @@ def operator_calls(
         "gather_adaln": {"x": x, "index": index, "shift": shift, "scale": scale},
         "adaln": {"rows": rows, "index": index, "tokens": case.tokens, "shift": shift, "scale": scale},
         "gate_residual": {n: put[n] for n in ("hidden", "branch", "gate", "index")} | {"tokens": case.tokens},
+        "qk_norm_rope": heads_arguments(case, index, generator),
         "attention": {
             "query": query.to(dtype), "key": key.to(dtype), "value": value.to(dtype),
             "cu_seqlens_q": offsets, "cu_seqlens_k": offsets,

@@ -20,12 +20,24 @@ from diffratio_kernels.ops.fused_linear import gate_residual as fused_gate_resid
 from diffratio_kernels.ops.fused_linear import scatter as fused_scatter
 from diffratio_kernels.ops.gate_residual import triton as gate_residual
 from diffratio_kernels.ops.mlp import triton as mlp
+from diffratio_kernels.ops.qk_norm_rope import triton as qk_norm_rope
 from diffratio_kernels.ops.route import triton as route
 from diffratio_kernels.ops.scatter_rescale import triton as scatter_rescale
 from diffratio_kernels.ops.two_bin_attention import triton as two_bin_attention
 from diffratio_kernels.ops.two_bin_blend import triton as two_bin_blend
 from diffratio_kernels.ops.two_bin_gelu import triton as two_bin_gelu
-from diffratio_kernels.types import Bins, Finish, Linear, Nested, PackedRows, Rescale, Seqlens
+from diffratio_kernels.types import (
+    Bins,
+    Finish,
+    HeadNorm,
+    Heads,
+    Linear,
+    Nested,
+    PackedRows,
+    Rescale,
+    Rope,
+    Seqlens,
+)
 
 from .record import Specialization, record
 
@@ -88,6 +100,8 @@ def configurations() -> Iterator[Configuration]:
                 ):  # fmt: skip
                     yield from _labelled(f"D={width}", name, calls)
         yield from _labelled(f"D={FULL_WIDTH}", name, _every_tile(FULL_WIDTH, WIDTHS[FULL_WIDTH], dtype))
+        for label, calls in _prepared_heads(dtype):
+            yield from _labelled(label, name, calls)
         for head_dim, heads in HEADS.items():
             if name == "bf16" or head_dim == FULL_HEAD_DIM:
                 yield from _labelled(f"d={head_dim}", name, _attention(head_dim, heads, dtype))
@@ -136,6 +150,40 @@ def _rows(width: int, dtype: torch.dtype) -> Calls:
     yield "", adaln.adaln_backward, (hidden, rows, scale, 1e-6, None, hidden, None)
     yield "", gate_residual.gate_residual, (hidden, hidden, gate, rows)
     yield "", gate_residual.gate_residual_backward, (hidden, hidden, gate, rows)
+
+
+def _prepared_heads(dtype: torch.dtype) -> Iterator[tuple[str, Calls]]:
+    """Families' heads of query and of key, width of a head, norm, across heads, table of angles, halves."""
+    for label, heads, few, width, kind, across, table, halves in (
+        ("Flux", 24, 24, 128, "rms", False, (1, 1, 64), False),
+        ("Wan", 40, 40, 128, "rms", True, (1, 1, 64), False),
+        ("LTX", 32, 32, 64, "rms", True, (B, 32, 32), False),
+        ("Z-Image", 30, 30, 128, "rms", False, (B, 1, 64), False),
+        ("Krea", 24, 8, 128, "rms", False, (1, 1, 64), False),
+        ("CogVideoX", 30, 30, 64, "layer", False, (1, 1, 32), False),
+        ("MiniMax-H3", 24, 24, 128, "rms", False, (1, 1, 32), True),
+        ("no norm", 16, 16, 72, None, False, (1, 1, 36), False),
+    ):
+        yield label, _heads(heads, few, width, kind, across, table, halves, dtype)
+
+
+def _heads(heads, few, width, kind, across, table, halves, dtype) -> Calls:
+    samples, groups, pairs = table
+    packed = _empty(T, (heads + 2 * few) * width, dtype=dtype)
+    parts = packed.split([heads * width, few * width, few * width], dim=1)
+    rope = Rope(*(_empty(samples, N, groups, pairs, dtype=torch.float32) for _ in range(2)), halves)
+    norm = None
+    if kind is not None:
+        sizes = (heads * width, few * width) if across else (width, width)
+        weights = [_empty(size, dtype=dtype) for size in sizes]
+        biases = [_empty(size, dtype=dtype) if kind == "layer" else None for size in sizes]
+        norm = HeadNorm(kind, *weights, *biases, 1e-6, across)
+    given, rows = Heads(*parts, heads, few), _packed()
+    joint = _empty(2 * T, heads + 2 * few, width, dtype=dtype)
+    yield "", qk_norm_rope.qk_norm_rope, (given, rows, norm, rope)
+    yield " joint", qk_norm_rope.qk_norm_rope, (given, rows, norm, rope, joint, _cu_seqlens()[1:])
+    grad = _empty(T, heads + 2 * few, width, dtype=dtype)
+    yield " backward", qk_norm_rope.qk_norm_rope_backward, (grad, given, rows, norm, rope)
 
 
 def _every_tile(width: int, hidden: int, dtype: torch.dtype) -> Calls:

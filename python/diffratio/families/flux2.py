@@ -58,8 +58,8 @@ class Flux2SingleSpec(SequenceSpec):
             return text_and_image(x[:, length:], x[:, :length]) if split_hidden_states else clipped(x)
 
         attention = SelfAttention(
-            parts.product(attn.to_qkv_mlp_proj), None, attn.heads, norms=(attn.norm_q, attn.norm_k),
-            rope=pairs(image_rotary_emb),
+            parts.product(attn.to_qkv_mlp_proj), None, attn.heads,
+            norms=parts.norms(attn, "norm_q", "norm_k"), rope=pairs(image_rotary_emb),
         )  # fmt: skip
         columns = attn.mlp_hidden_dim * attn.mlp_mult_factor
         mlp = Parallel(attn.mlp_act_fn, parts.product(attn.to_out), columns)

@@ -68,7 +68,8 @@ class _Flux3(ModuleSpec):
 
     def stream(self, block, parts: Parts, x, mod, alike, rope) -> Stream:
         attention, eps = parts.attention(block.attn, rope), block.norm.eps
-        attention.norms = tuple(map(_wide, attention.norms))
+        if isinstance(attention.norms, tuple):  # by their weights they are computed in fp32 anyway
+            attention.norms = tuple(map(_wide, attention.norms))
         modulation, groups = _modulation(x, mod, alike)
         return Stream(x, modulation, attention, block.ff, eps, eps, groups=groups, mlp_reads_input=True)
 

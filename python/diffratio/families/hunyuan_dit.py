@@ -45,7 +45,7 @@ class HunyuanDiTSpec(ModuleSpec):
             query = attn2.to_q(block.norm2(hidden)).unflatten(-1, (attn2.heads, -1))
             query = query if attn2.norm_q is None else attn2.norm_q(query)
             if rope is not None:
-                (query,) = rotated(rope, [query], rows)
+                query = rotated(rope, query, rows)
             attended = by_count(_attend, query, rows, key, value).flatten(1)
             return attn2.to_out[1](attn2.to_out[0](attended))
 

@@ -236,7 +236,7 @@ def _turned(attn: nn.Module, x: Tensor, rows: PackedRows, rope: Rope | None) -> 
     if rope is None:
         return x.unflatten(-1, (attn.heads, -1))
     x = x.unflatten(-1, (rope.cos.shape[2], -1))  # the model may give it other heads than attention has
-    return rotated(rope, [x], rows)[0].flatten(1).unflatten(-1, (attn.heads, -1))
+    return rotated(rope, x, rows).flatten(1).unflatten(-1, (attn.heads, -1))
 
 
 register_block_spec(LTX2VideoTransformerBlock, LTX2Spec())

@@ -9,15 +9,19 @@ from typing import Any
 
 import torch
 from diffusers.models.attention import FeedForward
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fold
-from diffratio_kernels.types import Linear, PackedRows, Product
+from diffratio_kernels.types import HeadNorm, Linear, PackedRows, Product
 
 from .attention_modules import by_count, foreign_mlp, product_of
 from .inspection import affine_linear, bias_of, hooked, moves_arguments, patched, plain_linear, remember
 from .registry import Spec, inspected
 from .text_mask import keys_values_of
+
+_NORMS = (nn.RMSNorm, RMSNorm, nn.LayerNorm)
+remember(*_NORMS)
 
 
 @dataclass(slots=True)
@@ -30,6 +34,8 @@ class Parts:
     """ids of the Linears whose weights are all that they compute."""
     affine: set[int] = field(default_factory=set)
     """ids of the MLPs that are two products around a tanh GELU, the second one affine."""
+    norm_weights: set[int] = field(default_factory=set)
+    """ids of the norms whose weights are all that they compute."""
     slow: str | None = None
     """The first Linear that is not raw, and why."""
 
@@ -60,15 +66,26 @@ class Parts:
         """
         names = ("add_q_proj", "add_k_proj", "add_v_proj") if text else ("to_q", "to_k", "to_v")
         joined = "to_added_qkv" if text else "to_qkv"
-        norms = ("norm_added_q", "norm_added_k") if text else ("norm_q", "norm_k")
+        names_of_norms = ("norm_added_q", "norm_added_k") if text else ("norm_q", "norm_k")
+        norms = self.norms(attn, *names_of_norms, more.get("across_heads", False))
         if fused and getattr(attn, "fused_projections", False) and hasattr(attn, joined):
             project = self.product(getattr(attn, joined))
         else:
             project = tuple(self.product(getattr(attn, name)) for name in names)
         heads = attn.heads if heads is None else heads
-        return SelfAttention(
-            project, self.out(attn, text), heads, norms=norms_of(attn, *norms), rope=rope, **more
-        )
+        return SelfAttention(project, self.out(attn, text), heads, norms=norms, rope=rope, **more)
+
+    def norms(self, attn: nn.Module, of_query: str, of_key: str, across_heads: bool = False):
+        """Norms of query and key: by their weights where these are the whole truth, else the modules; None
+        where there are none."""
+        query, key = (getattr(attn, name, None) for name in (of_query, of_key))
+        if query is None:
+            return None
+        if not {id(query), id(key)} <= self.norm_weights or query.eps is None or query.eps != key.eps:
+            return query, key
+        kind = "layer" if isinstance(query, nn.LayerNorm) else "rms"
+        weights = query.weight, key.weight, getattr(query, "bias", None), getattr(key, "bias", None)
+        return HeadNorm(kind, *weights, query.eps, across_heads)
 
     def out(self, attn: nn.Module, text: bool = False) -> Product | None:
         """The product behind an attention, None where it has none."""
@@ -78,10 +95,9 @@ class Parts:
         return self.product(out[0]) if len(out) < 2 or out[1].p == 0 else nn.Sequential(*out)
 
 
-def norms_of(attn: nn.Module, *names: str) -> tuple[nn.Module, nn.Module] | None:
-    """Norms of query and key, None where there are none."""
-    of_query, of_key = (getattr(attn, name, None) for name in names)
-    return None if of_query is None else (of_query, of_key)
+def _plain_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm that its class, weight and bias describe."""
+    return type(module) in _NORMS and not hooked(module) and patched(type(module)) is None
 
 
 class ModuleSpec(Spec):
@@ -116,6 +132,8 @@ class ModuleSpec(Spec):
                 if why is None:
                     parts.raw.add(id(module))
                 parts.slow = parts.slow or (why and f"{name}: {why}")
+            elif _plain_norm(module):
+                parts.norm_weights.add(id(module))
             elif type(module) is FeedForward and not (foreign_mlp(module) or affine_linear(module.net[2])):
                 parts.affine.add(id(module))
         return parts

@@ -99,7 +99,7 @@ def _again(cross: nn.Module, text: Tensor, mask: Tensor | None, rope: Rope | Non
     def branch(attended: Tensor, rows: PackedRows) -> Tensor:
         query = cross.to_q(attended).unflatten(-1, heads)
         query = query if cross.norm_q is None else cross.norm_q(query)
-        query = query if rope is None else rotated(rope, [query], rows)[0]
+        query = query if rope is None else rotated(rope, query, rows)
         added = cross.to_out[1](cross.to_out[0](by_count(attend, query.flatten(1), rows, keys, values, mask)))
         return added if video is None else added.masked_fill((rows.index % rows.tokens >= video)[:, None], 0)
 

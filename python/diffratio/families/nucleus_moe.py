@@ -53,7 +53,7 @@ def _keys_values(block, text: Tensor, rope: Tensor | None, mask: Tensor | None, 
     if rope is not None:
         length = key.shape[1]
         rows = PackedRows(torch.arange(key.shape[0] * length, device=key.device), length)
-        key = rotated(complex_rope(rope), [key.flatten(0, 1)], rows)[0].view(key.shape)
+        key = rotated(complex_rope(rope), key.flatten(0, 1), rows).view(key.shape)
     return KeysValues(key, value) if mask is None else KeysValues.masked(key, value, mask[:, -key.shape[1] :])
 
 

@@ -34,8 +34,8 @@ class PRXSpec(ModuleSpec):
         # [B, 1, S, d/2, 2, 2]: a matrix for each pair
         cos, sin = image_rotary_emb[:, 0, :, None, :, :, 0].unbind(-1)
         attention = SelfAttention(
-            parts.product(attn.img_qkv_proj), parts.out(attn), attn.heads, norms=(attn.norm_q, attn.norm_k),
-            rope=Rope(cos, sin), more=text,
+            parts.product(attn.img_qkv_proj), parts.out(attn), attn.heads,
+            norms=parts.norms(attn, "norm_q", "norm_k"), rope=Rope(cos, sin), more=text,
         )  # fmt: skip
 
         def mlp(normed, rows):
