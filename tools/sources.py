@@ -66,8 +66,8 @@ def schemas() -> set[tuple[str, ...]]:
 def wide_functions(path: Path, schemas: Collection[tuple[str, ...]] = ()) -> list[str]:
     """`line name parameters` of functions with WIDE parameters or more, self, cls and ctx left out.
 
-    Kernels of Triton, commands of typer and functions that take exactly a schema's arguments are as wide as
-    they must be, and do not count.
+    Kernels of Triton, commands of typer, functions that take exactly a schema's arguments and a spec's `bind`,
+    which takes those of a block's forward, are as wide as they must be, and do not count.
     """
     tree = ast.parse(path.read_text())
     options = {  # names of annotated options: Seed = Annotated[int, typer.Option(...)]
@@ -87,7 +87,8 @@ def wide_functions(path: Path, schemas: Collection[tuple[str, ...]] = ()) -> lis
         kernel = any(name.startswith("triton.jit") for name in decorators)
         used = {name.id for name in ast.walk(node.args) if isinstance(name, ast.Name)}
         command = used & {"typer", *options} or any(".command(" in name for name in decorators)
-        if len(names) >= WIDE and not (kernel or command or tuple(names) in schemas):
+        given = kernel or command or node.name == "bind" or tuple(names) in schemas
+        if len(names) >= WIDE and not given:
             found.append(f"{node.lineno} {node.name} {len(names)}")
     return found
 

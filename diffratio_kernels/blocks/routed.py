@@ -51,7 +51,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         run: how the steps run.
     """
     image = call.image
-    if call.one_stream and not any(rows.counts):
+    if not any(rows.counts) and call.one_stream:
         return call.output(image.tokens.clone(memory_format=torch.contiguous_format), None)
     if image.groups is not None:
         rows = replace(rows, groups=image.groups.flatten()[rows.index])

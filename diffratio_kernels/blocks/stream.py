@@ -68,6 +68,7 @@ class SelfAttention:
     key_scale: Tensor | None = None
     """[1 or B, N, 1 or H]: factors of the keys."""
     more: KeysValues | None = None
+    """What the rows attend to besides each other."""
 
     @property
     def bare(self) -> bool:

@@ -31,6 +31,7 @@ OF_ANOTHER = {
     "attention": {"route.reference"},
     "adaln": {"route.reference"},
     "gate_residual": {"route.reference", "attention.sdpa"},
+    "qk_norm_rope": {"route.reference"},
     "scatter_rescale": {"route.reference"},
     "fused_linear": {"scatter_rescale.triton"},
     "two_bin_gelu": {"route.reference", "mlp.triton"},

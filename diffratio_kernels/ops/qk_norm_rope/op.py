@@ -31,9 +31,9 @@ def _check(
     samples = 1 if cos is None else cos.shape[0]
     check.tensor("index", index, "T", dtypes=(torch.int64,))
     if readable(index) and index.numel() > 0:
-        low, high = (value.item() for value in index.aminmax())
+        low, high = index.aminmax()
         if low < 0 or (samples > 1 and high >= samples * tokens):
-            check.fail(f"index holds {low} to {high}, must be rows of the flattened [B*N]")
+            check.fail(f"index holds {low.item()} to {high.item()}, must be rows of the flattened [B*N]")
     per_head = ("d", "d") if not across_heads else ("E", "C")
     for suffix, of_query, of_key in (("weight", query_weight, key_weight), ("bias", query_bias, key_bias)):
         if norm == "none" and (of_query is not None or of_key is not None):
