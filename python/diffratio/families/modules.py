@@ -14,7 +14,16 @@ from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention
 from diffratio_kernels.types import Linear, Product
 
 from .attention_modules import foreign_mlp, product_of
-from .inspection import affine_linear, bias_of, hooked, moves_arguments, patched, plain_linear, remember
+from .inspection import (
+    affine_linear,
+    bias_of,
+    foreign_dropout,
+    hooked,
+    moves_arguments,
+    patched,
+    plain_linear,
+    remember,
+)
 from .registry import Spec, inspected
 from .text_mask import keys_values_of
 
@@ -66,7 +75,8 @@ class Parts:
         out = getattr(attn, "to_add_out" if text else "to_out", None)
         if out is None or isinstance(out, nn.Linear) or not isinstance(out, nn.ModuleList):
             return None if out is None else self.product(out)
-        return self.product(out[0]) if len(out) < 2 or out[1].p == 0 else nn.Sequential(*out)
+        drops = len(out) > 1 and foreign_dropout(out[1]) is not None
+        return nn.Sequential(*out) if drops else self.product(out[0])
 
 
 def norms_of(attn: nn.Module, *names: str) -> tuple[nn.Module, nn.Module] | None:
