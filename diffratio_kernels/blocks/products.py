@@ -29,7 +29,7 @@ def run_of(op: str, backend: str, attention: str, x: Tensor, direct: bool) -> Ru
 def project(run: Run, normed: Tensor, attention: SelfAttention) -> tuple[Tensor, Tensor, Tensor]:
     """normed [T, D] -> query, key and value [T, H, d]."""
     parts, heads = attention.project, attention.heads
-    if isinstance(parts, Linear):
+    if not isinstance(parts, tuple):
         return product(run, normed, parts).unflatten(-1, (3, heads, -1)).unbind(1)
     if run.buffer is None or not all(isinstance(part, Linear) for part in parts):
         outputs = [part(normed) for part in parts]

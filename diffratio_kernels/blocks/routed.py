@@ -191,7 +191,7 @@ def _widest(call: Call) -> int:
     image, cross, columns = call.image, call.after_attention, 0
     if isinstance(image.attention, SelfAttention):
         parts = image.attention.project
-        for part in (parts,) if isinstance(parts, Linear) else parts:
+        for part in parts if isinstance(parts, tuple) else (parts,):
             if isinstance(part, Linear):
                 columns += part.weight.shape[0]
     if isinstance(image.mlp, Mlp) and isinstance(image.mlp.fc1, Linear):

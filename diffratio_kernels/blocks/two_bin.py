@@ -107,7 +107,7 @@ def _projected(run, call, hidden, normed, rows, vectors) -> list[Tensor] | None:
 
     def joined(normed: Tensor) -> Tensor:
         parts = image.attention.project
-        if isinstance(parts, Linear):
+        if not isinstance(parts, tuple):
             return parts(normed)
         outputs = [part(normed) for part in parts]
         equal_width(t.shape[-1] for t in outputs)

@@ -2,8 +2,8 @@
 each attends to its text and to the other one: the audio to those tokens of the video that are kept."""
 
 import inspect
+from collections import namedtuple
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import torch
 from diffusers.models.normalization import RMSNorm
@@ -28,6 +28,7 @@ from .modules import told
 from .registry import register_block_spec
 
 _signature = inspect.signature(LTX2VideoTransformerBlock.forward)
+_Given = namedtuple("_Given", list(_signature.parameters)[1:])
 
 
 class LTX2Spec(LTXSpec):
@@ -45,7 +46,7 @@ class LTX2Spec(LTXSpec):
     def bind(self, block, *args, **kwargs):
         bound = _signature.bind(block, *args, **kwargs)
         bound.apply_defaults()
-        given, width = SimpleNamespace(**bound.arguments), self.width(block)
+        given, width = _Given(*bound.args[1:]), self.width(block)
         masks = "self_attention_mask", "a2v_cross_attention_mask", "v2a_cross_attention_mask"
         parts = self.refuse(block, **{name: getattr(given, name) for name in masks})
         modulation, groups = modulation_of(
@@ -91,7 +92,7 @@ class _Meeting:
     """What the rows of the video take of text and audio, and the audio of them."""
 
     block: nn.Module
-    given: SimpleNamespace
+    given: _Given
     text: Tensor
     """[B, M, D]."""
     lengths: Tensor | None
@@ -158,7 +159,7 @@ def _prompt(block: nn.Module, text: Tensor, table: str, temb: Tensor | None) -> 
     return text * (1 + scale) + shift
 
 
-def _audio_alone(block: nn.Module, given: SimpleNamespace, modulation: tuple[Tensor, ...]) -> Tensor:
+def _audio_alone(block: nn.Module, given: _Given, modulation: tuple[Tensor, ...]) -> Tensor:
     """The audio after its own attention and that to its text."""
     audio, (shift, scale, gate) = given.audio_hidden_states, modulation[:3]
     perturbed = ("perturbation_mask", "all_perturbed") if block.perturbed_attn else ()

@@ -16,7 +16,16 @@ from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fo
 from diffratio_kernels.types import HeadNorm, Linear, PackedRows, Product
 
 from .attention_modules import by_count, foreign_mlp, product_of
-from .inspection import affine_linear, bias_of, hooked, moves_arguments, patched, plain_linear, remember
+from .inspection import (
+    affine_linear,
+    bias_of,
+    foreign_dropout,
+    hooked,
+    moves_arguments,
+    patched,
+    plain_linear,
+    remember,
+)
 from .registry import Spec, inspected
 from .text_mask import keys_values_of
 
@@ -92,7 +101,8 @@ class Parts:
         out = getattr(attn, "to_add_out" if text else "to_out", None)
         if out is None or isinstance(out, nn.Linear) or not isinstance(out, nn.ModuleList):
             return None if out is None else self.product(out)
-        return self.product(out[0]) if len(out) < 2 or out[1].p == 0 else nn.Sequential(*out)
+        drops = len(out) > 1 and foreign_dropout(out[1]) is not None
+        return nn.Sequential(*out) if drops else self.product(out[0])
 
 
 def _plain_norm(module: nn.Module) -> bool:
@@ -186,7 +196,16 @@ def _bypassed(module: nn.Module, classes: type | tuple[type, ...]) -> str | None
         wanted = " or a ".join(cls.__name__ for cls in classes)
         return f"it is a {type(module).__name__}, not a {wanted}"
     reason = None if moves_arguments(module) and not module._parameters else hooked(module)
-    return reason or patched(type(module))
+    return reason or patched(type(module)) or (None if hasattr(module, "processor") else _norms_inside(module))
+
+
+def _norms_inside(module: nn.Module) -> str | None:
+    """Why a norm inside of an adaptive norm, of which the modulation alone is called, does more than its
+    class says."""
+    for name, child in module.named_modules():
+        if "norm" in name.rpartition(".")[2] and (why := hooked(child)):
+            return f"{name}: {why}"
+    return None
 
 
 def told(block: nn.Module, spec: Spec) -> Any:

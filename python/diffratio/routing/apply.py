@@ -87,13 +87,15 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
     found, dense = _find_blocks(model)
     config.kept_tenths(len(found))  # complains before anything is changed
     specs = [spec for _, _, spec in found]
-    parameters = list(_signature(model).parameters)[1:]
+    signature = inspect.signature(inspect.unwrap(type(model).forward))
+    parameters = list(signature.parameters)[1:]
     name = specs[0].timestep_name
     position = parameters.index(name) if name in parameters else -1
     layouts = {type(spec): spec for spec in specs if type(spec).layout is not Spec.layout}
     units = _timestep_units(specs, config)
-    of_tokens = specs[0].timesteps_of_tokens
-    shared = RoutedModel(config, units, name, position, of_tokens, list(layouts.values()), dense)
+    shared = RoutedModel(
+        config, units, name, position, specs[0].timesteps_of_tokens, list(layouts.values()), signature, dense
+    )
     for number, (name, block, spec) in enumerate(found):
         _patch(block, spec, name, number, shared)
     model._diffratio_model = shared
@@ -108,13 +110,9 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
     return model_or_pipe
 
 
-def _signature(model: nn.Module) -> inspect.Signature:
-    return inspect.signature(inspect.unwrap(type(model).forward))
-
-
 def _given(model: nn.Module, args, kwargs) -> dict:
     """What a model is called with, by the names of its forward's arguments."""
-    bound = _signature(model).bind(model, *args, **kwargs)
+    bound = model._diffratio_model.signature.bind(model, *args, **kwargs)
     given = dict(bound.arguments)
     for name, parameter in bound.signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import Signature
 from types import MethodType
 from typing import Any
 
@@ -141,6 +142,8 @@ class RoutedModel:
     """Whether timesteps in one dimension are those of tokens and not of samples."""
     layouts: list[Spec] = field(default_factory=list)
     """Specs that are told of every call of the model, one of each class."""
+    signature: Signature | None = None
+    """Of the model's forward, whose arguments they are given by name."""
     dense: dict[str, str] = field(default_factory=dict)
     """Blocks that a spec leaves as they are, and why."""
     enabled: bool = True

@@ -55,3 +55,16 @@ def test_guidance_that_leaves_attention_out_of_some_samples_is_refused():
     apply_diffratio(model, DiffRatioConfig(compression=0.0))
     with torch.no_grad(), pytest.raises(ValueError, match="perturbation_mask is not supported"):
         model(**inputs, perturbation_mask=torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.filterwarnings("ignore:the routers are untrained")
+def test_a_compiled_model_is_one_graph():
+    """Its class is one of those that torch takes into graphs as they are, so its forward cannot be looked
+    at."""
+    model, inputs = MODELS["ltx"]()
+    apply_diffratio(model, DiffRatioConfig(compression=0.5))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        wanted = model(**inputs, return_dict=False)[0]
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(**inputs, return_dict=False)[0], wanted)
