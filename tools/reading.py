@@ -30,8 +30,8 @@ BLOCK_FILES = 2 * 7 + 6
 """Of a `mod_block`: two for each of its seven operators, and six around them."""
 
 # Figure -> (bound, target). A bound is what held when it was set, or the target where that allows more. It is
-# loosened for what the product can do newly alone, and the commit that does so says for what; a target was set
-# before the families beside PixArt and DiT. The functions of a whole call have no target of their own.
+# loosened for what the product can do newly alone, and the commit that does so says for what; targets are
+# older than the families beside PixArt and DiT. The functions of a whole call have no target of their own.
 LIMITS = {
     "mod_block: files on the stack of a launch": (6, 6),
     "mod_block: functions on the stack of a launch": (12, 12),

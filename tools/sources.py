@@ -66,8 +66,8 @@ def schemas() -> set[tuple[str, ...]]:
 def wide_functions(path: Path, schemas: Collection[tuple[str, ...]] = ()) -> list[str]:
     """`line name parameters` of functions with WIDE parameters or more, self, cls and ctx left out.
 
-    Kernels of Triton, commands of typer, functions that take exactly a schema's arguments and a spec's `bind`,
-    which takes those of a block's forward, are as wide as they must be, and do not count.
+    Kernels of Triton, commands of typer, functions that take exactly a schema's arguments and the `bind` of a
+    spec, which takes those of a block's forward, are as wide as they must be, and do not count.
     """
     tree = ast.parse(path.read_text())
     options = {  # names of annotated options: Seed = Annotated[int, typer.Option(...)]

@@ -1,0 +1,139 @@
+"""docs/supported-models.md, from the specs that are registered and the tests' cases.
+
+python -m tools.supported          # prints the page; `--write` puts it where it belongs
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import sys
+
+from diffratio.families import registry
+from diffratio.families.not_routed import NOT_ROUTED
+
+from .sources import ROOT
+
+PAGE = ROOT / "docs" / "supported-models.md"
+TOP = """# Supported models
+`apply_diffratio(pipe)` routes the transformer blocks below, and says so by name where it cannot. This page
+is written by `python -m tools.supported`; a test compares it with the specs that are registered.
+
+Every family is tested the same way (`tests/diffratio/families/test_blocks.py`,
+`tests/diffratio/families/test_models.py`): with every token kept its blocks are the dense ones (fp32 to
+2e-6 and 2e-5 relative; bf16 no worse than 1.25 times the block's own error); with fewer, and unequal
+numbers of them, each sample is what the block makes of its kept tokens alone; other tokens come back
+bit-equal; all gradients, two bins of a learned ratio, gradient checkpointing; removing gives the model back
+bit-equal; no hook is passed over. All of that has run on the CPU, on tiny random models. **Nothing of it
+has run on a GPU.**
+
+Text and reference images are kept always. Queries and keys are normed and turned by one operator
+([qk_norm_rope](how-it-works.md)) where their norms are plain; products run by raw weights where a Linear is
+plain (no LoRA, no quantisation, no hook), else by the modules. While ratios are learned the families beside
+PixArt and DiT run both bins one after the other.
+
+| model of diffusers | blocks | timesteps | what they are |
+|---|---|---|---|
+"""
+REFUSED = """
+## Refused, by name
+* Processors of users, IP-Adapter and PAG: a routed block computes attention itself. `fuse_qkv_projections`
+  is honoured where the family's processor is.
+* Text masks of floats that attention would add to the scores (Chroma's pipeline makes one): give bool
+  masks.
+* Pyramid attention broadcast and FasterCache inside of blocks, context parallelism, leaf-level offloading.
+* Hooks and replacements of modules that a routed block does not call (attention, norms).
+* Attention backends of diffusers (`set_attention_backend`) are not used: attention is this package's.
+
+## Not routed
+| block of diffusers | why |
+|---|---|
+"""
+LIMITS = """
+## Known limits
+* A whole compiled model cannot see which tokens are references (Kontext, FLUX.2, LongCat, FIBO edit): they
+  are routed like the others. Compile block by block (`compile_repeated_blocks`), or route without
+  references.
+* Frames that are given to a video model (timestep 0: Wan TI2V, LTX) are routed like the others.
+"""
+
+
+def rows() -> list[str]:
+    """A row of the table for each file of diffusers whose blocks are routed."""
+    found = []
+    for file, families in registry.FAMILIES.items():
+        for family in families:
+            module = importlib.import_module(f"diffratio.families.{family}")
+            home = _module(file)
+            blocks = {
+                cls: spec
+                for cls, (spec, _) in registry._specs.items()
+                if cls.__module__ == home.__name__ and type(spec).__module__.startswith("diffratio.")
+                and family in _owners(spec, module)
+            }  # fmt: skip
+            if not blocks:
+                continue
+            units = sorted({spec.timestep_units for spec in blocks.values()})
+            about = " ".join(inspect.getdoc(module).split("\n\n")[0].split())
+            names = ", ".join(f"`{cls.__name__}`" for cls in blocks)
+            found.append(f"| {_models(home, file, family)} | {names} | {', '.join(units)} | {about} |")
+    return sorted(found)
+
+
+def _module(file: str):
+    for package in ("diffusers.models.transformers", "diffusers.models"):
+        if importlib.util.find_spec(f"{package}.{file}"):
+            return importlib.import_module(f"{package}.{file}")
+    raise ImportError(f"diffusers has no file {file}")
+
+
+def _owners(spec, module) -> set[str]:
+    """The files that registered a spec: those that hold its class, or an instance of it."""
+    return {module.__name__.rpartition(".")[2]} if hasattr(module, type(spec).__name__) else set()
+
+
+_OF_ATTENTION = {
+    "basic_transformer": "`PixArtTransformer2DModel`, `DiTTransformer2DModel`, `LatteTransformer3DModel`",
+    "sd3": "`SD3Transformer2DModel`",
+}
+"""Our file -> the models of blocks that diffusers keeps beside its attention."""
+
+
+def _models(home, file: str, family: str) -> str:
+    if file == "attention":
+        return _OF_ATTENTION[family]
+    names = [name for name, cls in vars(home).items() if _is_model(name, cls, home)]
+    return ", ".join(f"`{name}`" for name in sorted(names)) or f"`{file}`"
+
+
+def _is_model(name: str, cls, home) -> bool:
+    return (
+        inspect.isclass(cls) and cls.__module__ == home.__name__ and "Model" in name and "Output" not in name
+    )
+
+
+def page() -> str:
+    """The whole page."""
+    refused = [f"| `{name}` | {why} |" for name, why in sorted(NOT_ROUTED.items())]
+    units = "; ".join(
+        f"{name}, from {low:g} to {high:g}" for name, (low, high) in registry.TIMESTEP_UNITS.items()
+    )
+    table = "\n".join(rows()) + f"\n\nTimesteps, the finished picture first: {units}.\n"
+    return TOP + table + REFUSED + "\n".join(refused) + "\n" + LIMITS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true")
+    if parser.parse_args().write:
+        PAGE.write_text(page())
+    else:
+        print(page(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
