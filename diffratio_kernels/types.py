@@ -121,7 +121,11 @@ class Finish:
 
 @dataclass(slots=True)
 class HeadNorm:
-    """The norms of query and key, each of every head or, across heads, of all its channels together."""
+    """The norms of query and key, each of every head or, across heads, of all its channels together.
+
+    Example:
+        >>> norm = HeadNorm("rms", torch.ones(D // H), torch.ones(D // H))
+    """
 
     kind: str = "rms"
     """"rms" or "layer"."""
@@ -130,13 +134,21 @@ class HeadNorm:
     """[d], across heads [H d]; None: 1."""
     query_bias: Tensor | None = None
     key_bias: Tensor | None = None
+    """The same; None: 0."""
     eps: float = 1e-6
+    """Of both norms."""
     across_heads: bool = False
+    """Whether all channels of a row are normed together."""
 
 
 @dataclass(slots=True)
 class Rope:
-    """Rotation of query and key by the place of their token: row n of the table is that of token n."""
+    """Rotation of query and key by the place of their token: row n of the table is that of token n.
+
+    Example:
+        >>> angle = torch.rand(1, N, 1, D // H // 2)  # one table for all samples and heads
+        >>> rope = Rope(angle.cos(), angle.sin())
+    """
 
     cos: Tensor
     sin: Tensor

@@ -98,11 +98,16 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         hidden = run_gate_residual(run, hidden, added, None, rows)
     del attended
 
-    beside = None
-    if isinstance(call.after_attention, Exchange):
-        hidden, beside = call.after_attention.call(run, hidden, rows)
-    else:
-        hidden = _after_attention(run, call, hidden, rows)
+    between, beside = call.after_attention, None
+    if isinstance(between, CrossAttention):
+        attended = cross_attend(run, hidden, rows, between)
+        hidden = hidden if isinstance(between.query, Linear) else _own(run, hidden)
+        hidden = _add_product(run, hidden, attended, between.out, None, rows)
+        del attended
+    elif isinstance(between, Exchange):
+        hidden, beside = between.call(run, hidden, rows)
+    elif between is not None:
+        hidden = _added(run, call, hidden, rows)
     if run.direct and joint:  # not before: attention keeps query, key and value apart
         run.buffer = hidden.new_empty(hidden.shape[0] * _widest(call))
     if first is None:
@@ -113,20 +118,14 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     return call.output(finished, beside if text is None else end(run, text, of_text))
 
 
-def _after_attention(run: Run, call: Call, hidden: Tensor, rows: PackedRows) -> Tensor:
-    """hidden [T, D] and what is added between attention and MLP."""
+def _added(run: Run, call: Call, hidden: Tensor, rows: PackedRows) -> Tensor:
+    """hidden [T, D] and what a second attention, or a part that is not known, adds to it."""
     between = call.after_attention
-    if isinstance(between, CrossAttention):
-        attended = cross_attend(run, hidden, rows, between)
-        hidden = hidden if isinstance(between.query, Linear) else _own(run, hidden)
-        return _add_product(run, hidden, attended, between.out, None, rows)
     if isinstance(between, SecondAttention):
         added = second_attention(run, call.image.tokens, rows, between, call.image.eps)
         return run_gate_residual(run, hidden, added, None, rows)
-    if between is not None:
-        added = called("after_attention", between, hidden, rows)
-        return run_gate_residual(run, _own(run, hidden), added, None, rows)
-    return hidden
+    added = called("after_attention", between, hidden, rows)
+    return run_gate_residual(run, _own(run, hidden), added, None, rows)
 
 
 def _add_product(

@@ -9,7 +9,13 @@ _NAMES = {
     "families": (
         "Call",
         "CrossAttention",
+        "HeadNorm",
+        "KeysValues",
+        "Layout",
         "Mlp",
+        "Parallel",
+        "Rope",
+        "SecondAttention",
         "SelfAttention",
         "Spec",
         "Stream",

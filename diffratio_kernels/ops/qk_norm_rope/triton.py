@@ -298,12 +298,13 @@ def qk_norm_rope_backward(
     weights = (None,) * 4
     if norm is not None:
         weights = norm.query_weight, norm.query_bias, norm.key_weight, norm.key_bias
-    query = _one_backward(grad[:, :heads], given.query, heads, rows, norm, rope, *weights[:2])
-    key = _one_backward(grad[:, heads : heads + few], given.key, few, rows, norm, rope, *weights[2:])
+    query = _one_backward(grad[:, :heads], given.query, heads, rows, norm, rope, weights[:2])
+    key = _one_backward(grad[:, heads : heads + few], given.key, few, rows, norm, rope, weights[2:])
     return query[0], key[0], query[1], key[1], query[2], key[2]
 
 
-def _one_backward(grad, x, heads: int, rows: PackedRows, norm, rope, weight, bias):
+def _one_backward(grad, x, heads: int, rows: PackedRows, norm, rope, weights):
+    weight, bias = weights
     (count, columns), x = x.shape, unit_rows(x)
     width, slices = columns // heads, triton.cdiv(count, ROWS_PER_SLICE)
     (cos, sin, how), eps = _tables(rope, norm), 0.0 if norm is None else norm.eps

@@ -3,6 +3,8 @@
 from diffratio_kernels.blocks.stream import (
     Call,
     CrossAttention,
+    HeadNorm,
+    KeysValues,
     Layout,
     Mlp,
     Parallel,
@@ -19,6 +21,8 @@ from .registry import Spec, register_block_spec, spec_for
 __all__ = [
     "Call",
     "CrossAttention",
+    "HeadNorm",
+    "KeysValues",
     "Layout",
     "Mlp",
     "ModuleSpec",

@@ -31,7 +31,7 @@ class AllegroSpec(ModuleSpec):
         parts = self.refuse(block, attention_mask=attention_mask)
         modulation = block.scale_shift_table[None] + temb.reshape(hidden_states.shape[0], 6, -1)
         norms = None if image_rotary_emb is None else (_halves_together, _halves_together)
-        attention = parts.attention(block.attn1, _rope(image_rotary_emb))
+        attention = parts.attention(block.attn1, _rope(image_rotary_emb), fused=False)
         attention.norms = norms
         eps = block.norm1.eps, block.norm2.eps
         return Call(

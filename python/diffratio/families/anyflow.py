@@ -38,7 +38,7 @@ class AnyFlowSpec(ModuleSpec):
         def output(image, _):
             return image.type_as(hidden_states)
 
-        own = parts.attention(block.attn1, rope, across_heads=True)
+        own = parts.attention(block.attn1, rope, fused=False, across_heads=True)
         eps = block.norm1.eps, block.norm3.eps
         text = keys_values(block, cross, encoder_hidden_states, cross.norm_k, "to_k", "to_v")
         return Call(

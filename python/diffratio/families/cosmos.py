@@ -17,7 +17,7 @@ from .registry import register_block_spec
 
 
 class CosmosSpec(ModuleSpec):
-    timestep_units = "noise"
+    timestep_units = "noise"  # Cosmos 1 is given a quarter of the logarithm of it
     plain = {
         "norm1": CosmosAdaLayerNormZero, "norm2": CosmosAdaLayerNormZero, "norm3": CosmosAdaLayerNormZero,
         "attn1": Attention,
@@ -52,7 +52,7 @@ class CosmosSpec(ModuleSpec):
             return x if controlnet_residual is None else x + controlnet_residual
 
         modulation = torch.cat([of_attention, of_mlp], dim=1)
-        attention = parts.attention(block.attn1, halves(image_rotary_emb))
+        attention = parts.attention(block.attn1, halves(image_rotary_emb), fused=False)
         return Call(
             Stream(x, modulation, attention, parts.mlp(block.ff), groups=groups),
             modulated_attention(block.norm2.norm, of_cross, attend, attention_mask, *text),

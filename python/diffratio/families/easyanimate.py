@@ -26,13 +26,13 @@ class EasyAnimateSpec(ModuleSpec):
         parts, attn, own = self.refuse(block), block.attn1, block.txt_ff is not None
         both = zip(_parts(block.norm1, temb), _parts(block.norm2, temb), strict=True)
         of_image, of_text = (torch.cat(pair, dim=1) for pair in both)
-        of_texts = parts.attention(attn, text=own)
+        of_texts = parts.attention(attn, text=own, fused=False)
         if not own:  # diffusers projects the image alone
             of_texts.out = nn.Identity()
         eps = block.norm1.norm.eps, block.norm2.norm.eps
         image = Stream(
-            hidden_states, of_image, parts.attention(attn, pairs(image_rotary_emb)), parts.mlp(block.ff),
-            *eps, mlp_norm=block.norm3,
+            hidden_states, of_image, parts.attention(attn, pairs(image_rotary_emb), fused=False),
+            parts.mlp(block.ff), *eps, mlp_norm=block.norm3,
         )  # fmt: skip
         text = Stream(
             encoder_hidden_states, of_text, of_texts, parts.mlp(block.txt_ff if own else block.ff), *eps,

@@ -196,7 +196,8 @@ def _bypassed(module: nn.Module, classes: type | tuple[type, ...]) -> str | None
         wanted = " or a ".join(cls.__name__ for cls in classes)
         return f"it is a {type(module).__name__}, not a {wanted}"
     reason = None if moves_arguments(module) and not module._parameters else hooked(module)
-    return reason or patched(type(module)) or (None if hasattr(module, "processor") else _norms_inside(module))
+    inside = None if hasattr(module, "processor") else _norms_inside(module)
+    return reason or patched(type(module)) or inside
 
 
 def _norms_inside(module: nn.Module) -> str | None:

@@ -45,11 +45,11 @@ class MotifSpec(_Motif):
             normed = block.norm1_context(text, emb=temb)[0]
             again = _again(block.cross_attn, normed, mask, rope, image_embed_seq_len)
         return Call(
-            Stream(hidden_states, zero_modulation(block.norm1, temb), parts.attention(attn, rope),
-                   parts.mlp(block.ff)),
+            Stream(hidden_states, zero_modulation(block.norm1, temb),
+                   parts.attention(attn, rope, fused=False), parts.mlp(block.ff)),
             beside_attention=again,
-            text=Stream(text, zero_modulation(block.norm1_context, temb), parts.attention(attn, text=True),
-                        parts.mlp(block.ff_context),
+            text=Stream(text, zero_modulation(block.norm1_context, temb),
+                        parts.attention(attn, text=True, fused=False), parts.mlp(block.ff_context),
                         valid=None if mask is None else mask.flatten(1)[:, -text.shape[1] :]),
             output=image_and_text,
         )  # fmt: skip
@@ -78,7 +78,8 @@ class MotifSingleSpec(_Motif):
         def output(x, _):
             return x[:, :video], x[:, video:]
 
-        image = Stream(x, zero_modulation(block.norm, temb, 3), parts.attention(block.attn, rope),
+        image = Stream(x, zero_modulation(block.norm, temb, 3),
+                       parts.attention(block.attn, rope, fused=False),
                        Parallel(inner, parts.product(block.proj_out)))  # fmt: skip
         return Call(image, beside_attention=again, layout=span(block, x, 0, video, mask), output=output)
 

@@ -24,7 +24,6 @@ NOT_ROUTED = {
     "RFD4ProteinaTrunkLayer": "its tokens are residues of a protein, and attention has a bias for every pair",
     # What a spec would need.
     "AnyFlowTransformerBlock": "not yet: frames see earlier chunks alone (masks of blocks, a cache of keys)",
-    "LuminaNextDiTBlock": "not yet: attention to the text and among the tokens are added before one product",
     "SanaWMLTX2RefinerTransformerBlock": "not yet: it fills and reads a cache of keys of earlier chunks",
 }
 """Class of the block -> why."""

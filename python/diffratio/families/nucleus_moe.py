@@ -34,7 +34,7 @@ class NucleusMoESpec(ModuleSpec):
         of_image, of_text = (None, None) if image_rotary_emb is None else image_rotary_emb
         heads = attn.heads * attn.inner_kv_dim // attn.inner_dim
         more = _keys_values(block, encoder_hidden_states, of_text, mask, heads)
-        own = parts.attention(attn, complex_rope(of_image), kv_heads=heads, more=more)
+        own = parts.attention(attn, complex_rope(of_image), fused=False, kv_heads=heads, more=more)
         scale1, gate1, scale2, gate2 = block.img_mod(temb).unflatten(-1, (4, -1)).unbind(1)
         gate1, gate2 = (gate.clamp(-2, 2).tanh() for gate in (gate1, gate2))
         none, mlp = torch.zeros_like(scale1), block.img_mlp

@@ -54,7 +54,7 @@ class QwenImage21Spec(ModuleSpec):
         def output(image, _):
             return clipped(torch.cat([before, image], dim=1))
 
-        attention = parts.attention(block.attn, rope, more=more)
+        attention = parts.attention(block.attn, rope, fused=False, more=more)
         eps = block.img_norm1.eps, block.img_norm2.eps
         return Call(Stream(x, of_image, attention, block.img_mlp, *eps), output=output)
 

@@ -126,6 +126,7 @@ FAMILIES = {
     "cogvideox_transformer_3d": ("cogvideox",),
     "consisid_transformer_3d": ("consisid",),
     "hunyuan_transformer_2d": ("hunyuan_dit",),
+    "lumina_nextdit2d": ("lumina_next",),
     "transformer_allegro": ("allegro",),
     "transformer_anyflow": ("anyflow",),
     "transformer_bria": ("bria",),
