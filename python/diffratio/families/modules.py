@@ -123,6 +123,7 @@ class ModuleSpec(Spec):
 
     plain: dict[str, type | tuple[type, ...]]
     """Names of the modules that the routed block does not call, and what they must be (one of several)."""
+    path = "operators"
     processors: tuple[type, ...] = ()
     """What the processors of its attentions may be: they are not called either."""
 
@@ -166,7 +167,13 @@ class ModuleSpec(Spec):
 
     def slow_reason(self, block: nn.Module) -> str | None:
         found: Parts = inspected(block)
-        return found.refused or found.slow or "norms and positions of query and key are computed by torch"
+        backends = {getattr(m.processor, "_attention_backend", None) for m in block.modules() if _attends(m)}
+        other = next((backend for backend in backends if backend is not None), None)
+        if found.refused or found.slow:
+            return found.refused or found.slow
+        if other is not None:
+            return f"diffusers' attention backend {getattr(other, 'value', other)!r} is not used, but ours"
+        return None
 
     def refuse(self, block: nn.Module, **given: Any) -> Parts:
         """The block's parts; a ValueError where they, or arguments that a routed block has no use for, do not
@@ -179,6 +186,10 @@ class ModuleSpec(Spec):
                 what = f" ({', '.join(map(str, value))})" if isinstance(value, dict) else ""
                 raise ValueError(f"{name}{what} is not supported by a routed block")
         return found
+
+
+def _attends(module: nn.Module) -> bool:
+    return getattr(module, "processor", None) is not None
 
 
 def _has(block: nn.Module, name: str) -> bool:

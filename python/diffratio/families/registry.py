@@ -37,6 +37,8 @@ class Spec:
 
     timestep_units: str = "training"
     """What the model is given as timestep: a name in `TIMESTEP_UNITS`."""
+    path: str = "mod_block"
+    """What `summary` calls the way of a block whose parts are all known."""
     timestep_name: str = "timestep"
     """What the model's forward calls it."""
     timesteps_of_tokens: bool = False

@@ -18,7 +18,15 @@ from ..families import spec_for
 from ..families.inspection import hooked, reuses_rows
 from ..families.not_routed import why_not
 from ..families.registry import Spec, foreign_forward
-from .find import TABLE_NAME, routed_blocks, routed_layers, routed_model, transformer_of, unwrapped
+from .find import (
+    TABLE_NAME,
+    routed_blocks,
+    routed_layers,
+    routed_model,
+    transformer_of,
+    transformers_of,
+    unwrapped,
+)
 from .forward import refuse_transforms, routed_forward
 from .graphs import take_graphs
 from .offloaded import check_values, offloading_of
@@ -39,8 +47,8 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
     model's own weights, as the model's does (`copy_to`, then `save_diffratio` saves averaged routers).
 
     Args:
-        model_or_pipe: a diffusers model or a pipeline with a transformer. On one that is routed already the
-            routers stay and the kept counts are replaced.
+        model_or_pipe: a diffusers model or a pipeline with a transformer, or two (Wan 2.2), which are both
+            routed. On one that is routed already the routers stay and the kept counts are replaced.
         config: how much is skipped where; None is `DiffRatioConfig()`, 30 % everywhere.
 
     Returns:
@@ -58,8 +66,10 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
         >>> apply_diffratio(model, DiffRatioConfig(compression=0.0, num_regions=4))
         >>> table = learn_ratios(model)
     """
-    route_blocks(model_or_pipe, config)
-    warn_untrained(routed_layers(transformer_of(model_or_pipe)))
+    models = transformers_of(model_or_pipe)
+    for model in models:
+        route_blocks(model, config)
+    warn_untrained([layer for model in models for layer in routed_layers(transformer_of(model))])
     return model_or_pipe
 
 
@@ -279,6 +289,12 @@ def remove_diffratio(model_or_pipe):
         >>> apply_diffratio(model, DiffRatioConfig(compression=0.3))
         >>> model = remove_diffratio(model)
     """
+    for model in transformers_of(model_or_pipe):
+        _remove(model)
+    return model_or_pipe
+
+
+def _remove(model_or_pipe) -> None:
     model, wrappers = unwrapped(model_or_pipe)
     shared = routed_model(model)
     refuse_reducer(model, wrappers, "remove_diffratio")
@@ -299,7 +315,6 @@ def remove_diffratio(model_or_pipe):
     model._modules.pop(TABLE_NAME, None)
     restore_caption(model)
     take_graphs(model)
-    return model_or_pipe
 
 
 def _take_hooks(module: nn.Module) -> None:
@@ -356,8 +371,9 @@ def disable_diffratio(model_or_pipe):
 
 
 def _switch(model_or_pipe, enabled: bool):
-    shared = routed_model(transformer_of(model_or_pipe))
-    shared.enabled = enabled
-    if shared.text is not None:
-        shared.text.invalidate()
+    for model in transformers_of(model_or_pipe):
+        shared = routed_model(transformer_of(model))
+        shared.enabled = enabled
+        if shared.text is not None:
+            shared.text.invalidate()
     return model_or_pipe

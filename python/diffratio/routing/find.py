@@ -18,8 +18,19 @@ def transformer_of(model_or_pipe) -> nn.Module:
     return unwrapped(model_or_pipe)[0]
 
 
+def transformers_of(model_or_pipe) -> list:
+    """The model itself, or all that a pipeline has: Wan 2.2's has one for noisy and one for clean steps."""
+    second = getattr(model_or_pipe, "transformer_2", None)
+    return [model_or_pipe] if second is None else [model_or_pipe.transformer, second]
+
+
 def unwrapped(model_or_pipe) -> tuple[nn.Module, list[nn.Module]]:
     """`transformer_of`, and the wrappers that were seen through."""
+    if len(transformers_of(model_or_pipe)) > 1:
+        raise ValueError(
+            f"{type(model_or_pipe).__name__} has two transformers; give pipe.transformer, then "
+            "pipe.transformer_2"
+        )
     model, wrappers = getattr(model_or_pipe, "transformer", model_or_pipe), []
     if not isinstance(model, nn.Module):
         raise TypeError(

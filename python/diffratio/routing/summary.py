@@ -78,9 +78,9 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
         tokens: N for the kept counts; None is N of the last call.
 
     Returns:
-        A `LayerSummary` per block. path: "mod_block" (raw weights alone) or "modules" (some of the block's
-        own modules are called between our operators); reason: why it is not the faster way; backend: which
-        kernels.
+        A `LayerSummary` per block. path: "mod_block" or "operators" (products by raw weights between our
+        operators; families with norms and positions in attention), or "modules" (some of the block's own
+        modules are called); reason: why it is not the faster way; backend: which kernels.
 
     Raises:
         ValueError: no block is patched; `tokens` is no positive integer; learned ratios have no values to
@@ -115,7 +115,7 @@ def _row(layer: RoutedLayer, tokens: int | None) -> LayerSummary:
         kept_ratio=tuple(t / 10 for t in kept),
         kept_tokens=None if n is None else tuple(kept_tokens(t, n) for t in kept),
         tokens=n,
-        path="mod_block" if reason is None else "modules",
+        path=layer.spec.path if reason is None else "modules",
         backend=_backend(layer.block, reason is None),
         reason=reason,
         learned_ratio=None if table is None else tuple(table.host()[layer.row]),
