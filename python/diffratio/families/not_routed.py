@@ -24,6 +24,7 @@ NOT_ROUTED = {
     "RFD4ProteinaTrunkLayer": "its tokens are residues of a protein, and attention has a bias for every pair",
     # What a spec would need.
     "AnyFlowTransformerBlock": "not yet: frames see earlier chunks alone (masks of blocks, a cache of keys)",
+    "WanAnimate2TransformerBlock": "not yet: it fills and reads a cache of keys of the reference",
     "SanaWMLTX2RefinerTransformerBlock": "not yet: it fills and reads a cache of keys of earlier chunks",
 }
 """Class of the block -> why."""

@@ -133,6 +133,7 @@ FAMILIES = {
     "transformer_anyflow": ("anyflow",),
     "transformer_bria": ("bria",),
     "transformer_bria_fibo": ("bria_fibo",),
+    "transformer_bria_fibo2": ("bria_fibo2",),
     "transformer_chroma": ("chroma",),
     "transformer_chronoedit": ("chronoedit",),
     "transformer_cogview3plus": ("cogview3plus",),

@@ -78,9 +78,9 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
         tokens: N for the kept counts; None is N of the last call.
 
     Returns:
-        A `LayerSummary` per block. path: "mod_block" or "operators" (products by raw weights between our
-        operators; families with norms and positions in attention), or "modules" (some of the block's own
-        modules are called); reason: why it is not the faster way; backend: which kernels.
+        A `LayerSummary` per block. path: "mod_block" (raw weights alone) or "operators" (families with
+        norms, positions or a text stream in attention: our operators, the block's plain products between
+        them), or "modules" (some parts are no plain ones); reason: why; backend: which kernels.
 
     Raises:
         ValueError: no block is patched; `tokens` is no positive integer; learned ratios have no values to
