@@ -42,3 +42,24 @@ def test_the_list_names_classes_without_a_spec():
                 found.setdefault(name, []).append(spec_for(cls.__new__(cls)))
     assert NOT_ROUTED.keys() <= found.keys()
     assert [name for name in NOT_ROUTED if None not in found[name]] == []
+
+
+HELPERS = (
+    "FinalLayer", "OutLayer", "OutLayerAudio", "ConvLayer", "MoELayer", "FiLMLayer",  # no blocks
+    "RefinerBlock", "TextFusionBlock", "TransformerEncoderBlock", "PerceiverLayer",  # of text alone
+    "PreFinalBlock", "HiDreamBlock", "Kandinsky6TransformerDecoderBlock",  # a part of a block, or around it
+    "ConvNeXtV2Block", "ResBlock", "FaceBlockCrossAttention",
+)  # fmt: skip
+"""Ends of names that say block or layer."""
+
+
+def test_every_block_of_diffusers_has_a_spec_or_a_reason():
+    unknown = []
+    for module in pkgutil.iter_modules(transformers.__path__):
+        module = importlib.import_module(f"{transformers.__name__}.{module.name}")
+        for name, cls in inspect.getmembers(module, inspect.isclass):
+            own = issubclass(cls, nn.Module) and cls.__module__ == module.__name__
+            if own and ("Block" in name or name.endswith("Layer")) and not name.endswith(HELPERS):
+                known = name in NOT_ROUTED or spec_for(cls.__new__(cls)) is not None
+                unknown += [] if known else [f"{module.__name__}.{name}"]
+    assert unknown == []
