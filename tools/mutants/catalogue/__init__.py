@@ -3,6 +3,7 @@
 from .compiled import COMPILED
 from .cuda import CUDA
 from .cuda_two_bin import CUDA_TWO_BIN
+from .families import FAMILIES
 from .gate import GATE
 from .mutant import Mutant
 from .native import NATIVE
@@ -16,4 +17,4 @@ from .two_bin import TWO_BINS
 __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
-MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED
+MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED + FAMILIES

@@ -1,0 +1,115 @@
+"""Bugs in what newer families need: norms and positions of query and key, two streams, pinned tokens."""
+
+from .mutant import Mutant
+
+OP = "tests/ops/test_qk_norm_rope.py"
+BLOCKS = "tests/diffratio/families/test_blocks.py"
+TRITON = "diffratio_kernels/ops/qk_norm_rope/triton.py"
+CPU = "csrc/cpu/qk_norm_rope.h"
+JOINT = "diffratio_kernels/blocks/joint.py"
+ROUTED = "diffratio_kernels/blocks/routed.py"
+STREAM = "diffratio_kernels/blocks/stream.py"
+MODULES = "python/diffratio/families/modules.py"
+PLACE = "place = index if BY_SAMPLE else index % tokens\n    row = t"
+BACK = "return ga * cos + gb * sin, gb * cos - ga * sin"
+FLUX = f"{BLOCKS} -k flux"
+
+FAMILIES = [
+    Mutant(
+        "rope-turns-the-other-way", "sign", TRITON,
+        {"(a * cos - b * sin).to(dtype)": "(a * cos + b * sin).to(dtype)"}, OP,
+    ),
+    Mutant(
+        "rope-by-the-packed-row", "index", TRITON,
+        {PLACE: "place = t\n    row = t"}, OP,
+    ),
+    Mutant(
+        "rope-of-the-first-sample", "index", TRITON,
+        {PLACE: "place = index % tokens\n    row = t"},
+        OP,
+    ),
+    Mutant(
+        "rms-takes-the-mean-off", "formula", TRITON,
+        {"mean = mean / count if LAYER else mean * 0.0": "mean = mean / count"}, OP,
+    ),
+    Mutant(
+        "halves-are-neighbours", "index", TRITON,
+        {"tl.where(turns, p, 2 * p), tl.where(turns, p + PAIRS, 2 * p + 1)": "2 * p, 2 * p + 1"}, OP,
+    ),
+    Mutant(
+        "norms-of-heads-across-heads", "formula", TRITON,
+        {"_stats(a, b, mask, H * D if ACROSS else D, eps, NORM == \"layer\", ACROSS)":
+         "_stats(a, b, mask, D, eps, NORM == \"layer\", ACROSS)"}, OP,
+    ),
+    Mutant(
+        "gradient-turned-forwards", "sign", TRITON,
+        {BACK: "return ga * cos - gb * sin, gb * cos + ga * sin"},
+        OP,
+    ),
+    Mutant(
+        "gradient-without-the-dot", "formula", TRITON,
+        {"ga = rstd * (ga - sums - a * dot)": "ga = rstd * (ga - sums)"}, OP,
+    ),
+    Mutant(
+        "cpu-rope-of-the-row", "index", CPU,
+        {"a.table_by_sample ? a.index[t] : a.index[t] % a.tokens": "a.table_by_sample ? a.index[t] : t"}, OP,
+    ),
+    Mutant(
+        "cpu-value-unmoved", "index", CPU,
+        {"+ t * a.value_stride, k": "+ 0 * a.value_stride, k"}, OP,
+    ),
+    Mutant(
+        "text-at-the-images-place", "index", JOINT,
+        {"text.rows, joint, rows.cu_seqlens[1:])": "text.rows, joint, rows.cu_seqlens[:-1])"}, FLUX,
+    ),
+    Mutant(
+        "text-and-image-parted-wrongly", "index", JOINT,
+        {"both[:, : counts[0]].flatten(0, 1), both[:, counts[0] :].flatten(0, 1)":
+         "both[:, second:].flatten(0, 1), both[:, :second].flatten(0, 1)"}, FLUX,
+    ),
+    Mutant(
+        "pinned-tokens-are-scored", "formula", JOINT,
+        {"neutral = torch.inf if score_scale == 1 else -math.log(score_scale - 1)": "neutral = 1.0"}, FLUX,
+    ),
+    Mutant(
+        "pinned-tokens-are-left-out", "index", JOINT,
+        {"return flat[:, layout.routed[0] : layout.routed[0] + layout.pinned[0]].flatten()":
+         "return flat[:, : layout.pinned[0]].flatten()"}, FLUX,
+    ),
+    Mutant(
+        "padding-of-text-is-attended-to", "mask", JOINT,
+        {"keys = text.rows.key_lengths + rows.cu_seqlens.diff()": "keys = None"}, f"{BLOCKS} -k qwen",
+    ),
+    Mutant(
+        "text-modulated-by-the-first-sample", "index", JOINT,
+        {"rows.groups = None if stream": "rows.groups = rows.index * 0 if stream"},
+        FLUX,
+    ),
+    Mutant(
+        "score-multiplies-attention-too", "formula", ROUTED,
+        {"rescale = Rescale(\"none\")": "pass"}, FLUX,
+    ),
+    Mutant(
+        "groups-of-other-rows", "index", ROUTED,
+        {"groups=image.groups.flatten()[rows.index]": "groups=image.groups.flatten()[: len(rows.index)]"},
+        f"{BLOCKS} -k ti2v",
+    ),
+    Mutant(
+        "bins-weighed-the-other-way", "formula", "diffratio_kernels/blocks/two_passes.py",
+        {"torch.lerp(small.to(dtype), large": "torch.lerp(large.to(dtype), small"},
+        f"{BLOCKS} -k two_bins",
+    ),
+    Mutant(
+        "folded-weight-forgets-its-shift", "formula", STREAM,
+        {"shift = shift + (1 + scale) * bias": "shift = shift + bias"}, f"{BLOCKS} -k cogvideox",
+    ),
+    Mutant(
+        "references-are-routed", "index", "python/diffratio/families/references.py",
+        {"return None if count in (0, own.shape[0]) else count": "return None"}, f"{BLOCKS} -k kontext",
+    ),
+    Mutant(
+        "hooked-norms-are-passed-over", "silence", MODULES,
+        {"return reason or patched(type(module)) or inside": "return reason or patched(type(module))"},
+        "tests/diffratio/families/test_hooks.py -k flux",
+    ),
+]  # fmt: skip
