@@ -65,8 +65,9 @@ class Holder(nn.Module):
         return self.block(**inputs)
 
 
-def angles(rows: int, width: int = WIDTH, twice: bool = True, seed: int = 0) -> tuple[Tensor, Tensor]:
+def angles(rows: int, width: int | None = None, twice: bool = True, seed: int = 0) -> tuple[Tensor, Tensor]:
     """cos and sin [rows, width / 2], or [rows, width] with every angle twice, side by side."""
+    width = WIDTH if width is None else width
     angle = torch.rand(rows, width // 2, generator=torch.Generator().manual_seed(seed)) * 6
     angle = angle.repeat_interleave(2, dim=1) if twice else angle
     return angle.cos(), angle.sin()
