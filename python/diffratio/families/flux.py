@@ -53,6 +53,11 @@ class SequenceSpec(ModuleSpec):
         return span(block, x, length, None if target is None else length + target, valid)
 
 
+def _clipped_text(image, text):
+    """What joint blocks return: of both streams the text alone is clipped."""
+    return clipped(text), image
+
+
 def joint_call(block, parts: Parts, tokens, modulation, rope, layout, valid: Tensor | None = None) -> Call:
     """Of two streams with one rope table [text, image].
 
@@ -68,7 +73,7 @@ def joint_call(block, parts: Parts, tokens, modulation, rope, layout, valid: Ten
                   parts.mlp(block.ff_context), eps, eps)  # fmt: skip
     text.valid = None if valid is None else valid.flatten(1)[:, :length]
     image = Stream(x, modulation[0], parts.attention(block.attn, own), parts.mlp(block.ff), eps, eps)
-    return Call(image, text=text, layout=layout, output=text_and_image)
+    return Call(image, text=text, layout=layout, output=_clipped_text)
 
 
 class FluxSpec(SequenceSpec):
