@@ -1,9 +1,10 @@
 """Blocks of this checkout against those of another one, in turns: is anything slower than before?
 
-    python -m benchmarks.against FOLDER [--python FOLDER/.venv/bin/python] [--rounds 15] [--json]
+    python -m benchmarks.against FOLDER [--python FOLDER/.venv/bin/python] [--rounds 8] [--json]
 
-A process for each checkout, one thread each; a round runs every case twice in each. A line is a case, the
-median seconds of both and the median ratio of this one to the other."""
+A round starts a new process for each checkout, one thread each, their memory in huge pages, and runs every
+case in turns. A line is a case, the median seconds of both, and the median, smallest and largest ratio of a
+round. Without huge pages two processes of the same code differ by a third: which physical pages they get."""
 
 from __future__ import annotations
 
@@ -101,9 +102,12 @@ def worker(folder: Path, python: str) -> subprocess.Popen:
     """A process that runs the cases of a checkout on demand."""
     paths = os.pathsep.join([str(folder), str(folder / "python")])
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # Freed memory stays with the process: glibc's own thresholds follow what was freed before, and pages that
-    # come anew from the system in every call cost a third of a block.
-    memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 31), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+    # Freed memory stays with the process: pages that come anew from the system in every call cost a third
+    # of a block. Huge pages: products run up to half slower where small pages fall badly into the caches.
+    memory = {
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 31), "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }  # fmt: skip
     environment = os.environ | {"PYTHONPATH": paths} | threads | memory
     return subprocess.Popen(
         [python, "-c", WORKER], cwd=folder, env=environment, text=True, bufsize=1,
@@ -118,44 +122,60 @@ def seconds(process: subprocess.Popen, case: str) -> float:
     return float(process.stdout.readline())
 
 
+def one_round(other: Path, python: str, turns: int) -> dict[str, tuple[float, float]]:
+    """By case, the median seconds of this checkout and of the other, in processes of their own."""
+    processes = [worker(ROOT, sys.executable), worker(other, python)]
+    cases = [process.stdout.readline().rstrip("\n").split("\t") for process in processes][0]
+    found = {}
+    for case in cases:
+        mine, theirs = [], []
+        for _ in range(turns):
+            # Whoever comes after the other finds the other's data in the caches: each comes so once.
+            first, second, third, fourth = (seconds(processes[which], case) for which in (0, 1, 1, 0))
+            mine += [first, fourth]
+            theirs += [second, third]
+        found[case] = statistics.median(mine), statistics.median(theirs)
+    for process in processes:
+        process.stdin.close()
+        process.wait()
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("other", type=Path, help="the other checkout, its library built")
     parser.add_argument("--python", help="of the other checkout; by default its own environment's")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=3, help="of every case in a round")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     other = arguments.other.resolve()
-    processes = [
-        worker(ROOT, sys.executable),
-        worker(other, arguments.python or str(other / ".venv/bin/python")),
-    ]
-    cases = [process.stdout.readline().rstrip("\n").split("\t") for process in processes][0]
-    found: dict[str, list[tuple[float, float]]] = {case: [] for case in cases}
+    python = arguments.python or str(other / ".venv/bin/python")
+    found: dict[str, list[tuple[float, float]]] = {}
     for _ in progress_bar(range(arguments.rounds), desc="against", unit="round"):
-        for case in cases:
-            # Whoever comes after the other finds the other's data in the caches: each comes so once.
-            first, second, third, fourth = (seconds(processes[which], case) for which in (0, 1, 1, 0))
-            found[case].append(((first + fourth) / 2, (second + third) / 2))
-    for process in processes:
-        process.stdin.close()
-        process.wait()
-    rows = [
-        {
-            "case": case,
-            "seconds": statistics.median(mine for mine, _ in times),
-            "other": statistics.median(theirs for _, theirs in times),
-            "ratio": statistics.median(mine / theirs for mine, theirs in times),
-        }
-        for case, times in found.items()
-    ]
+        for case, times in one_round(other, python, arguments.turns).items():
+            found.setdefault(case, []).append(times)
+    rows = []
+    for case, times in found.items():
+        ratios = sorted(mine / theirs for mine, theirs in times)
+        rows.append(
+            {
+                "case": case,
+                "seconds": statistics.median(mine for mine, _ in times),
+                "other": statistics.median(theirs for _, theirs in times),
+                "ratio": statistics.median(ratios),
+                "smallest": ratios[0],
+                "largest": ratios[-1],
+            }
+        )
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:
         for row in rows:
-            print("{case:38} {seconds:8.4f} s {other:8.4f} s  {ratio:.3f}".format(**row))
+            line = "{case:38} {seconds:8.4f} s {other:8.4f} s  {ratio:.3f}  ({smallest:.3f} to {largest:.3f})"
+            print(line.format(**row))
     return 0
 
 
