@@ -45,8 +45,8 @@ def begin(run: Run, stream: Stream) -> Text:
         keys = valid.sum(1, dtype=torch.int32)
     rows = PackedRows(_flattened(order, x), tokens, [tokens], _cu_seqlens([tokens], x), key_lengths=keys)
     rows.groups = None if stream.groups is None else stream.groups.flatten()[rows.index]
-    shift, scale, *later = vectors = stream.modulation.unbind(1)
-    hidden, normed = run_gather_adaln(run, x, rows, shift, scale, stream.eps, stream.norm)
+    vectors = stream.modulation.unbind(1)
+    hidden, normed = run_gather_adaln(run, x, rows, *vectors[:2], stream.eps, stream.norm)
     return Text(stream, rows, vectors, hidden, normed)
 
 

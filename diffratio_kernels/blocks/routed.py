@@ -115,6 +115,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     if not image.adds_attention:
         hidden = image.tokens.flatten(0, 1)[rows.index]
     finished = _finish(run, image, rows, hidden, first, gate2, (logits, rescale))
+    run.buffer = None  # which has room for the rows of the image
     return call.output(finished, beside if text is None else end(run, text, of_text))
 
 

@@ -17,7 +17,8 @@ from .cases.case import BATCH, Case, Holder
 
 KEPT = (5, 3)
 """Tenths of the two samples: they keep unequal numbers of tokens."""
-MODES = ("none", "mlp", "residual")
+MODES = {"none": (1, 2), "mlp": KEPT, "residual": KEPT}
+"""What the score multiplies -> kept tenths: also fewer image tokens than the text has."""
 TOLERANCE = {"atol": 2e-6, "rtol": 2e-5}
 
 
@@ -108,12 +109,12 @@ def test_everything_kept_is_the_block(name):
 @pytest.mark.parametrize("rescale", MODES)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_fewer_kept_are_each_sample_alone_on_its_rows(name, rescale):
-    case = made(name)
-    model = routed(case, rescale=rescale)
+    case, kept = made(name), MODES[rescale]
+    model = routed(case, kept, rescale)
     with torch.no_grad():
         got = run(case, model)
         forward = vars(case.block).pop("forward")
-        wanted = plain(case, case.block.diffratio.router_weight, KEPT, rescale)
+        wanted = plain(case, case.block.diffratio.router_weight, kept, rescale)
         case.block.forward = forward
     assert_same(case, got, wanted, **TOLERANCE)
 

@@ -8,6 +8,7 @@ from diffusers.models.transformers import transformer_flux2 as flux2
 
 from diffratio import DiffRatioConfig, apply_diffratio, summary
 
+from .cases.case import HEADS, WIDTH, D, Holder, angles
 from .test_models import made, run
 
 HALF = DiffRatioConfig(compression=0.5)
@@ -101,3 +102,20 @@ def test_flux3_modulates_by_kind_of_token_or_by_token():
         wanted = run(model, inputs)
         model.__class__ = OwnForward
         torch.testing.assert_close(run(model, inputs), wanted)
+
+
+def test_a_text_of_many_more_tokens_than_are_kept():
+    """Without a gradient products share a buffer, which is as large as the kept rows need."""
+    torch.manual_seed(0)
+    block = flux2.Flux2TransformerBlock(D, HEADS, WIDTH).eval()
+    inputs = {
+        "hidden_states": torch.randn(2, 12, D), "encoder_hidden_states": torch.randn(2, 60, D),
+        "temb_mod_img": torch.randn(2, 6 * D), "temb_mod_txt": torch.randn(2, 6 * D),
+        "image_rotary_emb": angles(72),
+    }  # fmt: skip
+    model = Holder(block)
+    apply_diffratio(model, DiffRatioConfig(compression=0.9))
+    wanted = model(torch.tensor([0.5, 0.5]), inputs)
+    with torch.no_grad():
+        got = model(torch.tensor([0.5, 0.5]), inputs)
+    torch.testing.assert_close(got, tuple(out.detach() for out in wanted))
