@@ -60,7 +60,8 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     ours = isinstance(image.attention, SelfAttention)
     text, of_text = None if call.text is None else begin(run, call.text), None
     own = image.attention
-    joint = text is not None or (ours and not own.bare)
+    second = isinstance(call.after_attention, SecondAttention)
+    joint = text is not None or (ours and (second or not own.bare))
 
     fusible = ours and image.attention_norm is None and image.groups is None
     fusible = fusible and call.beside_attention is None
