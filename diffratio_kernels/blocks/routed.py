@@ -71,12 +71,14 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         run, image.tokens, rows, shift1, scale1, image.eps, image.norm, keep_rows=not joined
     )
     first = normed if image.mlp_reads_input else None
+    beside_mlp = normed if isinstance(image.mlp, Parallel) else None
     if run.direct and not joint:
         run.buffer = normed.new_empty(normed.shape[0] * _widest(call))
     if joint:
         attended, behind, of_text = attend(run, image, normed, rows, text)
     elif ours:
         query, key, value = products.project(run, normed, image.attention)
+        normed = None  # its memory is attention's
         attended = run_attention(run, run.attention, query, key, value, among(rows))
         del query, key, value
     else:
@@ -84,10 +86,10 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     if isinstance(image.mlp, Parallel):
         if call.beside_attention is not None:
             attended = attended + called("beside_attention", call.beside_attention, attended, rows)
-        inner = image.mlp.inner(behind if image.mlp.columns else normed)
+        inner = image.mlp.inner(behind if image.mlp.columns else beside_mlp)
         given = Finish(image.tokens, rows, hidden, inner, gate1, logits, rescale)
         return call.output(_finish_parallel(run, image.mlp, given, attended), None)
-    del normed
+    normed = None
     if fusible:
         hidden = _add_product(run, hidden, attended, out, gate1, rows)
     else:

@@ -232,19 +232,17 @@ def _scatter_rescale_(x: Tensor, **arguments) -> Tensor:
 
 
 def heads_arguments(case: ModBlockCase, index: Tensor, generator: torch.Generator) -> dict:
-    """`qk_norm_rope` of packed rows: half as many heads of key and value where that goes, rms norms, a table
-    for every sample."""
+    """`qk_norm_rope` of packed rows: rms norms, a table for every sample."""
     heads, width = case.heads, case.head_dim
-    few = heads // 2 if heads % 2 == 0 else heads
     angle = torch.rand(case.batch, case.tokens, 1, width // 2, generator=generator) * 6
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator).to(case.dtype)
 
     return {
-        "query": draw(len(index), heads * width), "key": draw(len(index), few * width),
-        "value": draw(len(index), few * width), "index": index, "tokens": case.tokens, "heads": heads,
-        "kv_heads": few, "norm": "rms", "query_weight": draw(width), "key_weight": draw(width),
+        "query": draw(len(index), heads * width), "key": draw(len(index), heads * width),
+        "value": draw(len(index), heads * width), "index": index, "tokens": case.tokens, "heads": heads,
+        "kv_heads": heads, "norm": "rms", "query_weight": draw(width), "key_weight": draw(width),
         "cos": angle.cos(), "sin": angle.sin(),
     }  # fmt: skip
 

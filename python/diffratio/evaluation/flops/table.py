@@ -112,6 +112,7 @@ def step_cost(
         "route": (2 * tokens * width, 0, tokens * (row + 4) + 8 * rows),
         "gather_adaln": (0, 8 * rows * width, 3 * rows * row),
         "adaln": (0, 8 * rows * width, 2 * rows * row),
+        "qk_norm_rope": (0, 14 * rows * width, 6 * rows * row),
         "attention": (4 * rows * kept * width, 0, 4 * rows * row),
         "cross_attention": (4 * rows * shape.text_tokens * width, 0, 2 * (rows + text) * row),
         "gate_residual": (0, 2 * rows * width, 3 * rows * row),

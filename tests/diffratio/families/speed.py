@@ -1,6 +1,6 @@
 """Blocks of the families beside PixArt and DiT: routed against dense, in turns, on one CPU thread.
 
-    python -m benchmarks.families [--rounds 3] [--only TEXT] [--json]
+    python -m tests.diffratio.families.speed [--rounds 3] [--only TEXT] [--json]
 
 fp32, B=2, N=1024 image and 128 text tokens, D=768 in 12 heads; the blocks are those of the tests' cases at
 these sizes. A line is a block, the dense median in ms, and for every kept share the median ratio of time
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffratio import DiffRatioConfig, apply_diffratio, remove_diffratio
 from diffratio.progress import progress_bar
 
-ROOT = Path(__file__).parents[1]
+FOLDER = Path(__file__).parent
 NAMES = (
     "flux_double", "flux_single", "flux2_single", "qwen_image", "wan", "sd3_joint", "z_image", "ltx",
     "hunyuan_double", "krea2", "lumina2", "minimax_h3",
@@ -34,7 +34,7 @@ KEPT = (1.0, 0.5, 0.3)
 
 def cases() -> dict:
     """The tests' blocks at these sizes, which their files take when they are imported."""
-    file = ROOT / "tests/diffratio/families/cases/case.py"
+    file = FOLDER / "cases/case.py"
     spec = importlib.util.spec_from_file_location("tests.diffratio.families.cases.case", file)
     case = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(case)
