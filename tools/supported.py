@@ -24,7 +24,8 @@ Every family is tested the same way (`tests/diffratio/families/test_blocks.py`,
 `tests/diffratio/families/test_models.py`): with every token kept its blocks are the dense ones (fp32 to
 2e-6 and 2e-5 relative; bf16 no worse than 1.25 times the block's own error); with fewer, and unequal
 numbers of them, each sample is what the block makes of its kept tokens alone; other tokens come back
-bit-equal; all gradients, two bins of a learned ratio, gradient checkpointing; removing gives the model back
+bit-equal; all gradients, two bins of a learned ratio, gradient checkpointing where the
+model has it and it works there; removing gives the model back
 bit-equal; no hook is passed over. All of that has run on the CPU, on tiny random models. **Nothing of it
 has run on a GPU.**
 

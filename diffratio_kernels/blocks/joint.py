@@ -16,7 +16,7 @@ from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.qk_norm_rope.op import run_qk_norm_rope
-from ..ops.qk_norm_rope.reference import turned
+from ..ops.qk_norm_rope.reference import placed, turned
 from ..ops.route.cu_seqlens import cu_seqlens_for
 from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens
 from ..types import Heads, PackedRows, Product, Rope, Run, Seqlens
@@ -185,10 +185,7 @@ def _prepared(
     if own.key_scale is not None:
         key = (key * at_places(own.key_scale, rows)[..., None]).to(key.dtype)
     heads = torch.cat([query, key, value], dim=1)
-    if out is None:
-        return heads
-    places = torch.arange(heads.shape[0], device=heads.device) + shift[rows.index // rows.tokens]
-    return out.index_copy_(0, places, heads)
+    return heads if out is None else placed(heads, rows, out, shift)
 
 
 def _normed_by_modules(own: SelfAttention, given: Heads) -> Heads:

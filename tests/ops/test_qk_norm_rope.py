@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import diffratio_kernels as dk
-from diffratio_kernels._backends import unavailable_reason
-from diffratio_kernels.types import HeadNorm, Rope
+from diffratio_kernels._backends import kernels, unavailable_reason
+from diffratio_kernels.types import HeadNorm, Heads, PackedRows, Rope
 
 B, N, T = 2, 7, 9
 OF_NORM = ("across_heads", "eps", "query_weight", "key_weight", "query_bias", "key_bias")
@@ -132,3 +132,19 @@ def test_gradients_of_the_kernels_are_those_of_the_reference(name, kernels):
         found.append([leaf.grad for leaf in leaves])
     for got, wanted in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, atol=5e-6, rtol=5e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_go_to_their_places_among_those_of_another_stream(backend):
+    """As blocks call every backend: three rows of the other stream behind those of each sample."""
+    parts, index, heads, few, norm, rope = made("a table for every sample")
+    given, rows = Heads(*parts, heads, few), PackedRows(index, N)
+    prepare = kernels("qk_norm_rope", backend).qk_norm_rope
+    out = torch.zeros(T + 6, heads + 2 * few, 16)
+    prepare(given, rows, norm, rope, out, torch.tensor([0, 3], dtype=torch.int32))
+    of_second = int((index >= N).sum())
+    alone = prepare(given, rows, norm, rope)
+    first = T - of_second
+    torch.testing.assert_close(out[:first], alone[:first])
+    torch.testing.assert_close(out[first + 3 : -3], alone[first:])
+    assert not out[first : first + 3].any() and not out[-3:].any()

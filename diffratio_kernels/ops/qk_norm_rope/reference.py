@@ -8,10 +8,17 @@ from ...types import HeadNorm, Heads, PackedRows, Rope
 from ..route.reference import accumulation_dtype
 
 
-def qk_norm_rope(given: Heads, rows: PackedRows, norm: HeadNorm | None, rope: Rope | None) -> Tensor:
+def qk_norm_rope(
+    given: Heads,
+    rows: PackedRows,
+    norm: HeadNorm | None,
+    rope: Rope | None,
+    out: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
     """Query and key normed and turned by the place of their token, and the value [T, H + 2h, d].
 
-    In at least fp32, with one rounding at the end.
+    In at least fp32, with one rounding at the end. out, shift: as of `placed`.
     """
     query, key = given.query, given.key
     weights = (
@@ -23,7 +30,14 @@ def qk_norm_rope(given: Heads, rows: PackedRows, norm: HeadNorm | None, rope: Ro
             (query, given.heads, *weights[:2]), (key, given.kv_heads, *weights[2:]),
         )
     ]  # fmt: skip
-    return torch.cat([*done, given.value.unflatten(-1, (given.kv_heads, -1)).to(query.dtype)], dim=1)
+    heads = torch.cat([*done, given.value.unflatten(-1, (given.kv_heads, -1)).to(query.dtype)], dim=1)
+    return heads if out is None else placed(heads, rows, out, shift)
+
+
+def placed(heads: Tensor, rows: PackedRows, out: Tensor, shift: Tensor) -> Tensor:
+    """out [R, ...] with row t of sample s of heads [T, ...] in row t + shift[s] (shift [B] int32)."""
+    places = torch.arange(heads.shape[0], device=heads.device) + shift[rows.index // rows.tokens]
+    return out.index_copy_(0, places, heads)
 
 
 def _one(x, heads: int, norm: HeadNorm | None, weight, bias, rows: PackedRows, rope: Rope | None) -> Tensor:

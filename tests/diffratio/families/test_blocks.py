@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffratio import DiffRatioConfig, apply_diffratio, learn_ratios
 from diffratio.families import spec_for
 from diffratio.families.registry import TIMESTEP_UNITS
-from diffratio_kernels import kept_tokens
+from diffratio_kernels import _native, kept_tokens
 
 from .cases import BLOCKS
 from .cases.case import BATCH, Case, Holder
@@ -206,3 +206,16 @@ def test_two_bins_are_both_blended(name):
         pairs = zip(large[stream], small[stream], (0.6, 0.3), strict=True)
         wanted.append([None if a is None else b + w * (a - b) for a, b, w in pairs])
     assert_same(case, got, wanted, atol=1e-5, rtol=1e-4)
+
+
+LIBRARY = ("flux_double", "flux_single", "qwen_image_masked", "wan_ti2v", "z_image_ragged")
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_blocks_run_without_the_native_library(name, monkeypatch):
+    case = made(name)
+    model = routed(case)
+    with torch.no_grad():
+        wanted = run(case, model)
+        monkeypatch.setattr(_native, "unavailable", "it was not built")
+        assert_same(case, run(case, model), wanted, **TOLERANCE)
