@@ -31,8 +31,8 @@ has run on a GPU.**
 
 Text and reference images are kept always. Queries and keys are normed and turned by one operator
 ([qk_norm_rope](how-it-works.md)) where their norms are plain; products run by raw weights where a Linear is
-plain (no LoRA, no quantisation, no hook), else by the modules. While ratios are learned the families beside
-PixArt and DiT run both bins one after the other.
+plain (no LoRA, no quantisation, no hook), else by the modules. While ratios are learned both bins are one
+computation, which equals two passes to 1e-12 in fp64 (`tests/diffratio/families/test_two_bins.py`).
 
 | model of diffusers | blocks | timesteps | what they are |
 |---|---|---|---|

@@ -88,30 +88,42 @@ def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text
     own, rest = image.attention, 0
     if isinstance(image.mlp, Parallel):
         rest = image.mlp.columns
-    given, behind = _products(run, own, normed, rest)
-    counts, keys = rows.counts, rows.key_lengths
+    given, behind = heads_of(run, own, normed, rest)
     if text is None:
-        joint, cu_seqlens = _prepared(run, own, given, rows), rows.cu_seqlens
+        joint = prepared(run, own, given, rows)
+    elif rows.key_lengths is not None:
+        raise ValueError("Layout: padding among pinned tokens beside a text stream is not supported")
     else:
-        if keys is not None:
-            raise ValueError("Layout: padding among pinned tokens beside a text stream is not supported")
         joint = _both(run, image, given, rows, text)
-        counts = [n + text.rows.tokens for n in counts]
-        cu_seqlens = rows.cu_seqlens + text.rows.cu_seqlens
-        if text.rows.key_lengths is not None:
-            keys = text.rows.key_lengths + rows.cu_seqlens.diff()
-    query, key, value = joint.split([own.heads, given.kv_heads, given.kv_heads], dim=1)
-    seqlens = Seqlens(cu_seqlens, cu_seqlens, max(counts), max(counts), keys)
-    if own.more is not None:
-        key, value, seqlens = _with_more(own.more, key, value, counts, seqlens)
-    if own.heads != given.kv_heads:
-        key, value = (t.repeat_interleave(own.heads // given.kv_heads, dim=1) for t in (key, value))
-    attended, of_text = run_attention(run, run.attention, query, key, value, seqlens), None
-    if text is not None:
-        attended, of_text = parted(attended, rows.counts, text.rows.tokens)
+    attended, of_text = attend_joint(run, own, joint, rows, text)
     if own.gate is not None:
         attended = attended * products.product(run, normed, own.gate).sigmoid()
     return attended, behind, of_text
+
+
+def attend_joint(run: Run, own: SelfAttention, joint: Tensor, rows: PackedRows, text: Text | None):
+    """Attention of heads [R, H + 2h, d] of each sample's rows, behind them those of its text.
+
+    Returns:
+        Of the rows [T, H d] and of the text [B*M, H d] or None.
+    """
+    counts, keys, cu_seqlens = rows.counts, rows.key_lengths, rows.cu_seqlens
+    if text is not None:
+        counts = [n + text.rows.tokens for n in counts]
+        cu_seqlens = cu_seqlens + text.rows.cu_seqlens
+        if text.rows.key_lengths is not None:
+            keys = text.rows.key_lengths + rows.cu_seqlens.diff()
+    few = own.kv_heads or own.heads
+    query, key, value = joint.split([own.heads, few, few], dim=1)
+    seqlens = Seqlens(cu_seqlens, cu_seqlens, max(counts), max(counts), keys)
+    if own.more is not None:
+        key, value, seqlens = _with_more(own.more, key, value, counts, seqlens)
+    if own.heads != few:
+        key, value = (t.repeat_interleave(own.heads // few, dim=1) for t in (key, value))
+    attended = run_attention(run, run.attention, query, key, value, seqlens)
+    if text is None:
+        return attended, None
+    return parted(attended, rows.counts, text.rows.counts)
 
 
 def _with_more(more: KeysValues, key: Tensor, value: Tensor, counts: list[int], seqlens: Seqlens):
@@ -139,7 +151,7 @@ def second_attention(run: Run, x: Tensor, rows: PackedRows, second, eps: float) 
     return run_gate_residual(run, torch.zeros_like(branch), branch, gate, rows)
 
 
-def _products(run: Run, own: SelfAttention, normed: Tensor, rest: int) -> tuple[Heads, Tensor | None]:
+def heads_of(run: Run, own: SelfAttention, normed: Tensor, rest: int) -> tuple[Heads, Tensor | None]:
     """query, key and value of rows, and `rest` more columns of a joined projection."""
     few, behind = own.kv_heads or own.heads, None
     if isinstance(own.project, tuple):
@@ -154,20 +166,20 @@ def _products(run: Run, own: SelfAttention, normed: Tensor, rest: int) -> tuple[
 
 def _both(run: Run, image: Stream, given: Heads, rows: PackedRows, text: Text) -> Tensor:
     """Prepared heads of each sample's rows of both streams [R, H + 2h, d]."""
-    of_text, _ = _products(run, text.stream.attention, text.normed, 0)
+    of_text, _ = heads_of(run, text.stream.attention, text.normed, 0)
     if run.direct:
         count = rows.index.shape[0] + text.rows.index.shape[0]
         joint = given.query.new_empty(count, given.heads + 2 * given.kv_heads, given.width)
         # row t of a sample has its own stream's rows before it, and of the other stream's samples
-        _prepared(run, image.attention, given, rows, joint, text.rows.cu_seqlens[:-1])
-        _prepared(run, text.stream.attention, of_text, text.rows, joint, rows.cu_seqlens[1:])
+        prepared(run, image.attention, given, rows, joint, text.rows.cu_seqlens[:-1])
+        prepared(run, text.stream.attention, of_text, text.rows, joint, rows.cu_seqlens[1:])
         return joint
-    first = _prepared(run, image.attention, given, rows)
-    second = _prepared(run, text.stream.attention, of_text, text.rows)
+    first = prepared(run, image.attention, given, rows)
+    second = prepared(run, text.stream.attention, of_text, text.rows)
     return interleave(first, second.to(first.dtype), rows.counts, text.rows.counts)
 
 
-def _prepared(
+def prepared(
     run: Run, own: SelfAttention, given: Heads, rows: PackedRows, out: Tensor | None = None, shift=None
 ) -> Tensor:
     """Query and key normed and turned, beside the value [T, H + 2h, d]: by one kernel where it knows the
@@ -220,12 +232,14 @@ def interleave(first: Tensor, second: Tensor, counts: list[int], counts_second: 
     return torch.cat([part for pair in pairs for part in pair])
 
 
-def parted(joint: Tensor, counts: list[int], second: int) -> tuple[Tensor, Tensor]:
-    """`interleave` undone, where the second set has as many rows in every sample."""
-    if len(set(counts)) == 1:
-        both = joint.unflatten(0, (-1, counts[0] + second))
+def parted(joint: Tensor, counts: list[int], counts_second: list[int]) -> tuple[Tensor, Tensor]:
+    """`interleave` undone."""
+    if len(set(counts)) == 1 and len(set(counts_second)) == 1:
+        both = joint.unflatten(0, (-1, counts[0] + counts_second[0]))
         return both[:, : counts[0]].flatten(0, 1), both[:, counts[0] :].flatten(0, 1)
-    parts = joint.split([size for n in counts for size in (n, second)])
+    batch = max(len(counts), len(counts_second))
+    pairs = zip(_of_each(counts, batch), _of_each(counts_second, batch), strict=True)
+    parts = joint.split([size for pair in pairs for size in pair])
     return torch.cat(parts[::2]), torch.cat(parts[1::2])
 
 
@@ -239,7 +253,7 @@ def score(rows: PackedRows, logits: Tensor, score_scale: float) -> Tensor:
 
 
 def with_pinned(
-    layout: Layout, selected: PackedRows, logits: Tensor, score_scale: float
+    layout: Layout, selected: PackedRows, logits: Tensor, score_scale: float, *, pinned_first: bool = False
 ) -> tuple[PackedRows, Tensor]:
     """Rows of the whole stream of a selection among the tokens that are routed, and the logits of all.
 
@@ -248,13 +262,17 @@ def with_pinned(
         selected: rows among the routed tokens [B, n] in the order of the layout.
         logits: [B, n], of them.
         score_scale: rows that are kept always get the logit that makes their factor 1.
+        pinned_first: whether these come before the selected ones of each sample, and not behind.
     """
     order, (batch, n) = layout.order, logits.shape
     tokens = order.shape[1]
     inside = selected.index // n * tokens + order[:, :n].flatten()[selected.index]
     pinned = _pinned(layout)
     counts = [max(layout.pinned)] if len(set(layout.pinned)) == 1 else layout.pinned
-    index = interleave(inside, pinned, selected.counts, counts)
+    if pinned_first:
+        index = interleave(pinned, inside, counts, selected.counts)
+    else:
+        index = interleave(inside, pinned, selected.counts, counts)
     both = zip(_of_each(selected.counts, batch), _of_each(layout.pinned, batch), strict=True)
     counts = [k + p for k, p in both]
     cu_seqlens = _cu_seqlens(counts, logits, batch)

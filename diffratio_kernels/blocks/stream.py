@@ -276,24 +276,6 @@ class Call:
         """Whether nothing is computed where no row of the image is."""
         return self.text is None and not isinstance(self.after_attention, Exchange)
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is one stream, all tokens routed, without norms and positions in attention."""
-        image, own = self.image, self.image.attention
-        return (
-            self.text is None
-            and self.layout is None
-            and image.groups is None
-            and image.norm == "layer"
-            and image.adds_attention
-            and not (image.attention_norm or image.mlp_norm or image.mlp_reads_input)
-            and not isinstance(image.mlp, Parallel)
-            and self.beside_attention is None
-            and not isinstance(self.after_attention, (SecondAttention, Exchange))
-            and not (isinstance(self.after_attention, CrossAttention) and self.after_attention.others)
-            and not (isinstance(own, SelfAttention) and not own.bare)
-        )
-
 
 def fold(scale: Tensor, weight: Tensor | None, shift: Tensor | None = None, bias: Tensor | None = None):
     """shift and scale with which a norm without an affine part is the modulated norm with it.

@@ -2,7 +2,8 @@
 3.3).
 
 Routing, projections and attention run once, on the large set; output, cross-attention, adaLN and fc1 once, on
-the rows of both bins one after the other; fc2 once, on the blend, where it is known to be affine."""
+the rows of both bins one after the other; fc2 once, on the blend, where it is known to be affine. A text
+stream goes the same way: all of its rows are in both bins."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,37 +11,41 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._backends import kernels
 from ..ops.adaln.op import run_adaln, run_gather_adaln
-from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.route.cu_seqlens import cu_seqlens_for
-from ..ops.route.reference import accumulation_dtype
-from ..ops.two_bin_attention.op import run_two_bin_attention
 from ..ops.two_bin_attention.two_passes import take_small, with_small
-from ..ops.two_bin_gelu.reference import blend, small_rows
-from ..types import Bins, Finish, Linear, Nested, PackedRows, Rescale, Run
-from .products import equal_width
+from ..ops.two_bin_gelu.reference import small_rows
+from ..types import Bins, PackedRows, Rescale, Run
+from .blended import End, finish, finish_parallel, finish_text, lerp
+from .joint import Text, begin, branch_of, second_attention
+from .nested import attend_both, attend_one, joint_heads
 from .recompute import recompute_in_backward
-from .routed import among, as_rows, called, cross_attend
-from .stream import Call, CrossAttention, Mlp, SelfAttention, Stream
+from .routed import as_rows, called, cross_attend
+from .stream import Call, CrossAttention, Exchange, Mlp, Parallel, SecondAttention, SelfAttention, Stream
 
 
 @dataclass(slots=True)
 class _Part:
-    """Packed rows [t, .] of one bin, or of both as those of 2B samples, and what belongs to each sample."""
+    """Packed rows [t, .] of one bin, or of both as those of 2B samples."""
 
     rows: PackedRows
-    gate1: Tensor
-    shift2: Tensor
-    scale2: Tensor
-    after_attention: Any
-    """As in `Call`."""
     alone: tuple[PackedRows, ...]
     """The rows of each bin as those of B samples."""
+    at: Tensor
+    """[S]: the packed row of each small row."""
+
+    def of(self, large: Tensor) -> Tensor:
+        """Of rows [T, ...] of the large set those of this part."""
+        if len(self.alone) == 2:
+            return with_small(large, self.at)
+        return large if self.alone[0].bins is not None else take_small(large, self.at)
+
+    def each(self, value: Tensor | None) -> Tensor | None:
+        """What belongs to each of B samples [B, ...], for each sample of this part."""
+        return value if value is None or len(self.alone) == 1 else torch.cat([value, value])
 
 
 def two_bin(
@@ -55,7 +60,8 @@ def two_bin(
 
     Args:
         call: the block's parts and inputs.
-        rows: of `run_route` with both kept counts; each sample's small set comes first.
+        rows: of `run_route` with both kept counts; each sample's small set comes first, with a layout of
+            `with_pinned` its pinned tokens.
         bins: their weights, and the small counts.
         scores: logits [B, N] of the router, and what its score multiplies.
         run: how the steps run.
@@ -63,34 +69,41 @@ def two_bin(
             gradient of the weights alone.
     """
     image, x, tokens = call.image, call.image.tokens, rows.tokens
-    if not any(rows.counts):
+    if not any(rows.counts) and call.one_stream:
         return call.output(x.clone(memory_format=torch.contiguous_format), None)
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation
-    shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
-    rows = replace(rows, cu_seqlens=bins.cu_seqlens_large, bins=bins)
+    vectors = modulation.unbind(1)
+    groups = None if image.groups is None else image.groups.flatten()[rows.index]
+    large = replace(rows, cu_seqlens=bins.cu_seqlens_large, bins=bins, groups=groups)
     at = small_rows(bins)
-    small = PackedRows(rows.index[at], tokens, bins.counts_small, bins.cu_seqlens_small)
+    groups = None if groups is None else groups[at]
+    small = PackedRows(rows.index[at], tokens, bins.counts_small, bins.cu_seqlens_small, groups=groups)
 
-    hidden, normed = run_gather_adaln(run, x, rows, shift1, scale1, image.eps)
-    of_large = gate1, shift2, scale2, call.after_attention
+    hidden, normed = run_gather_adaln(run, x, large, *vectors[:2], image.eps, image.norm)
+    text = None if call.text is None else begin(run, call.text)
+    known = isinstance(image.attention, SelfAttention)
+    heads = joint_heads(run, image, hidden, normed, large, vectors[:2], text) if known else None
+    if large.key_lengths is not None and known:
+        small.key_lengths = large.key_lengths - bins.cu_seqlens_large.diff() + bins.cu_seqlens_small.diff()
+        heads.pinned = call.layout.pinned * (x.shape[0] // len(call.layout.pinned))
+    given = hidden, normed, heads
     if forward_only == "none" or run.direct:
-        attended = _attend_both(run, call, hidden, normed, rows, small, at, (shift1, scale1))
-        part = _both(rows, small, *of_large)
-        hidden, last = _until_fc1(run, call, with_small(hidden, at), attended, part)
+        part = _Part(_both(large, small, x.shape[0]), (large, small), at)
+        of_image, of_text, beside = _until_fc1(run, call, part, vectors, given, text)
     else:
-        projected = _projected(run, call, hidden, normed, rows, (shift1, scale1))
         with _gradient(forward_only != "large"):
-            part = _Part(rows, *of_large, (rows,))
-            attended = _attend_one(run, call, projected, normed, rows)
-            hidden_large, last_large = _until_fc1(run, call, hidden, attended, part)
+            ends = [_until_fc1(run, call, _Part(large, (large,), at), vectors, given, text)]
         with _gradient(forward_only != "small"):
-            part = _Part(small, *of_large, (small,))
-            prefix = None if projected is None else [take_small(t, at) for t in projected]
-            attended = _attend_one(run, call, prefix, take_small(normed, at), small)
-            hidden_small, last_small = _until_fc1(run, call, take_small(hidden, at), attended, part)
-        hidden, last = torch.cat([hidden_large, hidden_small]), torch.cat([last_large, last_small])
-    branch = _blended_branch(run, image, last, rows)
-    return call.output(_blend(run, x, rows, hidden, branch, gate2, scores), None)
+            ends.append(_until_fc1(run, call, _Part(small, (small,), at), vectors, given, text))
+        of_image, of_text, beside = (_joined(parts) for parts in zip(*ends, strict=True))
+    if isinstance(image.mlp, Parallel):
+        inner = image.mlp.inner(heads.behind if image.mlp.columns else normed)
+        finished = finish_parallel(run, image, large, of_image, inner, vectors[2], scores)
+    else:
+        finished = finish(run, image, large, of_image, vectors[5], scores)
+    if beside is not None:
+        return call.output(finished, lerp(*beside.chunk(2), bins.weight_large))
+    return call.output(finished, None if text is None else finish_text(run, text, of_text, bins, scores[0]))
 
 
 def bins_of(weight_large: Tensor, counts_small: list[int], counts_large: list[int], like: Tensor) -> Bins:
@@ -99,147 +112,126 @@ def bins_of(weight_large: Tensor, counts_small: list[int], counts_large: list[in
     return Bins(weight_large, large, small, sum(counts_large), sum(counts_small), counts_small)
 
 
-def _projected(run, call, hidden, normed, rows, vectors) -> list[Tensor] | None:
-    """query, key and value [T, H, d]; None where attention is not ours."""
-    image = call.image
-    if not isinstance(image.attention, SelfAttention):
-        return None
+def _until_fc1(run: Run, call: Call, part: _Part, vectors, given, text: Text | None):
+    """A part of the image until its MLP's last product; of the text; and what an `Exchange` gives beside.
 
-    def joined(normed: Tensor) -> Tensor:
-        parts = image.attention.project
-        if not isinstance(parts, tuple):
-            return parts(normed)
-        outputs = [part(normed) for part in parts]
-        equal_width(t.shape[-1] for t in outputs)
-        return torch.cat(outputs, dim=-1)
-
-    def again() -> Tensor:
-        return run_adaln(run, kept, rows, *vectors, image.eps)
-
-    kept = hidden.detach()
-    qkv = recompute_in_backward(joined, normed, again)
-    return list(qkv.unflatten(-1, (3, image.attention.heads, -1)).unbind(1))
-
-
-def _attend_both(run, call, hidden, normed, rows, small, at, vectors) -> Tensor:
-    """Attention of both bins [T + S, D]: of ours before `out`, of a part that is not known its result."""
-    projected = _projected(run, call, hidden, normed, rows, vectors)
-    if projected is None:
-        parts = ((normed, rows), (take_small(normed, at), small))
-        return torch.cat([_attend_one(run, call, None, *part) for part in parts])
-    bins, longest = rows.bins, (max(rows.counts), max(small.counts))
-    nested = Nested(bins.cu_seqlens_large, bins.cu_seqlens_small, *longest, bins.small)
-    return run_two_bin_attention(run, *projected, nested)
-
-
-def _attend_one(run, call, projected, normed, rows) -> Tensor:
-    """Attention among the rows of one bin [t, D]: one pass over both would have one backward for both."""
-    if projected is None:
-        return called("attention", call.image.attention, normed, rows)
-    if sum(rows.counts) == 0:
-        return projected[0].flatten(1)
-    return run_attention(run, run.attention, *projected, among(rows))
-
-
-def _until_fc1(run: Run, call: Call, hidden: Tensor, attended: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-    """The residual stream of packed rows after both attentions [t, D], and what fc1 makes of it [t, F]; of an
-    MLP that is not known, its result [t, D]."""
-    image, dtype, rows = call.image, hidden.dtype, part.rows
-    ours = isinstance(image.attention, SelfAttention)
-    branch = image.attention.out(attended) if ours else attended
-    as_rows("attention", branch, *hidden.shape)
-    hidden = run_gate_residual(run, hidden, branch, part.gate1, rows)
-    cross = part.after_attention
-    if isinstance(cross, CrossAttention):
-        branch = as_rows("after_attention", cross.out(cross_attend(run, hidden, rows, cross)), *hidden.shape)
-        hidden = (hidden + branch).to(dtype)
-    elif cross is not None:
-        ends = hidden.split([sum(one.counts) for one in part.alone])
-        both = zip(ends, part.alone, strict=True)
-        added = [called("after_attention", cross, end, one) for end, one in both]
-        hidden = (hidden + torch.cat(added)).to(dtype)
-
-    def again() -> Tensor:
-        return run_adaln(run, kept, rows, part.shift2, part.scale2, image.mlp_eps)
-
-    kept = hidden.detach()
-    normed = run_adaln(run, hidden, rows, part.shift2, part.scale2, image.mlp_eps)
-    if isinstance(image.mlp, Mlp):
-        return hidden, recompute_in_backward(image.mlp.fc1, normed, again)
-    return hidden, called("mlp", image.mlp, normed, rows)
-
-
-def _blended_branch(run: Run, image: Stream, last: Tensor, rows: PackedRows) -> Tensor:
-    """The MLP's output on the blend of both bins [T, D], its bias weighed as the rows are."""
-    mlp, width, dtype = image.mlp, image.tokens.shape[2], image.tokens.dtype
-    bins = rows.bins
-    raw = isinstance(mlp, Mlp) and isinstance(mlp.fc2, Linear)
-    if not raw and (not isinstance(mlp, Mlp) or mlp.fc2_bias is None):
-        if isinstance(mlp, Mlp):
-            last = as_rows("Mlp.fc2", mlp.fc2(F.gelu(last, approximate="tanh")), last.shape[0], width)
-        return blend(last.to(accumulation_dtype(last.dtype)), bins).to(dtype)
-
-    def fc2(inner: Tensor) -> Tensor:
-        return F.linear(inner, mlp.fc2.weight) if raw else mlp.fc2(inner)
-
-    def again() -> Tensor:
-        return _gelu(run, kept, replace(bins, weight_large=bins.weight_large.detach()))
-
-    kept = last.detach()
-    branch = recompute_in_backward(fc2, _gelu(run, last, bins), again).to(dtype)
-    as_rows("Mlp.fc2", branch, rows.index.shape[0], width)
-    bias = mlp.fc2.bias if raw else mlp.fc2_bias
-    return branch if bias is None else _weigh_bias(branch, bias, 0 if raw else 1, rows)
-
-
-def _gelu(run: Run, pre: Tensor, bins: Bins) -> Tensor:
-    if run.direct:
-        return kernels("two_bin_gelu", run.rows).two_bin_gelu(pre, bins)
-    weights = bins.weight_large, bins.cu_seqlens_large, bins.cu_seqlens_small
-    return torch.ops.diffratio.two_bin_gelu(pre, *weights, bins.rows, backend=run.rows)
-
-
-def _weigh_bias(branch: Tensor, bias: Tensor, added: int, rows: PackedRows) -> Tensor:
-    """fc2's bias counts once on small rows and w times on those that only the large bin keeps.
-
-    `added` of it are there. With w near 0 what is left of 1 has lost digits, and its gradient too.
+    given: of the large set hidden and normed [T, D], and the heads of an attention that is known.
     """
-    index, bins = rows.index, rows.bins
-    sample = index // rows.tokens
-    position = torch.arange(index.shape[0], device=index.device) - bins.cu_seqlens_large[:-1][sample]
-    only_large = position >= bins.cu_seqlens_small.diff()[sample]
-    weight = bins.weight_large.to(torch.promote_types(branch.dtype, torch.float32))
-    missing = torch.where(only_large, weight[sample] - added, 1 - added)
-    device = "cpu" if branch.is_meta else branch.device.type
-    with torch.autocast(device, enabled=False):  # which, on CUDA, would round all of branch
-        return torch.addr(branch, missing.to(branch.dtype), bias.to(branch.dtype))
+    image, (hidden, normed, heads), large = call.image, given, len(part.alone) == 1 and part.alone[0].bins
+    if heads is None:
+        attended, of_text = _called("attention", image.attention, part.of(normed), part), None
+    elif len(part.alone) == 2:
+        attended, of_text = attend_both(run, heads, *part.alone, part.at, text)
+    else:
+        attended, of_text = attend_one(run, heads, part.alone[0], None if large else part.at, text)
+    hidden = part.of(hidden)
+    if isinstance(image.mlp, Parallel):
+        if call.beside_attention is not None:
+            attended = attended + _called("beside_attention", call.beside_attention, attended, part)
+        return End(hidden, attended), None, None
+    if image.groups is None:
+        vectors = [part.each(vector) for vector in vectors]
+    hidden, branch = _add_attention(run, image, hidden, attended, vectors[2], part.rows)
+    if call.beside_attention is not None:
+        added = _called("beside_attention", call.beside_attention, branch, part)
+        hidden = run_gate_residual(run, hidden, added, None, part.rows)
+    hidden, beside = _between(run, call, hidden, part)
+    first = part.of(normed) if image.mlp_reads_input else None
+    of_image = End(hidden, _last(run, image, hidden, first, vectors, part))
+    if text is None or text.stream.mlp is None:
+        return of_image, None, beside
+    return of_image, _text_until_fc1(run, text, of_text, len(part.alone)), beside
 
 
-def _blend(run: Run, x: Tensor, rows: PackedRows, hidden: Tensor, branch: Tensor, gate: Tensor, scores):
-    logits, rescale = scores
-    if run.direct:
-        module = kernels("two_bin_blend", run.rows)
-        return module.two_bin_blend(Finish(x, rows, hidden, branch, gate, logits, rescale))
-    bins = rows.bins
-    weights = bins.weight_large, bins.cu_seqlens_large, bins.cu_seqlens_small
-    operands = x, rows.index, hidden, branch, gate, logits, *weights, rescale.mode, rescale.score_scale
-    return torch.ops.diffratio.two_bin_blend(*operands, backend=run.rows)
+def _text_until_fc1(run: Run, text: Text, attended: Tensor, bins: int) -> End:
+    """All rows of the text in one bin or both, attended [bins*B*M, D]."""
+    stream, rows = text.stream, text.rows
+    part = _Part(rows, (rows,) * bins, rows.index)
+    vectors = text.vectors if stream.groups is not None else [part.each(vector) for vector in text.vectors]
+    if bins == 2:
+        part.rows = _both(rows, rows, stream.tokens.shape[0])
+    hidden, _ = _add_attention(run, stream, part.each(text.hidden), attended, vectors[2], part.rows)
+    first = part.each(text.normed) if stream.mlp_reads_input else None
+    return End(hidden, _last(run, stream, hidden, first, vectors, part))
 
 
-def _both(large: PackedRows, small: PackedRows, gate1, shift2, scale2, cross) -> _Part:
+def _add_attention(
+    run: Run, stream: Stream, hidden: Tensor, attended: Tensor, gate: Tensor, rows: PackedRows
+):
+    """The residual stream after attention [t, D], and the branch that was added."""
+    branch = attended
+    if isinstance(stream.attention, SelfAttention):
+        branch = branch_of(run, attended, stream.attention.out, stream.attention_norm, hidden.dtype)
+    as_rows("attention", branch, *hidden.shape)
+    return run_gate_residual(run, hidden, branch, gate, rows), branch
+
+
+def _between(run: Run, call: Call, hidden: Tensor, part: _Part) -> tuple[Tensor, Tensor | None]:
+    """The residual stream [t, D] before the second norm, and what an `Exchange` gives beside."""
+    between, rows, dtype, width = call.after_attention, part.rows, hidden.dtype, hidden.shape
+    if between is None:
+        return hidden, None
+    if isinstance(between, CrossAttention):
+        others = tuple(part.each(other) for other in between.others)
+        keys_values, lengths = part.each(between.keys_values), part.each(between.lengths)
+        cross = replace(between, keys_values=keys_values, lengths=lengths, others=others)
+        branch = as_rows("after_attention", cross.out(cross_attend(run, hidden, rows, cross)), *width)
+        return (hidden + branch).to(dtype), None
+    if isinstance(between, Exchange):
+        ends = hidden.split([sum(one.counts) for one in part.alone])
+        done = [between.call(run, end, one) for end, one in zip(ends, part.alone, strict=True)]
+        hidden, beside = (torch.cat(parts) for parts in zip(*done, strict=True))
+        return hidden, beside
+    if isinstance(between, SecondAttention):
+        image = call.image
+        added = [second_attention(run, image.tokens, one, between, image.eps) for one in part.alone]
+        return run_gate_residual(run, hidden, torch.cat(added), None, rows), None
+    return (hidden + _called("after_attention", between, hidden, part)).to(dtype), None
+
+
+def _last(run: Run, stream: Stream, hidden: Tensor, first: Tensor | None, vectors, part: _Part) -> Tensor:
+    """What fc1 makes of the residual stream, or an MLP that is not known.
+
+    first: [t, D], what the MLP reads where that is not the residual stream.
+    """
+    shift2, scale2 = vectors[3:5]
+
+    def again() -> Tensor:
+        return run_adaln(run, kept, part.rows, shift2, scale2, stream.mlp_eps, stream.norm)
+
+    kept, mlp = hidden.detach(), stream.mlp
+    normed = first
+    if first is None:
+        normed = run_adaln(run, hidden, part.rows, shift2, scale2, stream.mlp_eps, stream.norm)
+    if not isinstance(mlp, Mlp):
+        return _called("mlp", mlp, normed, part)
+    return recompute_in_backward(mlp.fc1, normed, again) if first is None else mlp.fc1(normed)
+
+
+def _called(name: str, unknown, inputs: Tensor, part: _Part) -> Tensor:
+    """A part that is not known: a module on all rows, others with the places of each bin's rows."""
+    if isinstance(unknown, nn.Module):
+        return called(name, unknown, inputs, part.rows)
+    ends = inputs.split([one.index.shape[0] for one in part.alone])
+    return torch.cat([called(name, unknown, end, one) for end, one in zip(ends, part.alone, strict=True)])
+
+
+def _joined(parts):
+    """Of two bins: one end, or tensor, after the other."""
+    if isinstance(parts[0], End):
+        return End(*(torch.cat([getattr(part, name) for part in parts]) for name in ("hidden", "last")))
+    return None if parts[0] is None else torch.cat(parts)
+
+
+def _both(large: PackedRows, small: PackedRows, samples: int) -> PackedRows:
     """The rows of both bins as those of 2B samples: sample b of the small bin is sample B + b."""
-    samples = len(large.counts)
-    if isinstance(cross, CrossAttention):
-        lengths = None if cross.lengths is None else cross.lengths.repeat(2)
-        cross = replace(cross, keys_values=torch.cat([cross.keys_values, cross.keys_values]), lengths=lengths)
-    rows = PackedRows(
+    return PackedRows(
         torch.cat([large.index, small.index + samples * large.tokens]),
         large.tokens,
-        large.counts + small.counts,
+        large.counts + small.counts if len(large.counts) == samples else large.counts,
         torch.cat([large.cu_seqlens, large.cu_seqlens[-1] + small.cu_seqlens[1:]]),
+        groups=None if large.groups is None else torch.cat([large.groups, small.groups]),
     )
-    vectors = (torch.cat([t, t]) for t in (gate1, shift2, scale2))
-    return _Part(rows, *vectors, cross, (large, small))
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from diffratio_kernels.blocks.products import run_of
 from diffratio_kernels.blocks.routed import routed
 from diffratio_kernels.blocks.stream import Call, CrossAttention
 from diffratio_kernels.blocks.two_bin import bins_of, two_bin
-from diffratio_kernels.blocks.two_passes import two_passes
-from diffratio_kernels.ops.route.cu_seqlens import cu_seqlens_for
 from diffratio_kernels.ops.route.op import run_route, select_rows
 from diffratio_kernels.types import Linear, PackedRows, Run
 
@@ -226,24 +224,17 @@ def _two_bins(layer: RoutedLayer, call: Call, args, kwargs):
     if index is None:  # without a gradient too: re-entrant checkpointing runs the forward pass like that
         layer.saved.put(args, kwargs, rows.index, regions, decided, layer.model.told)
         layer.record(logits.shape, rows.index)
-    if not call.plain:
-        both = _each_bin(call, rows, keep_small, logits, layer.model.rescale.score_scale)
-        (large_rows, all_logits), (small_rows, _) = both
-        scores = all_logits, layer.model.rescale
-        return two_passes(call, (large_rows, small_rows), weight, scores, run)
+    layout, rescale = call.layout, layer.model.rescale
+    if layout is not None:  # pinned tokens in front, so that the small set is a prefix of the large one
+        rows, logits = with_pinned(layout, rows, logits, rescale.score_scale, pinned_first=True)
+        pinned = layout.pinned * (x.shape[0] // len(layout.pinned))
+        keep_small, keep_large = (
+            [k + p for k, p in zip(keep, pinned, strict=True)] for keep in (keep_small, keep_large)
+        )
     weights = {decided.weights[layer.row][r] for r in regions}
     forward_only = "small" if weights == {1.0} else "large" if weights == {0.0} else "none"
     bins = bins_of(weight, keep_small, keep_large, x)
-    scores = logits, layer.model.rescale
-    return two_bin(call, rows, bins, scores, run, forward_only)
-
-
-def _each_bin(call: Call, rows: PackedRows, keep_small: list[int], logits: Tensor, score_scale: float):
-    """Rows and logits of the large and of the small bin, with those that are kept always."""
-    parts = [part[:kept] for part, kept in zip(rows.index.split(rows.counts), keep_small, strict=True)]
-    small = PackedRows(torch.cat(parts), rows.tokens, keep_small, cu_seqlens_for(keep_small, logits))
-    for bin in (rows, small):
-        yield (bin, logits) if call.layout is None else with_pinned(call.layout, bin, logits, score_scale)
+    return two_bin(call, rows, bins, (logits, rescale), run, forward_only)
 
 
 def _decided(layer: RoutedLayer, batch: int, args, kwargs):

@@ -4,9 +4,12 @@ from .mutant import Mutant
 
 OP = "tests/ops/test_qk_norm_rope.py"
 BLOCKS = "tests/diffratio/families/test_blocks.py"
+TWO_BINS = "tests/diffratio/families/test_two_bins.py"
 TRITON = "diffratio_kernels/ops/qk_norm_rope/triton.py"
 CPU = "csrc/cpu/qk_norm_rope.h"
 JOINT = "diffratio_kernels/blocks/joint.py"
+NESTED = "diffratio_kernels/blocks/nested.py"
+BLENDED = "diffratio_kernels/blocks/blended.py"
 ROUTED = "diffratio_kernels/blocks/routed.py"
 STREAM = "diffratio_kernels/blocks/stream.py"
 MODULES = "python/diffratio/families/modules.py"
@@ -95,9 +98,26 @@ FAMILIES = [
         f"{BLOCKS} -k ti2v",
     ),
     Mutant(
-        "bins-weighed-the-other-way", "formula", "diffratio_kernels/blocks/two_passes.py",
+        "bins-weighed-the-other-way", "formula", BLENDED,
         {"torch.lerp(small.to(dtype), large": "torch.lerp(large.to(dtype), small"},
-        f"{BLOCKS} -k two_bins",
+        f"{TWO_BINS} -k ltx2",
+    ),
+    Mutant(
+        "bias-of-a-parallel-block-once-on-every-row", "bias not weighed", BLENDED,
+        {"_weigh_bias(branch, out.bias, 0, rows)": "branch + out.bias"}, f"{TWO_BINS} -k flux_single",
+    ),
+    Mutant(
+        "text-of-the-small-bin-attends-to-the-large-one", "wrong offsets", NESTED,
+        {"count + heads.text.shape[0]": "count + heads.text.shape[0] - 1"}, f"{TWO_BINS} -k flux_double",
+    ),
+    Mutant(
+        "padding-of-the-small-bin-counts", "wrong offsets", "diffratio_kernels/blocks/two_bin.py",
+        {"- bins.cu_seqlens_large.diff() + bins.cu_seqlens_small.diff()": ""}, f"{TWO_BINS} -k ideogram4",
+    ),
+    Mutant(
+        "pinned-tokens-behind-in-two-bins", "wrong order", "python/diffratio/routing/forward.py",
+        {"rescale.score_scale, pinned_first=True)": "rescale.score_scale)"},
+        f"{BLOCKS} -k 'two_bins and flux_single'",
     ),
     Mutant(
         "folded-weight-forgets-its-shift", "formula", STREAM,

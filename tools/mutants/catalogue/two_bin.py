@@ -5,7 +5,9 @@ from .selections import GELU, NATIVE_ROWS, TWO_BIN_BLOCKS
 
 CPU, OPS = "csrc/cpu/", "diffratio_kernels/ops/"
 SDPA = OPS + "two_bin_attention/sdpa.py"
-BLOCK, TWO_BIN = (f"diffratio_kernels/blocks/{name}.py" for name in ("two_bin_block", "two_bin"))
+BLOCK, TWO_BIN, BLENDED = (
+    f"diffratio_kernels/blocks/{name}.py" for name in ("two_bin_block", "two_bin", "blended")
+)
 IDLE = "tests/blocks/test_two_bin_block.py -k backward"
 
 TWO_BINS = [
@@ -86,14 +88,14 @@ TWO_BINS = [
     Mutant(
         "fc2-bias-once-on-every-row",
         "bias not weighed",
-        TWO_BIN,
+        BLENDED,
         {"only_large, weight[sample] - added": "only_large, 1 - added"},
         TWO_BIN_BLOCKS,
     ),
     Mutant(
         "fc2-bias-weighed-after-it-was-added",
         "cancellation",
-        TWO_BIN,
+        BLENDED,
         {
             "F.linear(inner, mlp.fc2.weight) if raw else mlp.fc2(inner)": "mlp.fc2(inner)",
             "bias, 0 if raw else 1, rows)": "bias, 1, rows)",
