@@ -6,6 +6,8 @@ text that `key_lengths` leaves out counts, as it does under torch's masks. With 
 steps inside of an operator itself.
 """
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -38,9 +40,14 @@ def _two_bin_attention_backward(grad_out, query, key, value, out, lse, *nested, 
     return _two_bin_attention(query, key, value, *nested) * 5 // 2
 
 
+@register_flop_formula(_ops.route)
+def _route(x, *_, **__) -> int:
+    return 2 * prod(x)
+
+
 @register_flop_formula(_ops.mlp)
 def _mlp(rows, fc1_weight, fc1_bias, fc2_weight, *_, **__) -> int:
-    return 2 * _product(rows, fc1_weight)
+    return 2 * rows[0] * (prod(fc1_weight) + prod(fc2_weight))
 
 
 @register_flop_formula([_ops.linear_gelu, _ops.linear_gelu_backward])
@@ -61,15 +68,18 @@ def _two_bin_block(
 
 
 def _block(x: Tensor, keep, keep_small, weights, context_kv: Tensor | None) -> int:
-    """qkv and fc2 run on the rows of the large bin, the steps between them on those of both bins."""
+    """The router runs on all tokens, qkv and fc2 on the rows of the large bin, the steps between them on
+    those of both bins."""
     (samples, _, width), hidden = x.shape, weights[4].shape[0]
     counts, small = (list(kept) * (samples // len(kept) if kept else 1) for kept in (keep, keep_small))
+    if not any(counts):
+        return 0
     both = counts + small
     between = width + hidden  # columns of out and fc1
     if context_kv is not None:
         between += 2 * width + 2 * context_kv.shape[1]  # query, out, and attention to the text
     products = sum(counts) * (3 * width + hidden) + sum(both) * between
-    return 2 * width * (products + 2 * sum(count**2 for count in both))
+    return 2 * width * (x.shape[1] * samples + products + 2 * sum(count**2 for count in both))
 
 
 def _product(rows: tuple[int, ...], weight: tuple[int, ...]) -> int:

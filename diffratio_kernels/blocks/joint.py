@@ -205,8 +205,8 @@ def _normed_by_modules(own: SelfAttention, given: Heads) -> Heads:
     done = []
     of_each = zip(own.norms, (given.query, given.key), (given.heads, given.kv_heads), strict=True)
     for norm, x, heads in of_each:
-        x = x if own.across_heads else x.unflatten(-1, (heads, -1))
-        done.append(norm(x).to(given.value.dtype).reshape(x.shape[0], -1))
+        shape, x = x.shape, x if own.across_heads else x.unflatten(-1, (heads, -1))
+        done.append(norm(x).to(given.value.dtype).reshape(shape))
     return replace(given, query=done[0], key=done[1])
 
 
@@ -223,6 +223,8 @@ def rotated(rope: Rope, x: Tensor, rows: PackedRows) -> Tensor:
 
 def interleave(first: Tensor, second: Tensor, counts: list[int], counts_second: list[int]) -> Tensor:
     """Packed rows of two sets of each sample one after the other: [T1, ...], [T2, ...] -> [T1 + T2, ...]."""
+    if not any(counts):
+        return second
     if len(set(counts)) == 1 and len(set(counts_second)) == 1:
         parts = first.unflatten(0, (-1, counts[0])), second.unflatten(0, (-1, counts_second[0]))
         return torch.cat(parts, dim=1).flatten(0, 1)

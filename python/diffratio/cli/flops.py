@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,8 +12,9 @@ from diffratio_kernels import kept_tokens
 
 from ..evaluation.flops import METHODS, FlopsReport, TransformerShape, dsap_kept, rows, transformer_flops
 from ..evaluation.flops.count import CONVENTIONS
+from ..evaluation.models import Preset as FamilyPreset
 from .output import names_errors, table
-from .shapes import Height, Model, Preset, TextTokens, Width, read_json, shape_of, tenths_of
+from .shapes import Frames, Height, Model, Preset, TextTokens, Width, read_json, shape_of, tenths_of
 
 
 @names_errors
@@ -32,6 +33,7 @@ def flops(
     ] = None,
     height: Height = None,
     width: Width = None,
+    frames: Frames = None,
     text_tokens: TextTokens = None,
     batch: Annotated[int, typer.Option(help="Samples per forward; guidance doubles it.")] = 1,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's FLOPs column beside ours.")] = False,
@@ -39,15 +41,21 @@ def flops(
 ) -> None:
     """Count the FLOPs of one forward: every matrix product ("true"), and as the paper counts them.
 
-    A FLOP is half a multiply-accumulate. The paper's convention leaves the attention products out.
+    A FLOP is half a multiply-accumulate. The paper's convention leaves the attention products out; it is that
+    of PixArt and DiT alone. Models of other families are run on the meta device, and what runs is counted.
     """
     if paper:
-        given = (preset, model, compression, kept_table, method, height, width, text_tokens)
+        given = (preset, model, compression, kept_table, method, height, width, frames, text_tokens)
         if any(value is not None for value in given) or batch != 1:
             raise ValueError("--paper counts the paper's own model; add no option but --json")
         _print_paper(as_json)
         return
-    shape = shape_of(preset, model, height, width, text_tokens)
+    shape = shape_of(preset, model, height, width, text_tokens, frames)
+    if isinstance(shape, FamilyPreset):
+        if method not in (None, "mod"):
+            raise ValueError(f"--method: {method!r} is counted for PixArt and DiT alone")
+        _count_family(shape.resized(batch=batch), _tenths(compression, kept_table), as_json)
+        return
     kept, method = _kept(shape, compression, kept_table, method)
     asked = {"batch": batch, "method": method}
     counts = {c: transformer_flops(shape, kept, convention=c, **asked) for c in CONVENTIONS}
@@ -61,29 +69,65 @@ def flops(
 
 def _kept(
     shape: TransformerShape, compression: float | None, kept_table: Path | None, method: str | None
-) -> tuple[int | list[Any] | None, str]:
+) -> tuple[int | list[list[int]] | None, str]:
     """The kept tokens that the options ask for, and the method by name."""
-    if compression is not None and kept_table is not None:
-        raise ValueError("--kept-table: give either --kept-table or --compression")
-    if kept_table is not None:
-        tenths = read_json(kept_table, "--kept-table")
-        if not isinstance(tenths, list):
-            raise ValueError(f"--kept-table: {kept_table} holds no list")
-        rows = [row if isinstance(row, list) else [row] for row in tenths]
-        kept = [[_kept_of(one, shape.tokens) for one in row] for row in rows]
-        return kept, method or "mod"
-    removed = tenths_of(compression or 0, "--compression")
-    if method in (None, "dense") and removed == 0:
+    tenths = _tenths(compression, kept_table)
+    if isinstance(tenths, list):
+        return [[kept_tokens(n, shape.tokens) for n in row] for row in tenths], method or "mod"
+    if method in (None, "dense") and tenths == 10:
         return None, "dense"
-    kept = kept_tokens(10 - removed, shape.tokens)
+    kept = kept_tokens(tenths, shape.tokens)
     return dsap_kept(shape, kept) if method == "atedm" else kept, method or "mod"
 
 
-def _kept_of(tenths: Any, tokens: int) -> int:
-    """One cell of a table of kept tenths as a count of tokens."""
-    if isinstance(tenths, bool) or not isinstance(tenths, int) or not 0 <= tenths <= 10:
-        raise ValueError(f"--kept-table: {tenths!r} is not an integer from 0 to 10")
-    return kept_tokens(tenths, tokens)
+def _tenths(compression: float | None, kept_table: Path | None) -> int | list[list[int]]:
+    """The tenths that are kept: everywhere, or in each layer and region."""
+    if compression is not None and kept_table is not None:
+        raise ValueError("--kept-table: give either --kept-table or --compression")
+    if kept_table is None:
+        return 10 - tenths_of(compression or 0, "--compression")
+    tenths = read_json(kept_table, "--kept-table")
+    if not isinstance(tenths, list):
+        raise ValueError(f"--kept-table: {kept_table} holds no list")
+    rows = [row if isinstance(row, list) else [row] for row in tenths]
+    for one in (one for row in rows for one in row):
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= 10:
+            raise ValueError(f"--kept-table: {one!r} is not an integer from 0 to 10")
+    return rows
+
+
+def _count_family(preset: FamilyPreset, tenths: int | list[list[int]], as_json: bool) -> None:
+    """Count a model of another family, dense and as it is routed."""
+    from ..evaluation.flops.counted import count_preset
+
+    used = {n for row in tenths for n in row} if isinstance(tenths, list) else {tenths}
+    count, batch = count_preset(preset, used), preset.size.batch
+    layers = len(count.blocks)
+    if isinstance(tenths, list) and (len(tenths) != layers or len({*map(len, tenths)}) != 1 or not tenths[0]):
+        raise ValueError(f"--kept-table: {layers} layers need a row each, all of one length")
+    dense, routed = (
+        FlopsReport("true", method, batch, {part: round(flops) for part, flops in count.parts(kept).items()})
+        for method, kept in (("dense", None), ("mod", tenths))
+    )
+    report = dense if tenths == 10 else routed
+    if as_json:
+        found = report.as_dict() | {"saving": report.saving(dense)}
+        about = {"model": count.name, "size": asdict(preset.size), "layers": count.layers,
+                 "tokens": count.tokens, "kept_tenths": tenths, "weight_bytes": count.weights}  # fmt: skip
+        typer.echo(json.dumps(about | {"true": found}, indent=2))
+        return
+    title = (
+        f"{count.name}: {layers} routed blocks, {count.tokens} tokens, {preset.size.text} text, batch {batch}"
+    )
+    shown = table(title, ("part", "GFLOP", "share", "dense GFLOP"), ())
+    for part, flops in report.parts.items():
+        share = f"{flops / report.total:.1%}"
+        shown.add_row(part, _giga(flops), share, _giga(dense.parts.get(part, 0)))
+    shown.add_section()
+    shown.add_row("total", _giga(report.total), "100.0%", _giga(dense.total), style="bold")
+    if report is not dense:
+        shown.add_row("saving", f"{report.saving(dense):.2%}", "", "")
+    Console().print(shown)
 
 
 def _print_counts(

@@ -1,7 +1,7 @@
 """`diffratio plan`: what compression would cost and save on a device, before anything is trained."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,10 @@ from diffratio_kernels import kept_tokens
 
 from .. import plan as planner
 from ..evaluation.flops import TransformerShape
+from ..evaluation.models import Preset as FamilyPreset
 from ..evaluation.results import read
 from .output import names_errors, print_table
-from .shapes import Height, Model, Preset, TextTokens, Width, shape_of, tenths_of
+from .shapes import Frames, Height, Model, Preset, TextTokens, Width, shape_of, tenths_of
 
 
 @names_errors
@@ -24,6 +25,7 @@ def plan(
     model: Model = None,
     height: Height = None,
     width: Width = None,
+    frames: Frames = None,
     text_tokens: TextTokens = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples (2: one image under guidance).")] = 2,
     kept: Annotated[
@@ -43,19 +45,28 @@ def plan(
 ) -> None:
     """FLOPs and milliseconds of every layer, and up to how many kept tokens leaving tokens out pays.
 
-    Predicted from a device's datasheet; with --results the seconds lie between measured ones.
+    Predicted from a device's datasheet; with --results the seconds lie between measured ones. Of families
+    beside PixArt and DiT every operator that runs is counted and its seconds are predicted, with --results
+    from the measured peaks; memory is that of the weights and of the block that takes most.
     """
-    shape = shape_of(preset, model, height, width, text_tokens)
-    counts, source = _counts(shape, kept, adapter), _source(device, results)
-    found = planner.plan(shape, batch, counts, source, cache_text_kv=cache_text_kv)
+    shape, source = shape_of(preset, model, height, width, text_tokens, frames), _source(device, results)
+    found = (_counted if isinstance(shape, FamilyPreset) else _planned)(
+        shape, batch, kept, adapter, source, cache_text_kv
+    )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
-    title = f"{shape.layers} blocks, B={batch} N={shape.tokens} D={shape.width}\n{found.title}"
-    print_table(Console(width=100), title, ("layers", "kept", "GFLOP", "ms", "of dense"), _rows(found))
+    print_table(
+        Console(width=100), _title(found), ("layers", "kept", "GFLOP", "ms", "of dense"), _rows(found)
+    )
     shares = (found.flop_ratio, found.latency_ratio, found.realised)
     typer.echo("FLOPs of dense {:.3f}, time of dense {:.3f}, E = {:.3f}".format(*shares))
-    if results and found.not_measured > 0.1:
+    if found.memory is not None:
+        sizes = (size / 2**30 for size in vars(found.memory).values())
+        typer.echo(
+            "weights {:.2f} GiB; beside them a block takes {:.3f} GiB dense, {:.3f} routed".format(*sizes)
+        )
+    elif results and found.not_measured > 0.1:
         sizes = f"--batch {batch} --tokens {shape.tokens} --width {shape.width} --heads {shape.heads}"
         typer.echo(
             f"{found.not_measured:.0%} of the time is of steps that were not measured at these sizes: "
@@ -64,12 +75,36 @@ def plan(
     typer.echo(found.verdict)
 
 
-def _counts(shape: TransformerShape, kept: float | None, adapter: Path | None) -> int | list[list[int]]:
-    """Kept tokens: one count, or of an adapter the [L][R] table."""
+def _planned(
+    shape: TransformerShape, batch: int, kept: float | None, adapter: Path | None, source, cache_text_kv: bool
+) -> planner.Plan:
+    """By the formulas of PixArt and DiT."""
+    tenths = _tenths(kept, adapter, [f"transformer_blocks.{layer}" for layer in range(shape.layers)])
+    counts = [[kept_tokens(n, shape.tokens) for n in row] for row in tenths]
+    return planner.plan(shape, batch, counts, source, cache_text_kv=cache_text_kv)
+
+
+def _counted(
+    preset: FamilyPreset, batch: int, kept: float | None, adapter: Path | None, source, cache_text_kv: bool
+) -> planner.Plan:
+    """By a count of what a model of another family does."""
+    from ..evaluation.flops.counted import count_preset
+    from ..plan.counted import plan_counted
+
+    if not cache_text_kv:
+        raise ValueError(
+            "--no-cache-text-kv: of PixArt alone; this model's text is counted as the model runs it"
+        )
+    count = count_preset(preset.resized(batch=batch))
+    return plan_counted(count, batch, _tenths(kept, adapter, count.layers), source)
+
+
+def _tenths(kept: float | None, adapter: Path | None, layers: Sequence[str]) -> list[list[int]]:
+    """Kept tenths [L][R] of layers with these names: one number everywhere, or those of an adapter."""
     if kept is not None and adapter is not None:
         raise ValueError("--kept: give either --kept or --adapter")
     if adapter is None:
-        return kept_tokens(tenths_of(0.7 if kept is None else kept, "--kept"), shape.tokens)
+        return [[tenths_of(0.7 if kept is None else kept, "--kept")]] * len(layers)
     from ..routing.adapter_file import CONFIG_NAME, read_config
 
     try:
@@ -77,13 +112,17 @@ def _counts(shape: TransformerShape, kept: float | None, adapter: Path | None) -
     except ValueError as error:
         raise ValueError(f"--adapter: {error}") from error
     names = written["routed_layers"]
-    numbers = [name.rpartition(".")[2] for name in names]
-    layers = [str(layer) for layer in range(shape.layers)]
-    if sorted(numbers) != sorted(layers):
+    if sorted(names) != sorted(layers):
         routed = f"{len(names)} layers, {names[0]} to {names[-1]}" if names else "no layer"
-        raise ValueError(f"--adapter: it routes {routed}; the model that is planned has {shape.layers}")
-    table = dict(zip(numbers, config.kept_tenths(len(names)), strict=True))
-    return [[kept_tokens(n, shape.tokens) for n in table[layer]] for layer in layers]
+        raise ValueError(f"--adapter: it routes {routed}; the model that is planned has {len(layers)}")
+    table = dict(zip(names, config.kept_tenths(len(names)), strict=True))
+    return [table[layer] for layer in layers]
+
+
+def _title(found: planner.Plan) -> str:
+    shape, layers = found.shape, len(found.layers)
+    what = f" D={shape.width}" if isinstance(shape, TransformerShape) else f" of a {shape.model}"
+    return f"{layers} blocks, B={found.batch} N={shape.tokens}{what}\n{found.title}"
 
 
 def _source(device: str | None, results: Path | None) -> planner.Device | planner.Measured:
@@ -104,7 +143,7 @@ def _source(device: str | None, results: Path | None) -> planner.Device | planne
 
 def _rows(found: planner.Plan) -> Iterator[tuple[str, ...]]:
     """A row for each run of alike layers."""
-    for kept, alike in groupby(found.layers, key=lambda layer: layer.kept):
+    for (kept, _, _), alike in groupby(found.layers, key=lambda one: (one.kept, one.flops, one.seconds)):
         run = list(alike)
         numbers = "-".join(map(str, dict.fromkeys((run[0].layer, run[-1].layer))))
         parts = " ".join(f"{count / found.shape.tokens:.2f}" for count in kept)

@@ -1,4 +1,4 @@
-"""The options that say which transformer: --preset, --model, --height, --width and --text-tokens."""
+"""The options that say which transformer: --preset, --model, --height, --width, --frames, --text-tokens."""
 
 import json
 from dataclasses import replace
@@ -7,38 +7,64 @@ from typing import Annotated, Any
 
 import typer
 
+from ..evaluation import models
 from ..evaluation.flops import PRESETS, TransformerShape
+from ..evaluation.flops.shapes import FAMILIES
 
-Preset = Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")]
+Preset = Annotated[str | None, typer.Option(help=f"One of {', '.join([*PRESETS, *models.PRESETS])}.")]
 Model = Annotated[Path | None, typer.Option(help="A diffusers model: folder or config.json.")]
 Height = Annotated[int | None, typer.Option(help="Latent height: pixels / 8 with most VAEs.")]
 Width = Annotated[int | None, typer.Option(help="Latent width; the height when left out.")]
+Frames = Annotated[int | None, typer.Option(help="Latent frames, of a video model.")]
 TextTokens = Annotated[
-    int | None, typer.Option(help="Text tokens per sample; 120 (the paper's) when left out.")
+    int | None, typer.Option(help="Text tokens per sample; 120 (the paper's) or the preset's when left out.")
 ]
 
 
 def shape_of(
-    preset: str | None, model: Path | None, height: int | None, width: int | None, text_tokens: int | None
-) -> TransformerShape:
+    preset: str | None,
+    model: Path | None,
+    height: int | None,
+    width: int | None,
+    text_tokens: int | None,
+    frames: int | None = None,
+) -> TransformerShape | models.Preset:
     """The transformer that --preset or --model names (PixArt at 512 px without either), at its size in latent
-    pixels; a ValueError names the option."""
+    pixels: the sizes of PixArt and DiT, of other families the model and its inputs; a ValueError names the
+    option."""
     if preset is not None and model is not None:
         raise ValueError("--model: give either --model or --preset")
     if width is not None and height is None:
         raise ValueError("--height: --width needs it")
     width = height if width is None else width
-    if model is not None:
-        return TransformerShape.from_config(_read_config(model), height, width, text_tokens)
+    config = None if model is None else _read_config(model)
+    family = models.PRESETS.get(preset) if config is None else _of_config(config)
+    if family is not None:
+        return family.resized(height=height, width=width, text=text_tokens, frames=frames)
+    if frames is not None:
+        raise ValueError("--frames: the model is of images")
+    if config is not None:
+        if config.get("_class_name") not in FAMILIES:
+            known = ", ".join(sorted({*FAMILIES, *models.INPUTS}))
+            raise ValueError(f"--model: {config.get('_class_name')!r} is not one of {known}")
+        return TransformerShape.from_config(config, height, width, text_tokens)
     preset = preset or "pixart-xl-512"
     if preset not in PRESETS:
-        raise ValueError(f"--preset: {preset!r} is not one of {', '.join(PRESETS)}")
+        raise ValueError(f"--preset: {preset!r} is not one of {', '.join([*PRESETS, *models.PRESETS])}")
     if text_tokens is not None and preset.startswith("dit"):
         raise ValueError(f"--text-tokens: {preset} reads no text")
     shape = PRESETS[preset]
     if text_tokens is not None:
         shape = replace(shape, text_tokens=text_tokens)
     return shape if height is None else shape.resized(height, width)
+
+
+def _of_config(config: dict[str, Any]) -> models.Preset | None:
+    """A model of another family by its config, at the size of the first preset of its class."""
+    alike = (one for one in models.PRESETS.values() if one.model == config.get("_class_name"))
+    first = next(alike, None)
+    own = {name: value for name, value in config.items() if not name.startswith("_")}
+    return None if first is None else replace(first, config=own)
 
 
 def tenths_of(part: float, option: str) -> int:

@@ -28,7 +28,7 @@ class MiniMaxH3Spec(ModuleSpec):
     def layout(self, model, given):
         """Rows in the order: those of the video that is made, all others; and how many are the first."""
         video, audio, text = (given[f"{name}_indices"] for name in ("video", "audio", "text"))
-        made = read_once("minimax_h3", _last_run, video)
+        made = video.shape[0] if video.is_meta else read_once("minimax_h3", _last_run, video)
         return torch.cat([video[video.shape[0] - made :], video[: video.shape[0] - made], audio, text]), made
 
     def bind(self, block, hidden_states, temb, adaln_indices, rotary_emb, attention_mask=None):

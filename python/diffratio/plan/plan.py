@@ -1,5 +1,6 @@
 """`plan`: the FLOPs and seconds of every layer, and up to which kept count compression pays."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import takewhile
@@ -10,6 +11,9 @@ from diffratio_kernels import kept_tokens
 
 from ..evaluation.flops import KeptTable, Step, TransformerShape, block_steps, kept_table, step_cost
 from .times import Device, Measured
+
+Cost = tuple[float, float, float]
+"""FLOPs, seconds, and the seconds of it that were not measured."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +29,45 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Args:
+        weights: of the model.
+        dense, routed: what the block that takes most has alive at once, beside weights and what it is given.
+    """
+
+    weights: int
+    dense: int
+    routed: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """One forward of all blocks, which is what a step of sampling costs beside the embeddings.
 
     Args:
         title: where the seconds are from.
-        shape, batch, layers: what is planned.
-        dense_flops, dense_seconds: of one dense block, by the same kernels.
-        break_even: the largest tenth of the tokens up to which a layer is no slower than a dense one.
+        shape: what is planned; of a counted model, its sizes.
+        batch, layers: samples, and what is kept and spent where.
+        dense_flops, dense_seconds: of one dense block, by the same kernels; the mean of all blocks.
+        break_even: the largest tenth of the tokens up to which the layers are no slower than dense ones.
         not_measured: part of the time that is of steps without a measurement at these sizes.
         flop_ratio, latency_ratio: FLOPs and seconds of all blocks over those of the dense ones.
+        memory: of a counted model.
     """
 
     title: str
-    shape: TransformerShape
+    shape: Any
     batch: int
     layers: tuple[LayerPlan, ...]
-    dense_flops: int
+    dense_flops: float
     dense_seconds: float
     break_even: float
     not_measured: float
     flop_ratio: float
     latency_ratio: float
+    memory: Memory | None = None
 
     @property
     def realised(self) -> float:
@@ -93,8 +114,8 @@ def plan(
     table = kept_table(kept, shape)
 
     @cache
-    def block(count: int | None) -> tuple[int, float, float]:
-        """FLOPs, seconds, and unmeasured seconds of a block that keeps so many tokens; None is dense."""
+    def block(count: int | None) -> Cost:
+        """Of a block that keeps so many tokens; None is dense."""
         steps = block_steps(shape, count, cache_text_kv=cache_text_kv)
         if count == 0:
             steps = [Step("copy", "copy", 0)]
@@ -103,22 +124,51 @@ def plan(
         missing = sum(seconds for seconds, origin in times if origin != "measured")
         return flops, sum(seconds for seconds, _ in times), missing
 
-    dense_flops, dense_seconds, missing = block(None)
-    layers, total = [], dense_seconds
+    return planned(source.title, shape, batch, shape.tokens, table, lambda layer, count: block(count))
+
+
+def planned(
+    title: str,
+    shape: Any,
+    batch: int,
+    tokens: int,
+    table: list[list[int]],
+    block: Callable[[int, int | None], Cost],
+    memory: Memory | None = None,
+) -> Plan:
+    """The plan of a table [L][R] of kept tokens.
+
+    Args:
+        title, shape, batch, memory: of the plan.
+        tokens: N.
+        block: (layer, kept tokens or None for the dense block) -> what it costs.
+    """
+    numbers = range(len(table))
+    dense_flops, dense_seconds, missing = _sum(block(number, None) for number in numbers)
+    total, layers = dense_seconds, []
     for number, counts in enumerate(table):
-        flops, seconds, unmeasured = map(fmean, zip(*map(block, counts), strict=True))
-        layers.append(LayerPlan(number, tuple(counts), flops, seconds, seconds / dense_seconds))
+        flops, seconds, unmeasured = map(fmean, zip(*(block(number, n) for n in counts), strict=True))
+        of_dense = seconds / block(number, None)[1]
+        layers.append(LayerPlan(number, tuple(counts), flops, seconds, of_dense))
         missing, total = missing + unmeasured, total + seconds
-    pays = takewhile(lambda n: block(kept_tokens(n, shape.tokens))[1] <= dense_seconds, range(1, 11))
+
+    def pays(tenths: int) -> bool:
+        return _sum(block(n, kept_tokens(tenths, tokens)) for n in numbers)[1] <= dense_seconds
+
     return Plan(
-        title=source.title,
+        title=title,
         shape=shape,
         batch=batch,
         layers=tuple(layers),
-        dense_flops=dense_flops,
-        dense_seconds=dense_seconds,
-        break_even=max(pays, default=0) / 10,
+        dense_flops=dense_flops / len(table),
+        dense_seconds=dense_seconds / len(table),
+        break_even=max(takewhile(pays, range(1, 11)), default=0) / 10,
         not_measured=missing / total,
-        flop_ratio=fmean(layer.flops for layer in layers) / dense_flops,
-        latency_ratio=fmean(layer.of_dense for layer in layers),
+        flop_ratio=sum(layer.flops for layer in layers) / dense_flops,
+        latency_ratio=sum(layer.seconds for layer in layers) / dense_seconds,
+        memory=memory,
     )
+
+
+def _sum(costs) -> Cost:
+    return tuple(map(sum, zip(*costs, strict=True)))

@@ -60,9 +60,13 @@ class Device:
     def seconds(self, operator: str, shape: TransformerShape, kept: int, batch: int) -> tuple[float, str]:
         """The larger time of FLOPs and bytes, and the launches; "predicted"."""
         cost = step_cost(operator, shape, kept, batch=batch, itemsize=self.itemsize)
+        return self.roof(operator, cost.flops, cost.bytes), "predicted"
+
+    def roof(self, operator: str, flops: int, moved: int) -> float:
+        """Seconds of an operator with so many FLOPs, that moves so many bytes."""
         rate = self.attention_flops if "attention" in operator else self.peak_flops
         launches = LAUNCHES.get(operator, 1) * self.launch_seconds
-        return max(cost.flops / rate, cost.bytes / self.bandwidth) + launches, "predicted"
+        return max(flops / rate, moved / self.bandwidth) + launches
 
 
 def _device(name: str, flops: float, attention: float, bandwidth: float) -> Device:

@@ -119,6 +119,19 @@ def test_fewer_kept_are_each_sample_alone_on_its_rows(name, rescale):
     assert_same(case, got, wanted, **TOLERANCE)
 
 
+@pytest.mark.parametrize("gradient", (False, True))
+@pytest.mark.parametrize("name", ("flux_double", "sd3_joint", "auraflow_joint"))
+def test_where_no_token_is_kept_the_text_runs_alone(name, gradient):
+    case = made(name)
+    model = routed(case, (0, 0))
+    with torch.set_grad_enabled(gradient):
+        got = run(case, model)
+    del case.block.forward
+    wanted = plain(case, case.block.diffratio.router_weight, (0, 0), "mlp")
+    assert torch.equal(got[0], case.samples)
+    assert_same(case, got, wanted, **TOLERANCE)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_rows_not_kept_are_bit_equal(name):
     case = made(name)

@@ -74,7 +74,7 @@ class TransformerShape:
         Raises:
             ValueError: another class, or sizes that do not fit; the message names the argument.
         """
-        known = [base.__name__ for base in type(model).__mro__ if base.__name__ in _FAMILIES]
+        known = [base.__name__ for base in type(model).__mro__ if base.__name__ in FAMILIES]
         name = known[0] if known else type(model).__name__
         return cls.from_config({**model.config, "_class_name": name}, height, width, text_tokens)
 
@@ -88,9 +88,9 @@ class TransformerShape:
     ) -> "TransformerShape":
         """The same as `from_model` from the model's `config.json`, so no weight has to exist."""
         name = config.get("_class_name")
-        if name not in _FAMILIES:
-            raise ValueError(f"model: {name!r} is not one of {', '.join(_FAMILIES)}")
-        adaln = _FAMILIES[name]
+        if name not in FAMILIES:
+            raise ValueError(f"model: {name!r} is not one of {', '.join(FAMILIES)}")
+        adaln = FAMILIES[name]
         sizes = [*_SIZES, "cross_attention_dim"] if adaln == "single" else _SIZES
         if not config.keys() >= {*sizes, "out_channels", "activation_fn"}:  # diffusers writes all of them
             import diffusers
@@ -132,7 +132,8 @@ class TransformerShape:
         return replace(self, tokens=(height // self.patch) * (width // self.patch))
 
 
-_FAMILIES = {"PixArtTransformer2DModel": "single", "DiTTransformer2DModel": "zero"}
+FAMILIES = {"PixArtTransformer2DModel": "single", "DiTTransformer2DModel": "zero"}
+"""Classes whose FLOPs have formulas -> their modulation; models of other families are run for a count."""
 _SIZES = ["num_attention_heads", "attention_head_dim", "num_layers", "in_channels"]
 _SIZES += ["patch_size", "sample_size"]
 
