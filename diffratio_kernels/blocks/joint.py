@@ -280,11 +280,12 @@ def with_pinned(
     cu_seqlens = _cu_seqlens(counts, logits, batch)
     keys = layout.pinned_keys
     if keys is not None:
-        padded = keys.new_tensor(layout.pinned) - keys
+        padded = _cu_seqlens(layout.pinned, keys, batch).diff() - keys
         keys = cu_seqlens.diff() - padded
     neutral = torch.inf if score_scale == 1 else -math.log(score_scale - 1)
     if len(set(layout.routed)) > 1:  # behind a shorter sample's tokens stand some that are kept always
-        behind = torch.arange(n, device=order.device) >= order.new_tensor(layout.routed)[:, None]
+        sizes = _cu_seqlens(layout.routed, order).diff()
+        behind = torch.arange(n, device=order.device) >= sizes[:, None]
         logits = logits.masked_fill(behind, neutral)
     scores = logits.new_full(order.shape, neutral).scatter(1, order[:, :n], logits)
     return PackedRows(index, tokens, counts, cu_seqlens, key_lengths=keys), scores

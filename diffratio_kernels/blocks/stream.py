@@ -237,12 +237,13 @@ class Layout:
     def ragged(x: Tensor, routed: list[tuple[int, int]], pinned: list[tuple[int, int]]) -> "Layout":
         """Of x [B, N, D] tokens from start to stop, of each sample its own, are routed and kept always;
         others are padding."""
-        rows = []
+        places, rows = torch.arange(x.shape[1], device=x.device), []  # a CUDA graph cannot copy a list
         for spans in zip(routed, pinned, strict=True):
-            known = [n for start, stop in spans for n in range(start, stop)]
-            rows.append(known + sorted(set(range(x.shape[1])) - set(known)))
+            edges = [0, *(edge for span in sorted(spans) for edge in span), x.shape[1]]
+            others = zip(edges[::2], edges[1::2], strict=True)
+            rows.append(torch.cat([places[start:stop] for start, stop in (*spans, *others)]))
         counts = ([stop - start for start, stop in spans] for spans in (routed, pinned))
-        return Layout(torch.tensor(rows, device=x.device), *counts)
+        return Layout(torch.stack(rows), *counts)
 
 
 def _image_alone(image: Tensor, text: Tensor | None) -> Tensor:

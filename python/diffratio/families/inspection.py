@@ -66,6 +66,7 @@ class Fingerprint:
             [own.get("forward") for own in self._dicts[1:]],  # the block's own is the routed one
             list(map(len, self._hooks)),
             [type(own.get("processor")) for own in self._processors],
+            [getattr(own.get("processor"), "_parallel_config", None) for own in self._processors],
             [dropout.p for dropout in self._dropouts],
             [type(own.get("weight")) for own in self._parameters],  # quantised ones are of other classes
             list(chain.from_iterable(children.values() for children in self._children)),
@@ -79,9 +80,24 @@ def hooked(module: nn.Module) -> str | None:
         return "it carries hooks"
     forward = own.get("forward")
     # diffusers leaves the plain bound method behind when the last of its hooks is removed.
-    if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
-        return "its forward was replaced"
-    return None
+    if forward is None or getattr(forward, "__func__", None) is type(module).forward:
+        return None
+    if held_by_accelerate(module) or group_of(module) is not None:
+        return "offloading brings its weights for its own calls alone (blocks or models may be offloaded)"
+    return "its forward was replaced"
+
+
+def held_by_accelerate(module: nn.Module) -> bool:
+    """Whether a hook of accelerate hands the module its parameters for each call alone."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", [hook]))
+
+
+def group_of(module: nn.Module):
+    """The module's group of diffusers' group offloading, None where it has none."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return None if hook is None else hook.group
 
 
 def moves_arguments(module: nn.Module) -> bool:

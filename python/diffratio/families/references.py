@@ -9,11 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+COMPILED = (
+    "img_ids: there are tokens of reference images, and a model that is compiled as a whole cannot see where "
+    "they begin; compile its blocks (compile_repeated_blocks)"
+)
+
 _seen = WeakTensorKeyDictionary()
 """Tensor -> (its version, what was read in it by a name)."""
 
 
-@torch.compiler.disable
+@torch.compiler.disable(
+    reason="the host reads where the image's tokens are: compile the blocks, not the model"
+)
 def read_once(name: Any, read: Callable[[Tensor], Any], tensor: Tensor) -> Any:
     """read(tensor), which waits for its values: once for all steps, which a pipeline gives the same tensor.
 
@@ -37,7 +44,10 @@ def target_tokens(ids: Tensor | None, axis: int = 0) -> int | None:
         axis: the one with a number for the image that is made, which comes first, and another number for
             each reference.
     """
-    if ids is None or torch.compiler.is_compiling() or ids.is_meta:
+    if ids is None or ids.is_meta:
+        return None
+    if torch.compiler.is_compiling():
+        torch._assert_async((ids[..., axis] == ids[..., :1, axis]).all(), COMPILED)
         return None
 
     def before_references(ids: Tensor) -> int | None:

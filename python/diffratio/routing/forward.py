@@ -165,9 +165,12 @@ def _select_ragged(layer: RoutedLayer, run: Run, x: Tensor, sizes: list[int], ke
     """The same of samples [B, n, D] of unequal sizes, whose last tokens are padding."""
     _, _, logits = layer.block.diffratio(x, [0] * len(sizes))
     places = torch.arange(x.shape[1], device=x.device)
-    padding = places >= torch.tensor(sizes, device=x.device)[:, None]
+    padding = places >= cu_seqlens_for(sizes, x).diff()[:, None]
     ranked = logits.detach().masked_fill(padding, torch.nan)  # which ranks below everything
-    return select_rows(run.rows, ranked, keep, None, keep_small), logits
+    if not torch.compiler.is_compiling():
+        return select_rows(run.rows, ranked, keep, None, keep_small), logits
+    one = Linear(ranked.new_ones(1), None)  # an operator is traced: these are the logits of tokens of width 1
+    return run_route(run, ranked[..., None], one, keep, None, keep_small)[0], logits
 
 
 def _selection(layer: RoutedLayer, call: Call, args, kwargs) -> tuple[Tensor | None, list[int]]:

@@ -9,11 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from ..families.inspection import group_of, held_by_accelerate
+
 
 def offloading_of(block: nn.Module) -> str | None:
     """Which module of a block is offloaded, None where none is."""
     for name, module in block.named_modules():
-        if _held_by_accelerate(module) or _group_of(module) is not None:
+        if held_by_accelerate(module) or group_of(module) is not None:
             return f"{name or 'it'} is offloaded"
     return None
 
@@ -25,7 +27,7 @@ def check_values(model: nn.Module, modules: Iterable[nn.Module], what: str) -> N
     """
     parts = [part for module in modules for part in module.modules()]
     label = f"model {type(model).__name__}: {what}"
-    if _on_meta(parts) and any(map(_held_by_accelerate, model.modules())):
+    if _on_meta(parts) and any(map(held_by_accelerate, model.modules())):
         raise ValueError(
             f"{label} offloaded by accelerate; take the offloading off first "
             "(accelerate.hooks.remove_hook_from_submodules, a pipeline's remove_all_hooks)"
@@ -50,7 +52,7 @@ def fetched(model: nn.Module, modules: Iterable[nn.Module], what: str) -> Iterat
     """
     parts = [part for module in modules for part in module.modules()]
     with ExitStack() as stack:
-        for part in filter(_held_by_accelerate, parts):
+        for part in filter(held_by_accelerate, parts):
             from accelerate.utils import align_module_device
 
             stack.enter_context(align_module_device(part, "cpu"))
@@ -66,22 +68,9 @@ def _on_meta(modules: list[nn.Module]) -> bool:
     return any(parameter.is_meta for module in modules for parameter in module.parameters(recurse=False))
 
 
-def _held_by_accelerate(module: nn.Module) -> bool:
-    """Whether a hook of accelerate hands the module its parameters for each call alone."""
-    hook = getattr(module, "_hf_hook", None)
-    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", [hook]))
-
-
-def _group_of(module: nn.Module):
-    """The module's group of diffusers' group offloading, None where it has none."""
-    registry = getattr(module, "_diffusers_hook", None)
-    hook = None if registry is None else registry.get_hook("group_offloading")
-    return None if hook is None else hook.group
-
-
 def _disk_groups(model: nn.Module, modules: list[nn.Module]) -> list:
     """The groups on disk that hold a parameter of `modules`."""
-    groups = {id(group): group for module in model.modules() if (group := _group_of(module)) is not None}
+    groups = {id(group): group for module in model.modules() if (group := group_of(module)) is not None}
     parameters = [p for module in modules for p in module.parameters(recurse=False)]
     return [
         group

@@ -1,5 +1,6 @@
 """Sampling with the text projected once: keys and values are the same in every step."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import reduce
@@ -24,15 +25,20 @@ class Texts:
     A tensor is told by its memory, which an entry keeps alive, and torch's count of its changes in place.
     What changes it uncounted (a merged adapter, diffusers' EMAModel, numpy) is seen by its norm."""
 
-    def __init__(self, caption: nn.Module | None = None):
-        self._caption, self._entries = caption, {}
+    def __init__(self):
+        self._entries, self.called, self.asked = {}, False, False
 
     def __getstate__(self):
         """A copy of the model is outside of the context."""
-        return {"_caption": self._caption, "_entries": None}
+        return self.__dict__ | {"_entries": None}
 
     def project(self, compute: Callable[[], Tensor], text: Tensor, *modules: nn.Module) -> Tensor:
         """`compute()`, or what it gave for this text before by the same weights of these modules."""
+        self.asked = True
+        return self.known(compute, text, *modules)
+
+    def known(self, compute: Callable[[], Tensor], text: Tensor, *modules: nn.Module) -> Tensor:
+        """`project` where it is no block that asks."""
         if self._entries is None or _not_now() or any(map(_foreign, modules)):
             return compute()
         tensors = [text, *(p for m in modules for p in m._parameters.values() if p is not None)]
@@ -51,14 +57,9 @@ class Texts:
         self._entries[modules] = [*[one for one in known if one[0] != key][1 - KEPT_TEXTS :], entry]
         return value
 
-    def caption(self, text: Tensor) -> Tensor:
-        """In place of the caption projection's forward: it gives blocks the same memory in every step."""
-        module = self._caption
-        parts = module.linear_1, module.act_1, module.linear_2
-        return self.project(lambda: PixArtAlphaTextProjection.forward(module, text), text, *parts)
-
     def check(self) -> None:
         """At the start of a call of the model: on a GPU one wait for all."""
+        self.called = True
         entries = [] if _not_now() else [entry for known in list(self._entries.values()) for entry in known]
         if entries:
             pairs = [(then, _norms(kept)) for _, (kept, then), *_ in entries]
@@ -70,6 +71,25 @@ class Texts:
     def invalidate(self) -> None:
         """Forget everything."""
         self._entries = {}
+
+
+class _Caption:
+    """In place of the forward of what projects a model's text: blocks get the same memory in every step."""
+
+    def __init__(self, module: PixArtAlphaTextProjection, texts: Texts):
+        self._module, self._texts = module, texts
+
+    def __call__(self, caption: Tensor) -> Tensor:
+        module = self._module
+        parts = module.linear_1, module.act_1, module.linear_2
+        return self._texts.known(lambda: type(module).forward(module, caption), caption, *parts)
+
+
+def _captions(model: nn.Module) -> list[nn.Module]:
+    """What projects a model's text: PixArt's, LTX's and Allegro's; Wan's is inside of another module."""
+    names = "caption_projection", "text_embedder"
+    named = ((name.rpartition(".")[2], module) for name, module in model.named_modules())
+    return [m for name, m in named if name in names and type(m) is PixArtAlphaTextProjection]
 
 
 def _foreign(module: nn.Module) -> str | None:
@@ -102,7 +122,9 @@ def cache_text(model_or_pipe):
 
     A text's projections take `2 L B M D` elements (PixArt-Sigma in bf16, M=300: 39 MB per sample), and stay
     until they are pushed out by two others or the context is left. On a GPU, the values of a text mask and
-    the norms are waited for once per call.
+    the norms are waited for once per call. In joint blocks the text is a stream that changes from block to
+    block: nothing of it can be kept. Nor is a text kept that a model joins anew with an image in each call
+    (Wan's image to video).
 
     Args:
         model_or_pipe: a routed model, or a pipeline with one.
@@ -112,6 +134,9 @@ def cache_text(model_or_pipe):
 
     Raises:
         ValueError: the model is not routed.
+
+    Warns:
+        UserWarning: the model was called, and had nothing to keep.
 
     Example:
         >>> apply_diffratio(pipe, DiffRatioConfig(compression=0.3))  # or load_diffratio
@@ -124,19 +149,22 @@ def cache_text(model_or_pipe):
         yield
         return
     restore_caption(model)  # a copy made inside of another context
-    caption = model._modules.get("caption_projection")
-    shared.text = Texts(caption)
-    if type(caption) is PixArtAlphaTextProjection and hooked(caption) is None:
-        caption.forward = shared.text.caption
+    texts = shared.text = Texts()
+    for caption in _captions(model):
+        if hooked(caption) is None:
+            caption.forward = _Caption(caption, texts)
     try:
         yield
     finally:
         shared.text = None
         restore_caption(model)
+    if texts.called and not texts.asked:
+        name = type(model).__name__
+        warnings.warn(f"cache_text: blocks of {name} project no text that stays the same", stacklevel=3)
 
 
 def restore_caption(model: nn.Module) -> None:
     """Take off what `cache_text` put on the caption projection."""
-    caption = model._modules.get("caption_projection")
-    if caption is not None and getattr(vars(caption).get("forward"), "__func__", None) is Texts.caption:
-        del caption.forward
+    for caption in _captions(model):
+        if isinstance(vars(caption).get("forward"), _Caption):
+            del caption.forward

@@ -1,0 +1,146 @@
+"""Which operators run in the blocks of the families that people use most, and that torch computes no norm, rotation
+or attention beside them."""
+
+import importlib
+from collections import Counter
+from types import FunctionType
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffratio import learn_ratios
+from diffratio_kernels._backends import BACKENDS
+
+from .test_blocks import made, routed, run
+
+ROUTE = {"router_logits": 1, "select": 1}
+ONE = ROUTE | {"gather_adaln": 1, "qk_norm_rope": 1, "attention": 1, "adaln": 1, "scatter_rescale": 1}
+"""One stream."""
+JOINT = ONE | {"gather_adaln": 2, "qk_norm_rope": 2, "adaln": 2}
+"""Two streams: attention is of both."""
+PARALLEL = {name: count for name, count in ONE.items() if name != "adaln"}
+"""One stream with the MLP beside the attention."""
+OPERATORS = {
+    "flux_double": JOINT,
+    "flux_single": PARALLEL,
+    "z_image": ONE,
+    "qwen_image_masked": JOINT,
+    "wan": ONE | {"attention": 2},
+    "flux2_double": JOINT,
+    "flux2_single": PARALLEL,
+    "sd3_joint": JOINT,
+    "sd35_dual": JOINT | {"gather_adaln": 3, "qk_norm_rope": 3, "attention": 2},
+}
+"""Block -> launchers of one pass, and how often each runs."""
+BY_REFERENCE = {"z_image": {"gather_adaln", "adaln"}}
+"""Those that no kernel takes yet: RMS norms of rows."""
+NORMS = {"native_layer_norm", "_fused_rms_norm", "rsqrt", "var_mean", "var"}
+NORMS_BY_TORCH = {"z_image", "wan"}
+"""Behind the branches; around the attention to the text."""
+ATTENTION = {"bmm", "baddbmm", "_softmax", "_safe_softmax", "_scaled_dot_product"}
+ROTATION = {"sin", "cos", "neg", "view_as_complex", "polar"}
+
+
+class Seen(TorchDispatchMode):
+    """Launchers that run, operators of ours that are dispatched, and what torch computes beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched, self.reference, self.dispatched, self.beside = Counter(), set(), Counter(), set()
+        self._inside = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        namespace, name = func.namespace, func.__name__.partition(".")[0]
+        if namespace == "diffratio":
+            self.dispatched[name] += 1
+        elif not self._inside:
+            self.beside.add(name)
+        return func(*args, **(kwargs or {}))
+
+    def watch(self, monkeypatch):
+        """Every function that a backend gives: what it computes is its own."""
+        for folder, backends in BACKENDS.items():
+            for backend in backends:
+                try:
+                    module = importlib.import_module(f"diffratio_kernels.ops.{folder}.{backend}")
+                except ImportError:
+                    continue  # a library's, or two passes of one
+                for name, function in list(vars(module).items()):
+                    if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+                        monkeypatch.setattr(module, name, self._watched(name, backend, function))
+        return self
+
+    def _watched(self, name, backend, function):
+        def call(*args, **kwargs):
+            if self._inside:
+                return function(*args, **kwargs)
+            self.launched[name] += 1
+            self.reference |= {name} if backend == "reference" else set()
+            self._inside = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._inside = False
+
+        return call
+
+    def torch_computes(self, names):
+        return {one for one in self.beside if one.startswith(tuple(names))}
+
+
+def seen(monkeypatch, case, model, training):
+    model.train(training)
+    with monkeypatch.context() as patch, torch.set_grad_enabled(training):
+        with Seen().watch(patch) as mode:
+            run(case, model)
+    return mode
+
+
+def assert_ours(name, mode):
+    assert mode.reference == BY_REFERENCE.get(name, set())
+    assert mode.torch_computes(ATTENTION) == mode.torch_computes(ROTATION) == set()
+    assert bool(mode.torch_computes(NORMS)) == (name in NORMS_BY_TORCH)
+
+
+def operators(name, launched) -> dict:
+    """The operators that autograd sees: attention is torch's own on a CPU, the reference needs none."""
+    hidden = {"attention", "router_logits", "select"} | BY_REFERENCE.get(name, set())
+    return {"route": 1} | {op: count for op, count in launched.items() if op not in hidden}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_inference_launches_kernels_and_nothing_is_dispatched(name, monkeypatch):
+    case = made(name)
+    mode = seen(monkeypatch, case, routed(case), training=False)
+    assert mode.launched == OPERATORS[name] and mode.dispatched == {}
+    assert_ours(name, mode)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_training_runs_the_same_by_operators(name, monkeypatch):
+    case = made(name)
+    mode = seen(monkeypatch, case, routed(case), training=True)
+    assert mode.launched == OPERATORS[name]
+    assert mode.dispatched == operators(name, OPERATORS[name])
+    assert_ours(name, mode)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_two_bins_run_them_once_for_each_bin_behind_one_selection(name, monkeypatch):
+    case = made(name)
+    model = routed(case)
+    learn_ratios(model, start=0.55)
+    mode = seen(monkeypatch, case, model, training=True)
+    twice = {op: count if op in ROUTE else 2 * count for op, count in OPERATORS[name].items()}
+    assert mode.launched == twice
+    assert mode.dispatched == operators(name, twice)
+    assert_ours(name, mode)
+
+
+def test_a_fallback_is_seen(monkeypatch):
+    """The control: norms of a block that are modules, and rows by the reference."""
+    case = made("flux_double")
+    case.block.attn.norm_q.register_forward_hook(lambda *_: None)
+    mode = seen(monkeypatch, case, routed(case), training=False)
+    assert mode.torch_computes(NORMS)
