@@ -108,6 +108,12 @@ def synthetic():
 
 
 @pytest.fixture(scope="session")
+def flow_pipelines():
+    """The maker of tiny pipelines, tests/diffratio/tiny_pipelines.py."""
+    return _beside("tiny_pipelines")
+
+
+@pytest.fixture(scope="session")
 def op_recorder():
     """The class `OpRecorder` of tests/diffratio/op_recorder.py."""
     return _beside("op_recorder").OpRecorder

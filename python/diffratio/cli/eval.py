@@ -8,7 +8,7 @@ import torch
 import typer
 from rich.console import Console
 
-from .output import names_errors, print_table
+from .output import check_file, names_errors, print_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,6 +24,8 @@ COSTS = (
     ("milliseconds", "latency", "ms"),
     ("peak_megabytes", "peak memory", "MB"),
 )
+
+_COLUMNS = 8  # of the picture
 
 Source = Annotated[
     str, typer.Argument(help="A run, its final or checkpoint-N, a model, an adapter, digits or shapes.")
@@ -43,7 +45,12 @@ def eval(
     checkpoint: Checkpoint = None,
     base: Base = None,
     dataset: Dataset = None,
-    samples: Annotated[int, typer.Option(min=2, help="Samples that quality is judged on.")] = 512,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Samples that quality is judged on. Default: 512, of a pipeline with a VAE 8."
+        ),
+    ] = None,
     seed: Seed = 0,
     steps: Steps = 20,
     guidance: Guidance = 2.0,
@@ -52,22 +59,41 @@ def eval(
     device: Device = "auto",
     fid_weights: Annotated[Path | None, typer.Option(help="Inception of torch-fidelity: adds FID.")] = None,
     clip_weights: Annotated[Path | None, typer.Option(help="ViT-B-32 of open_clip: adds CLIP score.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="A PNG of samples: base, dense and sparse, a row each.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Judge a model: Frechet distance, attribute accuracy, v-MSE; latency, FLOPs, peak memory."""
+    """Judge a model: Frechet distance, attribute accuracy, v-MSE or velocity-MSE; latency, FLOPs, memory."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+    if picture is not None:
+        check_file(picture)
     from ..evaluation.evaluate import evaluate
     from ..evaluation.quality import SampleSettings
 
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset, dtype=DTYPES[dtype])
-    settings = SampleSettings(samples, seed, steps, guidance)
+    if samples is None:
+        samples = 512 if target.flow is None or target.flow.family.on_pixels else 8
+    settings, pictures = SampleSettings(samples, seed, steps, guidance), {}
     weights = {"fid_weights": fid_weights, "clip_weights": clip_weights}
-    report = evaluate(target, settings, batch=batch, **weights, progress=not as_json)
+    report = evaluate(target, settings, batch=batch, **weights, progress=not as_json, pictures=pictures)
+    if picture is not None and pictures:
+        _draw(pictures, picture, report["name"])
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         print_report(report)
+
+
+def _draw(pictures: dict[str, torch.Tensor], path: Path, title: str) -> None:
+    """Write the first samples of each model, a row each."""
+    from ..plots.pictures import draw_grid
+
+    rows = [name for name in (*COLUMNS, "model") if name in pictures]
+    columns = min(_COLUMNS, len(pictures[rows[0]]))
+    images = torch.cat([pictures[name][:columns] for name in rows])
+    draw_grid(path, images, [name for name in rows for _ in range(columns)], columns, title)
 
 
 @names_errors
@@ -97,13 +123,16 @@ def print_report(report: dict[str, Any]) -> None:
         own = "sparse" if "dense" in report else "trained" if "base" in report else "model"
         columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
         columns = {name: one for name, one in columns.items() if one is not None}
-        figures = [_figures(one) for one in (*columns.values(), report["real"])]
+        shown = dict(columns, **({"real images": report["real"]} if report["real"] else {}))
+        figures = [_figures(one) for one in shown.values()]
         rows = [(what, *(one.get(what, "") for one in figures)) for what in figures[0]]
         settings = f"{report['samples']} samples, {report['steps']} steps, guidance {report['guidance']}"
-        print_table(console, f"{report['name']}: {settings}", ("", *columns, "real images"), rows)
+        print_table(console, f"{report['name']}: {settings}", ("", *shown), rows)
         for name, what in COLUMNS.items():
             if name in columns:
                 console.print(f"{name}: {what}")
+        if report.get("not_judged"):
+            console.print(f"not judged: {'; '.join(report['not_judged'])}")
         if "why_no_base" in report:
             console.print(f"no base: {report['why_no_base']}")
     if "router_auc" in report:
@@ -130,5 +159,7 @@ def _figures(quality: dict[str, Any]) -> dict[str, str]:
     for key in [key for key in quality if key.endswith("_mse")]:
         rows[f"{key.removesuffix('_mse')}-MSE"] = f"{quality[key]:.4f}"
         for quartile, error in enumerate(quality[f"{key}_by_quartile"]):
-            rows[f"  timesteps {250 * quartile} to {250 * quartile + 249}"] = f"{error:.4f}"
+            timesteps = f"  timesteps {250 * quartile} to {250 * quartile + 249}"
+            levels = f"  noise {quartile / 4:.2f} to {(quartile + 1) / 4:.2f}"
+            rows[levels if key == "velocity_mse" else timesteps] = f"{error:.4f}"
     return rows | {name: f"{quality[name]:.3f}" for name in ("fid", "clip_score") if name in quality}

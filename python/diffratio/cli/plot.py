@@ -43,6 +43,10 @@ def plot(
         raise ValueError("runs: two of them have the same name")
     for folder in (out, *(out / run.path.name for run in loaded)):
         check_folder(folder)
+    if any(run.flow for run in loaded) and "maps" in figures:
+        if figure is not None:
+            raise ValueError("figure='maps' is not drawn for flow models")
+        typer.echo("no maps of flow models", err=True)
     written = [picture for path in results for picture in draw_results(path, out)]
     if loaded and figure is None and (reason := next(filter(None, map(why_no_samples, loaded)), None)):
         typer.echo(f"no maps and no quality: {reason}", err=True)

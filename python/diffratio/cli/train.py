@@ -55,7 +55,7 @@ def report(run: dict[str, Any]) -> list[str]:
     loss = f"validation {run['loss']} {run['validation_loss']:.4f}"
     lines = [f"{folder}: {run['step']} steps in {duration(run['seconds'])}, {loss}", *kept_lines(run)]
     commands = {f"diffratio {name} {shlex.quote(folder)}": what for name, what in NEXT.items()}
-    if run["latents"]:
+    if run["latents"] and not run.get("flow"):
         del commands[f"diffratio sample {shlex.quote(folder)}"]
         commands[f"pipe.transformer, _ = diffratio.train.load_run({folder!r})"] = "in its pipeline, to draw"
     width = max(map(len, commands))
@@ -69,19 +69,25 @@ def kept_lines(run: dict[str, Any]) -> list[str]:
         return [f"tokens kept in every layer: {1 - arguments['target_compression']:.0%}"]
     if "ratios" not in run:
         return []
-    return ratio_lines(run["ratios"])
+    return ratio_lines(run["ratios"], run.get("flow", False))
 
 
-def ratio_lines(ratios: list[list[float]]) -> list[str]:
-    """Return learned kept ratios [L][R] as lines: their mean, and a line for each timestep region."""
+def ratio_lines(ratios: list[list[float]], flow: bool = False) -> list[str]:
+    """Return learned kept ratios [L][R] as lines: their mean, and a line for each region of timesteps, or of
+    noise levels of a flow."""
     layers, regions = len(ratios), len(ratios[0])
     mean = sum(map(sum, ratios)) / (layers * regions)
-    lines = [f"tokens kept, learned: {mean:.1%} on average; in % by timestep (0 is clean) and layer:"]
-    lines.append(f"  {'layer':12}" + "".join(f"{layer:4}" for layer in range(layers)))
+    times = "noise" if flow else "timestep"
+    lines = [f"tokens kept, learned: {mean:.1%} on average; in % by {times} (0 is clean) and layer:"]
+    width = 14 if flow else 12
+    lines.append(f"  {'layer':{width}}" + "".join(f"{layer:4}" for layer in range(layers)))
     for region in range(regions):
         first, after = (-(-1000 * edge // regions) for edge in (region, region + 1))
         kept = "".join(f"{round(100 * row[region]):4}" for row in ratios)
-        lines.append(f"  {f't {first} to {after - 1}':12}{kept}")
+        span = f"t {first} to {after - 1}"
+        if flow:
+            span = f"s {region / regions:.2f} to {(region + 1) / regions:.2f}"
+        lines.append(f"  {span:{width}}{kept}")
     return lines
 
 

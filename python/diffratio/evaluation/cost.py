@@ -6,6 +6,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffratio_kernels import kept_tokens
 
@@ -19,13 +21,20 @@ from .memory import peak_bytes
 
 @torch.inference_mode()
 def compare(
-    model: nn.Module, call: Callable[[], object], *, repeats: int, description: str, progress: bool
+    model: nn.Module,
+    call: Callable[[], object],
+    *,
+    repeats: int,
+    description: str,
+    progress: bool,
+    count: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Run ``call`` with the routing of ``model`` off ("dense"), on ("sparse"), and on with all tokens kept.
 
     Returns for each of ``dense``, ``all_tokens`` and ``sparse``: ``milliseconds``, the median of ``repeats``
     runs that take turns, so that whatever else the machine does strikes all alike; and ``peak_megabytes``,
-    the most memory (MB) that one call held in new tensors at any moment. "all_tokens" tells what the fused
+    the most memory (MB) that one call held in new tensors at any moment; with `count` also ``gflop``, as
+    torch counts them. "all_tokens" tells what the fused
     kernels save by themselves. The model is left as it was.
     """
     shared = routed_model(model)
@@ -40,10 +49,19 @@ def compare(
             route()
             peak = peak_bytes(call, device) / 1e6
             results[name] = {"milliseconds": times[name].median * 1e3, "peak_megabytes": peak}
+            if count:
+                results[name]["gflop"] = _counted(call) / 1e9
     finally:
         _route(model, config)
         shared.enabled = enabled
     return results
+
+
+def _counted(call: Callable[[], object]) -> int:
+    """FLOPs of a call; torch does not know the CPU's fused attention, so attention runs as products."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def _route(model: nn.Module, config: DiffRatioConfig | None) -> None:

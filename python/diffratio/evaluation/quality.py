@@ -51,6 +51,8 @@ class Judge:
             load_dataset(name_or_path, split=split, **options) for split in ("held_out", "train")
         )
         self.wanted = torch.arange(settings.samples) % len(self.held_out)
+        self.classifies = True
+        """Whether the data set's attributes are looked for in samples."""
 
     @classmethod
     def of(cls, target: Target, settings: SampleSettings, progress: bool = True) -> "Judge":
@@ -58,7 +60,9 @@ class Judge:
         if target.dataset is None:
             raise ValueError(f"dataset: none is known for {target.name!r}")
         try:
-            return cls(target.dataset, settings, progress=progress, **target.options)
+            judge = cls(target.dataset, settings, progress=progress, **target.options)
+            judge.classifies = target.flow is None or target.flow.family.on_pixels
+            return judge
         except ModuleNotFoundError as error:
             raise ValueError(f"dataset={target.dataset!r}: {error}") from None
 
@@ -88,6 +92,8 @@ class Judge:
         """Why a model makes no images of the data set (other images, other text, unknown noise) or, with
         ``quality``, cannot be judged on it (too few images); None where it can. A ``resolution`` that was
         asked for need not be the one that the model was made for."""
+        if target.flow is not None:
+            return target.flow.why_not(self.held_out)
         config, data = target.model.config, self.held_out
         pairs = [("channels", config.in_channels, data.channels)]
         if self._options.get("resolution") is None:
@@ -110,6 +116,16 @@ class Judge:
         Raises:
             ValueError: the data set has no text for one of the captions.
         """
+        if target.flow is not None:
+            return target.flow.sample(
+                target.model,
+                self.held_out,
+                self.held_out.captions(self.wanted) if captions is None else captions,
+                steps=self.settings.steps,
+                seed=self.settings.seed,
+                guidance=self.settings.guidance,
+                bar=description if self.progress else None,
+            )
         tokens = self._batch["tokens"] if captions is None else self.held_out.encode(captions)
         return sample(
             target.model,
@@ -140,20 +156,24 @@ class Judge:
         ``accuracy_joint``, ``v_mse``, ``v_mse_by_quartile``.
 
         The first four are left out where the data set has no attributes to train a classifier on. A model
-        that predicts the noise or the image has ``noise_mse`` or ``image_mse`` instead of the last two.
+        that predicts the noise or the image has ``noise_mse`` or ``image_mse`` instead of the last two, one
+        of a flow ``velocity_mse``, by quarters of the noise level.
 
         Args:
             target: what predicts held-out images.
             images: its ``samples``, ``[n, C, H, W]``.
         """
-        schedule = target.schedule
-        error = prediction_error(target.model, self.held_out, schedule=schedule)
-        kind = "v" if schedule is None else PREDICTED[schedule.config.prediction_type]
+        if target.flow is not None:
+            kind, error = "velocity", target.flow.velocity_error(target.model, self.held_out)
+        else:
+            schedule = target.schedule
+            error = prediction_error(target.model, self.held_out, schedule=schedule)
+            kind = "v" if schedule is None else PREDICTED[schedule.config.prediction_type]
         errors = {f"{kind}_mse": error.overall, f"{kind}_mse_by_quartile": error.by_quartile}
         return self._verdict(images) | errors
 
     def _verdict(self, images: Tensor) -> dict[str, Any]:
-        if not self.held_out.attribute_sizes:
+        if not (self.classifies and self.held_out.attribute_sizes):
             return {}
         features, seen = self._classifier.judge(images)
         each, joint = attribute_accuracy(seen, self._batch["attributes"])

@@ -12,13 +12,15 @@ from torch import nn
 from ..data import BUILT_IN
 from ..data.images import CaptionedImages
 from ..diffusion import noise_schedule
+from ..diffusion.pipelines import family_of, read_index
 from ..diffusion.schedules import SCHEDULE_FILE, read_schedule
-from ..names import located
+from ..names import located, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio
 from ..routing.adapter_file import check_files
 from ..routing.find import routed_layers
 from ..toy import PRETRAINED
 from ..train.run_log import RUN
+from .flow import FlowModel
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -26,8 +28,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 @dataclass
 class Target:
     """A model ready for inference, and what it was trained on: a data set (None where nothing tells) with the
-    ``options`` to load it, and a noise schedule (None where ``why_no_schedule`` tells why). ``run`` is what
-    ``run.json`` tells of a run.
+    ``options`` to load it, and a noise schedule (None where ``why_no_schedule`` tells why), or ``flow``, the
+    pipeline of a flow model. ``run`` is what ``run.json`` tells of a run.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class Target:
     options: dict[str, Any] = field(default_factory=dict)
     schedule: DDPMScheduler | None = None
     why_no_schedule: str | None = None
+    flow: FlowModel | None = None
     run: dict[str, Any] | None = None
 
     @property
@@ -104,17 +107,29 @@ def load_target(
         if "resolution" in info and (target.options or target.dataset not in BUILT_IN):
             target.options["resolution"] = info["resolution"]
         began = info["base_model"]
-        written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
-        _find_schedule(target, [written, Path(began)], began in PRETRAINED)
+        if info.get("flow"):
+            given = info["arguments"]
+            revision = given["revision"]
+            family = family_of(read_index(began, revision), model)
+            length, guidance = given["max_sequence_length"], given["guidance_scale"]
+            target.flow = FlowModel(began, family, model, length, guidance, revision)
+        else:
+            written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
+            _find_schedule(target, [written, Path(began)], began in PRETRAINED)
     elif checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN} is missing)")
     else:
         target = _load_folder(str(path), base, _located(dataset))
-    if target.options.get("resolution") is None and target.dataset not in (None, *BUILT_IN):
+    if target.flow is not None and target.options.get("resolution") is None:
+        if target.dataset not in (None, *BUILT_IN):
+            target.options["resolution"] = target.flow.family.default_side
+    elif target.options.get("resolution") is None and target.dataset not in (None, *BUILT_IN):
         config = target.model.config
         if config.in_channels == CaptionedImages.channels:  # it works on pixels, not on latents
             target.options["resolution"] = config.sample_size
     target.model = _ready(target.model, device, dtype)
+    if target.flow is not None:
+        target.flow.model = target.model
     return target
 
 
@@ -163,7 +178,12 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
         load_diffratio(model, folder)
     known = next((name for name in (path, str(base)) if name in PRETRAINED), None)
     target = Target(model, Path(path).name if known != path else path, dataset or known)
-    _find_schedule(target, [folder, weights], weights.resolve().is_relative_to(_PACKAGE))
+    pipeline = str(path if base is None else base)
+    family = family_of(read_index(pipeline), model) if on_disk(pipeline) else None
+    if family is not None:
+        target.flow = FlowModel(pipeline, family, model)
+    else:
+        _find_schedule(target, [folder, weights], weights.resolve().is_relative_to(_PACKAGE))
     return target
 
 

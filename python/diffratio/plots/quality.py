@@ -14,7 +14,7 @@ from .style import MUTED, RUNS, new_figure, plain
 PANELS = (
     ("frechet", "Fréchet distance", 1),
     ("accuracy_joint", "all attributes right (%)", 100),
-    *((f"{kind}_mse", f"{kind}-MSE", 1) for kind in PREDICTED.values()),
+    *((f"{kind}_mse", f"{kind}-MSE", 1) for kind in (*PREDICTED.values(), "velocity")),
 )
 
 

@@ -39,27 +39,32 @@ def trajectories(steps: np.ndarray, ratios: np.ndarray, target: float, title: st
     return figure
 
 
-def region_map(ratios: np.ndarray, title: str) -> Figure:
-    """Heat map of the kept ratios ``[L, R]``: layers downwards, timestep regions from clean to noisy."""
+def region_map(ratios: np.ndarray, title: str, flow: bool = False) -> Figure:
+    """Heat map of the kept ratios ``[L, R]``: layers downwards, regions of timesteps, or of a flow's noise
+    levels, from clean to noisy."""
     if ratios.ndim != 2:
         raise ValueError(f"ratios must be [L, R], got {ratios.shape}")
     layers, regions = ratios.shape
     figure = new_figure(max(4.6, 1.05 * regions + 2.4), max(3.2, 0.34 * layers + 1.9), title)
     axes = figure.subplots()
-    colour_bar(figure, draw_regions(axes, ratios), axes, pad=0.03, label="kept tokens (%)")
+    colour_bar(figure, draw_regions(axes, ratios, flow), axes, pad=0.03, label="kept tokens (%)")
     return figure
 
 
-def draw_regions(axes: Axes, ratios: np.ndarray) -> AxesImage:
+def draw_regions(axes: Axes, ratios: np.ndarray, flow: bool = False) -> AxesImage:
     """Draw the kept ratios ``[L, R]`` in [0, 1] as a heat map; returns what a colour bar is made from."""
     layers, regions = ratios.shape
     image = axes.imshow(100 * ratios, cmap=KEPT, vmin=0, vmax=100, aspect="auto")
     edges = [-(-1000 * r // regions) for r in range(regions + 1)]  # of region floor(t R / 1000)
     names = [f"{low}–{high - 1}" for low, high in zip(edges, edges[1:], strict=False)]
+    if flow:
+        names = [f"{r / regions:.2f}–{(r + 1) / regions:.2f}" for r in range(regions)]
     bare(axes)
     axes.set_xticks(range(regions), names, rotation=0 if regions <= 6 else 60)
     axes.set_yticks(_few(layers))
-    axes.set_xlabel("training timestep, from clean to noisy", fontsize=11, color=INK)
+    axes.set_xlabel(
+        f"{'noise level' if flow else 'training timestep'}, from clean to noisy", fontsize=11, color=INK
+    )
     axes.set_ylabel("layer", fontsize=11, color=INK)
     axes.tick_params(labelsize=10, colors=MUTED, length=0)
     if ratios.size <= _WRITTEN_CELLS:

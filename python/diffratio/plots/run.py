@@ -37,6 +37,7 @@ class Run:
         try:
             self.info = json.loads((self.path / RUN).read_text())
             arguments = self.info["arguments"]
+            self.flow = self.info.get("flow", False)
             self.method, self.target = arguments["method"], 1 - arguments["target_compression"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"path: {str(path)!r} holds no run ({error})") from None
@@ -50,10 +51,10 @@ class Run:
         return f"{self.path.name}: {self.method}, target {100 * self.target:.0f} % kept"
 
     def figures(self) -> tuple[str, ...]:
-        """What can be drawn: a run without learned ratios has no trajectories, a dense one no router maps."""
-        if self.method in _LEARNED and len(self.steps):
-            return FIGURES
-        return ("quality",) if self.method == "dense" else ("maps", "quality")
+        """What can be drawn: a run without learned ratios has no trajectories, a dense one and one of a flow
+        model no router maps."""
+        found = FIGURES if self.method in _LEARNED and len(self.steps) else ("maps", "quality")
+        return tuple(name for name in found if name != "maps" or not (self.flow or self.method == "dense"))
 
     def models(self) -> list[tuple[int, int | None]]:
         """(step, checkpoint) of every whole model in the order of training; None is the finished one."""
@@ -71,6 +72,8 @@ class Run:
 def why_no_samples(run: Run) -> str | None:
     """Why the model makes no images of its data set, as where it works on latents; None where it does."""
     target = load_target(run.path, checkpoint=run.models()[-1][1])
+    if target.flow is not None and not target.flow.family.on_pixels:
+        return "a pipeline with a VAE is judged by diffratio eval alone"
     return Judge.of(target, SampleSettings()).why_not(target, quality=True)
 
 
@@ -85,7 +88,7 @@ def draw_run(
         written.append(save(figure, out / "trajectories.png"))
     if "regions" in drawn:
         title = f"Learned ratios after step {run.steps[-1]}\n{run.title}"
-        written.append(save(region_map(run.ratios[-1], title), out / "regions.png"))
+        written.append(save(region_map(run.ratios[-1], title, run.flow), out / "regions.png"))
     if "maps" in drawn:
         written.append(save(_maps(run, device, progress), out / "maps.png"))
     return written

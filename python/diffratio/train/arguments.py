@@ -9,6 +9,7 @@ from typing import NoReturn
 from diffratio_kernels.blocks.router import STARTS
 
 METHODS = ("dense", "mod", "l", "lt")
+FLOW_SCHEMES = ("logit_normal", "none")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 
@@ -45,7 +46,9 @@ class TrainArguments:
     caption_column: str | None = _arg(
         None, "The column with the captions, of metadata or `datasets`. Default: text or caption."
     )
-    max_sequence_length: int = _arg(120, "Text tokens: 120 for PixArt-alpha, 300 for -Sigma.", least=1)
+    max_sequence_length: int | None = _arg(
+        None, "Text tokens. Default: what the pipeline takes, of PixArt 120; 300 is for -Sigma.", least=1
+    )
     output_dir: str = _arg("diffratio-model", "The run: logs, checkpoints and the result.")
     seed: int = _arg(0, "Decides every random number of the run.", least=0)
     resolution: int | None = _arg(
@@ -57,7 +60,8 @@ class TrainArguments:
     dataloader_num_workers: int = _arg(0, "Processes that prepare batches.", least=0)
     proportion_empty_prompts: float = _arg(
         0.1,
-        "Part of the captions that are dropped. DiT always drops a tenth of its classes.",
+        "Part of the captions that are dropped. DiT always drops a tenth of its classes, a model that is "
+        "told its guidance (FLUX.1-dev) nothing.",
         least=0,
         most=1,
     )
@@ -76,6 +80,10 @@ class TrainArguments:
     use_ema: bool = _arg(False, "Keep a moving average of the weights, which is the result.")
     ema_max_decay: float = _arg(0.9999, "Decay of the moving average.", least=0, most=1)
     snr_gamma: float | None = _arg(None, "min-SNR weighting of the loss; 5.0 is usual.", least=0)
+    weighting_scheme: str = _arg("logit_normal", "How flow models draw noise levels.", FLOW_SCHEMES)
+    logit_mean: float = _arg(0.0, "Of logit_normal, before the scheduler's shift.")
+    logit_std: float = _arg(1.0, "Of logit_normal.", least=0)
+    guidance_scale: float = _arg(3.5, "What a model that is told its guidance is told.", least=0)
     checkpointing_steps: int = _arg(500, "Steps between checkpoints.", least=1)
     checkpoints_total_limit: int | None = _arg(None, "Older checkpoints are deleted.", least=1)
     resume_from_checkpoint: str | None = _arg(None, "latest, or the name of a checkpoint of this run.")

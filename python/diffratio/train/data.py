@@ -3,6 +3,7 @@
 Samples are numbered: what sample s of a run is follows from (seed, s) alone.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from ..data.images import CaptionedImages
 from ..names import located
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
-from .encoded import Encoders
+from .encoded import Encoders, PipelineEncoders
 from .model import Base
 from .objective import clean_image
 
@@ -26,15 +27,15 @@ PIXELS_PER_LATENT = 8
 """Of the VAE of PixArt and DiT."""
 
 
-def origin(arguments: TrainArguments, config) -> dict:
+def origin(arguments: TrainArguments, base: Base) -> dict:
     """Return what `run.json` says of a run's data and model; folders are absolute paths.
 
-    `config` is the model's; `resolution` is the side of the images in pixels.
+    `resolution` is the side of the images in pixels.
     """
     data, model = _data_name(arguments), arguments.pretrained_model_name_or_path
     return {
         "dataset": data if data in BUILT_IN else located(data),
-        "resolution": _resolution(arguments, config),
+        "resolution": _resolution(arguments, base),
         "base_model": model if model in PRETRAINED else located(model),
     }
 
@@ -51,13 +52,15 @@ def load_splits(
     options = {
         "caption_column": arguments.caption_column,
         "image_column": arguments.image_column,
-        "resolution": _resolution(arguments, config),
+        "resolution": _resolution(arguments, base),
     }
     try:
         splits = [load_dataset(name, split=split, **options) for split in ("train", "held_out")]
     except (ValueError, OSError, ModuleNotFoundError) as error:
         named = re.split(r"[ :=]", str(error))[0] in options
         raise ArgumentError(str(error) if named else f"dataset_name={name!r}: {error}") from None
+    if base.family is not None:
+        return _flow_splits(arguments, base.family, splits, accelerator, progress, base.model)
     by_class = base.objective.by_class
     if by_class and not splits[0].attribute_sizes:
         raise ArgumentError(f"dataset_name={name!r} has no classes, which the model needs")
@@ -89,6 +92,31 @@ def load_splits(
     return training, held_out
 
 
+def _flow_splits(arguments, family, splits, accelerator, progress, model) -> tuple[Dataset, Dataset]:
+    """The same for a flow: pixels and the data set's text where its pipeline has no encoders."""
+    name, plain = _data_name(arguments), splits[0]
+    if not family.on_pixels:
+        encoders = PipelineEncoders(arguments, family, model, accelerator, progress)
+        counts = len(plain), min(VALIDATION_IMAGES, len(splits[1]))
+        parts = zip(splits, ("train", "held_out"), counts, strict=True)
+        return tuple(encoders.encode(*part) for part in parts)
+    fold = math.isqrt(family.latent_channels // plain.channels)
+    if fold**2 * plain.channels != family.latent_channels:
+        raise ArgumentError(
+            f"dataset_name={name!r} has images of {_channels(plain.channels)}, which do not fold into the "
+            f"model's {family.latent_channels}"
+        )
+    if plain.size % (fold * family.patch):
+        raise ArgumentError(
+            f"resolution={plain.size} must be a multiple of the model's patches of {fold * family.patch}"
+        )
+    if plain.text_width != family.text_width:
+        raise ArgumentError(
+            f"dataset_name={name!r} has text of width {plain.text_width}, the model takes {family.text_width}"
+        )
+    return tuple(splits)
+
+
 def _channels(count: int) -> str:
     return "1 channel" if count == 1 else f"{count} channels"
 
@@ -97,10 +125,15 @@ def _data_name(arguments: TrainArguments) -> str:
     return arguments.dataset_name or arguments.pretrained_model_name_or_path
 
 
-def _resolution(arguments: TrainArguments, config) -> int | None:
+def _resolution(arguments: TrainArguments, base: Base) -> int | None:
     """Side of the images in pixels, by default that which the model was made for. None: as built in."""
     if arguments.resolution is not None or _data_name(arguments) in BUILT_IN:
         return arguments.resolution
+    config = base.model.config
+    if base.family is not None:
+        if base.family.on_pixels:
+            raise ArgumentError("resolution=None must be given: a model without a VAE does not tell its own")
+        return base.family.default_side
     return config.sample_size * (1 if config.in_channels == CaptionedImages.channels else PIXELS_PER_LATENT)
 
 
@@ -112,16 +145,15 @@ def training_loader(arguments: TrainArguments, base: Base, dataset, processes: i
         arguments.seed,
         first=step * per_step,
         count=(arguments.max_train_steps - step) * per_step,
-        timesteps=base.scheduler.config.num_train_timesteps,
-        drop=arguments.proportion_empty_prompts,
+        times=base.objective.times,
+        drop=arguments.proportion_empty_prompts if base.family is None or base.family.guided else 0.0,
     )
     return _loader(samples, arguments)
 
 
 def validation_loader(arguments: TrainArguments, base: Base, dataset) -> DataLoader:
     """Return the batches of the held-out images."""
-    timesteps = base.scheduler.config.num_train_timesteps
-    return _loader(ValidationSamples(dataset, VALIDATION_IMAGES, timesteps=timesteps), arguments)
+    return _loader(ValidationSamples(dataset, VALIDATION_IMAGES, times=base.objective.times), arguments)
 
 
 def _loader(samples, arguments: TrainArguments) -> DataLoader:
@@ -137,7 +169,7 @@ def _loader(samples, arguments: TrainArguments) -> DataLoader:
 
 def _by_timestep(samples: list[dict]) -> dict:
     """Sort a batch, so that samples of one timestep region are neighbours: blocks compute them as one."""
-    return default_collate(sorted(samples, key=lambda sample: int(sample["timestep"])))
+    return default_collate(sorted(samples, key=lambda sample: float(sample["timestep"])))
 
 
 class TrainingSamples(Dataset):
@@ -145,12 +177,12 @@ class TrainingSamples(Dataset):
 
     Every epoch is a new order of the data set. Since no state is carried along, neither a resumed run nor
     another number of processes, workers or accumulation steps changes which samples an optimiser step sees.
-    A part `drop` of the captions is left out.
+    `times` draws the timestep, and a part `drop` of the captions is left out.
     """
 
-    def __init__(self, dataset, seed: int, first: int, count: int, *, timesteps: int, drop: float):
+    def __init__(self, dataset, seed: int, first: int, count: int, *, times, drop: float):
         self.dataset, self.seed, self.first, self.count = dataset, seed, first, count
-        self.timesteps, self.drop = timesteps, drop
+        self.times, self.drop = times, drop
         self._null = dataset.null if hasattr(dataset, "null") else {"tokens": dataset.null_tokens}
         self._epoch, self._order = -1, None
 
@@ -174,7 +206,7 @@ class TrainingSamples(Dataset):
 
     def _complete(self, item: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(_mixed(self.seed, number, 1))
-        timestep = torch.randint(self.timesteps, (), generator=generator)
+        timestep = self.times.draw(clean_image(item), generator)
         dropped = torch.rand((), generator=generator) < self.drop
         noise = torch.randn(clean_image(item).shape, generator=generator)
         item = item | {"timestep": timestep, "noise": noise}
@@ -184,8 +216,8 @@ class TrainingSamples(Dataset):
 class ValidationSamples(Dataset):
     """The first `count` held-out images; noise and timesteps never change, timesteps are spread evenly."""
 
-    def __init__(self, dataset, count: int, *, timesteps: int):
-        self.dataset, self.count, self.timesteps = dataset, min(count, len(dataset)), timesteps
+    def __init__(self, dataset, count: int, *, times):
+        self.dataset, self.count, self.times = dataset, min(count, len(dataset)), times
         self._places = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
@@ -194,7 +226,7 @@ class ValidationSamples(Dataset):
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         item = self.dataset[row]
         generator = torch.Generator().manual_seed(_mixed(0, row, 2))
-        timestep = self._places[row] * self.timesteps // self.count
+        timestep = self.times.spread(self._places[row], self.count)
         noise = torch.randn(clean_image(item).shape, generator=generator)
         return item | {"row": torch.tensor(row), "timestep": timestep, "noise": noise}
 

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..diffusion.pipelines import Family, load_pipeline
 from ..files import replace_text, replacing
 from ..names import on_disk
 from ..progress import progress_bar
@@ -26,7 +27,6 @@ ENCODED_BY = (
     "image_column",
     "pretrained_model_name_or_path",
     "revision",
-    "max_sequence_length",
 )
 """Arguments that latents and embeddings depend on."""
 
@@ -62,8 +62,11 @@ class Encoders:
     They are loaded when something is to be encoded; every process encodes its share.
     """
 
+    text_tokens = 120
+
     def __init__(self, arguments: TrainArguments, captioned: bool, accelerator: Accelerator, progress: bool):
         self.arguments, self.captioned = arguments, captioned
+        self.length = arguments.max_sequence_length or self.text_tokens
         self.accelerator, self.device, self.progress = accelerator, accelerator.device, progress
 
     @torch.no_grad()
@@ -123,6 +126,7 @@ class Encoders:
     def _check_settings(self, dataset, count: int, folder: Path) -> None:
         """Refuse a folder that was encoded from other images and captions, or by other encoders."""
         settings = {name: getattr(self.arguments, name) for name in ENCODED_BY}
+        settings |= {"max_sequence_length": self.length}
         settings |= {"images": dataset.name, "count": count, "chunk": CHUNK}
         path = folder / SETTINGS
         if path.exists() and json.loads(path.read_text()) != settings:
@@ -151,7 +155,7 @@ class Encoders:
         found = tokenizer(
             [caption.lower().strip() for caption in captions],
             padding="max_length",
-            max_length=self.arguments.max_sequence_length,
+            max_length=self.length,
             truncation=True,
             return_tensors="pt",
         ).to(self.device)
@@ -159,8 +163,52 @@ class Encoders:
         return {"tokens": tokens, "mask": found.attention_mask}
 
 
+class PipelineEncoders(Encoders):
+    """The VAE and text encoders of a flow model's pipeline, through the pipeline's own methods."""
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        family: Family,
+        model: nn.Module,
+        accelerator: Accelerator,
+        progress: bool,
+    ):
+        self.family, self.text_tokens = family, family.text_tokens
+        super().__init__(arguments, True, accelerator, progress)
+        self.model = model
+
+    @cached_property
+    def _pipe(self):
+        name = self.arguments.pretrained_model_name_or_path
+        text = torch.bfloat16 if self.arguments.mixed_precision == "bf16" else torch.float32
+        dtypes = {"vae": torch.float32, "default": text}
+        try:
+            pipe = load_pipeline(name, self.model, self.arguments.revision, dtype=dtypes)
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ArgumentError(f"pretrained_model_name_or_path={name!r}: {reason}") from None
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module) and part is not self.model:
+                part.requires_grad_(False).to(self.device)
+        return pipe
+
+    def _images(self, pixels: Tensor) -> dict[str, Tensor]:
+        parts = [self.family.latents(self._pipe.vae, some.to(self.device)) for some in pixels.split(AT_ONCE)]
+        return {"latents": torch.cat(parts)}
+
+    def _captions(self, captions: list[str]) -> dict[str, Tensor]:
+        return self.family.encode(self._pipe, captions, self.length)
+
+
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """In fp16, in bf16 where values are too large for that: hidden states of language models."""
+    half = tensor.half()
+    return half if half.isfinite().all() else tensor.bfloat16()
 
 
 def _chunk(folder: Path, number: int) -> Path:
@@ -170,7 +218,7 @@ def _chunk(folder: Path, number: int) -> Path:
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
     """Text and latents in half precision: what the encoders compute is no more exact."""
     halves = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor.long()).cpu().contiguous()
+        name: (_half(tensor) if tensor.is_floating_point() else tensor.long()).cpu().contiguous()
         for name, tensor in tensors.items()
     }
     with replacing(path) as beside:

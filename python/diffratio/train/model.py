@@ -7,8 +7,10 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoModel, DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
@@ -16,6 +18,7 @@ from torch import nn
 
 from ..config import DiffRatioConfig
 from ..diffusion import DIFFUSION_SCHEDULERS, noise_schedule
+from ..diffusion.pipelines import FAMILIES, Family, family_of, read_index
 from ..files import replacing
 from ..names import is_hub_id, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
@@ -26,30 +29,32 @@ from ..routing.ratios import learn_ratios
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import Checkpoints
-from .objective import Objective
+from .objective import FlowObjective, Objective
 from .optimizer import group_of
 from .run_log import RUN
 
 ADAPTER = "adapter"
 """The model's folder in a checkpoint."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 @dataclass
 class Base:
-    """`model` in fp32, the noise that it was trained on and the loss that follows from both."""
+    """`model` in fp32, the noise that it was trained on and the loss that follows from both; `family` knows
+    the pipeline of a flow model."""
 
     model: nn.Module
-    scheduler: DDPMScheduler
-    objective: Objective
+    scheduler: SchedulerMixin
+    objective: Objective | FlowObjective
+    family: Family | None = None
 
 
 def load_base(arguments: TrainArguments) -> Base:
     """Load the transformer and the schedule that `pretrained_model_name_or_path` names.
 
     Raises:
-        ArgumentError: there is no transformer, or it was not trained for a diffusion with betas.
+        ArgumentError: there is no transformer, or it was trained neither for a diffusion with betas nor for a
+            flow whose pipeline is known.
     """
     name = arguments.pretrained_model_name_or_path
     if name in PRETRAINED:
@@ -57,6 +62,16 @@ def load_base(arguments: TrainArguments) -> Base:
         model.register_to_config(_name_or_path=name)  # not the folder that the package is installed in
     else:
         model = _load_transformer(name, arguments.revision, arguments.variant)
+        index = read_index(name, arguments.revision)
+        try:
+            family = family_of(index, model)
+        except ValueError as error:
+            raise ArgumentError(f"pretrained_model_name_or_path={name!r}: {error}") from None
+        if family is not None:
+            kind = getattr(diffusers, index["scheduler"][1])
+            hub = {"revision": arguments.revision, "local_files_only": on_disk(name)}
+            scheduler = kind.from_pretrained(name, subfolder="scheduler", **hub)
+            return Base(model, scheduler, FlowObjective(family, scheduler, arguments), family)
         scheduler = _load_scheduler(name, arguments.revision)
     return Base(model, scheduler, Objective(model, scheduler, arguments.snr_gamma))
 
@@ -74,7 +89,8 @@ def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
     if config.get("_class_name") not in DIFFUSION_SCHEDULERS:
         raise ArgumentError(
             f"pretrained_model_name_or_path={name!r} was trained for {config.get('_class_name')}, whose "
-            "noise is not that of a diffusion with betas"
+            "noise is not that of a diffusion with betas; flow models are trained in the pipelines "
+            f"{', '.join(FAMILIES)}"
         )
     return DDPMScheduler.from_config(config)
 
@@ -96,21 +112,22 @@ def _load_transformer(name: str | Path, revision: str | None, variant: str | Non
     )
 
 
-def prepare_model(model: nn.Module, arguments: TrainArguments) -> nn.Module:
+def prepare_model(base: Base, arguments: TrainArguments) -> nn.Module:
     """Freeze, add LoRA, routers and ratios as the arguments say.
 
     Returns:
-        The module to train: `model`, or PEFT's wrapper of it.
+        The module to train: `base.model`, or PEFT's wrapper of it.
 
     Raises:
         ArgumentError: the model cannot be routed, or nothing is left to train.
     """
+    model = base.model
     if arguments.train_mode == "lora":
         if arguments.mixed_precision == "bf16":
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
-        rank = arguments.rank
-        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
+        rank, targets = arguments.rank, (base.family or Family).lora_targets
+        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
         cast_training_params(model, torch.float32)
     add_routing(model, arguments)
     if arguments.gradient_checkpointing:

@@ -1,18 +1,23 @@
-"""The diffusion loss, in whatever the scheduler says that the model predicts, and its held-out mean."""
+"""The loss of a diffusion, in whatever the scheduler says that the model predicts, or of a flow; and its
+held-out mean."""
 
 import inspect
 
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..diffusion.flow import mixed
+from ..diffusion.pipelines import Family
 from ..diffusion.schedules import PREDICTED, target_of
 from ..progress import progress_bar
 from ..routing.find import transformer_of
-from .arguments import ArgumentError
+from .arguments import ArgumentError, TrainArguments
+from .times import NoiseLevels, Timesteps
 
 
 def clean_image(item: dict[str, Tensor]) -> Tensor:
@@ -42,6 +47,7 @@ class Objective:
                 "pretrained_model_name_or_path: its scheduler has prediction_type "
                 f"{scheduler.config.prediction_type!r}, which is not epsilon, v_prediction or sample"
             )
+        self.times = Timesteps(scheduler.config.num_train_timesteps)
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Return float32 [B].
@@ -87,11 +93,46 @@ class Objective:
         return clamped / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
 
 
+class FlowObjective:
+    """The squared error of the velocity of each sample, through the family's own call of its transformer.
+
+    Args:
+        family: of the pipeline.
+        scheduler: of the pipeline, which shifts noise levels.
+        arguments: how noise levels are drawn, and the scale that a distilled model is told.
+
+    Raises:
+        ArgumentError: min-SNR weighting, which is of a diffusion with betas.
+    """
+
+    by_class, name = False, "velocity-MSE"
+
+    def __init__(self, family: Family, scheduler: SchedulerMixin, arguments: TrainArguments):
+        if arguments.snr_gamma is not None:
+            raise ArgumentError(f"snr_gamma={arguments.snr_gamma!r} is not for flow models")
+        self.family, self.guidance = family, arguments.guidance_scale
+        draw = arguments.weighting_scheme, arguments.logit_mean, arguments.logit_std
+        self.times = NoiseLevels(family, scheduler, *draw)
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Return float32 [B].
+
+        Args:
+            model: the transformer, or a wrapper of it.
+            batch: latents or pixel_values [B, C, ...], noise like them, timestep [B] in [0, 1], and the
+                family's text.
+        """
+        clean, noise = (self.family.fold(x) for x in (clean_image(batch), batch["noise"]))
+        level = batch["timestep"]
+        predicted = self.family.predict(model, mixed(clean, noise, level), level, batch, self.guidance)
+        return (predicted.float() - (noise - clean)).square().flatten(1).mean(1)
+
+
 @torch.no_grad()
 def validate(
     accelerator: Accelerator,
     model: nn.Module,
-    objective: Objective,
+    objective: Objective | FlowObjective,
     loader: DataLoader,
     regions: int,
     progress: bool = False,
@@ -123,8 +164,7 @@ def validate(
     # Processes get equally many batches of one size: some images twice.
     once = sorted({row: place for place, row in reversed([*enumerate(rows)])}.values())
     error, timestep = torch.cat(losses)[once], torch.cat(timesteps)[once]
-    horizon = objective.scheduler.config.num_train_timesteps
-    region = (timestep * regions // horizon).clamp(max=regions - 1)
+    region = objective.times.region(timestep, regions)
     means = [error[region == r] for r in range(regions)]
     return {
         "validation_loss": error.mean().item(),

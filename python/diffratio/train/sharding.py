@@ -59,6 +59,6 @@ def full_model(accelerator: Accelerator, model: nn.Module, arguments: TrainArgum
         return None
     # New LoRA weights are drawn; the generators' states are in the checkpoint already.
     with torch.random.fork_rng(devices=[]):
-        full = prepare_model(load_base(arguments).model, arguments)
+        full = prepare_model(load_base(arguments), arguments)
     full.load_state_dict(weights)
     return full

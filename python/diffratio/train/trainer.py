@@ -65,7 +65,7 @@ class Trainer:
         self.output = Output(arguments, self.accelerator)
         self.base = load_base(arguments)
         self.dataset, held_out = load_splits(arguments, self.base, self.accelerator, self.progress)
-        model = prepare_model(self.base.model, arguments)
+        model = prepare_model(self.base, arguments)
         optimizer = make_optimizer(model, arguments)
         schedule = get_scheduler(
             arguments.lr_scheduler,
@@ -129,9 +129,10 @@ class Trainer:
     def _facts(self) -> dict:
         parameters = transformer_of(self.state.model).parameters()
         return {
-            **origin(self.arguments, self.base.model.config),
+            **origin(self.arguments, self.base),
             "loss": self.base.objective.name,
             "latents": isinstance(self.dataset, EncodedDataset),
+            "flow": self.base.family is not None,
             "processes": self.accelerator.num_processes,
             "parameters": {
                 "total": sum(p.numel() for p in parameters),

@@ -5,12 +5,13 @@ from torch.utils.data import DataLoader
 
 from diffratio.data import load_dataset
 from diffratio.train.data import TrainingSamples, ValidationSamples
+from diffratio.train.times import Timesteps
 
 DIGITS = load_dataset("digits", split="held_out")
 
 
 def samples(first, count, seed=0, drop=0.3):
-    return TrainingSamples(DIGITS, seed, first, count, timesteps=1000, drop=drop)
+    return TrainingSamples(DIGITS, seed, first, count, times=Timesteps(1000), drop=drop)
 
 
 def same(one, other):
@@ -51,7 +52,7 @@ def test_noise_timesteps_and_dropped_captions_are_distributed_as_they_should():
 
 
 def test_validation_spreads_the_timesteps_and_never_changes():
-    first, second = (ValidationSamples(DIGITS, 100, timesteps=1000) for _ in range(2))
+    first, second = (ValidationSamples(DIGITS, 100, times=Timesteps(1000)) for _ in range(2))
     assert all(same(first[i], second[i]) for i in range(100))
     assert sorted(int(first[i]["timestep"]) for i in range(100)) == list(range(0, 1000, 10))
-    assert len(ValidationSamples(DIGITS, 1000, timesteps=1000)) == 360
+    assert len(ValidationSamples(DIGITS, 1000, times=Timesteps(1000))) == 360

@@ -3,16 +3,16 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from torch import nn
 
 from diffratio.train.objective import validate
+from diffratio.train.times import Timesteps
 
 
 class Given:
     """The objective whose loss is written in the batch."""
 
-    scheduler = DDPMScheduler()
+    times = Timesteps(1000)
 
     def __call__(self, model, batch):
         return batch["error"]

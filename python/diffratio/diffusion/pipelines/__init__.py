@@ -1,0 +1,59 @@
+"""Pipelines of flow models: how each family's text, latents and transformer go together.
+
+A pipeline without a VAE and text encoders is one of a small model on pixels, which are folded into channels,
+and on the text of a data set.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ...names import on_disk
+from .family import Family
+
+FAMILIES = {
+    "FluxPipeline": ("flux", "Flux"),
+    "StableDiffusion3Pipeline": ("sd3", "SD3"),
+    "QwenImagePipeline": ("qwen_image", "QwenImage"),
+    "ZImagePipeline": ("z_image", "ZImage"),
+    "WanPipeline": ("wan", "Wan"),
+}
+"""Classes of pipelines -> the file and class here that know them."""
+
+__all__ = ["FAMILIES", "Family", "family_of", "load_pipeline", "read_index"]
+
+
+def read_index(name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """Return the content of a pipeline's `model_index.json`; None for what is no pipeline."""
+    try:
+        return DiffusionPipeline.load_config(name, revision=revision, local_files_only=on_disk(name))
+    except (OSError, ValueError):
+        return None
+
+
+def family_of(index: dict[str, Any] | None, model: nn.Module) -> Family | None:
+    """Return what knows the pipeline of that `model_index.json`, for its transformer; None where it is none
+    of `FAMILIES`.
+
+    Raises:
+        ValueError: a pipeline of the family that cannot be trained or sampled here.
+    """
+    if index is None or index["_class_name"] not in FAMILIES:
+        return None
+    file, name = FAMILIES[index["_class_name"]]
+    return getattr(import_module(f".{file}", __name__), name)(model.config, index)
+
+
+def load_pipeline(name: str, model: nn.Module, revision: str | None = None, **options) -> DiffusionPipeline:
+    """Return the pipeline in a folder or of a hub id around `model`, its transformer.
+
+    Raises:
+        OSError, ValueError, ImportError: as diffusers does, where a part is missing.
+    """
+    index = read_index(name, revision)
+    parts = {part: value for part, value in index.items() if isinstance(value, list)}
+    absent = {part: None for part, value in parts.items() if value[0] is None}
+    hub = {"revision": revision, "local_files_only": on_disk(name)}
+    return DiffusionPipeline.from_pretrained(name, **(absent | {"transformer": model}), **hub, **options)
