@@ -24,6 +24,16 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor? grad_rows, Tensor grad_normed, float eps, Tensor(a!) grad_x, Tensor(b!) stats, Tensor(c!) partial, "
       "Tensor(d!) grad_modulation, int stream) -> ()");
   m.def(
+      "qk_norm_rope(Tensor query, Tensor key, Tensor value, Tensor index, int tokens, int heads, int kv_heads, "
+      "str norm, bool across_heads, float eps, Tensor? query_weight, Tensor? key_weight, Tensor? query_bias, "
+      "Tensor? key_bias, Tensor? cos, Tensor? sin, bool halves, Tensor? shift, Tensor(a!) out, int stream) -> ()");
+  m.def(
+      "qk_norm_rope_backward(Tensor grad, Tensor query, Tensor key, Tensor index, int tokens, int heads, "
+      "int kv_heads, str norm, bool across_heads, float eps, Tensor? query_weight, Tensor? key_weight, "
+      "Tensor? query_bias, Tensor? key_bias, Tensor? cos, Tensor? sin, bool halves, Tensor(a!) grad_query, "
+      "Tensor(b!) grad_key, Tensor(c!)? sums_query_weight, Tensor(d!)? sums_key_weight, "
+      "Tensor(e!)? sums_query_bias, Tensor(f!)? sums_key_bias, int stream) -> ()");
+  m.def(
       "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor hidden, Tensor branch, "
       "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, int stream) -> ()");
   m.def(
@@ -55,6 +65,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
   m.impl("row_map", TORCH_BOX(&cuda::row_map<Tensor>));
   m.impl("gather_adaln", TORCH_BOX(&cuda::gather_adaln<Tensor>));
   m.impl("gather_adaln_backward", TORCH_BOX(&cuda::gather_adaln_backward<Tensor>));
+  m.impl("qk_norm_rope", TORCH_BOX(&cuda::qk_norm_rope<Tensor>));
+  m.impl("qk_norm_rope_backward", TORCH_BOX(&cuda::qk_norm_rope_backward<Tensor>));
   m.impl("scatter_rescale", TORCH_BOX(&cuda::scatter_rescale<Tensor>));
   m.impl("scatter_rescale_backward", TORCH_BOX(&cuda::scatter_rescale_backward<Tensor>));
   m.impl("two_bin_gelu", TORCH_BOX(&cuda::two_bin_gelu<Tensor>));

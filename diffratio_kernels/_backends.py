@@ -16,7 +16,7 @@ BACKENDS = {
     "route": ("cpu", "cuda", "triton", "reference"),
     "gather_adaln": ("cpu", "cuda", "triton", "reference"),
     "adaln": ("cpu", "cuda", "triton", "reference"),
-    "qk_norm_rope": ("cpu", "triton", "reference"),
+    "qk_norm_rope": ("cpu", "cuda", "triton", "reference"),
     "gate_residual": ("triton", "reference"),
     "attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
     "mlp": ("cublaslt", "triton", "reference"),

@@ -14,6 +14,8 @@ void topk_select(const TopkArgs&, Stream);
 void row_map(const PlacesArgs&, Stream);
 void gather_adaln(const AdalnArgs&, Element, Stream);
 void gather_adaln_backward(const AdalnBackwardArgs&, Element, Stream);
+void qk_norm_rope(const QkNormRopeArgs&, Element, Stream);
+void qk_norm_rope_backward(const QkNormRopeBackwardArgs&, Element, Stream);
 void scatter_rescale(const ScatterArgs&, Element, Stream);
 void scatter_rescale_backward(const ScatterBackwardArgs&, Element, Stream);
 void two_bin_gelu(const TwoBinGeluArgs&, Element, Stream);

@@ -15,6 +15,8 @@ enum class Element : int { kFloat, kBFloat16, kHalf };
 // What the router score multiplies (see scatter_rescale.cuh).
 enum class Rescale : int { kMlp, kResidual, kOutput, kNone };
 
+enum class HeadNorm : int { kNone, kRms, kLayer };
+
 struct Modulation {
   const float* values;  // [B, D]
   int64_t stride;
@@ -83,6 +85,40 @@ struct AdalnBackwardArgs {
   void* grad_x;        // [B*N, D] with gather, else [T, D]
   float* stats;        // [T, 2] mean and 1/std, written by the row pass, read by the column pass
   ColumnSums columns;  // sums of shift and scale
+};
+
+// Heads of one tensor: H of the query, h of key and value, each of d channels.
+struct HeadsArgs {
+  const void* x;  // [T, heads d]
+  int64_t stride;
+  int heads;
+  const void *weight, *bias;  // [d], across heads [heads d], or null
+};
+
+struct QkNormRopeArgs {
+  HeadsArgs query, key, value;
+  const int64_t* index;  // [T]
+  int64_t count, tokens;
+  int width;  // d
+  HeadNorm norm;
+  bool across_heads, wide_weights;  // weights and biases are float, or like x
+  float eps;
+  const float *cos, *sin;  // [1 or B, N, 1 or H, pairs] or null
+  int table_heads, pairs;
+  bool table_by_sample, halves;
+  const int32_t* shift;  // [B] or null: row t is written to row t + shift of its sample
+  void* out;             // [.., H + 2h, d]
+};
+
+struct HeadsGradients {
+  void* grad_x;          // [T, heads d]
+  float *weight, *bias;  // sums of each slice [slices, d], across heads [slices, heads d], or null
+};
+
+struct QkNormRopeBackwardArgs {
+  QkNormRopeArgs forward;  // without value, shift and out
+  const void* grad;        // [T, H + 2h, d]
+  HeadsGradients query, key;
 };
 
 struct ScatterArgs {

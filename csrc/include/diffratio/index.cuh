@@ -73,8 +73,11 @@ template <int n, bool kAligned>
 __device__ __forceinline__ Vec<float, n> load_constant(const float* row, int column, int width) {
   Vec<float, n> out;
 #pragma unroll
-  for (int i = 0; i < n; i += kAligned ? 4 : 1) {
-    if constexpr (kAligned) {
+  for (int i = 0; i < n; i += kAligned ? (n == 2 ? 2 : 4) : 1) {
+    if constexpr (kAligned && n == 2) {
+      const float2 two = __ldg(reinterpret_cast<const float2*>(row + column));
+      out.value[0] = two.x, out.value[1] = two.y;
+    } else if constexpr (kAligned) {
       const float4 four = __ldg(reinterpret_cast<const float4*>(row + column + i));
       out.value[i] = four.x, out.value[i + 1] = four.y, out.value[i + 2] = four.z, out.value[i + 3] = four.w;
     } else {

@@ -15,6 +15,15 @@ template <class N> __device__ __forceinline__ N warp_sum(N value) {
   return value;
 }
 
+// n sums over each group of `lanes` neighbours in a warp, a power of two; every lane of the group gets them.
+template <int n> __device__ __forceinline__ void group_sums(float (&sums)[n], int lanes) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    if (offset < lanes)
+#pragma unroll
+      for (int i = 0; i < n; ++i) sums[i] += __shfl_xor_sync(kAllLanes, sums[i], offset);
+}
+
 // n sums over the blockDim.x threads of a row; every thread gets them. A row of several warps has its block
 // for itself.
 template <int n> __device__ __forceinline__ void row_sums(float (&sums)[n]) {

@@ -9,6 +9,9 @@ from ..._register import Operator, register
 from ...types import HeadNorm, Heads, PackedRows, Rope, Run
 
 NORMS = ("none", "rms", "layer")
+CUDA_WIDTH, CUDA_ROW = 256, 8192
+"""Channels that the CUDA C++ kernels hold (kMaxHeadWidth and kMaxAcrossWidth in heads.cuh): of a head, and of a
+row that is normed across heads."""
 
 
 def _check(
@@ -67,6 +70,24 @@ def _bundles(
     return Heads(query, key, value, heads, kv_heads), PackedRows(index, tokens), of_norm, rope
 
 
+def _backend(asked: str, given: Heads, norm: HeadNorm | None) -> str:
+    """The one asked for; "auto" leaves heads that the CUDA C++ kernels cannot hold to the others."""
+    heads, width = max(given.heads, given.kv_heads), given.width
+    across = norm is not None and norm.across_heads
+    unfit = "cuda" if width > CUDA_WIDTH or (across and heads * width > CUDA_ROW) else None
+    if asked == unfit:
+        raise ValueError(
+            f"qk_norm_rope: backend='cuda' takes heads of at most {CUDA_WIDTH} channels, and across heads rows of "
+            f"at most {CUDA_ROW}, got {heads} heads of {width}"
+        )
+    return choose("qk_norm_rope", asked, given.query.device, given.query.dtype, unfit)
+
+
+def _chosen(asked, *arguments, gradient):
+    given, _, norm, _ = _bundles(*arguments)
+    return _backend(asked, given, norm)
+
+
 def _launcher(backend, *arguments):
     return kernels("qk_norm_rope", backend).qk_norm_rope, _bundles(*arguments)
 
@@ -109,6 +130,7 @@ Operator(
     launcher=_launcher,
     fake=_fake,
     gradients=_gradients,
+    chosen=_chosen,
 )
 register(
     "qk_norm_rope_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor index, SymInt tokens, "
@@ -188,11 +210,10 @@ def run_qk_norm_rope(
 ) -> Tensor:
     """`qk_norm_rope` as blocks run it. Without a gradient row t of sample s is written to row t + shift[s] of
     `out` [R, H + 2h, d]."""
-    query, others = given.query, run.others
     if run.direct:
-        module = kernels("qk_norm_rope", choose("qk_norm_rope", others, query.device, query.dtype))
+        module = kernels("qk_norm_rope", _backend(run.others, given, norm))
         return module.qk_norm_rope(given, rows, norm, rope, out, shift)
-    options = {"backend": others}
+    options = {"backend": run.others}
     if norm is not None:
         options |= {
             "norm": norm.kind, "across_heads": norm.across_heads, "eps": norm.eps,
@@ -201,5 +222,5 @@ def run_qk_norm_rope(
         }  # fmt: skip
     if rope is not None:
         options |= {"cos": rope.cos, "sin": rope.sin, "halves": rope.halves}
-    parts = query, given.key, given.value, rows.index, rows.tokens, given.heads, given.kv_heads
+    parts = given.query, given.key, given.value, rows.index, rows.tokens, given.heads, given.kv_heads
     return torch.ops.diffratio.qk_norm_rope(*parts, **options)

@@ -13,6 +13,8 @@ inline void bind_operators(pybind11::module_& module) {
   module.def("row_map", &cuda::row_map<Tensor>);
   module.def("gather_adaln", &cuda::gather_adaln<Tensor>);
   module.def("gather_adaln_backward", &cuda::gather_adaln_backward<Tensor>);
+  module.def("qk_norm_rope", &cuda::qk_norm_rope<Tensor>);
+  module.def("qk_norm_rope_backward", &cuda::qk_norm_rope_backward<Tensor>);
   module.def("scatter_rescale", &cuda::scatter_rescale<Tensor>);
   module.def("scatter_rescale_backward", &cuda::scatter_rescale_backward<Tensor>);
   module.def("two_bin_gelu", &cuda::two_bin_gelu<Tensor>);

@@ -1,0 +1,27 @@
+// What the launchers of kernels that have heads share.
+#pragma once
+
+#include "diffratio/heads.cuh"
+#include "launch.h"
+
+namespace diffratio::cuda {
+
+inline void check_heads(const QkNormRopeArgs& a) {
+  const int heads = std::max(a.query.heads, a.key.heads);
+  if (a.width > kMaxHeadWidth || (a.across_heads && heads * a.width > kMaxAcrossWidth))
+    throw std::invalid_argument("diffratio_cuda: qk_norm_rope: heads are too wide");
+}
+
+// Whether vectors of n elements may be read: rows and their heads, weights and angles.
+template <int n> bool vectors_of(const QkNormRopeArgs& a) {
+  for (const HeadsArgs& of : {a.query, a.key, a.value})
+    if (of.stride % n != 0 || !all_aligned({of.x, of.weight, of.bias})) return false;
+  return a.width % n == 0 && a.pairs % (a.halves ? n : n / 2) == 0 && all_aligned({a.cos, a.sin, a.out});
+}
+
+// A block for the heads of one tensor's row, each of them by `lanes` threads.
+inline unsigned threads_across(const QkNormRopeArgs& a, int lanes) {
+  return static_cast<unsigned>(ceil_div(std::max(a.query.heads, a.key.heads) * lanes, kWarp) * kWarp);
+}
+
+}  // namespace diffratio::cuda
