@@ -6,9 +6,11 @@
 
 namespace diffratio::cuda {
 
+// The backward pass takes the most threads.
 inline void check_heads(const QkNormRopeArgs& a) {
-  const int heads = std::max(a.query.heads, a.key.heads);
-  if (a.width > kMaxHeadWidth || (a.across_heads && heads * a.width > kMaxAcrossWidth))
+  const int lanes = HeadItems<kBackwardVector>(a).lanes();
+  const int threads = a.across_heads ? std::max(a.query.heads, a.key.heads) * lanes : lanes;
+  if (lanes > kWarp || threads > kMaxAcrossThreads)
     throw std::invalid_argument("diffratio_cuda: qk_norm_rope: heads are too wide");
 }
 

@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INDEX = torch.tensor([0, 2, 3, 6, 7, 8, 10, 12, 13])
 TOKENS = 7
 CASES = {  # H, h, d, norm, across heads, tables [samples, heads, pairs], halves
-    "one head": (1, 1, 2, "rms", False, (1, 1, 1), False),
+    "one lane a head": (2, 1, 8, "rms", False, (1, 1, 4), False),
     "Flux": (3, 3, 128, "rms", False, (1, 1, 64), False),
     "Krea, halves": (6, 2, 128, "rms", False, (2, 1, 64), True),
     "widest": (2, 1, 256, "layer", False, (1, 1, 128), False),
@@ -199,9 +199,10 @@ def test_no_rows():
     assert not results["d query_weight"].any()
 
 
-@pytest.mark.parametrize("heads, width, across", [(1, 258, False), (33, 256, True)])
-def test_heads_that_no_block_holds_are_an_error(heads, width, across):
+@pytest.mark.parametrize("heads, width, across, turning", [(1, 258, False, 4), (1, 256, False, 30), (33, 256, True, 4)])
+def test_heads_that_no_block_holds_are_an_error(heads, width, across, turning):
     rows = torch.zeros(2, heads * width)
     norm = HeadNorm("rms", None, None, None, None, 1e-6, across)
+    rope = Rope(*torch.zeros(2, 1, TOKENS, 1, turning), halves=True)
     with pytest.raises(ValueError, match="qk_norm_rope: heads are too wide"):
-        cuda.qk_norm_rope(Heads(rows, rows, rows, heads, heads), PackedRows(INDEX[:2], TOKENS), norm, None)
+        cuda.qk_norm_rope(Heads(rows, rows, rows, heads, heads), PackedRows(INDEX[:2], TOKENS), norm, rope)

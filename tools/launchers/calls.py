@@ -13,11 +13,12 @@ from diffratio_kernels._triton import stand_ins
 from diffratio_kernels.testing.cases import on_device
 
 from .cases import OPERATORS, Draw, Operator
+from .heads import OF_HEADS
 from .products import PRODUCTS
 from .two_bin import TWO_BIN
 
-FAMILIES = {"one bin": OPERATORS, "two bins": TWO_BIN, "products": PRODUCTS}
-ALL = OPERATORS | TWO_BIN | PRODUCTS
+FAMILIES = {"one bin": OPERATORS, "two bins": TWO_BIN, "products": PRODUCTS, "heads": OF_HEADS}
+ALL = OPERATORS | TWO_BIN | PRODUCTS | OF_HEADS
 
 
 def kernel_device() -> str:

@@ -11,9 +11,8 @@
 
 namespace diffratio::cuda {
 
-// More channels than this are left to other kernels: of a head, and of a row that is normed across heads.
-constexpr int kMaxHeadWidth = 256, kMaxAcrossWidth = 8192;
 constexpr int kHeadThreads = 256, kMaxAcrossThreads = 1024;
+constexpr int kBackwardVector = 4;  // the sums of weights need the registers
 
 // The items of a head: those of halves that turn first.
 template <int n> struct HeadItems {
@@ -25,7 +24,7 @@ template <int n> struct HeadItems {
     resting = ceil_div(a.width - 2 * split, 2 * n);
   }
 
-  // A power of two that holds them.
+  // A power of two that holds them; more than a warp, and more threads than a block has, are left to other kernels.
   __host__ __device__ int lanes() const {
     int lanes = 1;
     while (lanes < turning + resting) lanes *= 2;

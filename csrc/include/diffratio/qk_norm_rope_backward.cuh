@@ -10,7 +10,6 @@ namespace diffratio::cuda {
 // Of one tensor a block has as many heads as threads, or across heads so many rows; it adds up their part of the
 // weights' gradients.
 constexpr int kSliceHeads = kHeadThreads, kSliceRows = 16;
-constexpr int kBackwardVector = 4;
 
 // The sums of the groups of a block, one after another: to [d].
 template <int n>

@@ -9,9 +9,6 @@ from ..._register import Operator, register
 from ...types import HeadNorm, Heads, PackedRows, Rope, Run
 
 NORMS = ("none", "rms", "layer")
-CUDA_WIDTH, CUDA_ROW = 256, 8192
-"""Channels that the CUDA C++ kernels hold (kMaxHeadWidth and kMaxAcrossWidth in heads.cuh): of a head, and of a
-row that is normed across heads."""
 
 
 def _check(
@@ -70,22 +67,24 @@ def _bundles(
     return Heads(query, key, value, heads, kv_heads), PackedRows(index, tokens), of_norm, rope
 
 
-def _backend(asked: str, given: Heads, norm: HeadNorm | None) -> str:
-    """The one asked for; "auto" leaves heads that the CUDA C++ kernels cannot hold to the others."""
-    heads, width = max(given.heads, given.kv_heads), given.width
-    across = norm is not None and norm.across_heads
-    unfit = "cuda" if width > CUDA_WIDTH or (across and heads * width > CUDA_ROW) else None
-    if asked == unfit:
+def _backend(asked: str, given: Heads, norm: HeadNorm | None, rope: Rope | None) -> str:
+    """The one asked for; "auto" leaves heads that the CUDA C++ kernels cannot hold (heads.cuh) to the others."""
+    split = 0 if rope is None or not rope.halves else rope.cos.shape[3]
+    items = -(-split // 4) - (2 * split - given.width) // 8
+    heads = 1 if norm is None or not norm.across_heads else max(given.heads, given.kv_heads)
+    lanes = 1 << (items - 1).bit_length()
+    fits = lanes <= 32 and heads * lanes <= 1024
+    if asked == "cuda" and not fits:
         raise ValueError(
-            f"qk_norm_rope: backend='cuda' takes heads of at most {CUDA_WIDTH} channels, and across heads rows of "
-            f"at most {CUDA_ROW}, got {heads} heads of {width}"
+            f"qk_norm_rope: backend='cuda' holds no head of {given.width} channels"
+            + f" and no row of {heads} of them, normed together" * (heads > 1)
         )
-    return choose("qk_norm_rope", asked, given.query.device, given.query.dtype, unfit)
+    return choose("qk_norm_rope", asked, given.query.device, given.query.dtype, None if fits else "cuda")
 
 
 def _chosen(asked, *arguments, gradient):
-    given, _, norm, _ = _bundles(*arguments)
-    return _backend(asked, given, norm)
+    given, _, norm, rope = _bundles(*arguments)
+    return _backend(asked, given, norm, rope)
 
 
 def _launcher(backend, *arguments):
@@ -211,7 +210,7 @@ def run_qk_norm_rope(
     """`qk_norm_rope` as blocks run it. Without a gradient row t of sample s is written to row t + shift[s] of
     `out` [R, H + 2h, d]."""
     if run.direct:
-        module = kernels("qk_norm_rope", _backend(run.others, given, norm))
+        module = kernels("qk_norm_rope", _backend(run.others, given, norm, rope))
         return module.qk_norm_rope(given, rows, norm, rope, out, shift)
     options = {"backend": run.others}
     if norm is not None:

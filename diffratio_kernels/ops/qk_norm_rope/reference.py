@@ -53,7 +53,8 @@ def _one(x, heads: int, norm: HeadNorm | None, weight, bias, rows: PackedRows, r
             wide = F.layer_norm(wide, shape, weight, bias, norm.eps)
         else:
             wide = F.rms_norm(wide, shape, weight, norm.eps) + (0 if bias is None else bias)
-        wide = wide.view(x.shape[0], heads, -1)
+        if norm.across_heads:
+            wide = wide.unflatten(-1, (heads, -1))
     return (wide if rope is None else turned(wide, rows, rope)).to(x.dtype)
 
 
