@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of `qk_norm_rope` in the simulator: the reference's results, the same bits everywhere."""
+"""`qk_norm_rope` by its CUDA C++ kernels in the simulator: the reference's results, everywhere the same bits."""
 
 import os
 
@@ -189,7 +189,9 @@ def test_gradients_of_weights_are_summed_over_many_rows(name):
     actual, gold = run_all(name, a), reference_all(name, cast(a, torch.float64))
     peer = reference_all(name, a)
     for each in gold:
-        check_budget(f"simulated qk_norm_rope: {each} of many rows", actual[each], peer[each], gold[each], terms=512)
+        check_budget(
+            f"simulated qk_norm_rope: {each} of many rows", actual[each], peer[each], gold[each], terms=512
+        )
 
 
 def test_no_rows():
@@ -199,7 +201,9 @@ def test_no_rows():
     assert not results["d query_weight"].any()
 
 
-@pytest.mark.parametrize("heads, width, across, turning", [(1, 258, False, 4), (1, 256, False, 30), (33, 256, True, 4)])
+@pytest.mark.parametrize(
+    "heads, width, across, turning", [(1, 258, False, 4), (1, 256, False, 30), (33, 256, True, 4)]
+)
 def test_heads_that_no_block_holds_are_an_error(heads, width, across, turning):
     rows = torch.zeros(2, heads * width)
     norm = HeadNorm("rms", None, None, None, None, 1e-6, across)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .occupancy import MULTIPROCESSORS
 
 NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight")
-GATHER_ADALN_REGISTERS = 64
+MOST_REGISTERS = 64
+FEW_REGISTERS = ("gather_adaln", "gather_adaln_fwd")
 # Columns that a head may be held as: 64 + 16 for 72, 32 + 16 for 40, as many as it has for the others.
 HELD = {72: 80, 40: 48}
 
@@ -18,8 +19,9 @@ def broken(row: dict) -> list[str]:
         found.append(f"{row['shared']} bytes of shared memory, must be at most {limit}")
     if "attention" in row["kernel"]:
         found += _broken_by_attention(row)
-    if row["kernel"] in ("gather_adaln", "gather_adaln_fwd") and row["registers"] > GATHER_ADALN_REGISTERS:
-        found.append(f"{row['registers']} registers, must be at most {GATHER_ADALN_REGISTERS}")
+    few = row["kernel"] in FEW_REGISTERS or row["kernel"].startswith("qk_norm_rope")
+    if few and row["registers"] > MOST_REGISTERS:
+        found.append(f"{row['registers']} registers, must be at most {MOST_REGISTERS}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""`qk_norm_rope` as the other operators are tested (cases.py): norms, tables of angles, places of two streams."""
+"""`qk_norm_rope` as the operators of cases.py: norms, tables of angles, places of two streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def draw_qk_norm_rope(draw: Draw) -> dict:
     width = draw.choice(*WIDTHS)
     heads = draw.choice(*(count for count in HEADS if count * width <= MOST_CHANNELS))
     few = draw.choice(*(count for count in HEADS if heads % count == 0))
-    parts = draw.tensor(len(index), (heads + 2 * few) * width).split([heads * width, few * width, few * width], 1)
+    parts = draw.tensor(len(index), (heads + 2 * few) * width)
+    parts = parts.split([heads * width, few * width, few * width], dim=1)
     norm, across = draw.choice("none", "rms", "rms", "layer"), draw.choice(False, False, True)
     weights = {}
     if norm != "none":

@@ -52,7 +52,7 @@ def _of_slices(weight: Tensor, count: int, norm: HeadNorm) -> Tensor:
 
 
 def _as_read(given: Heads, rows: PackedRows, norm: HeadNorm | None, rope: Rope | None) -> tuple:
-    """Arguments that both kernels have, as they read them: weights in their dtype where it is that of query."""
+    """Arguments of both kernels as they read them: weights in their dtype where it is that of query."""
     parts = [t if t.stride(-1) == 1 else t.contiguous() for t in (given.query, given.key, given.value)]
     kind, across, eps, weights = "none", False, 0.0, (None,) * 4
     if norm is not None:

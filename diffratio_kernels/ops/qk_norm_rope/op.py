@@ -68,7 +68,7 @@ def _bundles(
 
 
 def _backend(asked: str, given: Heads, norm: HeadNorm | None, rope: Rope | None) -> str:
-    """The one asked for; "auto" leaves heads that the CUDA C++ kernels cannot hold (heads.cuh) to the others."""
+    """The one asked for; "auto" leaves heads that the CUDA C++ kernels cannot hold to others (heads.cuh)."""
     split = 0 if rope is None or not rope.halves else rope.cos.shape[3]
     items = -(-split // 4) - (2 * split - given.width) // 8
     heads = 1 if norm is None or not norm.across_heads else max(given.heads, given.kv_heads)

@@ -7,6 +7,11 @@ BLOCKS = "tests/diffratio/families/test_blocks.py"
 TWO_BINS = "tests/diffratio/families/test_two_bins.py"
 TRITON = "diffratio_kernels/ops/qk_norm_rope/triton.py"
 CPU = "csrc/cpu/qk_norm_rope.h"
+HEADS = "csrc/include/diffratio/heads.cuh"
+CUDA = "csrc/include/diffratio/qk_norm_rope.cuh"
+CUDA_BACKWARD = "csrc/include/diffratio/qk_norm_rope_backward.cuh"
+SIM = "tests/sim/test_cuda_heads.py"
+SIM_BUDGET = f"{SIM} -k error_budget"
 JOINT = "diffratio_kernels/blocks/joint.py"
 NESTED = "diffratio_kernels/blocks/nested.py"
 BLENDED = "diffratio_kernels/blocks/blended.py"
@@ -60,6 +65,51 @@ FAMILIES = [
     Mutant(
         "cpu-value-unmoved", "index", CPU,
         {"+ t * a.value_stride, k": "+ 0 * a.value_stride, k"}, OP,
+    ),
+    Mutant(
+        "cuda-rope-of-the-first-sample", "index", HEADS,
+        {"a.table_by_sample ? index : index % a.tokens": "index % a.tokens"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-channels-that-rest-twice", "index", HEADS,
+        {"first = a.halves ? 2 * a.pairs : 0": "first = 0"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-angles-of-the-first-head", "index", HEADS,
+        {"(a.table_heads > 1 ? head : 0)": "0"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-neighbours-share-a-norm", "partial sums counted twice", "csrc/include/diffratio/reduce.cuh",
+        {"if (offset < lanes)": "if (offset <= lanes)"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-values-are-normed", "formula", CUDA, {"if (part == 2)": "if (part == 3)"},
+        f"{SIM} -k exact_copies",
+    ),
+    Mutant(
+        "cuda-streams-on-each-other", "index", CUDA,
+        {"row = t + (a.shift ? a.shift[index / a.tokens] : 0)": "row = t"}, f"{SIM} -k their_places",
+    ),
+    Mutant(
+        "cuda-gradient-turned-forwards", "sign", CUDA_BACKWARD,
+        {"turn<n, kAligned, true>": "turn<n, kAligned, false>"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-rms-gradient-less-its-mean", "formula", CUDA_BACKWARD,
+        {"a.norm == HeadNorm::kLayer ? sums[1] / channels : 0": "sums[1] / channels"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-first-row-again-at-the-end", "partial sums counted twice", CUDA_BACKWARD,
+        {"item = none, t = 0;": "t = 0;"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-sums-of-heads-read-too-early", "missing barrier", CUDA_BACKWARD,
+        {"  });\n  __syncthreads();\n  for (int column": "  });\n  for (int column"},
+        f"{SIM} -k every_schedule",
+    ),
+    Mutant(
+        "cuda-sums-of-heads-overwritten-while-read", "missing barrier", CUDA_BACKWARD,
+        {"  __syncthreads();  // the previous sums have been read\n": ""}, f"{SIM} -k every_schedule",
     ),
     Mutant(
         "text-at-the-images-place", "index", JOINT,
