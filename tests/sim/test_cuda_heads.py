@@ -1,4 +1,4 @@
-"""`qk_norm_rope` by its CUDA C++ kernels in the simulator: the reference's results, everywhere the same bits."""
+"""`qk_norm_rope` in CUDA C++, in the simulator: the results of the reference, the same bits everywhere."""
 
 import os
 
