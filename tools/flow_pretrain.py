@@ -1,6 +1,6 @@
 """Pretraining of a small flow model: FLUX.1's blocks, joint attention and rope, on drawn shapes.
 
-    python -m tools.flow_pretrain OUT
+    python -m tools.flow_pretrain OUT --steps 3000 --stop 2000 --batch 32   # 11 minutes of one thread
 
 The same seed on the same machine and versions gives the same weights; the log next to them says which they
 were. OUT is a pipeline without a VAE and text encoders: the transformer reads folded pixels and the data
@@ -51,6 +51,12 @@ def small_flux(channels: int, text_width: int, seed: int) -> FluxTransformer2DMo
     return model
 
 
+def pipeline(model: FluxTransformer2DModel) -> FluxPipeline:
+    """Return the pipeline around a small model: without a VAE and text encoders."""
+    nothing = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    return FluxPipeline(FlowMatchEulerDiscreteScheduler(), transformer=model, **nothing)
+
+
 def velocity_error(model: FluxTransformer2DModel, images: Tensor, tokens: Tensor, s: Tensor, noise: Tensor):
     """Return the mean squared error [n] of the predicted velocity at noise levels `s` [n].
 
@@ -83,8 +89,9 @@ def held_out_error(model: FluxTransformer2DModel, dataset) -> float:
     return torch.cat([velocity_error(model, *part) for part in parts]).mean().item()
 
 
-def fit(model: FluxTransformer2DModel, recipe: Recipe, log: Log) -> None:
-    """Train `model` in place; at the end it holds the moving average of its weights."""
+def fit(model: FluxTransformer2DModel, recipe: Recipe, stop: int, log: Log) -> None:
+    """Train `model` in place for `stop` of the recipe's steps; at the end it holds the moving average of its
+    weights."""
     dataset, held_out = (load_dataset("shapes", split=split) for split in ("train", "held_out"))
     generator = torch.Generator().manual_seed(recipe.seed)
     parameters = list(model.parameters())
@@ -97,7 +104,7 @@ def fit(model: FluxTransformer2DModel, recipe: Recipe, log: Log) -> None:
     ema = EMAModel(parameters, decay=recipe.ema)
     log(step=0, velocity_mse=round(held_out_error(model, held_out), 5))
     losses: list[float] = []
-    for step in progress_bar(range(1, recipe.steps + 1), desc="training", unit="step"):
+    for step in progress_bar(range(1, stop + 1), desc="training", unit="step"):
         clean, tokens = draw(dataset, recipe.batch, recipe.drop_text, generator)
         # Logit-normal levels, one from each of `batch` parts of equal probability: less variance.
         spread = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
@@ -111,10 +118,10 @@ def fit(model: FluxTransformer2DModel, recipe: Recipe, log: Log) -> None:
         rate.step()
         ema.step(parameters)
         losses.append(loss.item())
-        if step % recipe.log_every == 0 or step == recipe.steps:
+        if step % recipe.log_every == 0 or step == stop:
             entry = {"step": step, "loss": round(sum(losses) / len(losses), 5)}
             losses.clear()
-            if step % recipe.validate_every == 0 or step == recipe.steps:
+            if step % recipe.validate_every == 0 or step == stop:
                 ema.store(parameters)
                 ema.copy_to(parameters)
                 entry["velocity_mse"] = round(held_out_error(model, held_out), 5)
@@ -126,8 +133,9 @@ def fit(model: FluxTransformer2DModel, recipe: Recipe, log: Log) -> None:
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the pipeline and the log.")],
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="Steps after which the learning rate is zero.")] = 3000,
+    stop: Annotated[int | None, typer.Option(min=1, help="Stop before, after so many steps.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 32,
 ) -> None:
     """Train a small FLUX from nothing."""
     dataset = load_dataset("shapes")
@@ -137,10 +145,9 @@ def main(
     parameters = sum(p.numel() for p in model.parameters())
     log(model="flow-shapes", parameters=parameters, recipe=asdict(recipe), versions=versions())
     began = time.process_time()
-    fit(model, recipe, log)
+    fit(model, recipe, stop or steps, log)
     log(finished=True, cpu_seconds=round(time.process_time() - began, 1), threads=torch.get_num_threads())
-    nothing = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    FluxPipeline(FlowMatchEulerDiscreteScheduler(), transformer=model, **nothing).save_pretrained(out)
+    pipeline(model).save_pretrained(out)
 
 
 if __name__ == "__main__":

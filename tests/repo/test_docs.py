@@ -10,7 +10,7 @@ import diffratio_kernels  # noqa: F401  registers torch.ops.diffratio
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md")
+PAGES = ("index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md")
 """The pages whose names are held against the sources."""
 WHOLE = ("torch.", "tools.", "diffratio.", "diffratio_kernels.")
 """Dotted names that begin like this are those of imports."""
@@ -136,3 +136,14 @@ def test_the_code_of_a_model_of_ones_own_runs(capsys):
         registry._specs.update(known)
     said = capsys.readouterr().out
     assert said.count("its spec gives no raw weights") == 6 and said.count("mod_block, ") == 3
+
+
+def test_the_code_of_training_runs_and_its_flags_are_known():
+    from diffratio.train import TrainArguments
+
+    text = (DOCS / "training.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    exec(compile(code, "training.md", "exec"), {"__name__": "training"})
+    commands = re.sub(r" \\\n +", " ", text)
+    flags = re.findall(r"--(\w+)", "\n".join(re.findall(r"^ +diffratio train .*", commands, re.MULTILINE)))
+    assert len(flags) > 5 and set(flags) <= set(TrainArguments.__dataclass_fields__)

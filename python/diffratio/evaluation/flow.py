@@ -11,13 +11,15 @@ from ..data import CaptionedDataset
 from ..diffusion.flow import mixed
 from ..diffusion.pipelines import Family, load_pipeline
 from ..diffusion.pipelines.family import Text
-from ..diffusion.pipelines.sample import AT_ONCE, sample
+from ..diffusion.pipelines.sample import AT_ONCE, Drawing, sample
 from ..diffusion.prediction import QUARTILES, PredictionError
 from ..routing.find import routed_model
 from .cost import compare
 
 IMAGES = {True: 128, False: 16}
 """Held-out images that velocities are judged on, by whether the model works on pixels."""
+ROUNDS = 9
+"""Of a latency."""
 _LENGTH = 8  # text tokens of a cost without a data set
 
 
@@ -80,15 +82,15 @@ class FlowModel:
         return torch.cat([self.family.latents(self.pipe.vae, some) for some in pixels.split(AT_ONCE[False])])
 
     def sample(
-        self, model: nn.Module, held_out: CaptionedDataset, captions: list[str], *,
-        steps: int, seed: int, guidance: float, bar: str | None,
-    ) -> Tensor:  # fmt: skip
-        """Return images [n, C, H, W] in [-1, 1] that the pipeline makes with `model` of `captions`."""
+        self, model: nn.Module, held_out: CaptionedDataset, captions: list[str], settings, bar: str | None
+    ) -> Tensor:
+        """Return images [n, C, H, W] in [-1, 1] that the pipeline makes of captions with `model`, by
+        `SampleSettings`."""
         self.pipe.transformer = model
         text, null = self.text(held_out, captions), self.text(held_out, [""])
-        size = {"side": held_out.size, "channels": held_out.channels}
-        options = {"steps": steps, "seed": seed, "guidance": guidance, "bar": bar}
-        return sample(self.family, self.pipe, text, null, **size, **options)
+        steps, seed, guidance = settings.steps, settings.seed, settings.guidance
+        how = Drawing(held_out.size, held_out.channels, steps, seed, guidance)
+        return sample(self.family, self.pipe, text, null, how, bar)
 
     @torch.no_grad()
     def velocity_error(self, model: nn.Module, held_out: CaptionedDataset) -> PredictionError:
@@ -126,7 +128,8 @@ class FlowModel:
             pixels, caption = torch.zeros(1, 3, *[self.family.default_side] * 2), ""
         else:
             pixels, caption = held_out.batch([0])["pixel_values"], held_out.captions([0])[0]
-        clean = self.latents(pixels).expand(batch, *self.latents(pixels).shape[1:])
+        clean = self.latents(pixels)
+        clean = clean.expand(batch, *clean.shape[1:])
         text = {name: x.expand(batch, *x.shape[1:]) for name, x in self.text(held_out, [caption]).items()}
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
         regions = routed_model(model).config.num_regions
@@ -138,7 +141,7 @@ class FlowModel:
                 self.family.predict(model, noisy, level, text, self.guidance)
 
         found = compare(
-            model, call, repeats=9, description="measuring latency", progress=progress, count=True
+            model, call, repeats=ROUNDS, description="measuring latency", progress=progress, count=True
         )
         for one in found.values():
             one["milliseconds"] /= regions

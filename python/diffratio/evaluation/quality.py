@@ -117,15 +117,9 @@ class Judge:
             ValueError: the data set has no text for one of the captions.
         """
         if target.flow is not None:
-            return target.flow.sample(
-                target.model,
-                self.held_out,
-                self.held_out.captions(self.wanted) if captions is None else captions,
-                steps=self.settings.steps,
-                seed=self.settings.seed,
-                guidance=self.settings.guidance,
-                bar=description if self.progress else None,
-            )
+            captions = self.held_out.captions(self.wanted) if captions is None else captions
+            bar = description if self.progress else None
+            return target.flow.sample(target.model, self.held_out, captions, self.settings, bar)
         tokens = self._batch["tokens"] if captions is None else self.held_out.encode(captions)
         return sample(
             target.model,
