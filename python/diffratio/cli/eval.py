@@ -34,8 +34,13 @@ Checkpoint = Annotated[int | None, typer.Option(min=0, help="A checkpoint of the
 Base = Annotated[str | None, typer.Option(help="The model of an adapter that lies alone.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Default: the run's own.")]
 Seed = Annotated[int, typer.Option(help="Seed of the starting noise.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of DPM-Solver++.")]
-Guidance = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of DPM-Solver++, or of a pipeline's own scheduler.")]
+Guidance = Annotated[
+    float,
+    typer.Option(
+        help="Weight of classifier-free guidance, 1 is none; or what a model that is told it is told."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda. Default: cuda where there is one.")]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from ..data import BUILT_IN
 from ..data.images import CaptionedImages
 from ..diffusion import noise_schedule
-from ..diffusion.pipelines import family_of, read_index
+from ..diffusion.pipelines import Family, family_of, read_index
 from ..diffusion.schedules import SCHEDULE_FILE, read_schedule
 from ..names import located, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio
@@ -110,7 +110,9 @@ def load_target(
         if info.get("flow"):
             given = info["arguments"]
             revision = given["revision"]
-            family = family_of(read_index(began, revision), model)
+            family = _family_of(began, model, revision)
+            if family is None:
+                raise ValueError(f"path: the pipeline {began!r} that the run began with is not there")
             length, guidance = given["max_sequence_length"], given["guidance_scale"]
             target.flow = FlowModel(began, family, model, length, guidance, revision)
         else:
@@ -179,12 +181,19 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
     known = next((name for name in (path, str(base)) if name in PRETRAINED), None)
     target = Target(model, Path(path).name if known != path else path, dataset or known)
     pipeline = str(path if base is None else base)
-    family = family_of(read_index(pipeline), model) if on_disk(pipeline) else None
+    family = _family_of(pipeline, model) if on_disk(pipeline) else None
     if family is not None:
         target.flow = FlowModel(pipeline, family, model)
     else:
         _find_schedule(target, [folder, weights], weights.resolve().is_relative_to(_PACKAGE))
     return target
+
+
+def _family_of(name: str, model: nn.Module, revision: str | None = None) -> Family | None:
+    try:
+        return family_of(read_index(name, revision), model)
+    except ValueError as error:
+        raise ValueError(f"path: {name!r}: {error}") from None
 
 
 def _transformer_folder(path: str | Path) -> Path:
