@@ -10,6 +10,7 @@ SUITES = (
     "peak",
     "operator --batch 2 --rounds 15",
     "block --batch 1 --batch 2 --rounds 15 --compile-mode default",
+    "family --batch 2 --width 768 --heads 12 --text 128 --rounds 5",
     "training --batch 1 --rounds 15",
     "model --batch 2 --tokens 256 --kept 1.0 --kept 0.7 --kept 0.5",
     "sampling --batch 1 --tokens 256 --layers 4 --kept 0.5",

@@ -24,13 +24,18 @@ from .table import table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_MODES = ("none", "default", "max-autotune-no-cudagraphs")
-KEPT = {"operator": [1.0, 0.5, 0.3], "training": [0.5, 0.6, 0.7, 0.9], "sampling": [0.8, 0.5]}
+KEPT = {
+    "operator": [1.0, 0.5, 0.3],
+    "family": [1.0, 0.5, 0.3],
+    "training": [0.5, 0.6, 0.7, 0.9],
+    "sampling": [0.8, 0.5],
+}
 """Where a suite has a default of its own."""
 
 
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="peak, operator, block, training, model or sampling.")
+        str, typer.Argument(help="peak, operator, block, family, training, model or sampling.")
     ] = "block",
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples; repeatable. Default: 2.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Image tokens N.")] = 1024,
@@ -43,6 +48,7 @@ def bench(
     text: Annotated[int, typer.Option(min=1, help="Text tokens.")] = 120,
     layers: Annotated[int, typer.Option(min=1, help="Blocks, of model and sampling.")] = 28,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps, of sampling.")] = 20,
+    family: Annotated[list[str] | None, typer.Option(help="Blocks of the suite family; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; slow subjects take fewer.")] = 30,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16. Default: bf16 on a GPU, else fp32.")] = "auto",
     device: Device = "auto",
@@ -80,6 +86,7 @@ def bench(
         layers=layers,
         steps=steps,
         compile_mode=_compile_mode(compile_mode, gpu),
+        families=tuple(family or ()),
     )
     if options.width % options.heads or options.width // options.heads % 8:
         raise typer.BadParameter(f"width={options.width} must be heads={options.heads} times a multiple of 8")

@@ -16,7 +16,8 @@ class Options:
     """B samples (images under guidance in sampling) of N tokens, kept parts of these in tenths, width D, H
     heads, M text tokens, L layers, denoising steps.
 
-    compile_mode: of torch.compile; None leaves compiled peers out.
+    compile_mode: of torch.compile; None leaves compiled peers out. families: blocks of the suite "family";
+    none is all.
     """
 
     device: str = "cpu"
@@ -30,6 +31,7 @@ class Options:
     layers: int = 28
     steps: int = 20
     compile_mode: str | None = None
+    families: tuple[str, ...] = ()
 
     @property
     def transformer(self) -> TransformerShape:

@@ -12,6 +12,7 @@ SUITES = {
     "peak": "a large product, a copy and an empty launch: what the machine gives",
     "operator": "every operator and product of a block, beside plain PyTorch and libraries",
     "block": "one block, beside the dense one, its compiled forms, the authors' code and merged tokens",
+    "family": "one block of every family of diffusers, beside the dense one",
     "training": "forward and backward of one block with two bins",
     "model": "a whole transformer",
     "sampling": "a denoising loop with guidance, with cached steps and without",
@@ -26,6 +27,6 @@ def subjects(suite: str, options: Options) -> Iterator[Subject]:
         options: the sizes to measure at.
 
     Raises:
-        ModuleNotFoundError: the suites "model" and "sampling" find no diffusers.
+        ModuleNotFoundError: the suites "family", "model" and "sampling" find no diffusers.
     """
     return import_module(f".{suite}", __name__).subjects(options)

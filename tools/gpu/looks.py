@@ -76,7 +76,7 @@ SUITES = {
 
 def bench(name: str, what: str, limit: float, predicted: float, suite: str, **options: Any) -> Step:
     """A suite of `diffratio bench`."""
-    needs = "diffusers" if suite in ("model", "sampling") else None
+    needs = "diffusers" if suite in ("family", "model", "sampling") else None
     command, rehearsal = (bench_command(suite, each) for each in (options, TINY))
     return Step(name, what, command, limit, predicted, rehearsal, needs=needs)
 
