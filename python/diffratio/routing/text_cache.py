@@ -59,8 +59,10 @@ class Texts:
 
     def check(self) -> None:
         """At the start of a call of the model: on a GPU one wait for all."""
+        if _not_now():
+            return
         self.called = True
-        entries = [] if _not_now() else [entry for known in list(self._entries.values()) for entry in known]
+        entries = [entry for known in list(self._entries.values()) for entry in known]
         if entries:
             pairs = [(then, _norms(kept)) for _, (kept, then), *_ in entries]
             device = pairs[0][0].device

@@ -1,5 +1,5 @@
-"""Which operators run in the blocks of the families that people use most, and that torch computes no norm, rotation
-or attention beside them."""
+"""Which operators run in the blocks of the families that people use most, and that torch computes no norm,
+rotation or attention beside them."""
 
 import importlib
 from collections import Counter
@@ -91,9 +91,8 @@ class Seen(TorchDispatchMode):
 
 def seen(monkeypatch, case, model, training):
     model.train(training)
-    with monkeypatch.context() as patch, torch.set_grad_enabled(training):
-        with Seen().watch(patch) as mode:
-            run(case, model)
+    with monkeypatch.context() as patch, torch.set_grad_enabled(training), Seen().watch(patch) as mode:
+        run(case, model)
     return mode
 
 
