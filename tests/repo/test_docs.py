@@ -136,6 +136,16 @@ def test_the_code_of_a_model_of_ones_own_runs(capsys):
         registry._specs.update(known)
     said = capsys.readouterr().out
     assert said.count("its spec gives no raw weights") == 6 and said.count("mod_block, ") == 3
+    assert said.count("operators, ") == 2
+
+
+def test_a_family_is_written_in_less_than_40_lines():
+    """The spec that the page ends with, and the transformer that it is of."""
+    *_, transformer, spec = re.findall(
+        r"```python\n(.*?)```", (DOCS / "add-a-model.md").read_text(), flags=re.DOTALL
+    )
+    assert "class JointSpec(ModuleSpec)" in spec and "class JointModel(nn.Module)" in transformer
+    assert max(len(code.splitlines()) for code in (transformer, spec)) < 40
 
 
 def test_the_code_of_training_runs_and_its_flags_are_known():
