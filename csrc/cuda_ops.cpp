@@ -17,12 +17,12 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor(c!)? place, int stream) -> ()");
   m.def("row_map(Tensor index, Tensor(a!) place, int stream) -> ()");
   m.def(
-      "gather_adaln(Tensor x, Tensor index, int tokens, bool gather, Tensor shift, Tensor scale, float eps, "
-      "Tensor(a!)? rows, Tensor(b!) normed, int stream) -> ()");
+      "gather_adaln(Tensor x, Tensor index, int tokens, Tensor? groups, bool gather, Tensor shift, Tensor scale, "
+      "str norm, float eps, Tensor(a!)? rows, Tensor(b!) normed, int stream) -> ()");
   m.def(
-      "gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int tokens, bool gather, Tensor scale, "
-      "Tensor? grad_rows, Tensor grad_normed, float eps, Tensor(a!) grad_x, Tensor(b!) stats, Tensor(c!) partial, "
-      "Tensor(d!) grad_modulation, int stream) -> ()");
+      "gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int tokens, Tensor? groups, Tensor? order, "
+      "Tensor? bounds, bool gather, Tensor scale, Tensor? grad_rows, Tensor grad_normed, str norm, float eps, "
+      "Tensor(a!) grad_x, Tensor(b!) stats, Tensor(c!) partial, Tensor(d!) grad_modulation, int stream) -> ()");
   m.def(
       "qk_norm_rope(Tensor query, Tensor key, Tensor value, Tensor index, int tokens, int heads, int kv_heads, "
       "str norm, bool across_heads, float eps, Tensor? query_weight, Tensor? key_weight, Tensor? query_bias, "
@@ -34,13 +34,15 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor(b!) grad_key, Tensor(c!)? sums_query_weight, Tensor(d!)? sums_key_weight, "
       "Tensor(e!)? sums_query_bias, Tensor(f!)? sums_key_bias, int stream) -> ()");
   m.def(
-      "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor hidden, Tensor branch, "
-      "Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) out, int stream) -> ()");
+      "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor? groups, Tensor hidden, "
+      "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, str norm, Tensor? norm_weight, "
+      "Tensor? norm_bias, float norm_eps, Tensor(a!) out, int stream) -> ()");
   m.def(
-      "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor hidden, "
-      "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
-      "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) partial, Tensor(e!) grad_gate, "
-      "Tensor(f!) grad_logits, int stream) -> ()");
+      "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int tokens, Tensor? groups, Tensor? order, "
+      "Tensor? bounds, Tensor hidden, Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, "
+      "str norm, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
+      "Tensor(c!) grad_branch, Tensor(d!)? stats, Tensor(e!) partial, Tensor(f!) sums, Tensor(g!) grad_logits, "
+      "int stream) -> ()");
   m.def(
       "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
       "Tensor(a!) inner, int stream) -> ()");

@@ -3,6 +3,7 @@
 // vectors, contiguous (diffratio_kernels/kernels/cuda.py does that). `stream` is a cudaStream_t as an integer.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -31,27 +32,49 @@ inline Rescale rescale_mode(const std::string& rescale) {
   throw std::invalid_argument("diffratio_cuda: unknown rescale " + rescale);
 }
 
-inline HeadNorm head_norm(const std::string& norm) {
-  if (norm == "none") return HeadNorm::kNone;
-  if (norm == "rms") return HeadNorm::kRms;
-  if (norm == "layer") return HeadNorm::kLayer;
-  throw std::invalid_argument("diffratio_cuda: unknown norm " + norm);
-}
-
 template <class T, class Tensor> T* data(const Tensor& t) { return static_cast<T*>(t.data_ptr()); }
 template <class Tensor> void* data(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
 
 template <class Tensor> Modulation modulation(const Tensor& t) { return {data<float>(t), t.stride(0)}; }
 
+inline Norm norm_of(const std::string& norm) {
+  if (norm == "rms") return Norm::kRms;
+  if (norm == "layer") return Norm::kLayer;
+  if (norm == "none") return Norm::kNone;
+  throw std::invalid_argument("diffratio_cuda: unknown norm " + norm);
+}
+
+template <class Tensor>
+BranchNorm branch_norm(const std::string& norm, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                       double eps) {
+  return {.kind = norm_of(norm),
+          .weight = static_cast<float*>(data(weight)),
+          .bias = static_cast<float*>(data(bias)),
+          .eps = static_cast<float>(eps)};
+}
+
 // place [B*N] or null, partial [slices, sums, B, D], sums [sums, B, D]
 template <class Tensor>
-ColumnSums column_sums(const int32_t* place, int64_t tokens, const Tensor& partial, const Tensor& sums) {
+ColumnSums column_sums(const int32_t* place, int64_t samples, int64_t tokens, const Tensor& partial,
+                       const Tensor& sums) {
   return {.place = place,
-          .samples = sums.size(1),
+          .samples = samples,
           .tokens = tokens,
           .width = sums.size(2),
           .partial = data<float>(partial),
-          .sums = data<float>(sums)};
+          .sums = data<float>(sums),
+          .groups = {}};
+}
+
+// groups [B*N] or null; order and bounds as Groups has them.
+template <class Tensor>
+Groups groups_of(const std::optional<Tensor>& groups, const std::optional<Tensor>& order,
+                 const std::optional<Tensor>& bounds) {
+  if (!groups) return {};
+  return {.of_row = static_cast<int64_t*>(data(groups)),
+          .order = static_cast<int64_t*>(data(order)),
+          .bounds = static_cast<int64_t*>(data(bounds)),
+          .count = bounds->numel() - 1};
 }
 
 template <class Tensor>
@@ -75,7 +98,7 @@ void router_logits_backward(Tensor grad_logits, Tensor x, Tensor weight, Tensor 
                           .x = x.data_ptr(),
                           .weight = data<float>(weight),
                           .grad_x = grad_x.data_ptr(),
-                          .columns = column_sums<Tensor>(nullptr, grad_logits.numel(), partial, grad_weight)},
+                          .columns = column_sums<Tensor>(nullptr, grad_weight.size(1), grad_logits.numel(), partial, grad_weight)},
                          element(x), stream_of(stream));
 }
 
@@ -104,8 +127,9 @@ template <class Tensor> void row_map(Tensor index, Tensor place, int64_t stream)
 
 // With rows: x is [B*N, D] and its rows at index are copied there. Without: x is packed.
 template <class Tensor>
-void gather_adaln(Tensor x, Tensor index, int64_t tokens, bool gather, Tensor shift, Tensor scale, double eps,
-                  std::optional<Tensor> rows, Tensor normed, int64_t stream) {
+void gather_adaln(Tensor x, Tensor index, int64_t tokens, std::optional<Tensor> groups, bool gather, Tensor shift,
+                  Tensor scale, std::string norm, double eps, std::optional<Tensor> rows, Tensor normed,
+                  int64_t stream) {
   const DeviceGuard guard(x.get_device_index());
   gather_adaln({.x = x.data_ptr(),
                 .index = data<int64_t>(index),
@@ -117,15 +141,21 @@ void gather_adaln(Tensor x, Tensor index, int64_t tokens, bool gather, Tensor sh
                 .scale = modulation(scale),
                 .eps = static_cast<float>(eps),
                 .rows = data(rows),
-                .normed = normed.data_ptr()},
+                .normed = normed.data_ptr(),
+                .norm = norm_of(norm),
+                .groups = static_cast<int64_t*>(data(groups))},
                element(x), stream_of(stream));
 }
 
 template <class Tensor>
-void gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int64_t tokens, bool gather, Tensor scale,
-                           std::optional<Tensor> grad_rows, Tensor grad_normed, double eps, Tensor grad_x,
-                           Tensor stats, Tensor partial, Tensor grad_modulation, int64_t stream) {
+void gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int64_t tokens, std::optional<Tensor> groups,
+                           std::optional<Tensor> order, std::optional<Tensor> bounds, bool gather, Tensor scale,
+                           std::optional<Tensor> grad_rows, Tensor grad_normed, std::string norm, double eps,
+                           Tensor grad_x, Tensor stats, Tensor partial, Tensor grad_modulation, int64_t stream) {
   const DeviceGuard guard(rows.get_device_index());
+  ColumnSums columns =
+      column_sums(data<int32_t>(place), place.numel() / std::max<int64_t>(tokens, 1), tokens, partial, grad_modulation);
+  columns.groups = groups_of(groups, order, bounds);
   gather_adaln_backward({.rows = rows.data_ptr(),
                          .index = data<int64_t>(index),
                          .count = index.numel(),
@@ -136,7 +166,8 @@ void gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int64_t toke
                          .eps = static_cast<float>(eps),
                          .grad_x = grad_x.data_ptr(),
                          .stats = data<float>(stats),
-                         .columns = column_sums(data<int32_t>(place), tokens, partial, grad_modulation)},
+                         .columns = columns,
+                         .norm = norm_of(norm)},
                         element(rows), stream_of(stream));
 }
 
@@ -165,7 +196,7 @@ QkNormRopeArgs qk_norm_rope_args(const Tensor& query, const Tensor& key, const T
           .count = index.numel(),
           .tokens = tokens,
           .width = static_cast<int>(query.size(1) / heads),
-          .norm = head_norm(norm),
+          .norm = norm_of(norm),
           .across_heads = across_heads,
           .wide_weights = wide,
           .eps = static_cast<float>(eps),
@@ -231,39 +262,51 @@ ScatterArgs scatter_args(const Tensor& x, int64_t tokens, const Tensor& hidden, 
           .logits = data<float>(logits),
           .rescale = rescale_mode(rescale),
           .score_scale = static_cast<float>(score_scale),
-          .out = nullptr};
+          .out = nullptr,
+          .norm = {},
+          .groups = nullptr};
 }
 
 // With place: every row of out, a new tensor. With index: those rows only, so that out may be x.
 template <class Tensor>
 void scatter_rescale(Tensor x, std::optional<Tensor> place, std::optional<Tensor> index, int64_t tokens,
-                     Tensor hidden, Tensor branch, Tensor gate, Tensor logits, std::string rescale,
-                     double score_scale, Tensor out, int64_t stream) {
+                     std::optional<Tensor> groups, Tensor hidden, Tensor branch, Tensor gate, Tensor logits,
+                     std::string rescale, double score_scale, std::string norm, std::optional<Tensor> norm_weight,
+                     std::optional<Tensor> norm_bias, double norm_eps, Tensor out, int64_t stream) {
   const DeviceGuard guard(x.get_device_index());
   ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
   args.place = static_cast<int32_t*>(data(place));
   args.index = static_cast<int64_t*>(data(index));
   args.rows = place ? place->numel() : index.value().numel();
   args.out = out.data_ptr();
+  args.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps);
+  args.groups = static_cast<int64_t*>(data(groups));
   scatter_rescale(args, element(x), stream_of(stream));
 }
 
 template <class Tensor>
-void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t tokens, Tensor hidden,
-                              Tensor branch, Tensor gate, Tensor logits, std::string rescale, double score_scale,
-                              Tensor grad_x, Tensor grad_hidden, Tensor grad_branch, Tensor partial,
-                              Tensor grad_gate, Tensor grad_logits, int64_t stream) {
+void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t tokens, std::optional<Tensor> groups,
+                              std::optional<Tensor> order, std::optional<Tensor> bounds, Tensor hidden, Tensor branch,
+                              Tensor gate, Tensor logits, std::string rescale, double score_scale, std::string norm,
+                              std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double norm_eps,
+                              Tensor grad_x, Tensor grad_hidden, Tensor grad_branch, std::optional<Tensor> stats,
+                              Tensor partial, Tensor sums, Tensor grad_logits, int64_t stream) {
   const DeviceGuard guard(x.get_device_index());
   ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
   args.place = data<int32_t>(place);
   args.rows = place.numel();
+  args.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps);
+  args.groups = static_cast<int64_t*>(data(groups));
+  ColumnSums columns = column_sums(args.place, x.size(0), tokens, partial, sums);
+  columns.groups = groups_of(groups, order, bounds);
   scatter_rescale_backward({.forward = args,
                             .grad_out = grad_out.data_ptr(),
                             .grad_x = grad_x.data_ptr(),
                             .grad_hidden = grad_hidden.data_ptr(),
                             .grad_branch = grad_branch.data_ptr(),
                             .grad_logits = data<float>(grad_logits),
-                            .columns = column_sums(args.place, tokens, partial, grad_gate)},
+                            .columns = columns,
+                            .stats = static_cast<float*>(data(stats))},
                            element(x), stream_of(stream));
 }
 
@@ -333,7 +376,7 @@ void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor place, int64_t tok
                           .grad_branch = grad_branch.data_ptr(),
                           .grad_logits = data<float>(grad_logits),
                           .weight_dots = data<float>(weight_dots),
-                          .columns = column_sums(args.place, tokens, partial, grad_gate)},
+                          .columns = column_sums(args.place, x.size(0), tokens, partial, grad_gate)},
                          element(x), stream_of(stream));
 }
 

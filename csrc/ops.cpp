@@ -54,6 +54,14 @@ Element element(const Tensor& t) {
 const int64_t* rows(const Tensor& index) { return static_cast<const int64_t*>(index.data_ptr()); }
 void* data(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
 const int32_t* place_of(const std::optional<Tensor>& t) { return static_cast<const int32_t*>(data(t)); }
+const int64_t* groups_of(const std::optional<Tensor>& t) { return static_cast<const int64_t*>(data(t)); }
+
+diffratio::Norm norm_of(const std::string& norm) {
+  if (norm == "rms") return diffratio::Norm::kRms;
+  if (norm == "layer") return diffratio::Norm::kLayer;
+  STD_TORCH_CHECK(norm == "none", "diffratio_native: unknown norm ", norm);
+  return diffratio::Norm::kNone;
+}
 
 std::string instruction_set() { return kernels().instruction_set; }
 
@@ -109,47 +117,31 @@ int64_t row_map(Tensor index, Tensor place) {
   return -1;
 }
 
-void gather_adaln(Tensor x, Tensor index, int64_t tokens, Tensor shift, Tensor scale, double eps,
-                  std::optional<Tensor> kept, Tensor normed) {
-  const diffratio::AdalnArgs args{x.data_ptr(),     rows(index),      kept.has_value(), tokens, normed.size(1),
-                                  shift.data_ptr(), scale.data_ptr(), eps,              data(kept),
-                                  normed.data_ptr()};
+void gather_adaln(Tensor x, Tensor index, int64_t tokens, std::optional<Tensor> groups, Tensor shift, Tensor scale,
+                  std::string norm, double eps, std::optional<Tensor> kept, Tensor normed) {
+  const diffratio::AdalnArgs args{x.data_ptr(),     rows(index),      kept.has_value(),  tokens,     normed.size(1),
+                                  shift.data_ptr(), scale.data_ptr(), norm_of(norm),     eps,        groups_of(groups),
+                                  data(kept),       normed.data_ptr()};
   parallel_for(0, index.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
     kernels().gather_adaln(element(x), args, begin, end);
   });
 }
 
-void gather_adaln_backward(Tensor kept, Tensor index, std::optional<Tensor> place, int64_t tokens, Tensor scale,
-                           std::optional<Tensor> grad_rows, Tensor grad_normed, double eps, Tensor grad_x,
-                           Tensor stats, Tensor grad_shift, Tensor grad_scale) {
+void gather_adaln_backward(Tensor kept, Tensor index, std::optional<Tensor> place, int64_t tokens,
+                           std::optional<Tensor> groups, Tensor scale, std::optional<Tensor> grad_rows,
+                           Tensor grad_normed, std::string norm, double eps, Tensor grad_x, Tensor stats,
+                           Tensor grad_shift, Tensor grad_scale) {
   const int64_t width = kept.size(1);
-  const diffratio::AdalnBackwardArgs args{kept.data_ptr(),
-                                          rows(index),
-                                          place_of(place),
-                                          index.numel(),
-                                          tokens,
-                                          width,
-                                          scale.data_ptr(),
-                                          data(grad_rows),
-                                          grad_normed.data_ptr(),
-                                          eps,
-                                          grad_x.data_ptr(),
-                                          stats.data_ptr(),
-                                          grad_shift.data_ptr(),
-                                          grad_scale.data_ptr()};
+  const diffratio::AdalnBackwardArgs args{
+      kept.data_ptr(),   rows(index),           place_of(place),       index.numel(), tokens, width,
+      scale.data_ptr(),  data(grad_rows),       grad_normed.data_ptr(), norm_of(norm), eps,    groups_of(groups),
+      grad_x.data_ptr(), stats.data_ptr(),      grad_shift.data_ptr(), grad_scale.data_ptr()};
   parallel_for(0, grad_x.numel() / std::max<int64_t>(width, 1), kRowsPerTask, [&](int64_t begin, int64_t end) {
     kernels().gather_adaln_backward_rows(element(kept), args, begin, end);
   });
   parallel_for(0, width, kColumnsPerTask, [&](int64_t begin, int64_t end) {
     kernels().gather_adaln_backward_columns(element(kept), args, begin, end);
   });
-}
-
-diffratio::HeadNorm head_norm(const std::string& norm) {
-  if (norm == "rms") return diffratio::HeadNorm::kRms;
-  if (norm == "layer") return diffratio::HeadNorm::kLayer;
-  STD_TORCH_CHECK(norm == "none", "diffratio_native: unknown norm ", norm);
-  return diffratio::HeadNorm::kNone;
 }
 
 void qk_norm_rope(Tensor query, Tensor key, Tensor value, int64_t heads, int64_t kv_heads, Tensor index,
@@ -167,7 +159,7 @@ void qk_norm_rope(Tensor query, Tensor key, Tensor value, int64_t heads, int64_t
       rows(index),
       tokens,
       width,
-      head_norm(norm),
+      norm_of(norm),
       across_heads,
       eps,
       data(cos),
@@ -191,28 +183,68 @@ diffratio::Rescale rescale_mode(const std::string& rescale) {
   return diffratio::Rescale::kNone;
 }
 
+diffratio::BranchNorm branch_norm(const std::string& norm, const std::optional<Tensor>& weight,
+                                  const std::optional<Tensor>& bias, double eps) {
+  return {norm_of(norm), data(weight), data(bias), eps};
+}
+
+void gate_residual(Tensor hidden, Tensor branch, Tensor gate, Tensor index, int64_t tokens,
+                   std::optional<Tensor> groups, std::string norm, std::optional<Tensor> norm_weight,
+                   std::optional<Tensor> norm_bias, double norm_eps, Tensor out) {
+  const diffratio::GateArgs args{hidden.data_ptr(), branch.data_ptr(), gate.data_ptr(), rows(index),
+                                 groups_of(groups), tokens, hidden.size(1),
+                                 branch_norm(norm, norm_weight, norm_bias, norm_eps), out.data_ptr()};
+  parallel_for(0, index.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().gate_residual(element(hidden), args, begin, end);
+  });
+}
+
+void gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor index, int64_t tokens,
+                            std::optional<Tensor> groups, std::string norm, std::optional<Tensor> norm_weight,
+                            std::optional<Tensor> norm_bias, double norm_eps, Tensor grad_branch,
+                            std::optional<Tensor> stats, Tensor sums, std::optional<Tensor> plain_sums) {
+  const diffratio::GateBackwardArgs args{
+      {nullptr, branch.data_ptr(), gate.data_ptr(), rows(index), groups_of(groups), tokens, branch.size(1),
+       branch_norm(norm, norm_weight, norm_bias, norm_eps), nullptr},
+      index.numel(),
+      grad_out.data_ptr(),
+      grad_branch.data_ptr(),
+      {data(stats), sums.data_ptr(), data(plain_sums)}};
+  parallel_for(0, index.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().gate_residual_backward_rows(element(branch), args, begin, end);
+  });
+  parallel_for(0, branch.size(1), kColumnsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().gate_residual_backward_columns(element(branch), args, begin, end);
+  });
+}
+
 diffratio::ScatterArgs scatter_args(const Tensor& x, const Tensor& place, int64_t tokens, const Tensor& hidden,
                                     const Tensor& branch, const Tensor& gate, const Tensor& logits,
                                     const std::string& rescale, double score_scale, void* out) {
-  return {x.data_ptr(),      place_of(place), hidden.data_ptr(), branch.data_ptr(),        gate.data_ptr(),
+  return {x.data_ptr(),      place_of(place), hidden.data_ptr(), branch.data_ptr(),     gate.data_ptr(),
           logits.data_ptr(), tokens,          hidden.size(1),    rescale_mode(rescale), score_scale,
-          out};
+          out,               nullptr,         {}};
 }
 
-void scatter_rescale(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
-                     Tensor logits, std::string rescale, double score_scale, Tensor out) {
-  const auto args =
-      scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, out.data_ptr());
+void scatter_rescale(Tensor x, Tensor place, int64_t tokens, std::optional<Tensor> groups, Tensor hidden,
+                     Tensor branch, Tensor gate, Tensor logits, std::string rescale, double score_scale,
+                     std::string norm, std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                     double norm_eps, Tensor out) {
+  auto args = scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, out.data_ptr());
+  args.groups = groups_of(groups);
+  args.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps);
   parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
     kernels().scatter_rescale(element(x), args, begin, end);
   });
 }
 
 void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int64_t tokens,
-                              Tensor hidden, Tensor branch, Tensor gate, Tensor logits, std::string rescale,
-                              double score_scale, Tensor grad_x, Tensor grad_hidden, Tensor grad_branch,
-                              Tensor grad_gate, Tensor grad_logits) {
-  const diffratio::ScatterBackwardArgs args{
+                              std::optional<Tensor> groups, Tensor hidden, Tensor branch, Tensor gate, Tensor logits,
+                              std::string rescale, double score_scale, std::string norm,
+                              std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double norm_eps,
+                              Tensor grad_x, Tensor grad_hidden, Tensor grad_branch, Tensor grad_logits,
+                              std::optional<Tensor> stats, Tensor sums, std::optional<Tensor> plain_sums) {
+  diffratio::ScatterBackwardArgs args{
       scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, nullptr),
       rows(index),
       index.numel(),
@@ -220,8 +252,10 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor pl
       grad_x.data_ptr(),
       grad_hidden.data_ptr(),
       grad_branch.data_ptr(),
-      grad_gate.data_ptr(),
-      grad_logits.data_ptr()};
+      grad_logits.data_ptr(),
+      {data(stats), sums.data_ptr(), data(plain_sums)}};
+  args.forward.groups = groups_of(groups);
+  args.forward.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps);
   parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
     kernels().scatter_rescale_backward_rows(element(x), args, begin, end);
   });
@@ -276,7 +310,7 @@ void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor plac
   const diffratio::TwoBinBlendBackwardArgs args{
       {scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, nullptr), rows(index),
        index.numel(), grad_out.data_ptr(), grad_x.data_ptr(), grad_hidden.data_ptr(), grad_branch.data_ptr(),
-       grad_gate.data_ptr(), grad_logits.data_ptr()},
+       grad_logits.data_ptr(), {nullptr, grad_gate.data_ptr(), nullptr}},
       two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0)),
       weight_dots.data_ptr()};
   parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
@@ -298,23 +332,33 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
   m.def("topk_select(Tensor logits, Tensor offsets, Tensor? keep_small, Tensor(a!) index) -> ()");
   m.def("row_map(Tensor index, Tensor(a!) place) -> int");
   m.def(
-      "gather_adaln(Tensor x, Tensor index, int tokens, Tensor shift, Tensor scale, float eps, Tensor(a!)? kept, "
-      "Tensor(b!) normed) -> ()");
+      "gather_adaln(Tensor x, Tensor index, int tokens, Tensor? groups, Tensor shift, Tensor scale, str norm, "
+      "float eps, Tensor(a!)? kept, Tensor(b!) normed) -> ()");
   m.def(
-      "gather_adaln_backward(Tensor kept, Tensor index, Tensor? place, int tokens, Tensor scale, "
-      "Tensor? grad_rows, Tensor grad_normed, float eps, Tensor(a!) grad_x, Tensor(b!) stats, "
+      "gather_adaln_backward(Tensor kept, Tensor index, Tensor? place, int tokens, Tensor? groups, Tensor scale, "
+      "Tensor? grad_rows, Tensor grad_normed, str norm, float eps, Tensor(a!) grad_x, Tensor(b!) stats, "
       "Tensor(c!) grad_shift, Tensor(d!) grad_scale) -> ()");
   m.def(
       "qk_norm_rope(Tensor query, Tensor key, Tensor value, int heads, int kv_heads, Tensor index, int tokens, "
       "str norm, bool across_heads, float eps, Tensor? query_weight, Tensor? key_weight, Tensor? query_bias, "
       "Tensor? key_bias, Tensor? cos, Tensor? sin, bool halves, Tensor? shift, Tensor(a!) out) -> ()");
   m.def(
-      "scatter_rescale(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
-      "Tensor logits, str rescale, float score_scale, Tensor(a!) out) -> ()");
+      "gate_residual(Tensor hidden, Tensor branch, Tensor gate, Tensor index, int tokens, Tensor? groups, str norm, "
+      "Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor(a!) out) -> ()");
   m.def(
-      "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int tokens, Tensor hidden, "
-      "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, Tensor(a!) grad_x, "
-      "Tensor(b!) grad_hidden, Tensor(c!) grad_branch, Tensor(d!) grad_gate, Tensor(e!) grad_logits) -> ()");
+      "gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor index, int tokens, Tensor? groups, "
+      "str norm, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor(a!) grad_branch, Tensor(b!)? stats, "
+      "Tensor(c!) sums, Tensor(d!)? plain_sums) -> ()");
+  m.def(
+      "scatter_rescale(Tensor x, Tensor place, int tokens, Tensor? groups, Tensor hidden, Tensor branch, "
+      "Tensor gate, Tensor logits, str rescale, float score_scale, str norm, Tensor? norm_weight, "
+      "Tensor? norm_bias, float norm_eps, Tensor(a!) out) -> ()");
+  m.def(
+      "scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int tokens, Tensor? groups, "
+      "Tensor hidden, Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, str norm, "
+      "Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
+      "Tensor(c!) grad_branch, Tensor(d!) grad_logits, Tensor(e!)? stats, Tensor(f!) sums, "
+      "Tensor(g!)? plain_sums) -> ()");
   m.def(
       "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
       "Tensor(a!) inner) -> ()");
@@ -345,6 +389,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {
   m.impl("gather_adaln", TORCH_BOX(&gather_adaln));
   m.impl("gather_adaln_backward", TORCH_BOX(&gather_adaln_backward));
   m.impl("qk_norm_rope", TORCH_BOX(&qk_norm_rope));
+  m.impl("gate_residual", TORCH_BOX(&gate_residual));
+  m.impl("gate_residual_backward", TORCH_BOX(&gate_residual_backward));
   m.impl("scatter_rescale", TORCH_BOX(&scatter_rescale));
   m.impl("scatter_rescale_backward", TORCH_BOX(&scatter_rescale_backward));
   m.impl("two_bin_gelu", TORCH_BOX(&two_bin_gelu));

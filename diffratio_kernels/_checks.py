@@ -133,6 +133,19 @@ class Check:
         if keep is not None and not _by_sample(index, rows // len(keep), torch.tensor(keep)):
             self.fail(f"index must hold {keep_name}[b] rows of each sample b, sample after sample")
 
+    def groups(self, groups: Tensor | None, vectors: int, tokens: int):
+        """Which of so many rows of the modulation belongs to each of the N tokens of each sample."""
+        self.optional("groups", groups, "B N", dtypes=(torch.int64,))
+        if groups is None:
+            return
+        if groups.shape[1] != tokens:
+            self.fail(f"groups must be [B, N] with N={tokens}, got shape {tuple(groups.shape)}")
+        if readable(groups) and groups.numel() > 0:
+            low, high = groups.aminmax()
+            if low < 0 or high >= vectors:
+                bad = low if low < 0 else high
+                self.fail(f"groups holds {bad.item()}, must be in 0..{vectors - 1} (rows of the modulation)")
+
     def two_bins(self, bins: Bins, rows: tuple[str, int], both: tuple[str, int]):
         """Weights and cumulative counts of two bins; `rows` and `both`: which argument tells T or T + S, and
         it."""

@@ -56,7 +56,12 @@ class PackedRows:
     key_lengths: Tensor | None = None
     """[B] int32: the first ones of each sample's rows that count as keys; None: all."""
     groups: Tensor | None = None
-    """[T] int64: the row of the modulation that belongs to each row; None: that of its sample."""
+    """[B, N] int64: the row of the modulation [G, D] that belongs to each token; None: that of its sample."""
+
+    @property
+    def owner(self) -> Tensor:
+        """[T]: the row of the modulation that belongs to each row."""
+        return self.index // self.tokens if self.groups is None else self.groups.flatten()[self.index]
 
     @property
     def uniform(self) -> int | None:
@@ -101,6 +106,34 @@ class Rescale:
 
 
 @dataclass(slots=True)
+class BranchNorm:
+    """The norm of a branch before its gate.
+
+    Example:
+        >>> norm = BranchNorm("rms", torch.ones(D))
+    """
+
+    kind: str = "rms"
+    """"rms" or "layer"."""
+    weight: Tensor | None = None
+    """[D]; None: 1."""
+    bias: Tensor | None = None
+    """[D]; None: 0."""
+    eps: float = 1e-6
+
+    def __call__(self, branch: Tensor) -> Tensor:
+        """branch [T, D] -> [T, D], in at least fp32 and rounded once."""
+        dtype = torch.promote_types(branch.dtype, torch.float32)
+        weight, bias = (None if t is None else t.to(dtype) for t in (self.weight, self.bias))
+        if self.kind == "layer":
+            normed = F.layer_norm(branch.to(dtype), branch.shape[-1:], weight, bias, self.eps)
+        else:
+            normed = F.rms_norm(branch.to(dtype), branch.shape[-1:], weight, self.eps)
+            normed = normed if bias is None else normed + bias
+        return normed.to(branch.dtype)
+
+
+@dataclass(slots=True)
 class Finish:
     """What finishes the kept rows of x and puts them back: the arguments of `scatter_rescale` and, with two
     bins among `rows`, of `two_bin_blend`."""
@@ -113,10 +146,12 @@ class Finish:
     branch: Tensor
     """The MLP's output [T, D], or what its second product is given [T, F] where a kernel multiplies too."""
     gate: Tensor
-    """[B, D], any float dtype."""
+    """[B, D], with groups among the rows [G, D], any float dtype."""
     logits: Tensor
     """[B, N]."""
     rescale: Rescale
+    norm: BranchNorm | None = None
+    """Of the branch, before its gate."""
 
 
 @dataclass(slots=True)

@@ -1,41 +1,23 @@
-// Gather the kept rows, layer norm without affine, then scale and shift by the row's own sample.
+// Gather the kept rows, norm without affine, then scale and shift by the row's own sample or group.
 #pragma once
 
-#include <cmath>
-
-#include "element.h"
+#include "norm.h"
 
 namespace diffratio {
 namespace {
-
-template <typename A>
-struct Stats {
-  A mean, rstd;
-};
-
-template <typename T>
-Stats<acc_t<T>> row_stats(const T* row, int64_t width, acc_t<T> eps) {
-  using A = acc_t<T>;
-  A sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < width; ++d) sum += load(row[d]);
-  const A mean = sum / width;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t d = 0; d < width; ++d) squares += (load(row[d]) - mean) * (load(row[d]) - mean);
-  return {mean, 1 / std::sqrt(squares / width + eps)};
-}
 
 template <typename T>
 void gather_adaln(const AdalnArgs& a, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   for (int64_t t = begin; t < end; ++t) {
     const T* row = static_cast<const T*>(a.x) + (a.gather ? a.index[t] : t) * a.width;
-    const A* shift = static_cast<const A*>(a.shift) + a.index[t] / a.tokens * a.width;
-    const A* scale = static_cast<const A*>(a.scale) + a.index[t] / a.tokens * a.width;
+    const int64_t vectors = owner(a.groups, a.index[t], a.tokens) * a.width;
+    const A* shift = static_cast<const A*>(a.shift) + vectors;
+    const A* scale = static_cast<const A*>(a.scale) + vectors;
     T* normed = static_cast<T*>(a.normed) + t * a.width;
     if (a.gather) std::memcpy(static_cast<T*>(a.rows) + t * a.width, row, a.width * sizeof(T));
 
-    const Stats<A> s = row_stats(row, a.width, static_cast<A>(a.eps));
+    const Stats<A> s = norm_stats(row, a.width, a.norm, static_cast<A>(a.eps));
 #pragma omp simd
     for (int64_t d = 0; d < a.width; ++d)
       store(normed + d, (load(row[d]) - s.mean) * s.rstd * (1 + scale[d]) + shift[d]);
@@ -43,7 +25,7 @@ void gather_adaln(const AdalnArgs& a, int64_t begin, int64_t end) {
 }
 
 // With g = grad_normed * (1 + scale) and n the normalised row:
-// grad_row = grad_rows + rstd * (g - mean(g) - n * mean(g * n)). Rows are rows of x with gather (zero
+// grad_row = grad_rows + rstd * (g - mean(g) - n * mean(g * n)), of an rms norm without mean(g). Rows are rows of x with gather (zero
 // where not kept), packed rows without.
 template <typename T>
 void gather_adaln_backward_rows(const AdalnBackwardArgs& a, int64_t begin, int64_t end) {
@@ -58,9 +40,9 @@ void gather_adaln_backward_rows(const AdalnBackwardArgs& a, int64_t begin, int64
     const T* row = static_cast<const T*>(a.rows) + t * a.width;
     const T* grad = static_cast<const T*>(a.grad_normed) + t * a.width;
     const T* direct = a.grad_rows ? static_cast<const T*>(a.grad_rows) + t * a.width : nullptr;
-    const A* scale = static_cast<const A*>(a.scale) + a.index[t] / a.tokens * a.width;
+    const A* scale = static_cast<const A*>(a.scale) + owner(a.groups, a.index[t], a.tokens) * a.width;
 
-    const Stats<A> s = row_stats(row, a.width, static_cast<A>(a.eps));
+    const Stats<A> s = norm_stats(row, a.width, a.norm, static_cast<A>(a.eps));
     static_cast<A*>(a.stats)[2 * t] = s.mean;
     static_cast<A*>(a.stats)[2 * t + 1] = s.rstd;
     A sum = 0, dot = 0;
@@ -70,7 +52,7 @@ void gather_adaln_backward_rows(const AdalnBackwardArgs& a, int64_t begin, int64
       sum += g;
       dot += g * (load(row[d]) - s.mean) * s.rstd;
     }
-    sum /= a.width;
+    sum = a.norm == Norm::kLayer ? sum / a.width : A{0};
     dot /= a.width;
 #pragma omp simd
     for (int64_t d = 0; d < a.width; ++d) {
@@ -87,11 +69,11 @@ void gather_adaln_backward_columns(const AdalnBackwardArgs& a, int64_t begin, in
   using A = acc_t<T>;
   const A* stats = static_cast<const A*>(a.stats);
   for (int64_t t = 0; t < a.count; ++t) {
-    const int64_t sample = a.index[t] / a.tokens * a.width;
+    const int64_t vectors = owner(a.groups, a.index[t], a.tokens) * a.width;
     const T* row = static_cast<const T*>(a.rows) + t * a.width;
     const T* grad = static_cast<const T*>(a.grad_normed) + t * a.width;
-    A* grad_shift = static_cast<A*>(a.grad_shift) + sample;
-    A* grad_scale = static_cast<A*>(a.grad_scale) + sample;
+    A* grad_shift = static_cast<A*>(a.grad_shift) + vectors;
+    A* grad_scale = static_cast<A*>(a.grad_scale) + vectors;
     const A mean = stats[2 * t], rstd = stats[2 * t + 1];
 #pragma omp simd
     for (int64_t d = begin; d < end; ++d) {

@@ -3,6 +3,7 @@
 // that the linker keeps for everybody.
 #include "kernels.h"
 
+#include "gate_residual.h"
 #include "gather_adaln.h"
 #include "qk_norm_rope.h"
 #include "router_logits.h"
@@ -33,6 +34,15 @@ void for_element_and_rescale(Element element, Rescale rescale, F&& body) {
       case Rescale::kOutput: return body.template operator()<T, Rescale::kOutput>();
       case Rescale::kNone: return body.template operator()<T, Rescale::kNone>();
     }
+  });
+}
+
+template <typename F>
+void for_element_and_norm(Element element, const BranchNorm& norm, F&& body) {
+  for_element(element, [&](auto zero) {
+    using T = decltype(zero);
+    if (norm.kind == Norm::kNone) return body.template operator()<T, false>();
+    body.template operator()<T, true>();
   });
 }
 
@@ -67,19 +77,35 @@ const Kernels table = {
     [](Element e, const QkNormRopeArgs& a, int64_t begin, int64_t end) {
       for_element(e, [&](auto zero) { qk_norm_rope<decltype(zero)>(a, begin, end); });
     },
+    [](Element e, const GateArgs& a, int64_t begin, int64_t end) {
+      for_element_and_norm(e, a.norm, [&]<typename T, bool normed>() { gate_residual<T, normed>(a, begin, end); });
+    },
+    [](Element e, const GateBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element_and_norm(e, a.forward.norm, [&]<typename T, bool normed>() {
+        gate_residual_backward_rows<T, normed>(a, begin, end);
+      });
+    },
+    [](Element e, const GateBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element_and_norm(e, a.forward.norm, [&]<typename T, bool normed>() {
+        gate_residual_backward_columns<T, normed>(a, begin, end);
+      });
+    },
     [](Element e, const ScatterArgs& a, int64_t begin, int64_t end) {
       for_element_and_rescale(e, a.rescale, [&]<typename T, Rescale mode>() {
-        scatter_rescale<T, mode>(a, begin, end);
+        a.norm.kind == Norm::kNone ? scatter_rescale<T, mode, false>(a, begin, end)
+                                   : scatter_rescale<T, mode, true>(a, begin, end);
       });
     },
     [](Element e, const ScatterBackwardArgs& a, int64_t begin, int64_t end) {
       for_element_and_rescale(e, a.forward.rescale, [&]<typename T, Rescale mode>() {
-        scatter_rescale_backward_rows<T, mode>(a, begin, end);
+        a.forward.norm.kind == Norm::kNone ? scatter_rescale_backward_rows<T, mode, false>(a, begin, end)
+                                           : scatter_rescale_backward_rows<T, mode, true>(a, begin, end);
       });
     },
     [](Element e, const ScatterBackwardArgs& a, int64_t begin, int64_t end) {
       for_element_and_rescale(e, a.forward.rescale, [&]<typename T, Rescale mode>() {
-        scatter_rescale_backward_columns<T, mode>(a, begin, end);
+        a.forward.norm.kind == Norm::kNone ? scatter_rescale_backward_columns<T, mode, false>(a, begin, end)
+                                           : scatter_rescale_backward_columns<T, mode, true>(a, begin, end);
       });
     },
     [](Element e, const TwoBinGeluArgs& a, int64_t begin, int64_t end) {

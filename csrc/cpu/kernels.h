@@ -1,7 +1,8 @@
 // The CPU row kernels: raw pointers, no torch, every function works on the rows [begin, end).
 //
 // Letters: B samples, N tokens, D width, T packed rows. Packed row t is row index[t] of the flattened
-// [B*N] and belongs to sample index[t] / N. Modulation vectors and logits are in the accumulation type
+// [B*N] and belongs to sample index[t] / N. Its modulation is that of its sample or, with groups [B*N], row
+// groups[index[t]]: vectors [B, D] are then [G, D]. Modulation vectors and logits are in the accumulation type
 // (double for double, float otherwise).
 #pragma once
 
@@ -11,7 +12,7 @@ namespace diffratio {
 
 enum class Element : int { kFloat, kDouble, kBFloat16, kHalf };
 
-enum class HeadNorm : int { kNone, kRms, kLayer };
+enum class Norm : int { kNone, kRms, kLayer };
 constexpr int64_t kMaxHeadWidth = 512;
 
 // What the router score multiplies (see scatter_rescale.h).
@@ -23,20 +24,24 @@ struct AdalnArgs {
   bool gather;           // read row index[t] (true) or row t (false)
   int64_t tokens, width;
   const void *shift, *scale;  // [B, D]
+  Norm norm;
   double eps;
+  const int64_t* groups;  // or null
   void* rows;    // [T, D] copy of the kept rows; null without gather
   void* normed;  // [T, D]
 };
 
 struct AdalnBackwardArgs {
-  const void* rows;      // [T, D] input of the layer norm
+  const void* rows;      // [T, D] input of the norm
   const int64_t* index;  // [T]
   const int32_t* place;  // [B*N] packed row of each row of x, -1 where none; null without gather
   int64_t count, tokens, width;
   const void* scale;        // [B, D]
   const void* grad_rows;    // [T, D] or null
   const void* grad_normed;  // [T, D]
+  Norm norm;
   double eps;
+  const int64_t* groups;  // or null
   void* grad_x;                   // [B*N, D] with gather, else [T, D]
   void* stats;                    // [T, 2] mean and 1/std, written by the row pass, read by the column pass
   void *grad_shift, *grad_scale;  // [B, D]
@@ -54,7 +59,7 @@ struct QkNormRopeArgs {
   int64_t value_stride;
   const int64_t* index;  // [T]
   int64_t tokens, width;  // N, d
-  HeadNorm norm;
+  Norm norm;
   bool across_heads;
   double eps;
   const void *cos, *sin;  // [N or B*N, 1 or H, pairs] or null
@@ -62,6 +67,37 @@ struct QkNormRopeArgs {
   bool table_by_sample, halves;
   const int32_t* shift;  // [B] or null: row t is written to row t + shift of its sample
   void* out;             // [.., H + 2h, d]
+};
+
+// The norm of a branch before its gate.
+struct BranchNorm {
+  Norm kind;                  // kNone: the branch as it is
+  const void *weight, *bias;  // [D] or null
+  double eps;
+};
+
+struct GateArgs {
+  const void *hidden, *branch;  // [T, D]
+  const void* gate;             // [B, D]
+  const int64_t *index, *groups;  // [T]; [B*N] or null
+  int64_t tokens, width;
+  BranchNorm norm;
+  void* out;  // [T, D]
+};
+
+// Of rows that end in gate * v with v = weight * n + bias, n the branch as it is or normalised, and g their gradient:
+struct GateSums {
+  void* stats;   // [T, 2] mean and 1/std of the branch, written by the row pass, read by the column pass; or null
+  void* normed;  // [B, D], sum of g * n
+  void* plain;   // [B, D], sum of g, or null
+};
+
+struct GateBackwardArgs {
+  GateArgs forward;  // `hidden` and `out` unused
+  int64_t count;
+  const void* grad_out;  // [T, D]
+  void* grad_branch;     // [T, D]
+  GateSums sums;
 };
 
 struct ScatterArgs {
@@ -74,6 +110,8 @@ struct ScatterArgs {
   Rescale rescale;
   double score_scale;
   void* out;  // [B*N, D]
+  const int64_t* groups;  // or null
+  BranchNorm norm;
 };
 
 struct ScatterBackwardArgs {
@@ -82,7 +120,8 @@ struct ScatterBackwardArgs {
   int64_t count;
   const void* grad_out;                          // [B*N, D]
   void *grad_x, *grad_hidden, *grad_branch;      // like x, hidden, branch
-  void *grad_gate, *grad_logits;                 // [B, D], [B*N]
+  void* grad_logits;                             // [B*N]
+  GateSums sums;
 };
 
 // Packed rows of two bins: [T] large rows, then [S] small rows again. Sample b's rows are cu_seqlens_large[b] and
@@ -125,6 +164,9 @@ struct Kernels {
   void (*gather_adaln_backward_rows)(Element, const AdalnBackwardArgs&, int64_t begin, int64_t end);
   void (*gather_adaln_backward_columns)(Element, const AdalnBackwardArgs&, int64_t begin, int64_t end);
   void (*qk_norm_rope)(Element, const QkNormRopeArgs&, int64_t begin, int64_t end);
+  void (*gate_residual)(Element, const GateArgs&, int64_t begin, int64_t end);
+  void (*gate_residual_backward_rows)(Element, const GateBackwardArgs&, int64_t begin, int64_t end);
+  void (*gate_residual_backward_columns)(Element, const GateBackwardArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale)(Element, const ScatterArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_rows)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_columns)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);

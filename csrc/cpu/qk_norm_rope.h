@@ -1,35 +1,14 @@
 // Query and key normed, turned by the place of their token and, with the value, written side by side.
 #pragma once
 
-#include <cmath>
-
-#include "gather_adaln.h"
+#include "norm.h"
 
 namespace diffratio {
 namespace {
 
-template <typename A>
-struct HeadStats {
-  A mean, rstd;
-};
-
-template <typename T>
-HeadStats<acc_t<T>> head_stats(const T* x, int64_t width, HeadNorm norm, acc_t<T> eps) {
-  using A = acc_t<T>;
-  if (norm == HeadNorm::kNone) return {0, 1};
-  if (norm == HeadNorm::kLayer) {
-    const Stats<A> s = row_stats(x, width, eps);
-    return {s.mean, s.rstd};
-  }
-  A squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t d = 0; d < width; ++d) squares += load(x[d]) * load(x[d]);
-  return {0, 1 / std::sqrt(squares / width + eps)};
-}
-
 // One head: x [d] -> out [d]. cos and sin [pairs] or null; channels beyond 2 * pairs are not turned.
 template <typename T>
-void head(const T* x, HeadStats<acc_t<T>> s, const acc_t<T>* weight, const acc_t<T>* bias, const acc_t<T>* cos,
+void head(const T* x, Stats<acc_t<T>> s, const acc_t<T>* weight, const acc_t<T>* bias, const acc_t<T>* cos,
           const acc_t<T>* sin, int64_t pairs, bool halves, int64_t width, T* out) {
   using A = acc_t<T>;
   A n[kMaxHeadWidth];
@@ -62,11 +41,11 @@ void heads_of_row(const QkNormRopeArgs& a, const HeadsArgs& of, int64_t t, int64
   const A* weight = static_cast<const A*>(of.weight);
   const A* bias = static_cast<const A*>(of.bias);
   const A eps = static_cast<A>(a.eps);
-  HeadStats<A> s{0, 1};
-  if (a.across_heads) s = head_stats(row, of.heads * a.width, a.norm, eps);
+  Stats<A> s{0, 1};
+  if (a.across_heads) s = norm_stats(row, of.heads * a.width, a.norm, eps);
   for (int64_t h = 0; h < of.heads; ++h) {
     const int64_t at = h * a.width, own = a.across_heads ? at : 0;
-    if (!a.across_heads) s = head_stats(row + at, a.width, a.norm, eps);
+    if (!a.across_heads) s = norm_stats(row + at, a.width, a.norm, eps);
     const int64_t angle = (place * a.table_heads + (a.table_heads == 1 ? 0 : h)) * a.pairs;
     head(row + at, s, weight ? weight + own : nullptr, bias ? bias + own : nullptr,
          a.cos ? static_cast<const A*>(a.cos) + angle : nullptr,

@@ -1,7 +1,8 @@
-// Launches of column_sums.cuh.
+// Launches of column_sums.cuh and group_sums.cuh.
 #pragma once
 
 #include "diffratio/column_sums.cuh"
+#include "diffratio/group_sums.cuh"
 #include "launch.h"
 
 namespace diffratio::cuda {
@@ -23,6 +24,24 @@ void sum_columns(const Terms& terms, const ColumnSums& a, bool four, cudaStream_
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(count, kSliceTokens)));
   DIFFRATIO_LAUNCH(sum_slices_kernel<Terms::kSums>, grid, kSliceTokens, stream, a);
   check(cudaGetLastError(), "sum_slices");
+}
+
+template <class Terms>
+void sum_groups(const Terms& terms, const ColumnSums& a, bool four, cudaStream_t stream, const char* what) {
+  const int64_t slices = ceil_div<int64_t>(a.samples * a.tokens, kWarp * kSumWarps);
+  const int64_t count = Terms::kSums * a.groups.count * a.width;
+  if (count == 0) return;
+  with_bool(four, [&](auto vectors) {
+    constexpr int kColumns = decltype(vectors)::value ? 4 : 1;
+    const int64_t blocks = ceil_div<int64_t>(a.width, kWarp * kColumns) * slices;
+    if (blocks > 0)
+      DIFFRATIO_LAUNCH((group_sums_kernel<Terms, kColumns>), dim3(static_cast<unsigned>(blocks)), kSliceTokens, stream,
+                       terms, a);
+  });
+  check(cudaGetLastError(), what);
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(count, kSliceTokens)));
+  DIFFRATIO_LAUNCH(sum_groups_kernel<Terms::kSums>, grid, kSliceTokens, stream, a);
+  check(cudaGetLastError(), "sum_groups");
 }
 
 }  // namespace diffratio::cuda

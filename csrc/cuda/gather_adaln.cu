@@ -12,8 +12,10 @@ void gather_adaln(const AdalnArgs& a, Element element, Stream stream) {
     const bool vectors =
         rows.held && aligned(a.shift) && aligned(a.scale) && all_aligned({a.x, a.rows, a.normed});
     with_bool(vectors, [&](auto kAligned) {
-      DIFFRATIO_LAUNCH((gather_adaln_kernel<T, kAligned.value>), rows.grid, rows.block,
-                       static_cast<cudaStream_t>(stream), a);
+      with_bool(!a.groups && a.norm == Norm::kLayer, [&](auto kPlain) {
+        DIFFRATIO_LAUNCH((gather_adaln_kernel<T, kAligned.value, kPlain.value>), rows.grid, rows.block,
+                         static_cast<cudaStream_t>(stream), a);
+      });
     });
   });
   check(cudaGetLastError(), "gather_adaln");

@@ -9,11 +9,13 @@ void scatter_rescale(const ScatterArgs& a, Element element, Stream stream) {
   with_element(element, [&](auto zero) {
     using T = decltype(zero);
     const RowGrid rows = row_grid<T>(a.rows, a.width);
-    const bool vectors = rows.held && aligned(a.gate) && all_aligned({a.x, a.hidden, a.branch, a.out});
+    const bool vectors = rows.held && aligned(a.gate) && all_aligned({a.x, a.hidden, a.branch, a.out, a.norm.weight, a.norm.bias});
     with_bool(vectors, [&](auto kAligned) {
       with_rescale(a.rescale, [&](auto mode) {
-        DIFFRATIO_LAUNCH((scatter_rescale_kernel<T, mode.value, kAligned.value>), rows.grid, rows.block,
-                         static_cast<cudaStream_t>(stream), a);
+        with_bool(plain(a), [&](auto kPlain) {
+          DIFFRATIO_LAUNCH((scatter_rescale_kernel<T, mode.value, kAligned.value, kPlain.value>), rows.grid, rows.block,
+                           static_cast<cudaStream_t>(stream), a);
+        });
       });
     });
   });

@@ -14,18 +14,26 @@ void scatter_rescale_backward(const ScatterBackwardArgs& b, Element element, Str
       const RowGrid rows = row_grid<T>(a.rows, a.width);
       const bool vectors =
           rows.held && aligned(a.gate) &&
-          all_aligned({b.grad_out, a.x, a.hidden, a.branch, b.grad_x, b.grad_hidden, b.grad_branch});
+          all_aligned({b.grad_out, a.x, a.hidden, a.branch, b.grad_x, b.grad_hidden, b.grad_branch, a.norm.weight,
+                       a.norm.bias});
       with_bool(vectors, [&](auto kAligned) {
         with_rescale(a.rescale, [&](auto mode) {
-          DIFFRATIO_LAUNCH((scatter_rescale_backward_kernel<T, mode.value, kAligned.value>), rows.grid,
-                           rows.block, stream, b);
+          with_bool(plain(a), [&](auto kPlain) {
+            DIFFRATIO_LAUNCH((scatter_rescale_backward_kernel<T, mode.value, kAligned.value, kPlain.value>), rows.grid,
+                             rows.block, stream, b);
+          });
         });
       });
       check(cudaGetLastError(), "scatter_rescale_backward");
     }
-    const GateTerms<T> terms{static_cast<const T*>(b.grad_out), static_cast<const T*>(a.branch), a};
+    const auto *grad_out = static_cast<const T*>(b.grad_out), *branch = static_cast<const T*>(a.branch);
     const bool four = a.width % 4 == 0 && all_aligned({b.grad_out, a.branch}, 4 * sizeof(T));
-    sum_columns(terms, b.columns, four, stream, "scatter_rescale_backward sums");
+    const auto sum = [&](const auto& terms) {
+      constexpr auto what = "scatter_rescale_backward sums";
+      a.groups ? sum_groups(terms, b.columns, four, stream, what) : sum_columns(terms, b.columns, four, stream, what);
+    };
+    if (a.norm.kind == Norm::kNone) return sum(GateTerms<T>{grad_out, branch, a});
+    sum(NormedGateTerms<T>{grad_out, branch, a, b.stats});
   });
 }
 

@@ -131,7 +131,7 @@ def _weigh_bias(branch: Tensor, bias: Tensor, added: int, rows: PackedRows) -> T
 def _blend(run: Run, x: Tensor, rows: PackedRows, hidden: Tensor, branch: Tensor, gate: Tensor, scores):
     logits, rescale = scores
     if rows.groups is not None:  # the kernels know a gate of each sample
-        branch, gate = (branch * gate[rows.groups]).to(branch.dtype), gate.new_ones(x.shape[0], x.shape[2])
+        branch, gate = (branch * gate[rows.owner]).to(branch.dtype), gate.new_ones(x.shape[0], x.shape[2])
     if run.direct:
         module = kernels("two_bin_blend", run.rows)
         return module.two_bin_blend(Finish(x, rows, hidden, branch, gate, logits, rescale))

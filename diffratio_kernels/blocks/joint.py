@@ -19,9 +19,9 @@ from ..ops.qk_norm_rope.op import run_qk_norm_rope
 from ..ops.qk_norm_rope.reference import placed, turned
 from ..ops.route.cu_seqlens import cu_seqlens_for
 from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens
-from ..types import Heads, PackedRows, Product, Rope, Run, Seqlens
+from ..types import BranchNorm, Heads, PackedRows, Product, Rope, Run, Seqlens
 from . import products
-from .stream import KeysValues, Layout, Parallel, SelfAttention, Stream
+from .stream import KeysValues, Layout, Norm, Parallel, SelfAttention, Stream
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ def begin(run: Run, stream: Stream) -> Text:
         order = valid.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
         keys = valid.sum(1, dtype=torch.int32)
     rows = PackedRows(_flattened(order, x), tokens, [tokens], _cu_seqlens([tokens], x), key_lengths=keys)
-    rows.groups = None if stream.groups is None else stream.groups.flatten()[rows.index]
+    rows.groups = stream.groups
     vectors = stream.modulation.unbind(1)
     hidden, normed = run_gather_adaln(run, x, rows, *vectors[:2], stream.eps, stream.norm)
     return Text(stream, rows, vectors, hidden, normed)
@@ -56,8 +56,8 @@ def end(run: Run, text: Text, attended: Tensor) -> Tensor:
     if stream.mlp is None:
         return stream.tokens
     _, _, gate1, shift2, scale2, gate2 = text.vectors
-    branch = branch_of(run, attended, stream.attention.out, stream.attention_norm, hidden.dtype)
-    hidden = run_gate_residual(run, hidden, branch, gate1, rows)
+    branch, norm = branch_of(run, attended, stream.attention.out, stream.attention_norm, hidden.dtype)
+    hidden = run_gate_residual(run, hidden, branch, gate1, rows, norm)
     if stream.mlp_reads_input:
         normed = text.normed
     else:
@@ -65,17 +65,26 @@ def end(run: Run, text: Text, attended: Tensor) -> Tensor:
     if not stream.adds_attention:
         hidden = stream.tokens.flatten(0, 1)[rows.index]
     branch = products.mlp_branch(run, normed, stream.mlp, rows)
-    branch = branch if stream.mlp_norm is None else stream.mlp_norm(branch)
-    hidden = run_gate_residual(run, hidden, branch.to(hidden.dtype), gate2, rows)
+    branch, norm = with_norm(branch, stream.mlp_norm)
+    hidden = run_gate_residual(run, hidden, branch.to(hidden.dtype), gate2, rows, norm)
     if stream.valid is not None:
         hidden = torch.empty_like(hidden).index_copy(0, rows.index, hidden)
     return hidden.view(stream.tokens.shape)
 
 
-def branch_of(run: Run, attended: Tensor, out: Product, norm, dtype: torch.dtype) -> Tensor:
-    """norm(out(attended)) [T, D]."""
-    branch = products.product(run, attended, out)
-    return (branch if norm is None else norm(branch)).to(dtype)
+def branch_of(
+    run: Run, attended: Tensor, out: Product, norm: Norm | BranchNorm | None, dtype: torch.dtype
+) -> tuple[Tensor, BranchNorm | None]:
+    """out(attended) [T, D], `with_norm`."""
+    branch, norm = with_norm(products.product(run, attended, out), norm)
+    return branch.to(dtype), norm
+
+
+def with_norm(branch: Tensor, norm: Norm | BranchNorm | None) -> tuple[Tensor, BranchNorm | None]:
+    """A branch by its norm, where that is a module; else as it is, and the norm that is left to the gate."""
+    if norm is None or isinstance(norm, BranchNorm):
+        return branch, norm
+    return norm(branch), None
 
 
 def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text | None):
@@ -147,7 +156,7 @@ def second_attention(run: Run, x: Tensor, rows: PackedRows, second, eps: float) 
     _, normed = run_gather_adaln(run, x, rows, shift, scale, eps)
     alone = Stream(x, second.modulation, second.attention, None)
     attended, _, _ = attend(run, alone, normed, rows, None)
-    branch = branch_of(run, attended, second.attention.out, None, x.dtype)
+    branch, _ = branch_of(run, attended, second.attention.out, None, x.dtype)
     return run_gate_residual(run, torch.zeros_like(branch), branch, gate, rows)
 
 

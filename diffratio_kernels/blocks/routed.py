@@ -25,7 +25,7 @@ from ..ops.route.reference import cu_seqlens_of, equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Finish, Linear, PackedRows, Product, Rescale, Run, Seqlens
 from . import products
-from .joint import attend, begin, branch_of, end, score, second_attention
+from .joint import attend, begin, branch_of, end, score, second_attention, with_norm
 from .stream import (
     Branch,
     Call,
@@ -54,7 +54,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     if not any(rows.counts) and call.one_stream:
         return call.output(image.tokens.clone(memory_format=torch.contiguous_format), None)
     if image.groups is not None:
-        rows = replace(rows, groups=image.groups.flatten()[rows.index])
+        rows = replace(rows, groups=image.groups)
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation  # one cast, not six
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     ours = isinstance(image.attention, SelfAttention)
@@ -93,9 +93,11 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     if fusible:
         hidden = _add_product(run, hidden, attended, out, gate1, rows)
     else:
+        norm = None
         if ours:
-            attended = branch_of(run, attended, image.attention.out, image.attention_norm, hidden.dtype)
-        hidden = run_gate_residual(run, hidden, attended, gate1, rows)
+            out = image.attention.out
+            attended, norm = branch_of(run, attended, out, image.attention_norm, hidden.dtype)
+        hidden = run_gate_residual(run, hidden, attended, gate1, rows, norm)
     if call.beside_attention is not None:
         added = called("beside_attention", call.beside_attention, attended, rows)
         hidden = run_gate_residual(run, hidden, added, None, rows)
@@ -227,8 +229,8 @@ def _finish(
         del inner
         run.buffer = None
     as_rows("mlp", branch, *hidden.shape)
-    branch = branch if image.mlp_norm is None else image.mlp_norm(branch)
-    return run_scatter_rescale(run, x, rows, hidden, branch, gate, scores)
+    branch, norm = with_norm(branch, image.mlp_norm)
+    return run_scatter_rescale(run, x, rows, hidden, branch, gate, scores, norm)
 
 
 def _finish_parallel(run: Run, mlp: Parallel, given: Finish, attended: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import HeadNorm, PackedRows, Product, Rope, Run
+from ..types import BranchNorm, HeadNorm, PackedRows, Product, Rope, Run
 
 Branch = nn.Module | Callable[[Tensor, PackedRows], Tensor]
 """A part that is not known: a module [T, D] -> [T, D], or (its input [T, D], which rows these are) -> [T, D].
@@ -186,9 +186,9 @@ class Stream:
     """"layer" or "rms", without an affine part: `fold` it into the modulation."""
     groups: Tensor | None = None
     """[B, N] int64: which row of the modulation belongs to each token; None: that of its sample."""
-    attention_norm: Norm | None = None
-    mlp_norm: Norm | None = None
-    """Of a branch [T, D], before its gate."""
+    attention_norm: Norm | BranchNorm | None = None
+    mlp_norm: Norm | BranchNorm | None = None
+    """Of a branch [T, D], before its gate; as a bundle it is computed where the gate is."""
     adds_attention: bool = True
     """Whether the MLP's branch is added to h; else to x, and h is what the MLP reads alone (AuraFlow)."""
     mlp_reads_input: bool = False

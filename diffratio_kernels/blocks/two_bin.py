@@ -73,10 +73,8 @@ def two_bin(
         return call.output(x.clone(memory_format=torch.contiguous_format), None)
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation
     vectors = modulation.unbind(1)
-    groups = None if image.groups is None else image.groups.flatten()[rows.index]
-    large = replace(rows, cu_seqlens=bins.cu_seqlens_large, bins=bins, groups=groups)
-    at = small_rows(bins)
-    groups = None if groups is None else groups[at]
+    large = replace(rows, cu_seqlens=bins.cu_seqlens_large, bins=bins, groups=image.groups)
+    at, groups = small_rows(bins), image.groups
     small = PackedRows(rows.index[at], tokens, bins.counts_small, bins.cu_seqlens_small, groups=groups)
 
     hidden, normed = run_gather_adaln(run, x, large, *vectors[:2], image.eps, image.norm)
@@ -159,11 +157,11 @@ def _add_attention(
     run: Run, stream: Stream, hidden: Tensor, attended: Tensor, gate: Tensor, rows: PackedRows
 ):
     """The residual stream after attention [t, D], and the branch that was added."""
-    branch = attended
-    if isinstance(stream.attention, SelfAttention):
-        branch = branch_of(run, attended, stream.attention.out, stream.attention_norm, hidden.dtype)
+    branch, norm, own = attended, None, stream.attention
+    if isinstance(own, SelfAttention):
+        branch, norm = branch_of(run, attended, own.out, stream.attention_norm, hidden.dtype)
     as_rows("attention", branch, *hidden.shape)
-    return run_gate_residual(run, hidden, branch, gate, rows), branch
+    return run_gate_residual(run, hidden, branch, gate, rows, norm), branch
 
 
 def _between(run: Run, call: Call, hidden: Tensor, part: _Part) -> tuple[Tensor, Tensor | None]:
@@ -230,7 +228,7 @@ def _both(large: PackedRows, small: PackedRows, samples: int) -> PackedRows:
         large.tokens,
         large.counts + small.counts if len(large.counts) == samples else large.counts,
         torch.cat([large.cu_seqlens, large.cu_seqlens[-1] + small.cu_seqlens[1:]]),
-        groups=None if large.groups is None else torch.cat([large.groups, small.groups]),
+        groups=None if large.groups is None else torch.cat([large.groups, small.groups]),  # [2B, N]
     )
 
 

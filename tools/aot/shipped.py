@@ -28,6 +28,7 @@ from diffratio_kernels.ops.two_bin_blend import triton as two_bin_blend
 from diffratio_kernels.ops.two_bin_gelu import triton as two_bin_gelu
 from diffratio_kernels.types import (
     Bins,
+    BranchNorm,
     Finish,
     HeadNorm,
     Heads,
@@ -102,6 +103,8 @@ def configurations() -> Iterator[Configuration]:
         yield from _labelled(f"D={FULL_WIDTH}", name, _every_tile(FULL_WIDTH, WIDTHS[FULL_WIDTH], dtype))
         for label, calls in _prepared_heads(dtype):
             yield from _labelled(label, name, calls)
+        for label, calls in _families_rows(dtype) if name == "bf16" else ():
+            yield from _labelled(label, name, calls)
         for head_dim, heads in HEADS.items():
             if name == "bf16" or head_dim == FULL_HEAD_DIM:
                 yield from _labelled(f"d={head_dim}", name, _attention(head_dim, heads, dtype))
@@ -144,12 +147,44 @@ def _rows(width: int, dtype: torch.dtype) -> Calls:
     yield "", route.router_logits, (x, weight, None)
     yield "", route.router_logits_backward, (logits, x, weight)
     yield " gather", adaln.gather_adaln, (x, rows, shift, scale, 1e-6)
-    yield " gather, normed only", adaln.gather_adaln, (x, rows, shift, scale, 1e-6, False)
+    yield " gather, normed only", adaln.gather_adaln, (x, rows, shift, scale, 1e-6, "layer", False)
     yield "", adaln.adaln, (hidden, rows, shift, scale, 1e-6)
     yield " gather", adaln.adaln_backward, (hidden, rows, scale, 1e-6, hidden, hidden, B * N)
     yield "", adaln.adaln_backward, (hidden, rows, scale, 1e-6, None, hidden, None)
     yield "", gate_residual.gate_residual, (hidden, hidden, gate, rows)
     yield "", gate_residual.gate_residual_backward, (hidden, hidden, gate, rows)
+
+
+def _families_rows(dtype: torch.dtype) -> Iterator[tuple[str, Calls]]:
+    """Families: width, norm, rows of the modulation where tokens have groups, norm of the branches."""
+    for label, width, norm, owners, of_branch in (
+        ("LTX", 2048, "rms", B * N, None),
+        ("Wan", 3072, "layer", B * N, None),
+        ("Z-Image", 3840, "rms", None, "rms"),
+        ("Bria FIBO 2", 3072, "rms", 2 * B, "rms"),
+        ("EasyAnimate", 3072, "layer", None, "layer"),
+    ):
+        yield label, _family_rows(width, norm, owners, of_branch, dtype)
+
+
+def _family_rows(
+    width: int, norm: str, owners: int | None, of_branch: str | None, dtype: torch.dtype
+) -> Calls:
+    x, hidden, rows = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype), _packed()
+    rows.groups = None if owners is None else _empty(B, N, dtype=torch.int64)
+    shift, scale, gate = _empty(owners or B, 6, width, dtype=dtype).unbind(1)[:3]
+    yield " gather", adaln.gather_adaln, (x, rows, shift, scale, 1e-6, norm)
+    yield "", adaln.adaln, (hidden, rows, shift, scale, 1e-6, norm)
+    yield " gather", adaln.adaln_backward, (hidden, rows, scale, 1e-6, hidden, hidden, B * N, norm)
+    own, weight = None, _empty(width, dtype=dtype)
+    if of_branch is not None:
+        own = BranchNorm(of_branch, weight, weight if of_branch == "layer" else None)
+    yield "", gate_residual.gate_residual, (hidden, hidden, gate, rows, own)
+    yield "", gate_residual.gate_residual_backward, (hidden, hidden, gate, rows, own)
+    scores = _empty(B, N, dtype=torch.float32), Rescale()
+    call = Finish(x, rows, hidden, hidden, gate, *scores, own)
+    yield " mlp", scatter_rescale.scatter_rescale, (call,)
+    yield " mlp", scatter_rescale.scatter_rescale_backward, (x, call)
 
 
 def _prepared_heads(dtype: torch.dtype) -> Iterator[tuple[str, Calls]]:

@@ -9,8 +9,8 @@ from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import cast, on_device
 
 from ..launchers.calls import ALL
-from ..launchers.cases import Draw, differentiate
 from ..launchers.check import EXACT, same_bits
+from ..launchers.draw import Draw, differentiate
 from ..launchers.two_bin import bins_of, row_by_row
 
 
@@ -22,38 +22,47 @@ def _route(backend, x, router_weight, router_bias, grad_logits):
     return differentiate(function, {"x": x, "router_weight": router_weight}, [grad_logits])
 
 
-def _gather_adaln(backend, x, index, shift, scale, eps, grad_rows, grad_normed):
+def _gather_adaln(backend, x, index, shift, scale, eps, norm, groups, grad_rows, grad_normed):
     def function(x, shift, scale):
-        results = dk.gather_adaln(x, index, shift, scale, eps, backend=backend)
+        results = dk.gather_adaln(x, index, shift, scale, eps, norm=norm, groups=groups, backend=backend)
         return dict(zip(("rows", "normed"), results, strict=True))
 
     return differentiate(function, {"x": x, "shift": shift, "scale": scale}, [grad_rows, grad_normed])
 
 
-def _adaln(backend, rows, index, tokens, shift, scale, eps, grad_normed):
+def _adaln(backend, rows, index, tokens, shift, scale, eps, norm, groups, grad_normed):
     def function(rows, shift, scale):
-        return {"normed": dk.adaln(rows, index, tokens, shift, scale, eps, backend=backend)}
+        options = {"norm": norm, "groups": groups, "backend": backend}
+        return {"normed": dk.adaln(rows, index, tokens, shift, scale, eps, **options)}
 
     return differentiate(function, {"rows": rows, "shift": shift, "scale": scale}, [grad_normed])
 
 
-def _gate_residual(backend, hidden, branch, gate, index, tokens, grad_out):
-    def function(branch, gate):
-        out = dk.gate_residual(hidden, branch, gate, index, tokens, backend=backend)
-        return {"out": out}
+def _gate_residual(
+    backend, hidden, branch, gate, index, tokens, groups, norm, norm_weight, norm_bias, grad_out
+):  # fmt: skip
+    def function(branch, gate, **vectors):
+        options = {"groups": groups, "norm": norm, "norm_eps": 1e-5, "backend": backend}
+        return {"out": dk.gate_residual(hidden, branch, gate, index, tokens, **vectors, **options)}
 
-    return differentiate(function, {"branch": branch, "gate": gate}, [grad_out])
+    leaves = {"branch": branch, "gate": gate, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    return differentiate(function, leaves, [grad_out])
 
 
-def _scatter_rescale(backend, x, index, hidden, branch, gate, logits, rescale, score_scale, grad_out):
+def _scatter_rescale(
+    backend, x, index, hidden, branch, gate, logits, rescale, score_scale, groups, norm, norm_weight,
+    norm_bias, grad_out,
+):  # fmt: skip
     finish = {"rescale": rescale, "score_scale": score_scale, "backend": backend}
+    finish |= {"groups": groups, "norm": norm, "norm_eps": 1e-5}
+    vectors = {"norm_weight": norm_weight, "norm_bias": norm_bias}
 
-    def function(x, hidden, branch, gate, logits):
-        return {"out": dk.scatter_rescale(x, index, hidden, branch, gate, logits, **finish)}
+    def function(x, hidden, branch, gate, logits, **vectors):
+        return {"out": dk.scatter_rescale(x, index, hidden, branch, gate, logits, **vectors, **finish)}
 
-    leaves = {"x": x, "hidden": hidden, "branch": branch, "gate": gate, "logits": logits}
+    leaves = {"x": x, "hidden": hidden, "branch": branch, "gate": gate, "logits": logits, **vectors}
     in_place = x.clone(memory_format=torch.contiguous_format)
-    dk.scatter_rescale_(in_place, index, hidden, branch, gate, logits, **finish)
+    dk.scatter_rescale_(in_place, index, hidden, branch, gate, logits, **vectors, **finish)
     return differentiate(function, leaves, [grad_out]) | {"out in place": in_place}
 
 

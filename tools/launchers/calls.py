@@ -12,7 +12,8 @@ from torch import Tensor
 from diffratio_kernels._triton import stand_ins
 from diffratio_kernels.testing.cases import on_device
 
-from .cases import OPERATORS, Draw, Operator
+from .cases import OPERATORS
+from .draw import Draw, Operator
 from .heads import OF_HEADS
 from .products import PRODUCTS
 from .two_bin import TWO_BIN
@@ -51,18 +52,22 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
     "router_logits": lambda a: a["router_bias"] is not None and a["grad_logits"].numel() > 64,
     "select, one bin": lambda a: a["keep_small"] is None,
     "select, two bins": lambda a: a["keep_small"] is not None and sum(a["keep_small"]) < sum(a["keep"]),
-    "gather_adaln": lambda a: a["grad_rows"] is not None,
-    "adaln": lambda a: True,
-    "gate_residual": lambda a: True,
+    "gather_adaln": lambda a: a["grad_rows"] is not None and _plain(a),
+    "gather_adaln, groups": lambda a: a["grad_rows"] is not None and a["norm"] == "rms" and _shared(a),
+    "adaln": lambda a: _plain(a),
+    "adaln, groups": lambda a: _shared(a),
+    "gate_residual": lambda a: _plain(a),
+    "gate_residual, normed": lambda a: a["norm_bias"] is not None and _shared(a),
     "attention, self": lambda a: a["queries"] is a["keys"] and a["query"].shape[1:] == (2, 72),
     "attention, cross": lambda a: (
         0 in (a["key_lengths"] or []) and max(a["key_lengths"]) > 0 and a["query"].shape[1] == 2
     ),
     "linear_gelu": lambda a: a["bias"] is not None and a["keep_pre"] and a["rows"].shape[0] == 33,
-    "scatter_rescale, mlp": lambda a: True,
-    "scatter_rescale, residual": lambda a: True,
-    "scatter_rescale, output": lambda a: True,
-    "scatter_rescale, none": lambda a: True,
+    "scatter_rescale, mlp": lambda a: _plain(a),
+    "scatter_rescale, residual": lambda a: _plain(a),
+    "scatter_rescale, output": lambda a: _plain(a),
+    "scatter_rescale, none": lambda a: _plain(a),
+    "scatter_rescale, mlp, normed": lambda a: a["norm_bias"] is not None and _shared(a),
     "linear_gate_residual": lambda a: (
         a["gated"] and a["bias"] is not None and a["hidden"].shape[1] in (24, 40)
     ),
@@ -76,12 +81,23 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
 """Kinds of typical calls: an operator, and what else must hold of its arguments."""
 
 
+def _plain(arguments: dict) -> bool:
+    """Whether a call is as PixArt's: layer norms without weights, a modulation for each sample."""
+    return arguments["groups"] is None and arguments["norm"] in ("layer", "none")
+
+
+def _shared(arguments: dict) -> bool:
+    """Whether tokens share rows of the modulation, and not with their samples."""
+    groups = arguments["groups"]
+    return groups is not None and 2 < len(groups.unique()) < groups.numel()
+
+
 def typical_call(kind: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Operator, dict]:
     """An operator and its arguments, the same every time: several rows of each of several samples."""
     name, _, variant = kind.partition(", ")
     arguments = ALL[name].draw(Draw(_typical_seed(kind), dtype))
     if "rescale" in arguments:
-        arguments["rescale"] = variant
+        arguments["rescale"] = variant.partition(", ")[0]
     return ALL[name], on_device(arguments, device)
 
 
@@ -108,7 +124,10 @@ def _is_typical(arguments: dict) -> bool:
     if "index" not in arguments:
         return True
     tokens = arguments["tokens"] if "tokens" in arguments else arguments["x"].shape[1]
-    samples = next(arguments[key].shape[0] for key in ("shift", "gate") if key in arguments)
+    by_sample = arguments.get("groups")
+    if by_sample is None:
+        by_sample = next(arguments[key] for key in ("shift", "gate") if key in arguments)
+    samples = by_sample.shape[0]
     sample_of = arguments["index"] // tokens
     kept = sample_of.bincount(minlength=samples)
     if not torch.equal(sample_of, sample_of.sort().values):

@@ -9,7 +9,7 @@ from diffratio_kernels._backends import kernels
 from diffratio_kernels.ops.qk_norm_rope import reference as exact
 from diffratio_kernels.types import HeadNorm, Heads, PackedRows, Rope
 
-from .cases import Draw, Operator, differentiate
+from .draw import Draw, Operator, differentiate
 
 HEADS = (1, 2, 3, 6, 12)
 WIDTHS = (2, 8, 24, 40, 64, 72, 128, 128, 256)

@@ -9,7 +9,7 @@ from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
 from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale
 
-from .cases import Draw, Operator, draw_kept
+from .draw import Draw, Operator, draw_kept
 
 
 def draw_linear_gate_residual(draw: Draw) -> dict:

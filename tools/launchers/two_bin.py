@@ -11,7 +11,7 @@ from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
 from diffratio_kernels.types import Bins, Finish, Nested, PackedRows, Rescale
 
-from .cases import HEAD_DIMS, TOKENS, WIDTHS, Draw, Operator, differentiate
+from .draw import HEAD_DIMS, TOKENS, WIDTHS, Draw, Operator, differentiate
 
 TWO_BIN_HEAD_DIMS = tuple(d for d in HEAD_DIMS if d <= 128)
 

@@ -2,7 +2,8 @@
 //
 // Letters: B samples, N tokens, D width, T packed rows. Packed row t is row index[t] of the flattened [B*N]
 // and belongs to sample index[t] / N; every row occurs at most once in index. Modulation vectors and logits
-// are float; row b of a modulation vector starts at b * stride, its columns follow each other.
+// are float; row b of a modulation vector starts at b * stride, its columns follow each other. A row's modulation is
+// that of its sample or, with groups [B*N], row groups[index[t]] of G.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,14 @@ enum class Element : int { kFloat, kBFloat16, kHalf };
 // What the router score multiplies (see scatter_rescale.cuh).
 enum class Rescale : int { kMlp, kResidual, kOutput, kNone };
 
-enum class HeadNorm : int { kNone, kRms, kLayer };
+enum class Norm : int { kNone, kRms, kLayer };
+
+// The norm of a branch before its gate.
+struct BranchNorm {
+  Norm kind;           // kNone: the branch as it is
+  const float *weight, *bias;  // [D] or null
+  float eps;
+};
 
 struct Modulation {
   const float* values;  // [B, D]
@@ -30,12 +38,21 @@ struct RouterLogitsArgs {
   float* logits;  // [rows]
 };
 
-// Sums over the rows of each sample, in two steps (see column_sums.cuh).
+// Which rows of x have which of G rows of the modulation.
+struct Groups {
+  const int64_t* of_row;  // [B*N], null where each sample has its own
+  const int64_t* order;   // [B*N] rows of x by group
+  const int64_t* bounds;  // [G+1] places in `order` at which each group begins and ends
+  int64_t count;          // G
+};
+
+// Sums over the rows of each sample, or group, in two steps (see column_sums.cuh and group_sums.cuh).
 struct ColumnSums {
   const int32_t* place;  // [B*N] packed row of each row of x, -1 where none; null to sum over all rows
   int64_t samples, tokens, width;
   float* partial;  // [ceil(N / 256), sums, B, D]; equal to `sums` where the first size is 1
   float* sums;     // [sums, B, D]
+  Groups groups;   // with groups partial is [ceil(B*N / 32) + G, sums, D], sums [sums, G, D]
 };
 
 struct RouterLogitsBackwardArgs {
@@ -71,10 +88,12 @@ struct AdalnArgs {
   float eps;
   void* rows;    // [T, D] copy of the packed rows, or null
   void* normed;  // [T, D]
+  Norm norm;
+  const int64_t* groups;  // [B*N] or null
 };
 
 struct AdalnBackwardArgs {
-  const void* rows;      // [T, D] input of the layer norm
+  const void* rows;      // [T, D] input of the norm
   const int64_t* index;  // [T]
   int64_t count;
   bool gather;  // rows were gathered from x
@@ -85,6 +104,7 @@ struct AdalnBackwardArgs {
   void* grad_x;        // [B*N, D] with gather, else [T, D]
   float* stats;        // [T, 2] mean and 1/std, written by the row pass, read by the column pass
   ColumnSums columns;  // sums of shift and scale
+  Norm norm;
 };
 
 // Heads of one tensor: H of the query, h of key and value, each of d channels.
@@ -100,7 +120,7 @@ struct QkNormRopeArgs {
   const int64_t* index;  // [T]
   int64_t count, tokens;
   int width;  // d
-  HeadNorm norm;
+  Norm norm;
   bool across_heads, wide_weights;  // weights and biases are float, or like x
   float eps;
   const float *cos, *sin;  // [1 or B, N, 1 or H, pairs] or null
@@ -133,6 +153,8 @@ struct ScatterArgs {
   Rescale rescale;
   float score_scale;
   void* out;  // [B*N, D]; may be x itself with index
+  BranchNorm norm;
+  const int64_t* groups;  // [B*N] or null
 };
 
 struct ScatterBackwardArgs {
@@ -140,7 +162,8 @@ struct ScatterBackwardArgs {
   const void* grad_out;                      // [B*N, D]
   void *grad_x, *grad_hidden, *grad_branch;  // like x, hidden, branch
   float* grad_logits;                        // [B*N]
-  ColumnSums columns;                        // sum of gate
+  ColumnSums columns;                        // sum of gate; with a norm those of NormedGateTerms
+  float* stats;                              // [T, 2] mean and 1/std of the branch, with a norm
 };
 
 // The packed rows of two bins: those of the large bin [T], sample after sample, each sample's small set first.

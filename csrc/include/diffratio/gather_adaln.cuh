@@ -1,4 +1,4 @@
-// Rows by index, layer norm without affine, then scale and shift by the row's own sample.
+// Rows by index, a norm without affine, then scale and shift by the row's own sample or group.
 #pragma once
 
 #include "arguments.h"
@@ -6,22 +6,23 @@
 
 namespace diffratio::cuda {
 
-// normed[t] = LN(row) * (1 + scale[b]) + shift[b], row = x[index[t]] or x[t], copied to rows[t] or not.
-template <class T, bool kAligned>
+// normed[t] = norm(row) * (1 + scale[b]) + shift[b], row = x[index[t]] or x[t], copied to rows[t] or not.
+// kPlain: a layer norm, no groups.
+template <class T, bool kAligned, bool kPlain>
 __global__ void __launch_bounds__(kMaxRowThreads, 4) gather_adaln_kernel(AdalnArgs a) {
   constexpr int n = kPerVector<T>;
   const int64_t t = row_of_thread();
   if (t >= a.count) return;
   const int width = static_cast<int>(a.width);
-  const int64_t source = a.index[t], sample = source / a.tokens;
+  const int64_t source = a.index[t], owner = owner_of<kPlain>(a.groups, source, a.tokens);
 
   const Row<T, kAligned> row(static_cast<const T*>(a.x) + (a.gather ? source : t) * a.width, width);
   T* copy = a.rows ? static_cast<T*>(a.rows) + t * a.width : nullptr;
   T* normed = static_cast<T*>(a.normed) + t * a.width;
-  const float* shift = a.shift.values + sample * a.shift.stride;
-  const float* scale = a.scale.values + sample * a.scale.stride;
+  const float* shift = a.shift.values + owner * a.shift.stride;
+  const float* scale = a.scale.values + owner * a.scale.stride;
 
-  const Stats stats = row_stats(row, width, a.eps);
+  const Stats stats = norm_stats<kPlain>(row, width, a.norm, a.eps);
   each_vector<T, kAligned>(width, [&](int v, int column) {
     const Vec<T, n> values = row.at(v, column);
     const Vec<float, n> factor = load_constant<n, kAligned>(scale, column, width);

@@ -1,6 +1,6 @@
 // Gradients of gather_adaln.cuh. With g = grad_normed * (1 + scale) and n the normalised row:
 // grad_row = grad_rows + rstd * (g - mean(g) - n * mean(g * n)),  grad_shift[b] = sum of grad_normed,
-// grad_scale[b] = sum of grad_normed * n.
+// grad_scale[b] = sum of grad_normed * n. An rms norm has no mean(g).
 #pragma once
 
 #include "arguments.h"
@@ -9,7 +9,7 @@
 namespace diffratio::cuda {
 
 // One row of x with gather (zero where it was not kept), one packed row without.
-template <class T, bool kAligned>
+template <class T, bool kAligned, bool kPlain>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) gather_adaln_backward_kernel(AdalnBackwardArgs a) {
   constexpr int n = kPerVector<T>;
   const ColumnSums& sizes = a.columns;
@@ -27,9 +27,9 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) gather_adaln_backward_kerne
   const Row<T, kAligned> row(static_cast<const T*>(a.rows) + t * sizes.width, width);
   const Row<T, kAligned> grad(static_cast<const T*>(a.grad_normed) + t * sizes.width, width);
   const Row<T, kAligned> direct(static_cast<const T*>(a.grad_rows) + t * sizes.width, a.grad_rows ? width : 0);
-  const float* scale = a.scale.values + a.index[t] / sizes.tokens * a.scale.stride;
+  const float* scale = a.scale.values + owner_of<kPlain>(sizes.groups.of_row, a.index[t], sizes.tokens) * a.scale.stride;
 
-  const Stats stats = row_stats(row, width, a.eps);
+  const Stats stats = norm_stats<kPlain>(row, width, a.norm, a.eps);
   if (threadIdx.x == 0) a.stats[2 * t] = stats.mean, a.stats[2 * t + 1] = stats.rstd;
 
   float sums[2] = {0, 0};  // of g, of g * n
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) gather_adaln_backward_kerne
     }
   });
   row_sums(sums);
-  const float mean_g = sums[0] / width, mean_gn = sums[1] / width;
+  const float mean_g = kPlain || a.norm == Norm::kLayer ? sums[0] / width : 0.0f, mean_gn = sums[1] / width;
 
   each_vector<T, kAligned>(width, [&](int v, int column) {
     const Vec<T, n> values = row.at(v, column), grads = grad.at(v, column);

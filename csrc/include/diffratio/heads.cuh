@@ -86,8 +86,8 @@ template <bool kAcross, int n> __device__ __forceinline__ void norm_sums(float (
 
 // The mean that a norm takes off.
 template <bool kAcross, class X>
-__device__ __forceinline__ float mean_of(const X& x, const Item& item, HeadNorm norm, int channels, int lanes) {
-  if (norm != HeadNorm::kLayer) return 0;
+__device__ __forceinline__ float mean_of(const X& x, const Item& item, Norm norm, int channels, int lanes) {
+  if (norm != Norm::kLayer) return 0;
   float sum[1] = {0};
   x.each(item, [&](int, int, float value) { sum[0] += value; });
   norm_sums<kAcross>(sum, lanes);

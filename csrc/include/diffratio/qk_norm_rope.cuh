@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kAcross ? kMaxAcrossThreads : kHeadThreads, kA
   const int channels = kAcross ? of.heads * a.width : a.width;
   const float mean = mean_of<kAcross>(x, item, a.norm, channels, lanes);
   float rstd = 1;
-  if (a.norm != HeadNorm::kNone) {
+  if (a.norm != Norm::kNone) {
     float squares[1] = {0};
     x.each(item, [&](int, int, float value) { squares[0] += (value - mean) * (value - mean); });
     norm_sums<kAcross>(squares, lanes);

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kAcross ? kMaxAcrossThreads : kHeadThreads, kA
   const int group = threadIdx.x / lanes, lane = threadIdx.x % lanes, groups = blockDim.x / lanes;
   const int all = a.query.heads + 2 * a.key.heads, before = is_query ? 0 : a.query.heads;
   const int channels = kAcross ? of.heads * a.width : a.width;
-  const bool normed = a.norm != HeadNorm::kNone;
+  const bool normed = a.norm != Norm::kNone;
 
   const int64_t slice = blockIdx.x, number = slice * kSliceHeads;
   int t = static_cast<int>(slice * kSliceRows), head = group;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kAcross ? kMaxAcrossThreads : kHeadThreads, kA
       });
       norm_sums<kAcross>(sums, lanes);
       rstd = rsqrtf(sums[0] / channels + a.eps);
-      mean_u = a.norm == HeadNorm::kLayer ? sums[1] / channels : 0;
+      mean_u = a.norm == Norm::kLayer ? sums[1] / channels : 0;
       mean_un = sums[2] * rstd / channels;
     }
     T* grad_x = static_cast<T*>(to.grad_x) + (row * of.heads + head) * a.width;

@@ -5,6 +5,7 @@
 // threads in the same order, so that a result has the same bits in any memory layout.
 #pragma once
 
+#include "arguments.h"
 #include "index.cuh"
 #include "reduce.cuh"
 
@@ -64,6 +65,13 @@ template <class T, bool kAligned> class Row {
   Vec<T, n> held_[kAligned ? kHeld : 1];
 };
 
+// Which modulation belongs to row `row` of x.
+template <bool kPlain>
+__device__ __forceinline__ int64_t owner_of(const int64_t* groups, int64_t row, int64_t tokens) {
+  if constexpr (kPlain) return row / tokens;
+  return groups ? groups[row] : row / tokens;
+}
+
 struct Stats {
   float mean, rstd;
 };
@@ -78,6 +86,17 @@ __device__ __forceinline__ Stats row_stats(const Row<T, kAligned>& row, int widt
   row.each([&](float value) { squares[0] += (value - mean) * (value - mean); });
   row_sums(squares);
   return {mean, rsqrtf(squares[0] / width + eps)};
+}
+
+// Of any norm; with kPlain of a layer norm.
+template <bool kPlain, class T, bool kAligned>
+__device__ __forceinline__ Stats norm_stats(const Row<T, kAligned>& row, int width, Norm norm, float eps) {
+  if (kPlain || norm == Norm::kLayer) return row_stats(row, width, eps);
+  if (norm == Norm::kNone) return {0, 1};
+  float squares[1] = {0};
+  row.each([&](float value) { squares[0] += value * value; });
+  row_sums(squares);
+  return {0, rsqrtf(squares[0] / width + eps)};
 }
 
 }  // namespace diffratio::cuda

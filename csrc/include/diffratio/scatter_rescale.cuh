@@ -27,8 +27,26 @@ __device__ __forceinline__ float score(const ScatterArgs& a, int64_t r) {
   return a.rescale == Rescale::kNone ? 1.0f : a.score_scale * sigmoid(a.logits[r]);
 }
 
+// What the gate multiplies, of a branch's value with statistics of its row; n is the value normalised.
+template <int n>
+struct NormedBranch {
+  Vec<float, n> weight, bias;
+
+  template <bool kAligned>
+  static __device__ __forceinline__ NormedBranch load(const BranchNorm& norm, int column, int width) {
+    NormedBranch out{};
+#pragma unroll
+    for (int i = 0; i < n; ++i) out.weight.value[i] = 1;
+    if (norm.weight) out.weight = load_constant<n, kAligned>(norm.weight, column, width);
+    if (norm.bias) out.bias = load_constant<n, kAligned>(norm.bias, column, width);
+    return out;
+  }
+  __device__ __forceinline__ float at(int i, float unit) const { return unit * weight.value[i] + bias.value[i]; }
+};
+
 // All rows of x with place (rows that are not kept are copied), the rows of index only without.
-template <class T, Rescale mode, bool kAligned>
+// kPlain: no norm of the branch, no groups.
+template <class T, Rescale mode, bool kAligned, bool kPlain>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(ScatterArgs a) {
   using F = Finish<mode>;
   constexpr int n = kPerVector<T>;
@@ -46,16 +64,22 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(Scat
   }
   const Row<T, kAligned> hidden(static_cast<const T*>(a.hidden) + t * a.width, width);
   const Row<T, kAligned> branch(static_cast<const T*>(a.branch) + t * a.width, width);
-  const float* gate = a.gate.values + r / a.tokens * a.gate.stride;
+  const float* gate = a.gate.values + owner_of<kPlain>(a.groups, r, a.tokens) * a.gate.stride;
   const float factor = score(a, r);
+  Stats stats{0, 1};
+  if constexpr (!kPlain) stats = norm_stats<false>(branch, width, a.norm.kind, a.norm.eps);
   each_vector<T, kAligned>(width, [&](int v, int column) {
     const Vec<T, n> hiddens = hidden.at(v, column), branches = branch.at(v, column);
     const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
     Vec<T, n> kept{}, finished;
+    NormedBranch<n> normed{};
+    if constexpr (!kPlain) normed = NormedBranch<n>::template load<kAligned>(a.norm, column, width);
     if constexpr (F::reads_x) kept = x.at(v, column);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
-      const float h = upcast(hiddens.value[j]), u = gates.value[j] * upcast(branches.value[j]);
+      float value = upcast(branches.value[j]);
+      if constexpr (!kPlain) value = normed.at(j, (value - stats.mean) * stats.rstd);
+      const float h = upcast(hiddens.value[j]), u = gates.value[j] * value;
       const float old = upcast(kept.value[j]);
       finished.value[j] = from_float<T>(F::base(old, h) + factor * F::delta(old, h, u));
     }

@@ -6,7 +6,7 @@
 namespace diffratio::cuda {
 
 // One row of x: its own gradient, and those of its hidden, branch and logit if it was kept.
-template <class T, Rescale mode, bool kAligned>
+template <class T, Rescale mode, bool kAligned, bool kPlain>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_kernel(ScatterBackwardArgs b) {
   using F = Finish<mode>;
   constexpr int n = kPerVector<T>;
@@ -29,18 +29,34 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_ke
   const Row<T, kAligned> branch(static_cast<const T*>(a.branch) + t * a.width, width);
   T* grad_hidden = static_cast<T*>(b.grad_hidden) + t * a.width;
   T* grad_branch = static_cast<T*>(b.grad_branch) + t * a.width;
-  const float* gate = a.gate.values + r / a.tokens * a.gate.stride;
+  const float* gate = a.gate.values + owner_of<kPlain>(a.groups, r, a.tokens) * a.gate.stride;
   const float factor = score(a, r), hidden_weight = F::hidden_in_base ? 1.0f : factor;
 
-  float grad_score[1] = {0};
+  Stats stats{0, 1};
+  if constexpr (!kPlain) {
+    stats = norm_stats<false>(branch, width, a.norm.kind, a.norm.eps);
+    if (threadIdx.x == 0 && b.stats) b.stats[2 * t] = stats.mean, b.stats[2 * t + 1] = stats.rstd;
+  }
+  // of the score; then of g, the gradient of the branch normalised, and of g * the branch normalised
+  float grad_score[kPlain ? 1 : 3] = {};
   each_vector<T, kAligned>(width, [&](int v, int column) {
     const Vec<T, n> grads = grad.at(v, column), hiddens = hidden.at(v, column), branches = branch.at(v, column);
     const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
     Vec<T, n> kept{}, to_x, to_hidden, to_branch;
+    NormedBranch<n> normed{};
+    if constexpr (!kPlain) normed = NormedBranch<n>::template load<kAligned>(a.norm, column, width);
     if constexpr (F::reads_x) kept = x.at(v, column);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
-      const float g = upcast(grads.value[j]), u = gates.value[j] * upcast(branches.value[j]);
+      const float g = upcast(grads.value[j]);
+      float value = upcast(branches.value[j]);
+      if constexpr (!kPlain) {
+        const float unit = (value - stats.mean) * stats.rstd, to_unit = factor * gates.value[j] * g * normed.weight.value[j];
+        value = normed.at(j, unit);
+        grad_score[1] += to_unit;
+        grad_score[2] += to_unit * unit;
+      }
+      const float u = gates.value[j] * value;
       grad_score[0] += g * F::delta(upcast(kept.value[j]), upcast(hiddens.value[j]), u);
       to_x.value[j] = from_float<T>(F::reads_x ? (1 - factor) * g : 0.0f);
       to_hidden.value[j] = from_float<T>(hidden_weight * g);
@@ -48,11 +64,28 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_ke
     }
     store<n, kAligned>(grad_x, column, width, to_x);
     store<n, kAligned>(grad_hidden, column, width, to_hidden);
-    store<n, kAligned>(grad_branch, column, width, to_branch);
+    if constexpr (kPlain) store<n, kAligned>(grad_branch, column, width, to_branch);
   });
   row_sums(grad_score);
   if (threadIdx.x == 0)
     b.grad_logits[r] = a.rescale == Rescale::kNone ? 0 : grad_score[0] * factor * (1 - sigmoid(a.logits[r]));
+  if constexpr (!kPlain) {
+    const bool layer = a.norm.kind == Norm::kLayer, none = a.norm.kind == Norm::kNone;
+    const float mean_g = layer ? grad_score[1] / width : 0.0f, mean_gn = none ? 0.0f : grad_score[2] / width;
+    each_vector<T, kAligned>(width, [&](int v, int column) {
+      const Vec<T, n> grads = grad.at(v, column), branches = branch.at(v, column);
+      const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
+      const NormedBranch<n> normed = NormedBranch<n>::template load<kAligned>(a.norm, column, width);
+      Vec<T, n> to_branch;
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        const float g = factor * gates.value[j] * upcast(grads.value[j]) * normed.weight.value[j];
+        const float unit = (upcast(branches.value[j]) - stats.mean) * stats.rstd;
+        to_branch.value[j] = from_float<T>(none ? g : stats.rstd * (g - mean_g - unit * mean_gn));
+      }
+      store<n, kAligned>(grad_branch, column, width, to_branch);
+    });
+  }
 }
 
 // The terms of grad_gate (column_sums.cuh).
@@ -69,6 +102,27 @@ template <class T> struct GateTerms {
     const float factor = score(forward, r);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) sums[0][c] += factor * upcast(value.value[c]) * upcast(grad.value[c]);
+  }
+};
+
+// The same where the branch is normed: sums of its rows' gradients times the branch normalised, and of them alone.
+template <class T> struct NormedGateTerms {
+  static constexpr int kSums = 2;
+  const T *grad_out, *branch;  // [B*N, D], [T, D]
+  ScatterArgs forward;
+  const float* stats;  // [T, 2]
+
+  template <int kColumns>
+  __device__ __forceinline__ void add(float (&sums)[kSums][kColumns], int64_t r, int64_t t, int column) const {
+    const int64_t width = forward.width;
+    const Vec<T, kColumns> grad = load<kColumns, true>(grad_out + r * width, column, width);
+    const Vec<T, kColumns> value = load<kColumns, true>(branch + t * width, column, width);
+    const float factor = score(forward, r), mean = stats[2 * t], rstd = stats[2 * t + 1];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      sums[0][c] += factor * upcast(grad.value[c]) * ((upcast(value.value[c]) - mean) * rstd);
+      sums[1][c] += factor * upcast(grad.value[c]);
+    }
   }
 };
 

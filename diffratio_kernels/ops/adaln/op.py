@@ -7,64 +7,73 @@ from ..._backends import kernels
 from ..._checks import Check
 from ..._register import Operator, like_first, register
 from ...types import PackedRows, Run
-from . import reference
+
+NORMS = ("layer", "rms")
 
 
-def _check_gather(x, index, shift, scale, eps):
+def _check_gather(x, index, shift, scale, eps, norm, groups):
     check = Check("gather_adaln")
     check.tensor("x", x, "B N D")
-    check.tensor("shift", shift, "B D")
-    check.tensor("scale", scale, "B D")
+    _check_modulation(check, x.shape[1], shift, scale, eps, norm, groups)
     check.index(index, x.shape[0] * x.shape[1])
-    check.positive("eps", eps)
 
 
-def _check_adaln(rows, index, tokens, shift, scale, eps):
+def _check_adaln(rows, index, tokens, shift, scale, eps, norm, groups):
     check = Check("adaln")
     check.tensor("rows", rows, "T D")
-    check.tensor("shift", shift, "B D")
-    check.tensor("scale", scale, "B D")
     if tokens < 1:
         check.fail(f"tokens={tokens} must be positive")
-    check.index(index, shift.shape[0] * tokens)
+    _check_modulation(check, tokens, shift, scale, eps, norm, groups)
+    check.index(index, (shift.shape[0] if groups is None else groups.shape[0]) * tokens)
+
+
+def _check_modulation(check, tokens, shift, scale, eps, norm, groups):
+    check.tensor("shift", shift, "B D" if groups is None else "G D")
+    check.tensor("scale", scale, "B D" if groups is None else "G D")
+    check.groups(groups, shift.shape[0], tokens)
     check.positive("eps", eps)
+    check.choice("norm", norm, NORMS)
 
 
-def _gather_launcher(backend, x, index, shift, scale, eps):
-    return kernels("adaln", backend).gather_adaln, (x, PackedRows(index, x.shape[1]), shift, scale, eps)
+def _gather_launcher(backend, x, index, shift, scale, eps, norm, groups):
+    rows = PackedRows(index, x.shape[1], groups=groups)
+    return kernels("adaln", backend).gather_adaln, (x, rows, shift, scale, eps, norm)
 
 
-def _train_gather(backend, x, index, shift, scale, eps):
-    rows, normed = torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, backend=backend)
-    return (rows, normed), (rows, index, scale, eps, x.shape)
+def _train_gather(backend, x, index, shift, scale, eps, norm, groups):
+    rows, normed = torch.ops.diffratio.gather_adaln(
+        x, index, shift, scale, eps, norm=norm, groups=groups, backend=backend
+    )
+    return (rows, normed), (rows, index, scale, eps, x.shape, norm, groups)
 
 
 def _gather_gradients(backend, kept, grad_rows, grad_normed):
-    rows, index, scale, eps, (batch, tokens, width) = kept
+    rows, index, scale, eps, (batch, tokens, width), norm, groups = kept
     if grad_normed is None:
         grad_normed = torch.zeros_like(rows)
     grad_x, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
-        rows, index, tokens, scale, eps, grad_rows, grad_normed, batch * tokens, backend=backend
+        rows, index, tokens, scale, eps, grad_rows, grad_normed, batch * tokens, norm, groups, backend=backend
     )
     return {"x": grad_x.view(batch, tokens, width), "shift": grad_shift, "scale": grad_scale}
 
 
-def _launcher(backend, rows, index, tokens, shift, scale, eps):
-    return kernels("adaln", backend).adaln, (rows, PackedRows(index, tokens), shift, scale, eps)
+def _launcher(backend, rows, index, tokens, shift, scale, eps, norm, groups):
+    packed = PackedRows(index, tokens, groups=groups)
+    return kernels("adaln", backend).adaln, (rows, packed, shift, scale, eps, norm)
 
 
 def _gradients(backend, kept, grad_normed):
-    rows, index, tokens, _, scale, eps = kept
+    rows, index, tokens, _, scale, eps, norm, groups = kept
     grad_rows, grad_shift, grad_scale = torch.ops.diffratio.adaln_backward(
-        rows, index, tokens, scale, eps, None, grad_normed, None, backend=backend
+        rows, index, tokens, scale, eps, None, grad_normed, None, norm, groups, backend=backend
     )
     return {"rows": grad_rows, "shift": grad_shift, "scale": grad_scale}
 
 
-def _backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, backend):
-    packed = PackedRows(index, tokens)
+def _backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, norm, groups, *, backend):
+    packed = PackedRows(index, tokens, groups=groups)
     backward = kernels("adaln", backend).adaln_backward
-    return backward(rows, packed, scale, eps, grad_rows, grad_normed, x_rows)
+    return backward(rows, packed, scale, eps, grad_rows, grad_normed, x_rows, norm)
 
 
 def _fake_gather(x, index, *_):
@@ -72,7 +81,9 @@ def _fake_gather(x, index, *_):
     return rows, torch.empty_like(rows)
 
 
-def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, *, backend):
+def _fake_backward(
+    rows, index, tokens, scale, eps, grad_rows, grad_normed, x_rows, norm, groups, *, backend
+):  # fmt: skip
     count = rows.shape[0] if x_rows is None else x_rows
     grad_scale = scale.new_empty(scale.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
     return rows.new_empty(count, rows.shape[1]), grad_scale, torch.empty_like(grad_scale)
@@ -80,7 +91,7 @@ def _fake_backward(rows, index, tokens, scale, eps, grad_rows, grad_normed, x_ro
 
 Operator(
     "gather_adaln(Tensor x, Tensor index, Tensor shift, Tensor scale, float eps=1e-6, *, "
-    'str backend="auto") -> (Tensor, Tensor)',
+    'str norm="layer", Tensor? groups=None, str backend="auto") -> (Tensor, Tensor)',
     check=_check_gather,
     launcher=_gather_launcher,
     fake=_fake_gather,
@@ -89,7 +100,7 @@ Operator(
 )
 Operator(
     "adaln(Tensor rows, Tensor index, SymInt tokens, Tensor shift, Tensor scale, float eps=1e-6, *, "
-    'str backend="auto") -> Tensor',
+    'str norm="layer", Tensor? groups=None, str backend="auto") -> Tensor',
     check=_check_adaln,
     launcher=_launcher,
     fake=like_first,
@@ -97,22 +108,33 @@ Operator(
 )
 register(
     "adaln_backward(Tensor rows, Tensor index, SymInt tokens, Tensor scale, float eps, Tensor? grad_rows, "
-    "Tensor grad_normed, SymInt? x_rows, *, str backend) -> (Tensor, Tensor, Tensor)",
+    "Tensor grad_normed, SymInt? x_rows, str norm, Tensor? groups, *, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
     kernel=_backward,
     fake=_fake_backward,
 )
 
 
 def gather_adaln(
-    x: Tensor, index: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, backend: str = "auto"
+    x: Tensor,
+    index: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    norm: str = "layer",
+    groups: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The kept rows of x, and LN(rows) * (1 + scale) + shift with each row's own sample's modulation.
+    """The kept rows of x, and norm(rows) * (1 + scale) + shift with each row's own sample's modulation.
 
     Args:
         x: tokens [B, N, D]; statistics are computed in fp32 (fp64 for fp64).
         index: int64 [T], rows of the flattened [B*N], each at most once.
-        shift, scale: [B, D], any float dtype.
-        eps: of the layer norm.
+        shift, scale: [B, D], with groups [G, D], any float dtype.
+        eps: of the norm.
+        norm: "layer" or "rms", without weights: `(1 + scale) * weight - 1` in the place of scale has them.
+        groups: int64 [B, N], which row of shift and scale belongs to each token; None: that of its sample.
         backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
 
     Returns:
@@ -124,7 +146,9 @@ def gather_adaln(
     Example:
         >>> rows, normed = gather_adaln(x, index, shift, scale)
     """
-    return torch.ops.diffratio.gather_adaln(x, index, shift, scale, eps, backend=backend)
+    return torch.ops.diffratio.gather_adaln(
+        x, index, shift, scale, eps, norm=norm, groups=groups, backend=backend
+    )
 
 
 def adaln(
@@ -135,16 +159,19 @@ def adaln(
     scale: Tensor,
     eps: float = 1e-6,
     *,
+    norm: str = "layer",
+    groups: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """LN(rows) * (1 + scale) + shift for rows that are packed already.
+    """norm(rows) * (1 + scale) + shift for rows that are packed already.
 
     Args:
         rows: [T, D].
         index: int64 [T]; row t belongs to sample index[t] // tokens.
         tokens: N of a sample.
-        shift, scale: [B, D], any float dtype.
-        eps: of the layer norm.
+        shift, scale: [B, D], with groups [G, D], any float dtype.
+        eps: of the norm.
+        norm, groups: as in `gather_adaln`.
         backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
 
     Returns:
@@ -156,7 +183,9 @@ def adaln(
     Example:
         >>> normed = adaln(hidden, index, N, shift, scale)
     """
-    return torch.ops.diffratio.adaln(rows, index, tokens, shift, scale, eps, backend=backend)
+    return torch.ops.diffratio.adaln(
+        rows, index, tokens, shift, scale, eps, norm=norm, groups=groups, backend=backend
+    )
 
 
 def run_gather_adaln(
@@ -171,22 +200,22 @@ def run_gather_adaln(
 ) -> tuple[Tensor, Tensor]:
     """`gather_adaln` as blocks run it: hidden and normed [T, D]. Without keep_rows hidden is x itself where a
     kernel can leave the rows out."""
-    if norm != "layer" or rows.groups is not None:
-        return reference.gather_adaln(x, rows, shift, scale, eps, norm)
     if not run.direct:
-        return torch.ops.diffratio.gather_adaln(x, rows.index, shift, scale, eps, backend=run.rows)
+        return torch.ops.diffratio.gather_adaln(
+            x, rows.index, shift, scale, eps, norm=norm, groups=rows.groups, backend=run.rows
+        )
     module = kernels("adaln", run.rows)
     if not keep_rows and run.rows in ("cuda", "triton"):
-        return x, module.gather_adaln(x, rows, shift, scale, eps, keep_rows=False)[1]
-    return module.gather_adaln(x, rows, shift, scale, eps)
+        return x, module.gather_adaln(x, rows, shift, scale, eps, norm, keep_rows=False)[1]
+    return module.gather_adaln(x, rows, shift, scale, eps, norm)
 
 
 def run_adaln(
     run: Run, hidden: Tensor, rows: PackedRows, shift: Tensor, scale: Tensor, eps: float, norm: str = "layer"
 ) -> Tensor:
     """`adaln` as blocks run it: hidden [T, D] -> [T, D]."""
-    if norm != "layer" or rows.groups is not None:
-        return reference.adaln(hidden, rows, shift, scale, eps, norm)
     if run.direct:
-        return kernels("adaln", run.rows).adaln(hidden, rows, shift, scale, eps)
-    return torch.ops.diffratio.adaln(hidden, rows.index, rows.tokens, shift, scale, eps, backend=run.rows)
+        return kernels("adaln", run.rows).adaln(hidden, rows, shift, scale, eps, norm)
+    return torch.ops.diffratio.adaln(
+        hidden, rows.index, rows.tokens, shift, scale, eps, norm=norm, groups=rows.groups, backend=run.rows
+    )

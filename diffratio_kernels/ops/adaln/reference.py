@@ -16,10 +16,10 @@ def adaln(
     least fp32, one rounding at the end.
     """
     dtype = accumulation_dtype(hidden.dtype)
-    group = rows.index // rows.tokens if rows.groups is None else rows.groups
+    owner = rows.owner
     normalize = F.layer_norm if norm == "layer" else F.rms_norm
     normed = normalize(hidden.to(dtype), hidden.shape[-1:], eps=eps)
-    return (normed * (1 + scale.to(dtype)[group]) + shift.to(dtype)[group]).to(hidden.dtype)
+    return (normed * (1 + scale.to(dtype)[owner]) + shift.to(dtype)[owner]).to(hidden.dtype)
 
 
 def gather_adaln(

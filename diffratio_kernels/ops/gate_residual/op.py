@@ -1,4 +1,4 @@
-"""`gate_residual`: the end of the attention branch, hidden + gate * branch."""
+"""`gate_residual`: the end of the attention branch, hidden + gate * branch, normed or as it is."""
 
 import torch
 from torch import Tensor
@@ -6,69 +6,92 @@ from torch import Tensor
 from ..._backends import kernels
 from ..._checks import Check
 from ..._register import Operator, empty_gradients, like_first, register
-from ...types import PackedRows, Run
+from ...types import BranchNorm, PackedRows, Run
 from ..attention.sdpa import runs
-from . import reference
+from ..branch_norm import SCHEMA, VECTORS, bundled, check_norm, flat, named, without_none
 
 
-def _check(hidden, branch, gate, index, tokens):
+def _check(hidden, branch, gate, index, tokens, groups, norm, norm_weight, norm_bias, norm_eps):
     check = Check("gate_residual")
     check.tensor("hidden", hidden, "T D")
     check.tensor("branch", branch, "T D", dtype_of=("hidden", hidden))
-    check.tensor("gate", gate, "B D")
+    check.tensor("gate", gate, "B D" if groups is None else "G D")
     if tokens < 1:
         check.fail(f"tokens={tokens} must be positive")
-    check.index(index, gate.shape[0] * tokens)
+    check.groups(groups, gate.shape[0], tokens)
+    check.index(index, (gate.shape[0] if groups is None else groups.shape[0]) * tokens)
+    check_norm(check, norm, norm_weight, norm_bias, norm_eps)
 
 
-def _launcher(backend, hidden, branch, gate, index, tokens):
-    return kernels("gate_residual", backend).gate_residual, (hidden, branch, gate, PackedRows(index, tokens))
+def _launcher(backend, hidden, branch, gate, index, tokens, groups, *norm):
+    rows = PackedRows(index, tokens, groups=groups)
+    return kernels("gate_residual", backend).gate_residual, (hidden, branch, gate, rows, bundled(*norm))
 
 
 def _gradients(backend, kept, grad_out):
-    grads = torch.ops.diffratio.gate_residual_backward(grad_out, *kept, backend=backend)
-    return dict(zip(("hidden", "branch", "gate"), (grad_out, *grads), strict=True))
+    found = torch.ops.diffratio.gate_residual_backward(grad_out, *kept, backend=backend)
+    return {"hidden": grad_out} | named(("branch", "gate", *VECTORS), (*kept[:2], *kept[6:8]), found)
 
 
-def _backward(grad_out, branch, gate, index, tokens, *, backend):
+def _backward(grad_out, branch, gate, index, tokens, groups, *norm, backend):
+    rows = PackedRows(index, tokens, groups=groups)
     backward = kernels("gate_residual", backend).gate_residual_backward
-    return backward(grad_out, branch, gate, PackedRows(index, tokens))
+    return without_none(backward(grad_out, branch, gate, rows, bundled(*norm)))
 
 
-def _fake_backward(grad_out, branch, gate, index, tokens, *, backend):
-    return empty_gradients(branch, wide=(gate,))
+def _fake_backward(
+    grad_out, branch, gate, index, tokens, groups, norm, norm_weight, norm_bias, norm_eps, *, backend
+):  # fmt: skip
+    vectors = (grad_out.new_empty(0) if t is None else t for t in (norm_weight, norm_bias))
+    return empty_gradients(branch, wide=(gate, *vectors))
 
 
 Operator(
     "gate_residual(Tensor hidden, Tensor branch, Tensor gate, Tensor index, SymInt tokens, *, "
-    'str backend="auto") -> Tensor',
+    f'Tensor? groups=None, {SCHEMA}, str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
     fake=like_first,
     gradients=_gradients,
-    kept=("branch", "gate", "index", "tokens"),
+    kept=("branch", "gate", "index", "tokens", "groups", "norm", "norm_weight", "norm_bias", "norm_eps"),
     cast=("branch",),
     cast_like="hidden",
 )
 register(
-    "gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor index, SymInt tokens, *, "
-    "str backend) -> (Tensor, Tensor)",
+    "gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor index, SymInt tokens, "
+    "Tensor? groups, str norm, Tensor? norm_weight, Tensor? norm_bias, float norm_eps, *, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     kernel=_backward,
     fake=_fake_backward,
 )
 
 
 def gate_residual(
-    hidden: Tensor, branch: Tensor, gate: Tensor, index: Tensor, tokens: int, *, backend: str = "auto"
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    index: Tensor,
+    tokens: int,
+    *,
+    groups: Tensor | None = None,
+    norm: str = "none",
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    backend: str = "auto",
 ) -> Tensor:
-    """hidden + gate * branch for packed rows: the end of a branch.
+    """hidden + gate * norm(branch) for packed rows: the end of a branch.
 
     Args:
         hidden: the residual stream [T, D].
         branch: [T, D] in the dtype of hidden.
-        gate: [B, D], any float dtype; the sum is fp32 with one rounding.
+        gate: [B, D], with groups [G, D], any float dtype; the sum is fp32 with one rounding.
         index: int64 [T]; row t belongs to sample index[t] // tokens.
         tokens: N of a sample.
+        groups: int64 [B, N], which row of gate belongs to each token; None: that of its sample.
+        norm: of the branch: "rms", "layer" or "none"; statistics and result are fp32.
+        norm_weight, norm_bias: [D], any float dtype; None: 1 and 0.
+        norm_eps: of the norm.
         backend: "auto", or exactly one of those that `capabilities()` lists for this operator.
 
     Returns:
@@ -80,23 +103,32 @@ def gate_residual(
     Example:
         >>> hidden = gate_residual(hidden, branch, gate, index, N)
     """
-    return torch.ops.diffratio.gate_residual(hidden, branch, gate, index, tokens, backend=backend)
+    return torch.ops.diffratio.gate_residual(
+        hidden, branch, gate, index, tokens, groups=groups, norm=norm, norm_weight=norm_weight,
+        norm_bias=norm_bias, norm_eps=norm_eps, backend=backend,
+    )  # fmt: skip
 
 
 def run_gate_residual(
-    run: Run, hidden: Tensor, branch: Tensor, gate: Tensor | None, rows: PackedRows
+    run: Run,
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor | None,
+    rows: PackedRows,
+    norm: BranchNorm | None = None,
 ) -> Tensor:
-    """hidden + gate * branch [T, D] with each sample's own gate [B, D], without a gate hidden + branch."""
+    """hidden + gate * norm(branch) [T, D] with each row's own gate, [B, D] or with groups [G, D]; without a
+    gate hidden + norm(branch)."""
     if gate is None:
+        branch = branch if norm is None else norm(branch)
         return hidden.add_(branch) if run.direct else (hidden + branch).to(hidden.dtype)
-    if rows.groups is not None:
-        return reference.gate_residual(hidden, branch, gate, rows)
-    if run.gate != "triton":
+    if run.gate != "triton" and rows.groups is None and norm is None:
         return _add_gated(hidden, branch, gate, rows.counts, rows.uniform, run.direct)
-    if run.direct:
-        return kernels("gate_residual", "triton").gate_residual(hidden, branch, gate, rows, in_place=True)
-    branch = branch.to(hidden.dtype)
-    return torch.ops.diffratio.gate_residual(hidden, branch, gate, rows.index, rows.tokens, backend="triton")
+    if run.direct and run.gate != "reference":
+        module = kernels("gate_residual", run.gate)
+        return module.gate_residual(hidden, branch, gate, rows, norm, in_place=True)
+    operands = hidden, branch.to(hidden.dtype), gate, rows.index, rows.tokens
+    return torch.ops.diffratio.gate_residual(*operands, groups=rows.groups, **flat(norm), backend=run.gate)
 
 
 def _add_gated(

@@ -2,12 +2,15 @@
 
 from torch import Tensor
 
-from ...types import PackedRows
+from ...types import BranchNorm, PackedRows
 from ..route.reference import accumulation_dtype
 
 
-def gate_residual(hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows) -> Tensor:
-    """hidden + gate * branch; hidden, branch [T, D]; gate [B, D] or [G, D] of each row's sample or group."""
+def gate_residual(
+    hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: BranchNorm | None = None
+) -> Tensor:
+    """hidden + gate * norm(branch); hidden, branch [T, D]; gate [B, D] or [G, D] of each row's sample or
+    group."""
     dtype = accumulation_dtype(hidden.dtype)
-    gates = gate.to(dtype)[rows.index // rows.tokens if rows.groups is None else rows.groups]
-    return (hidden.to(dtype) + gates * branch.to(dtype)).to(hidden.dtype)
+    branch = branch.to(dtype) if norm is None else norm(branch.to(dtype))
+    return (hidden.to(dtype) + gate.to(dtype)[rows.owner] * branch).to(hidden.dtype)

@@ -1,78 +1,153 @@
-"""hidden + gate * branch with the gate of each row's own sample, and its backward."""
+"""hidden + gate * branch, normed or as it is, with the gate of each row's own sample or group, and its
+backward."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
-from ...types import PackedRows
+from ..._triton.launch import ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
+from ..._triton.slices import Slices, group_of, groups_of, owner_of, slot, token_at, vector_of
+from ...types import BranchNorm, PackedRows
+from ..adaln.triton import row_stats
+from ..branch_norm import gradients
+
+
+@triton.jit
+def unit_branch(branch, d, eps, D: tl.constexpr, NORM: tl.constexpr):
+    """A branch's row normalised, and its 1/std; as it is without a norm."""
+    rstd = 1.0
+    if NORM != "none":
+        mean, rstd = row_stats(tl.where(d < D, branch, 0.0), d, D, eps, NORM == "rms")
+        branch = tl.where(d < D, (branch - mean) * rstd, 0.0)
+    return branch, rstd
+
+
+@triton.jit
+def normed_branch(unit, weight_ptr, bias_ptr, d, D: tl.constexpr):
+    """What the gate multiplies."""
+    if weight_ptr is not None:
+        unit *= tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        unit += tl.load(bias_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+    return unit
+
+
+@triton.jit
+def branch_gradient(grad, unit, rstd, weight_ptr, d, D: tl.constexpr, NORM: tl.constexpr):
+    """The gradient of a branch from that of what the gate multiplies."""
+    if NORM != "none":
+        if weight_ptr is not None:
+            grad *= tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+        mean = tl.sum(grad, axis=0) / D if NORM == "layer" else 0.0
+        grad = rstd * (grad - mean - unit * (tl.sum(grad * unit, axis=0) / D))
+    return grad
 
 
 @triton.jit
 def _gate_residual_fwd(
-    hidden_ptr, branch_ptr, gate_ptr, index_ptr, out_ptr, tokens, stride_gate,
-    D: tl.constexpr, BLOCK_D: tl.constexpr,
+    hidden_ptr, branch_ptr, gate_ptr, index_ptr, groups_ptr, weight_ptr, bias_ptr, out_ptr,
+    tokens, stride_gate, eps, NORM: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    sample = tl.load(index_ptr + t) // tokens
+    owner = owner_of(groups_ptr, tl.load(index_ptr + t), tokens)
     hidden = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
     branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
-    gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D).to(tl.float32)
+    unit, _ = unit_branch(branch, d, eps, D, NORM)
+    branch = normed_branch(unit, weight_ptr, bias_ptr, d, D)
+    gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D).to(tl.float32)
     tl.store(out_ptr + t * D + d, (hidden + gate * branch).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
 def _gate_residual_bwd(
-    grad_ptr, branch_ptr, gate_ptr, row_map_ptr, grad_branch_ptr, partial_ptr, tokens, stride_gate,
+    grad_ptr, branch_ptr, gate_ptr, row_map_ptr, order_ptr, groups_ptr, weight_ptr, grad_branch_ptr,
+    partial_ptr, plain_ptr, tokens, stride_gate, eps, NORM: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
-    total = tl.zeros((BLOCK_D,), tl.float32)
     begin = sample * tokens + part * ROWS
-    for token in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+    group = group_of(order_ptr, groups_ptr, begin, sample)
+    gate = tl.load(gate_ptr + group * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    plain = tl.zeros((BLOCK_D,), tl.float32)
+    for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+        token = token_at(order_ptr, place)
+        if order_ptr is not None:
+            own = tl.load(groups_ptr + token)
+            if own != group:
+                tl.store(partial_ptr + (part + group) * D + d, total, mask=d < D)
+                if plain_ptr is not None:
+                    tl.store(plain_ptr + (part + group) * D + d, plain, mask=d < D)
+                total = tl.zeros((BLOCK_D,), tl.float32)
+                plain = tl.zeros((BLOCK_D,), tl.float32)
+                group = own
         t = tl.load(row_map_ptr + token).to(tl.int64)
         if t >= 0:
             grad = tl.load(grad_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            total += grad * tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            tl.store(
-                grad_branch_ptr + t * D + d, (grad * gate).to(grad_branch_ptr.dtype.element_ty), mask=d < D
-            )
-    tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
+            branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            unit, rstd = unit_branch(branch, d, eps, D, NORM)
+            total += grad * unit
+            if plain_ptr is not None:
+                plain += grad
+            own_gate = vector_of(gate, order_ptr, gate_ptr, group, stride_gate, d, D)
+            to_branch = branch_gradient(grad * own_gate, unit, rstd, weight_ptr, d, D, NORM)
+            tl.store(grad_branch_ptr + t * D + d, to_branch.to(grad_branch_ptr.dtype.element_ty), mask=d < D)
+    last = slot(order_ptr, part, sample, group) * D + d
+    tl.store(partial_ptr + last, total, mask=d < D)
+    if plain_ptr is not None:
+        tl.store(plain_ptr + last, plain, mask=d < D)
+
+
+def norm_of(norm: BranchNorm | None) -> tuple:
+    """Kind, weight, bias and eps of a branch's norm as the kernels read them."""
+    if norm is None:
+        return "none", None, None, 0.0
+    vectors = (None if t is None else t.contiguous() for t in (norm.weight, norm.bias))
+    return norm.kind, *vectors, norm.eps
 
 
 def gate_residual(
-    hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, in_place: bool = False
+    hidden: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    rows: PackedRows,
+    norm: BranchNorm | None = None,
+    in_place: bool = False,
 ) -> Tensor:
-    """hidden + gate * branch; hidden, branch [T, D]; gate [B, D] of any float dtype -> [T, D].
+    """hidden + gate * norm(branch) [T, D]; gate [B, D], with groups [G, D], of any float dtype.
 
     in_place writes the result to `hidden`, which must be contiguous.
     """
     hidden, gate = hidden.contiguous(), unit_rows(gate)
+    kind, *vectors, eps = norm_of(norm)
     out = hidden if in_place else torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     launch(
         _gate_residual_fwd, (hidden.shape[0],),
-        hidden, branch.contiguous(), gate, rows.index.contiguous(), out, rows.tokens, gate.stride(0),
-        **row_block(hidden.shape[1]),
+        hidden, branch.contiguous(), gate, rows.index.contiguous(), groups_of(rows), *vectors, out,
+        rows.tokens, gate.stride(0), eps, NORM=kind, **row_block(hidden.shape[1]),
     )  # fmt: skip
     return out
 
 
 def gate_residual_backward(
-    grad_out: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows
-) -> tuple[Tensor, Tensor]:
-    """Gradients of branch [T, D] in its dtype and of gate [B, D] in fp32; that of hidden is grad_out."""
-    (batch, width), tokens = gate.shape, rows.tokens
-    gate, slices = unit_rows(gate), triton.cdiv(tokens, ROWS_PER_SLICE)
+    grad_out: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: BranchNorm | None = None
+) -> tuple[Tensor | None, ...]:
+    """As the CPU kernels' `gate_residual_backward`."""
+    owners, width = gate.shape
+    gate, slices = unit_rows(gate), Slices.of(rows, owners)
+    kind, weight, bias, eps = norm_of(norm)
     grad_branch = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
-    partial = accumulator(batch, slices, width, like=branch)
+    partial = slices.partial(width, branch)
+    plain = None if bias is None else slices.partial(width, branch)
     launch(
-        _gate_residual_bwd, (slices, batch),
-        grad_out.contiguous(), branch.contiguous(), gate, row_map_of(rows, batch * tokens),
-        grad_branch, partial, tokens, gate.stride(0), ROWS=ROWS_PER_SLICE, **row_block(width),
+        _gate_residual_bwd, slices.grid,
+        grad_out.contiguous(), branch.contiguous(), gate, row_map_of(rows, slices.count), slices.order,
+        slices.groups, weight, grad_branch, partial, plain, slices.tokens, gate.stride(0), eps, NORM=kind,
+        ROWS=ROWS_PER_SLICE, **row_block(width),
     )  # fmt: skip
-    return grad_branch, partial.sum(1)
+    plain = None if plain is None else slices.total(plain)
+    return grad_branch, *gradients(gate, norm, slices.total(partial), plain)

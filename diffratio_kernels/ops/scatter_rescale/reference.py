@@ -9,7 +9,8 @@ from ..route.reference import accumulation_dtype
 def scatter_rescale(given: Finish) -> Tensor:
     """Finish the kept rows and scatter them into a copy of x [B, N, D]; other rows stay as they are.
 
-    With y = hidden + gate * branch and s = score_scale * sigmoid(logit), row i becomes
+    With y = hidden + gate * branch, normed where it has a norm, and s = score_scale * sigmoid(logit), row i
+    becomes
     "mlp": hidden + s * gate * branch; "residual": x_i + s * (y - x_i); "output": s * y; "none": y.
     hidden, branch [T, D]; gate [B, D] or [G, D]; logits [B, N].
     """
@@ -17,8 +18,8 @@ def scatter_rescale(given: Finish) -> Tensor:
     index, dtype = rows.index, accumulation_dtype(x.dtype)
     flat = x.reshape(-1, x.shape[2])
     score = (rescale.score_scale * given.logits.reshape(-1)[index].to(dtype).sigmoid())[:, None]
-    group = rows.index // rows.tokens if rows.groups is None else rows.groups
-    update = given.gate.to(dtype)[group] * given.branch.to(dtype)
+    branch = given.branch.to(dtype) if given.norm is None else given.norm(given.branch.to(dtype))
+    update = given.gate.to(dtype)[rows.owner] * branch
     hidden = given.hidden.to(dtype)
     if rescale.mode == "mlp":
         finished = hidden + score * update

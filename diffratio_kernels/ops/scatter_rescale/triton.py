@@ -10,7 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
+from ..._triton.slices import Slices, group_of, groups_of, owner_of, slot, token_at, vector_of
 from ...types import Finish
+from ..branch_norm import gradients
+from ..gate_residual.triton import branch_gradient, norm_of, normed_branch, unit_branch
 
 
 @triton.jit
@@ -28,8 +31,9 @@ def finish(x, hidden, update, RESCALE: tl.constexpr):
 
 @triton.jit
 def _scatter_rescale_fwd(
-    x_ptr, index_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, out_ptr,
-    tokens, stride_gate, score_scale, RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    x_ptr, index_ptr, row_map_ptr, groups_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, weight_ptr,
+    bias_ptr, out_ptr, tokens, stride_gate, score_scale, eps, RESCALE: tl.constexpr, NORM: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     if row_map_ptr is None:  # in place: one program per kept row
@@ -45,7 +49,10 @@ def _scatter_rescale_fwd(
     else:
         hidden = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
         branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
-        gate = tl.load(gate_ptr + (row // tokens) * stride_gate + d, mask=d < D).to(tl.float32)
+        unit, _ = unit_branch(branch, d, eps, D, NORM)
+        branch = normed_branch(unit, weight_ptr, bias_ptr, d, D)
+        owner = owner_of(groups_ptr, row, tokens)
+        gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D).to(tl.float32)
         factor = 1.0
         x = 0.0
         if RESCALE != "none":
@@ -61,11 +68,12 @@ def scatter_rescale(given: Finish) -> Tensor:
     x, gate, rescale = given.x.contiguous(), unit_rows(given.gate), given.rescale
     row_map = row_map_of(given.rows, x.shape[:2].numel())
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    kind, *vectors, eps = norm_of(given.norm)
     launch(
         _scatter_rescale_fwd, (row_map.shape[0],),
-        x, None, row_map, given.hidden.contiguous(), given.branch.contiguous(), gate,
-        given.logits.contiguous(), out, x.shape[1], gate.stride(0), rescale.score_scale,
-        RESCALE=rescale.mode, **row_block(x.shape[2]),
+        x, None, row_map, groups_of(given.rows), given.hidden.contiguous(), given.branch.contiguous(), gate,
+        given.logits.contiguous(), *vectors, out, x.shape[1], gate.stride(0), rescale.score_scale, eps,
+        RESCALE=rescale.mode, NORM=kind, **row_block(x.shape[2]),
     )  # fmt: skip
     return out
 
@@ -74,29 +82,42 @@ def scatter_rescale_(given: Finish) -> None:
     """The same into x itself, which must be contiguous: only the kept rows are read and written."""
     x, gate, rescale = given.x, unit_rows(given.gate), given.rescale
     index = given.rows.index.contiguous()
+    kind, *vectors, eps = norm_of(given.norm)
     launch(
         _scatter_rescale_fwd, (index.shape[0],),
-        x, index, None, given.hidden.contiguous(), given.branch.contiguous(), gate,
-        given.logits.contiguous(), x, x.shape[1], gate.stride(0), rescale.score_scale,
-        RESCALE=rescale.mode, **row_block(x.shape[2]),
+        x, index, None, groups_of(given.rows), given.hidden.contiguous(), given.branch.contiguous(), gate,
+        given.logits.contiguous(), *vectors, x, x.shape[1], gate.stride(0), rescale.score_scale, eps,
+        RESCALE=rescale.mode, NORM=kind, **row_block(x.shape[2]),
     )  # fmt: skip
 
 
 @triton.jit
 def _scatter_rescale_bwd(
-    grad_ptr, x_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr,
-    grad_x_ptr, grad_hidden_ptr, grad_branch_ptr, grad_logits_ptr, partial_ptr,
-    tokens, stride_gate, score_scale, RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
+    grad_ptr, x_ptr, row_map_ptr, order_ptr, groups_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr,
+    weight_ptr, bias_ptr, grad_x_ptr, grad_hidden_ptr, grad_branch_ptr, grad_logits_ptr, partial_ptr,
+    plain_ptr, tokens, stride_gate, score_scale, eps, RESCALE: tl.constexpr, NORM: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     dtype = grad_x_ptr.dtype.element_ty
-    gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
-    total = tl.zeros((BLOCK_D,), tl.float32)
     begin = sample * tokens + part * ROWS
-    for row in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+    group = group_of(order_ptr, groups_ptr, begin, sample)
+    gate = tl.load(gate_ptr + group * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    plain = tl.zeros((BLOCK_D,), tl.float32)
+    for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
+        row = token_at(order_ptr, place)
+        if order_ptr is not None:
+            own = tl.load(groups_ptr + row)
+            if own != group:
+                tl.store(partial_ptr + (part + group) * D + d, total, mask=d < D)
+                if plain_ptr is not None:
+                    tl.store(plain_ptr + (part + group) * D + d, plain, mask=d < D)
+                total = tl.zeros((BLOCK_D,), tl.float32)
+                plain = tl.zeros((BLOCK_D,), tl.float32)
+                group = own
         raw = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0)
         t = tl.load(row_map_ptr + row).to(tl.int64)
         if t < 0:
@@ -106,6 +127,7 @@ def _scatter_rescale_bwd(
             grad = raw.to(tl.float32)
             hidden = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            unit, rstd = unit_branch(branch, d, eps, D, NORM)
             sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
             factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
             x = (
@@ -113,33 +135,45 @@ def _scatter_rescale_bwd(
                 if RESCALE == "residual"
                 else 0.0
             )
-            base, delta = finish(x, hidden, gate * branch, RESCALE)
+            own_gate = vector_of(gate, order_ptr, gate_ptr, group, stride_gate, d, D)
+            update = own_gate * normed_branch(unit, weight_ptr, bias_ptr, d, D)
+            base, delta = finish(x, hidden, update, RESCALE)
             grad_factor = tl.sum(grad * delta, axis=0)
             # A logit without a say may be NaN.
             grad_logit = 0.0 if RESCALE == "none" else grad_factor * factor * (1 - sigmoid)
             tl.store(grad_logits_ptr + row, grad_logit)
-            total += factor * branch * grad
+            total += factor * unit * grad
+            if plain_ptr is not None:
+                plain += factor * grad
             hidden_weight = factor if RESCALE == "residual" or RESCALE == "output" else 1.0
             x_weight = 1 - factor if RESCALE == "residual" else 0.0
             tl.store(grad_x_ptr + row * D + d, (x_weight * grad).to(dtype), mask=d < D)
             tl.store(grad_hidden_ptr + t * D + d, (hidden_weight * grad).to(dtype), mask=d < D)
-            tl.store(grad_branch_ptr + t * D + d, (factor * gate * grad).to(dtype), mask=d < D)
-    tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
+            to_branch = branch_gradient(factor * own_gate * grad, unit, rstd, weight_ptr, d, D, NORM)
+            tl.store(grad_branch_ptr + t * D + d, to_branch.to(dtype), mask=d < D)
+    last = slot(order_ptr, part, sample, group) * D + d
+    tl.store(partial_ptr + last, total, mask=d < D)
+    if plain_ptr is not None:
+        tl.store(plain_ptr + last, plain, mask=d < D)
 
 
-def scatter_rescale_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor, ...]:
-    """Gradients of x, hidden, branch in their dtype, of gate [B, D] and logits [B, N] in fp32."""
+def scatter_rescale_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor | None, ...]:
+    """As the CPU kernels' `scatter_rescale_backward`."""
     x, rescale, exact = given.x, given.rescale, (given.x, given.hidden, given.branch)
     batch, tokens, width = x.shape
-    gate, slices = unit_rows(given.gate), triton.cdiv(tokens, ROWS_PER_SLICE)
+    gate, slices = unit_rows(given.gate), Slices.of(given.rows, given.gate.shape[0])
     grads = [torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in exact]
     grad_logits = accumulator(batch, tokens, like=x)
-    partial = accumulator(batch, slices, width, like=x)
+    partial = slices.partial(width, x)
+    kind, weight, bias, eps = norm_of(given.norm)
+    plain = None if bias is None else slices.partial(width, x)
     launch(
-        _scatter_rescale_bwd, (slices, batch),
-        grad_out.contiguous(), x.contiguous(), row_map_of(given.rows, batch * tokens),
-        given.hidden.contiguous(), given.branch.contiguous(), gate, given.logits.contiguous(),
-        *grads, grad_logits, partial, tokens, gate.stride(0), rescale.score_scale,
-        RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width),
+        _scatter_rescale_bwd, slices.grid,
+        grad_out.contiguous(), x.contiguous(), row_map_of(given.rows, batch * tokens), slices.order,
+        slices.groups, given.hidden.contiguous(), given.branch.contiguous(), gate, given.logits.contiguous(),
+        weight, bias, *grads, grad_logits, partial, plain, slices.tokens, gate.stride(0),
+        rescale.score_scale, eps, RESCALE=rescale.mode, NORM=kind, ROWS=ROWS_PER_SLICE, **row_block(width),
     )  # fmt: skip
-    return *grads, partial.sum(1), grad_logits
+    plain = None if plain is None else slices.total(plain)
+    grad_gate, *of_norm = gradients(given.gate, given.norm, slices.total(partial), plain)
+    return *grads, grad_gate, grad_logits, *of_norm

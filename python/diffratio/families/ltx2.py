@@ -187,7 +187,10 @@ def _all_rows(x: Tensor, lengths: Tensor | None = None) -> PackedRows:
 
 def _placed(rows: PackedRows, modulation: Tensor) -> PackedRows:
     """The rows with what a modulation [B, 1 or N, D] belongs to: samples or tokens."""
-    return replace(rows, groups=None if modulation.shape[1] == 1 else rows.index)
+    places = modulation.shape[:2]
+    if places[1] == 1:
+        return replace(rows, groups=None)
+    return replace(rows, groups=torch.arange(places.numel(), device=modulation.device).view(places))
 
 
 def _modulated(

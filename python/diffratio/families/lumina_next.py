@@ -31,7 +31,7 @@ class LuminaNextSpec(ModuleSpec):
              encoder_mask, temb, cross_attention_kwargs=None):  # fmt: skip
         given, zero = dict(cross_attention_kwargs or {}), block.norm1
         base = given.pop("base_sequence_length", None)
-        self.refuse(block, cross_attention_kwargs=given)
+        parts = self.refuse(block, cross_attention_kwargs=given)
         scale1, gate1, scale2, gate2 = zero.linear(zero.silu(temb)).chunk(4, dim=1)
         modulation = torch.stack(
             [
@@ -46,7 +46,7 @@ class LuminaNextSpec(ModuleSpec):
         attend = _attention(block, rope, attention_mask, text, base)
         image = Stream(
             hidden_states, modulation, attend, block.feed_forward, zero.norm.eps, block.ffn_norm1.eps,
-            norm="rms", mlp_norm=block.ffn_norm2,
+            norm="rms", mlp_norm=parts.branch_norm(block.ffn_norm2),
         )  # fmt: skip
         return Call(image)
 

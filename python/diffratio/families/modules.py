@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from diffusers.models.attention import FeedForward
-from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fold
-from diffratio_kernels.types import HeadNorm, Linear, PackedRows, Product
+from diffratio_kernels.types import BranchNorm, Linear, PackedRows, Product
 
 from .attention_modules import by_count, foreign_mlp, product_of
 from .inspection import (
@@ -26,11 +25,9 @@ from .inspection import (
     plain_linear,
     remember,
 )
+from .norms import branch_norm, head_norm, plain_norm
 from .registry import Spec, inspected
 from .text_mask import keys_values_of
-
-_NORMS = (nn.RMSNorm, RMSNorm, nn.LayerNorm)
-remember(*_NORMS)
 
 
 @dataclass(slots=True)
@@ -90,11 +87,13 @@ class Parts:
         query, key = (getattr(attn, name, None) for name in (of_query, of_key))
         if query is None:
             return None
-        if not {id(query), id(key)} <= self.norm_weights or query.eps is None or query.eps != key.eps:
+        if not {id(query), id(key)} <= self.norm_weights or query.eps != key.eps:
             return query, key
-        kind = "layer" if isinstance(query, nn.LayerNorm) else "rms"
-        weights = query.weight, key.weight, getattr(query, "bias", None), getattr(key, "bias", None)
-        return HeadNorm(kind, *weights, query.eps, across_heads)
+        return head_norm(query, key, across_heads)
+
+    def branch_norm(self, norm: nn.Module | None) -> BranchNorm | nn.Module | None:
+        """The norm of a branch before its gate, as `norms` are."""
+        return branch_norm(norm) if id(norm) in self.norm_weights else norm
 
     def out(self, attn: nn.Module, text: bool = False) -> Product | None:
         """The product behind an attention, None where it has none."""
@@ -103,11 +102,6 @@ class Parts:
             return None if out is None else self.product(out)
         drops = len(out) > 1 and foreign_dropout(out[1]) is not None
         return nn.Sequential(*out) if drops else self.product(out[0])
-
-
-def _plain_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm that its class, weight and bias describe."""
-    return type(module) in _NORMS and not hooked(module) and patched(type(module)) is None
 
 
 class ModuleSpec(Spec):
@@ -143,7 +137,7 @@ class ModuleSpec(Spec):
                 if why is None:
                     parts.raw.add(id(module))
                 parts.slow = parts.slow or (why and f"{name}: {why}")
-            elif _plain_norm(module):
+            elif plain_norm(module):
                 parts.norm_weights.add(id(module))
             elif type(module) is FeedForward and not (foreign_mlp(module) or affine_linear(module.net[2])):
                 parts.affine.add(id(module))
@@ -316,8 +310,7 @@ def modulated_attention(norm: nn.Module, modulation: Tensor, attend: Callable, *
     """
 
     def branch(hidden: Tensor, rows: PackedRows) -> Tensor:
-        owner = rows.index // rows.tokens if rows.groups is None else rows.groups
-        shift, scale, gate = modulation[owner].unbind(1)
+        shift, scale, gate = modulation[rows.owner].unbind(1)
         normed = (norm(hidden) * (1 + scale) + shift).to(hidden.dtype)
         return (gate * by_count(attend, normed, rows, *per_sample)).to(hidden.dtype)
 

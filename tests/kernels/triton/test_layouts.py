@@ -12,9 +12,12 @@ from tools.launchers.cases import seqlens_of
 from tools.launchers.check import same_bits
 
 HELD_IN = (*working_dtypes(kernel_device())[1:], torch.float64)
-MODULATION = ("router_weight", "router_bias", "shift", "scale", "gate", "weight_large")
+MODULATION = (
+    "router_weight", "router_bias", "shift", "scale", "gate", "weight_large", "norm_weight", "norm_bias",
+)  # fmt: skip
 WITH_MODULATION = (
-    "router_logits", "gather_adaln", "adaln", "gate_residual", "scatter_rescale, mlp",
+    "router_logits", "gather_adaln", "gather_adaln, groups", "adaln", "adaln, groups", "gate_residual",
+    "gate_residual, normed", "scatter_rescale, mlp", "scatter_rescale, mlp, normed",
     "linear_gate_residual", "linear_scatter, mlp", "two_bin_blend, residual",
 )  # fmt: skip
 
@@ -86,6 +89,8 @@ def test_each_tensor_has_strides_of_its_own(kind, device):
 def test_layout_of_the_index_does_not_matter(kind, device):
     operator, arguments = typical_call(kind, torch.float32, device)
     strided = arguments | {"index": column(arguments["index"])}
+    if arguments.get("groups") is not None:
+        strided["groups"] = torch.stack([arguments["groups"], arguments["groups"] * 0], dim=-1)[..., 0]
     assert_same(operator.kernels(**strided), operator.kernels(**arguments))
 
 
@@ -110,6 +115,6 @@ def test_layout_of_offsets_and_lengths_does_not_matter(device):
 @pytest.mark.parametrize("kind", WITH_MODULATION)
 def test_modulation_of_any_dtype_is_read_as_fp32(kind, held_in, device):
     operator, arguments = typical_call(kind, torch.float32, device)
-    held = {key: arguments[key].to(held_in) for key in MODULATION if key in arguments}
+    held = {key: arguments[key].to(held_in) for key in MODULATION if arguments.get(key) is not None}
     single = {key: t.float() for key, t in held.items()}
     assert_same(operator.kernels(**arguments | held), operator.kernels(**arguments | single))

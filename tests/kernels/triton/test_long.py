@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tools.guards.interpreter import interpreted
-from tools.launchers.cases import Draw
 from tools.launchers.check import check_call
+from tools.launchers.draw import Draw
 
 pytestmark = pytest.mark.skipif(
     interpreted(), reason="the interpreter has no pipelines: for make ptx, or a GPU"

@@ -10,6 +10,7 @@ from diffratio_kernels.testing import budget
 from tools.launchers import cases
 from tools.launchers.calls import random_call
 from tools.launchers.check import check_kernels, same_bits
+from tools.launchers.draw import HEAD_DIMS
 
 SEEDS = 320
 STEP = 20
@@ -64,7 +65,7 @@ def test_seeds_reach_the_edges():
     wanted |= {"router_logits": rows[:2], "select": ("no samples", "none of some", "all", "two bins")}
     wanted["attention"] = ("nothing counts", "no keys", "no queries", "self")
     missing = [(name, edge) for name, edges in wanted.items() for edge in edges if not found[name][edge]]
-    assert not missing and heads == set(cases.HEAD_DIMS)
+    assert not missing and heads == set(HEAD_DIMS)
 
 
 def test_a_failure_says_how_to_repeat_it(device, monkeypatch):

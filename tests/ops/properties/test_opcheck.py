@@ -84,7 +84,18 @@ def test_row_operators(op, wants_gradient, backend):
     check(op, arguments, wants_gradient, traced_once(backend))
 
 
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
+@pytest.mark.parametrize("op", ["gather_adaln", "adaln", "gate_residual", "scatter_rescale"])
+def test_row_operators_with_groups_and_norms(op, wants_gradient, backend):
+    arguments = selected(CASES["per sample"]) | {"backend": backend}
+    x = arguments["x"]
+    arguments |= {"groups": torch.arange(x.shape[:2].numel()).view(x.shape[:2]) // 3, "norm": "rms"}
+    arguments |= {name: torch.randn(6, 16) for name in ("shift", "scale", "gate")}
+    arguments |= {"norm_weight": torch.randn(16), "norm_bias": torch.randn(16)}
+    check(op, arguments, wants_gradient, traced_once(backend))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
 def test_gate_residual(wants_gradient, backend):
     check("gate_residual", selected(CASES["per sample"]) | {"backend": backend}, wants_gradient)
 

@@ -51,13 +51,16 @@ def test_a_signature_that_hides_or_changes_an_argument_is_a_fault():
     def opaque(hidden, *args, **kwargs):
         """Args: none."""
 
-    def changed(hidden, branch, gate, index, tokens=64, *, backend="auto"):
+    def changed(
+        hidden, branch, gate, index, tokens=64, *, groups=None, norm="none", norm_weight=None, norm_bias=None,
+        norm_eps=1e-6, backend="auto",
+    ):  # fmt: skip
         """Sum.
 
         Args:
             hidden, branch: rows.
-            gate, index: more.
-            backend: which.
+            gate, index, groups: more.
+            norm, norm_weight, norm_bias, norm_eps, backend: which.
         """
 
     assert faults(opaque, schema)[0].startswith("takes ['hidden', 'args', 'kwargs']")

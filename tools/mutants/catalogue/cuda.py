@@ -125,7 +125,7 @@ CUDA = [
         "modulation-by-packed-row",
         "wrong sample's modulation",
         GATHER,
-        {"sample = source / a.tokens": "sample = t / a.tokens"},
+        {"owner_of<kPlain>(a.groups, source, a.tokens)": "owner_of<kPlain>(a.groups, t, a.tokens)"},
         BUDGET,
     ),
     Mutant(
@@ -134,7 +134,9 @@ CUDA = [
         ROW,
         {
             "squares[0] += (value - mean) * (value - mean)": "squares[0] += value * value",
-            "rsqrtf(squares[0] / width + eps)": "rsqrtf(squares[0] / width - mean * mean + eps)",
+            "{mean, rsqrtf(squares[0] / width + eps)}": (
+                "{mean, rsqrtf(squares[0] / width - mean * mean + eps)}"
+            ),
         },
         f"{SIM_ROWS} -k far_from_zero",
     ),
@@ -142,7 +144,7 @@ CUDA = [
         "without-eps",
         "eps forgotten",
         ROW,
-        {"rsqrtf(squares[0] / width + eps)": "rsqrtf(squares[0] / width)"},
+        {"{mean, rsqrtf(squares[0] / width + eps)}": "{mean, rsqrtf(squares[0] / width)}"},
         BUDGET,
     ),
     Mutant(

@@ -135,7 +135,7 @@ FAMILIES = [
     ),
     Mutant(
         "text-modulated-by-the-first-sample", "index", JOINT,
-        {"rows.groups = None if stream": "rows.groups = rows.index * 0 if stream"},
+        {"rows.groups = stream.groups": "rows.groups = None"},
         FLUX,
     ),
     Mutant(
@@ -144,7 +144,7 @@ FAMILIES = [
     ),
     Mutant(
         "groups-of-other-rows", "index", ROUTED,
-        {"groups=image.groups.flatten()[rows.index]": "groups=image.groups.flatten()[: len(rows.index)]"},
+        {"replace(rows, groups=image.groups)": "replace(rows, groups=image.groups.flip(1))"},
         f"{BLOCKS} -k ti2v",
     ),
     Mutant(

@@ -16,14 +16,14 @@ NATIVE = [
     Mutant(
         "wrong-mean-at-avx2-alone",
         "wrong in one instruction set",
-        "csrc/cpu/gather_adaln.h",
+        "csrc/cpu/norm.h",
         at("defined(__AVX2__) && !defined(__AVX512F__)"),
         NATIVE_ROWS,
     ),
     Mutant(
         "wrong-mean-at-baseline-alone",
         "wrong in one instruction set",
-        "csrc/cpu/gather_adaln.h",
+        "csrc/cpu/norm.h",
         at("!defined(__AVX2__)"),
         NATIVE_ROWS,
     ),

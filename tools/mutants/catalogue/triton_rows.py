@@ -8,6 +8,7 @@ ADALN, GATE, SCATTER = (
     f"diffratio_kernels/ops/{operator}/triton.py"
     for operator in ("adaln", "gate_residual", "scatter_rescale")
 )
+SLICES = "diffratio_kernels/_triton/slices.py"
 
 TRITON_ROWS = [
     Mutant(
@@ -49,21 +50,21 @@ TRITON_ROWS = [
         "gather-shift-with-the-stride-of-scale",
         "swapped stride",
         ADALN,
-        {"shift_ptr + sample * stride_shift": "shift_ptr + sample * stride_scale"},
+        {"shift_ptr + owner * stride_shift": "shift_ptr + owner * stride_scale"},
         triton("layouts", "gather_adaln"),
     ),
     Mutant(
         "gather-modulation-by-packed-row",
         "wrong sample's modulation",
         ADALN,
-        {"sample = index // tokens": "sample = t // tokens"},
+        {"owner_of(groups_ptr, index, tokens)": "owner_of(groups_ptr, t, tokens)"},
         FUZZ,
     ),
     Mutant(
         "adaln-mean-over-the-block",
         "mean over BLOCK",
         ADALN,
-        {"mean = tl.sum(row, axis=0) / D": "mean = tl.sum(row, axis=0) / d.shape[0]"},
+        {"tl.sum(row, axis=0) / D": "tl.sum(row, axis=0) / d.shape[0]"},
         FUZZ,
     ),
     Mutant(
@@ -104,8 +105,8 @@ TRITON_ROWS = [
     Mutant(
         "adaln-last-slice-dropped",
         "last slice dropped",
-        ADALN,
-        {"triton.cdiv(tokens, ROWS_PER_SLICE)": "max(tokens // ROWS_PER_SLICE, 1)"},
+        SLICES,
+        {"triton.cdiv(rows.tokens, ROWS_PER_SLICE)": "max(rows.tokens // ROWS_PER_SLICE, 1)"},
         FUZZ,
     ),
     Mutant(
@@ -186,8 +187,8 @@ TRITON_ROWS = [
     Mutant(
         "scatter-gate-gradient-of-slices",
         "last slice dropped",
-        SCATTER,
-        {"*grads, partial.sum(1)": "*grads, partial[:, 0]"},
+        SLICES,
+        {"return partial.sum(1)": "return partial[:, 0]"},
         FUZZ,
     ),
 ]

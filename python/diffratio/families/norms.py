@@ -1,0 +1,36 @@
+"""Norms whose weights are all that they compute: by these a routed block computes them itself."""
+
+from diffusers.models.normalization import FP32LayerNorm, RMSNorm
+from torch import nn
+
+from diffratio_kernels.types import BranchNorm, HeadNorm
+
+from .inspection import hooked, patched, remember
+
+_NORMS = (nn.RMSNorm, RMSNorm, nn.LayerNorm, FP32LayerNorm)
+remember(*_NORMS)
+
+
+def plain_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm that its class, weight and bias describe."""
+    cls = type(module)
+    return cls in _NORMS and module.eps is not None and not (hooked(module) or patched(cls))
+
+
+def head_norm(query: nn.Module, key: nn.Module, across_heads: bool) -> HeadNorm:
+    """The plain norms of query and key, of one eps."""
+    weights = query.weight, key.weight, _bias(query), _bias(key)
+    return HeadNorm(_kind(query), *weights, query.eps, across_heads)
+
+
+def branch_norm(norm: nn.Module) -> BranchNorm:
+    """A plain norm of a branch."""
+    return BranchNorm(_kind(norm), norm.weight, _bias(norm), norm.eps)
+
+
+def _kind(norm: nn.Module) -> str:
+    return "layer" if isinstance(norm, nn.LayerNorm) else "rms"
+
+
+def _bias(norm: nn.Module) -> nn.Parameter | None:
+    return getattr(norm, "bias", None)
