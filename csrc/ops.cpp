@@ -264,6 +264,38 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor index, Tensor pl
   });
 }
 
+diffratio::ActivationArgs activation_args(const Tensor& gate, const std::optional<Tensor>& value, const std::string& kind,
+                                          const std::optional<Tensor>& index, const std::optional<Tensor>& logits,
+                                          double score_scale) {
+  const auto act = kind == "silu"   ? diffratio::Activation::kSilu
+                   : kind == "gelu" ? diffratio::Activation::kGelu
+                                    : diffratio::Activation::kGeluTanh;
+  STD_TORCH_CHECK(act != diffratio::Activation::kGeluTanh || kind == "gelu_tanh", "diffratio_native: unknown kind ", kind);
+  return {act, gate.data_ptr(), gate.stride(0), data(value), value ? value->stride(0) : 0,
+          index ? rows(*index) : nullptr, data(logits), score_scale, gate.size(1), nullptr, 0};
+}
+
+void activation(Tensor gate, std::optional<Tensor> value, std::string kind, std::optional<Tensor> index,
+                std::optional<Tensor> logits, double score_scale, Tensor out) {
+  auto args = activation_args(gate, value, kind, index, logits, score_scale);
+  args.out = out.data_ptr();
+  args.out_stride = out.stride(0);
+  parallel_for(0, gate.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().activation(element(gate), args, begin, end);
+  });
+}
+
+void activation_backward(Tensor grad, Tensor gate, std::optional<Tensor> value, std::string kind,
+                         std::optional<Tensor> index, std::optional<Tensor> logits, double score_scale,
+                         Tensor grad_gate, std::optional<Tensor> grad_value, std::optional<Tensor> grad_logits) {
+  const diffratio::ActivationBackwardArgs args{activation_args(gate, value, kind, index, logits, score_scale),
+                                               grad.data_ptr(), grad_gate.data_ptr(), data(grad_value),
+                                               data(grad_logits)};
+  parallel_for(0, gate.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    kernels().activation_backward(element(gate), args, begin, end);
+  });
+}
+
 diffratio::TwoBins two_bins(const Tensor& weight_large, const Tensor& cu_seqlens_large, const Tensor& cu_seqlens_small,
                             int64_t rows) {
   return {weight_large.data_ptr(), static_cast<const int32_t*>(cu_seqlens_large.data_ptr()),
@@ -360,6 +392,12 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
       "Tensor(c!) grad_branch, Tensor(d!) grad_logits, Tensor(e!)? stats, Tensor(f!) sums, "
       "Tensor(g!)? plain_sums) -> ()");
   m.def(
+      "activation(Tensor gate, Tensor? value, str kind, Tensor? index, Tensor? logits, float score_scale, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "activation_backward(Tensor grad, Tensor gate, Tensor? value, str kind, Tensor? index, Tensor? logits, "
+      "float score_scale, Tensor(a!) grad_gate, Tensor(b!)? grad_value, Tensor(c!)? grad_logits) -> ()");
+  m.def(
       "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
       "Tensor(a!) inner) -> ()");
   m.def(
@@ -393,6 +431,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {
   m.impl("gate_residual_backward", TORCH_BOX(&gate_residual_backward));
   m.impl("scatter_rescale", TORCH_BOX(&scatter_rescale));
   m.impl("scatter_rescale_backward", TORCH_BOX(&scatter_rescale_backward));
+  m.impl("activation", TORCH_BOX(&activation));
+  m.impl("activation_backward", TORCH_BOX(&activation_backward));
   m.impl("two_bin_gelu", TORCH_BOX(&two_bin_gelu));
   m.impl("two_bin_gelu_backward", TORCH_BOX(&two_bin_gelu_backward));
   m.impl("two_bin_blend", TORCH_BOX(&two_bin_blend));

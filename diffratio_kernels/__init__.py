@@ -7,6 +7,7 @@ from ._backends import capabilities
 from .blocks.bins import kept_tokens
 from .blocks.mod_block import mod_block
 from .blocks.two_bin_block import two_bin_block
+from .ops.activation.op import activation
 from .ops.adaln.op import adaln, gather_adaln
 from .ops.attention.op import attention
 from .ops.gate_residual.op import gate_residual
@@ -21,6 +22,7 @@ from .ops.two_bin_gelu.op import two_bin_gelu
 __version__ = "0.1.0"
 
 __all__ = [
+    "activation",
     "adaln",
     "attention",
     "capabilities",

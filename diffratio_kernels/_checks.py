@@ -8,6 +8,7 @@ from torch import Tensor
 from .types import Bins, Nested
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACTIVATIONS = ("gelu_tanh", "gelu", "silu")
 RESCALE = ("mlp", "residual", "output", "none")
 
 

@@ -2,6 +2,7 @@
 
 from .blocks.bins import bracketing_bins, kept_tokens, snap_to_bins
 from .blocks.reference import mod_block, two_bin_block
+from .ops.activation.reference import activation
 from .ops.adaln.reference import adaln, gather_adaln
 from .ops.attention.reference import attention
 from .ops.gate_residual.reference import gate_residual
@@ -12,6 +13,7 @@ from .ops.two_bin_blend.reference import two_bin_blend
 from .ops.two_bin_gelu.reference import branch_weight, small_rows, two_bin_gelu
 
 __all__ = [
+    "activation",
     "adaln",
     "attention",
     "bracketing_bins",

@@ -233,6 +233,45 @@ Product = Linear | Callable[[Tensor], Tensor]
 """A product on packed rows: raw weights, or whatever a LoRA'd, quantised or hooked module computes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What an MLP has between its products: act(gate), or act(gate) * value.
+
+    Example:
+        >>> swiglu = Activation("silu", gate="first")
+    """
+
+    kind: str = "gelu_tanh"
+    """"gelu_tanh", "gelu" or "silu"."""
+    gate: str | None = None
+    """"first" or "last": the half of what fc1 gives that is the gate; the other one is the value. None: all
+    is the gate, and there is no value."""
+
+    def parts(self, *pre: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gate and value [T, F], of what fc1 gives: [T, F], [T, 2F], or both halves."""
+        if self.gate is None:
+            return *pre, None
+        first, last = pre if len(pre) == 2 else pre[0].chunk(2, dim=-1)
+        return (first, last) if self.gate == "first" else (last, first)
+
+
+@dataclass(slots=True)
+class Gated:
+    """The arguments of `activation`: act(gate), times value, times the router's score of the row."""
+
+    gate: Tensor
+    """[T, F], with any stride between rows."""
+    value: Tensor | None = None
+    """The same; None: 1."""
+    kind: str = "gelu_tanh"
+    """As of `Activation`."""
+    index: Tensor | None = None
+    """[T] int64: rows of the flattened [B*N]."""
+    logits: Tensor | None = None
+    """[B, N]; None: no scores."""
+    score_scale: float = 1.0
+
+
 @dataclass(slots=True)
 class Run:
     """How the operators of one call of a block run.

@@ -26,7 +26,7 @@ measured time: `diffratio plan --preset NAME` predicts times, `diffratio bench f
 
 Written by `python -m tools.cost --write`; a test counts some rows again.
 
-| preset | routed blocks | tokens + text | weights, GiB | dense, TFLOP | of the FLOPs with 70, 50, 30 % kept | a block, GiB | with 50 % kept |
+| preset | blocks | tokens + text | weights, GiB | TFLOP | share with 70, 50, 30 % kept | a block, GiB | with 50 % |
 |---|---:|---:|---:|---:|---:|---:|---:|
 """
 

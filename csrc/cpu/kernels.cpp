@@ -3,6 +3,7 @@
 // that the linker keeps for everybody.
 #include "kernels.h"
 
+#include "activation.h"
 #include "gate_residual.h"
 #include "gather_adaln.h"
 #include "qk_norm_rope.h"
@@ -43,6 +44,18 @@ void for_element_and_norm(Element element, const BranchNorm& norm, F&& body) {
     using T = decltype(zero);
     if (norm.kind == Norm::kNone) return body.template operator()<T, false>();
     body.template operator()<T, true>();
+  });
+}
+
+template <typename F>
+void for_element_and_activation(Element element, Activation kind, F&& body) {
+  for_element(element, [&](auto zero) {
+    using T = decltype(zero);
+    switch (kind) {
+      case Activation::kGeluTanh: return body.template operator()<T, Gelu>();
+      case Activation::kGelu: return body.template operator()<T, ExactGelu>();
+      case Activation::kSilu: return body.template operator()<T, Silu>();
+    }
   });
 }
 
@@ -106,6 +119,16 @@ const Kernels table = {
       for_element_and_rescale(e, a.forward.rescale, [&]<typename T, Rescale mode>() {
         a.forward.norm.kind == Norm::kNone ? scatter_rescale_backward_columns<T, mode, false>(a, begin, end)
                                            : scatter_rescale_backward_columns<T, mode, true>(a, begin, end);
+      });
+    },
+    [](Element e, const ActivationArgs& a, int64_t begin, int64_t end) {
+      for_element_and_activation(e, a.kind, [&]<typename T, template <typename> typename Act>() {
+        activation<T, Act>(a, begin, end);
+      });
+    },
+    [](Element e, const ActivationBackwardArgs& a, int64_t begin, int64_t end) {
+      for_element_and_activation(e, a.forward.kind, [&]<typename T, template <typename> typename Act>() {
+        activation_backward<T, Act>(a, begin, end);
       });
     },
     [](Element e, const TwoBinGeluArgs& a, int64_t begin, int64_t end) {

@@ -124,6 +124,29 @@ struct ScatterBackwardArgs {
   GateSums sums;
 };
 
+// What stands between the products of an MLP, of a gated one act(gate) * value (see activation.h).
+enum class Activation : int { kGeluTanh, kGelu, kSilu };
+
+struct ActivationArgs {
+  Activation kind;
+  const void* gate;  // [T, F]
+  int64_t gate_stride;
+  const void* value;  // [T, F] or null
+  int64_t value_stride;
+  const int64_t* index;  // [T] or null
+  const void* logits;    // [B*N] or null: no scores
+  double score_scale;
+  int64_t width;  // F
+  void* out;      // [T, F], which may be gate or value
+  int64_t out_stride;
+};
+
+struct ActivationBackwardArgs {
+  ActivationArgs forward;                        // `out` unused
+  const void* grad;                              // [T, F]
+  void *grad_gate, *grad_value, *grad_logits;    // [T, F], [T, F] or null, [B*N] of zeros or null
+};
+
 // Packed rows of two bins: [T] large rows, then [S] small rows again. Sample b's rows are cu_seqlens_large[b] and
 // up; its small set is their beginning.
 struct TwoBins {
@@ -170,6 +193,8 @@ struct Kernels {
   void (*scatter_rescale)(Element, const ScatterArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_rows)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
   void (*scatter_rescale_backward_columns)(Element, const ScatterBackwardArgs&, int64_t begin, int64_t end);
+  void (*activation)(Element, const ActivationArgs&, int64_t begin, int64_t end);
+  void (*activation_backward)(Element, const ActivationBackwardArgs&, int64_t begin, int64_t end);
   void (*two_bin_gelu)(Element, const TwoBinGeluArgs&, int64_t begin, int64_t end);
   void (*two_bin_gelu_backward)(Element, const TwoBinGeluBackwardArgs&, int64_t begin, int64_t end);
   void (*two_bin_blend)(Element, const TwoBinBlendArgs&, int64_t begin, int64_t end);

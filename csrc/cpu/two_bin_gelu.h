@@ -1,50 +1,11 @@
 // The blend of both bins' GELUs (tanh), so that fc2 runs once on it; nothing but what GELU was given is kept.
 #pragma once
 
-#include <cmath>
-
+#include "activation.h"
 #include "two_bin.h"
 
 namespace diffratio {
 namespace {
-
-inline double exp_negative(double v) { return std::exp(v); }
-
-// exp(v) for v <= 0: 2^n exp(r) with |r| <= ln(2) / 2, Taylor to the 7th power (5e-9). Vectorises; libm's does not.
-inline float exp_negative(float v) {
-  const float u = v < -87.0f ? -87.0f : v;
-  const float shifted = u * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds n into the lowest bits
-  const float n = shifted - 12582912.0f;
-  const float r = (u - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const int32_t power = __builtin_bit_cast(int32_t, shifted) << 23;
-  const float power_of_e = __builtin_bit_cast(float, __builtin_bit_cast(int32_t, p) + power);
-  return v < -87.0f ? 0.0f : power_of_e;
-}
-
-// GELU is x sigmoid(z); both sides of the sigmoid come from exp(-|z|), so that neither cancels.
-template <typename A>
-struct Gelu {
-  static constexpr A a = A(0.044715), c = A(1.5957691216057308);  // 2 sqrt(2 / pi)
-  A x, gate, rest;                                                 // sigmoid(z) and 1 - sigmoid(z)
-
-  explicit Gelu(A v) : x(v) {
-    const A z = c * (v + a * v * v * v), e = exp_negative(z < 0 ? z : -z);
-    const A large = 1 / (1 + e), small = e * large;
-    gate = z < 0 ? small : large;
-    rest = z < 0 ? large : small;
-  }
-  A value() const { return x * gate; }
-  // Where gate or rest is 0 the bound keeps an infinite square from making a NaN of it.
-  A slope() const { return gate + x * gate * rest * c * (1 + 3 * a * (x * x < 1e4 ? x * x : A(1e4))); }
-};
 
 // Rows in order: `sample` follows them.
 inline int64_t sample_of(const TwoBins& bins, int64_t sample, int64_t t) {

@@ -15,8 +15,9 @@ from .._backends import kernels
 from ..ops.route.reference import accumulation_dtype
 from ..ops.two_bin_attention.two_passes import with_small
 from ..ops.two_bin_gelu.reference import blend, small_rows
-from ..types import Bins, Finish, Linear, PackedRows, Rescale, Run
+from ..types import Activation, Bins, Finish, Linear, PackedRows, Rescale, Run
 from .joint import Text, score
+from .products import activated
 from .recompute import recompute_in_backward
 from .routed import as_rows
 from .stream import Mlp, Stream
@@ -87,7 +88,8 @@ def _blended_branch(run: Run, stream: Stream, last: Tensor, rows: PackedRows) ->
     raw = known and isinstance(mlp.fc2, Linear)
     if stream.mlp_norm is not None or not known or (not raw and mlp.fc2_bias is None):
         if known:
-            last = as_rows("Mlp.fc2", mlp.fc2(F.gelu(last, approximate="tanh")), last.shape[0], width)
+            inner = activated(run, *mlp.activation.parts(last), mlp.activation.kind)
+            last = as_rows("Mlp.fc2", mlp.fc2(inner), last.shape[0], width)
         if stream.mlp_norm is not None:
             last = stream.mlp_norm(last)
         return blend(last.to(accumulation_dtype(last.dtype)), bins).to(dtype)
@@ -96,16 +98,20 @@ def _blended_branch(run: Run, stream: Stream, last: Tensor, rows: PackedRows) ->
         return F.linear(inner, mlp.fc2.weight) if raw else mlp.fc2(inner)
 
     def again() -> Tensor:
-        return _gelu(run, kept, replace(bins, weight_large=bins.weight_large.detach()))
+        return _inner(run, mlp.activation, kept, replace(bins, weight_large=bins.weight_large.detach()))
 
     kept = last.detach()
-    branch = recompute_in_backward(fc2, _gelu(run, last, bins), again).to(dtype)
+    branch = recompute_in_backward(fc2, _inner(run, mlp.activation, last, bins), again).to(dtype)
     as_rows("Mlp.fc2", branch, rows.index.shape[0], width)
     bias = mlp.fc2.bias if raw else mlp.fc2_bias
     return branch if bias is None else _weigh_bias(branch, bias, 0 if raw else 1, rows)
 
 
-def _gelu(run: Run, pre: Tensor, bins: Bins) -> Tensor:
+def _inner(run: Run, activation: Activation, pre: Tensor, bins: Bins) -> Tensor:
+    """What the MLP has before fc2, of both bins [T + S, F], blended [T, F]."""
+    if activation != Activation():
+        inner = activated(run, *activation.parts(pre), activation.kind)
+        return blend(inner.to(accumulation_dtype(inner.dtype)), bins).to(inner.dtype)
     if run.direct:
         return kernels("two_bin_gelu", run.rows).two_bin_gelu(pre, bins)
     weights = bins.weight_large, bins.cu_seqlens_large, bins.cu_seqlens_small

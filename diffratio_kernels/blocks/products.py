@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from .._backends import choose, kernels, unavailable_reason
 from .._triton import tiles
+from ..ops.activation.op import run_activation
 from ..ops.mlp.op import choose_mlp
-from ..types import Linear, Product, Run
+from ..types import Gated, Linear, Product, Run
 from .stream import Mlp, SelfAttention
+
+_GELU = {"gelu_tanh": "tanh", "gelu": "none"}
+"""Kinds of activation -> what torch calls them."""
 
 
 def run_of(op: str, backend: str, attention: str, x: Tensor, direct: bool) -> Run:
@@ -53,22 +57,65 @@ def equal_width(widths: Iterable[int]) -> int:
 
 
 def inner_of(run: Run, normed: Tensor, mlp: Mlp) -> Tensor:
-    """gelu(fc1(normed)) [T, F]."""
-    fc1 = mlp.fc1
+    """act(fc1(normed)) [T, F], times the value of a gated one."""
+    fc1, activation = mlp.fc1, mlp.activation
+    approximate = _GELU.get(activation.kind)
+    if activation.gate is not None or approximate is None:
+        gate, value = activation.parts(*_halves(run, normed, mlp))
+        return activated(run, gate, value, activation.kind, in_place=run.direct and raw_fc1(mlp))
     if not run.direct or not isinstance(fc1, Linear):
-        return F.gelu(fc1(normed), approximate="tanh")
-    chosen = choose_mlp(run.others, normed, fc1.bias, gradient=False)
+        return F.gelu(fc1(normed), approximate=approximate)
+    chosen = choose_mlp(run.others, normed, fc1.bias, False, activation.kind)
     if chosen == "reference":
-        return torch.ops.aten.gelu_(product(run, normed, fc1), approximate="tanh")
-    width = fc1.weight.shape[0]
-    out = run.buffer.as_strided((normed.shape[0], width), (width, 1))
-    return kernels("mlp", chosen).linear_gelu(normed, fc1, out)
+        return torch.ops.aten.gelu_(product(run, normed, fc1), approximate=approximate)
+    shape, buffer = (normed.shape[0], fc1.weight.shape[0]), run.buffer
+    out = None if buffer is None else buffer.as_strided(shape, (shape[1], 1))
+    return kernels("mlp", chosen).linear_gelu(normed, fc1, out, kind=activation.kind)
+
+
+def raw_fc1(mlp: Mlp) -> bool:
+    """Whether what fc1 gives is nobody else's: a hook of a module may have kept it."""
+    fc1 = mlp.fc1 if isinstance(mlp.fc1, tuple) else (mlp.fc1,)
+    return all(isinstance(part, Linear) for part in fc1)
+
+
+def _halves(run: Run, normed: Tensor, mlp: Mlp) -> tuple[Tensor, ...]:
+    """What fc1 of a gated one gives: by raw weights each half alone, one behind the other in the buffer."""
+    fc1 = mlp.fc1
+    if isinstance(fc1, Linear) and mlp.activation.gate is not None:
+        biases = (None, None) if fc1.bias is None else fc1.bias.chunk(2)
+        fc1 = tuple(map(Linear, fc1.weight.chunk(2), biases))
+    if not isinstance(fc1, tuple):
+        return (product(run, normed, fc1),)
+    first = product(run, normed, fc1[0])
+    taken = first.numel() if isinstance(fc1[0], Linear) else 0
+    rest = None if run.buffer is None else run.buffer[taken:]
+    return first, product(run, normed, fc1[1], rest)
+
+
+def joined_fc1(mlp: Mlp) -> Product:
+    """fc1 as one product: [T, D] -> [T, F], both halves of a gated one side by side [T, 2F]."""
+
+    def joined(normed: Tensor) -> Tensor:
+        return torch.cat([part(normed) for part in mlp.fc1], dim=-1)
+
+    return joined if isinstance(mlp.fc1, tuple) else mlp.fc1
+
+
+def activated(run: Run, gate: Tensor, value: Tensor | None, kind: str, in_place: bool = False) -> Tensor:
+    """act(gate), times value [T, F]; `in_place`: in the memory of gate."""
+    if value is None and kind in _GELU:
+        return F.gelu(gate, approximate=_GELU[kind])
+    if value is not None and value.shape != gate.shape:
+        raise ValueError(f"Mlp.fc1: halves {tuple(gate.shape)} and {tuple(value.shape)} must be equal")
+    value = None if value is None else value.to(gate.dtype)
+    return run_activation(run, Gated(gate, value, kind), gate if in_place else None)
 
 
 def mlp_branch(run: Run, normed: Tensor, mlp, rows) -> Tensor:
     """The MLP's output [T, D] of rows that are not routed."""
     if isinstance(mlp, Mlp):
-        return product(run, F.gelu(product(run, normed, mlp.fc1), approximate="tanh"), mlp.fc2)
+        return product(run, inner_of(run, normed, mlp), mlp.fc2)
     return mlp(normed) if isinstance(mlp, nn.Module) else mlp(normed, rows)
 
 

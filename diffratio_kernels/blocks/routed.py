@@ -199,8 +199,9 @@ def _widest(call: Call) -> int:
         for part in parts if isinstance(parts, tuple) else (parts,):
             if isinstance(part, Linear):
                 columns += part.weight.shape[0]
-    if isinstance(image.mlp, Mlp) and isinstance(image.mlp.fc1, Linear):
-        columns = max(columns, image.mlp.fc1.weight.shape[0])
+    if isinstance(image.mlp, Mlp):
+        fc1 = image.mlp.fc1 if isinstance(image.mlp.fc1, tuple) else (image.mlp.fc1,)
+        columns = max(columns, sum(part.weight.shape[0] for part in fc1 if isinstance(part, Linear)))
     if isinstance(cross, CrossAttention) and isinstance(cross.query, Linear):
         columns = max(columns, cross.query.weight.shape[0])
     return max(columns, image.tokens.shape[2])
@@ -213,8 +214,8 @@ def _finish(
     x, mlp = image.tokens, image.mlp
     if not isinstance(mlp, Mlp):
         branch = called("mlp", mlp, normed, rows)
-    elif not run.direct and run_mlp_takes(run, normed, mlp.fc1, mlp.fc2):
-        branch = run_mlp(normed, mlp.fc1, mlp.fc2)
+    elif not run.direct and run_mlp_takes(run, normed, mlp.fc1, mlp.fc2, mlp.activation):
+        branch = run_mlp(normed, mlp.fc1, mlp.fc2, mlp.activation)
     elif not run.direct:
         branch = mlp.fc2(products.inner_of(run, normed, mlp))
     else:
@@ -224,8 +225,9 @@ def _finish(
             from ..ops.fused_linear.scatter import linear_scatter
 
             return linear_scatter(Finish(x, rows, hidden, inner, gate, *scores), mlp.fc2)
-        seen = not isinstance(mlp.fc1, Linear)  # a hook of fc1 may have kept what it was given
-        branch = products.product(run, inner, mlp.fc2, out=None if seen else normed)
+        # a hook of fc1 may have kept what it was given
+        own = isinstance(mlp.fc1, Linear) or products.raw_fc1(mlp)
+        branch = products.product(run, inner, mlp.fc2, out=normed if own else None)
         del inner
         run.buffer = None
     as_rows("mlp", branch, *hidden.shape)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import BranchNorm, HeadNorm, PackedRows, Product, Rope, Run
+from ..types import Activation, BranchNorm, HeadNorm, PackedRows, Product, Rope, Run
 
 Branch = nn.Module | Callable[[Tensor, PackedRows], Tensor]
 """A part that is not known: a module [T, D] -> [T, D], or (its input [T, D], which rows these are) -> [T, D].
@@ -127,17 +127,23 @@ class Exchange:
 
 @dataclass(slots=True)
 class Mlp:
-    """Two products around a tanh GELU. With two bins fc2 runs once, on their blend, where its bias is known.
+    """Two products around an activation. With two bins fc2 runs once, on their blend, where its bias is
+    known.
 
     Example:
         >>> mlp = Mlp(nn.Linear(D, F), nn.Linear(F, D))
+        >>> halves = nn.Linear(D, F), nn.Linear(D, F)
+        >>> swiglu = Mlp(halves, nn.Linear(F, D), activation=Activation("silu", gate="first"))
     """
 
-    fc1: Product
+    fc1: Product | tuple[Product, Product]
+    """[T, D] -> [T, F], [T, 2F] where the activation has a gate; or its two halves, each alone."""
     fc2: Product
     fc2_bias: Tensor | None = None
     """What an affine fc2 adds, where it is not a bundle `types.Linear`. None: fc2 runs on the rows of both
     bins, so it may be anything."""
+    activation: Activation = Activation()
+    """What is between them."""
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from ..types import Bins, PackedRows, Rescale, Run
 from .blended import End, finish, finish_parallel, finish_text, lerp
 from .joint import Text, begin, branch_of, second_attention
 from .nested import attend_both, attend_one, joint_heads
+from .products import joined_fc1
 from .recompute import recompute_in_backward
 from .routed import as_rows, called, cross_attend
 from .stream import Call, CrossAttention, Exchange, Mlp, Parallel, SecondAttention, SelfAttention, Stream
@@ -203,7 +204,8 @@ def _last(run: Run, stream: Stream, hidden: Tensor, first: Tensor | None, vector
         normed = run_adaln(run, hidden, part.rows, shift2, scale2, stream.mlp_eps, stream.norm)
     if not isinstance(mlp, Mlp):
         return _called("mlp", mlp, normed, part)
-    return recompute_in_backward(mlp.fc1, normed, again) if first is None else mlp.fc1(normed)
+    fc1 = joined_fc1(mlp)
+    return recompute_in_backward(fc1, normed, again) if first is None else fc1(normed)
 
 
 def _called(name: str, unknown, inputs: Tensor, part: _Part) -> Tensor:

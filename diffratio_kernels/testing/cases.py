@@ -264,6 +264,7 @@ def operator_calls(
     query, key, value = (
         torch.randn(len(index), case.heads, case.head_dim, generator=generator) for _ in range(3)
     )
+    inner = torch.randn(2, len(index), case.hidden, generator=generator).to(dtype)
     shift, scale, gate = modulation.unbind(1)[:3]
     put = {"index": index, "hidden": rows, "branch": branch, "gate": gate, "logits": logits}
     longest = max(case.full_keep)
@@ -279,6 +280,10 @@ def operator_calls(
             "max_seqlen_q": longest, "max_seqlen_k": longest,
         },
         "mlp": {"rows": rows} | {n: block[n] for n in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")},
+        "activation": {
+            "gate": inner[0], "value": inner[1], "index": index, "logits": logits, "kind": "silu",
+            "score_scale": 2.0,
+        },
         "scatter_rescale": {"x": x, **put},
         "scatter_rescale_": {"x": x, **put},
         "mod_block": block,

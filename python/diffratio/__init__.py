@@ -7,6 +7,7 @@ from .extras import on_first_use
 _NAMES = {
     "config": ("DiffRatioConfig",),
     "families": (
+        "Activation",
         "Call",
         "CrossAttention",
         "HeadNorm",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import diffratio_kernels as dk
-from diffratio_kernels import adaln, gather_adaln, mod_block, route, scatter_rescale
+from diffratio_kernels import activation, adaln, gather_adaln, mod_block, route, scatter_rescale
 from diffratio_kernels.testing.budget import gradients
 from diffratio_kernels.testing.cases import ModBlockCase, two_bin_arguments, two_bins_of
 from tools.guards.poison import poisoned_memory
@@ -19,7 +19,7 @@ CASES = [
     ModBlockCase(seed=5, keep=(1, 3), rescale="none", biases=False, dtype=torch.float16, layout="sliced"),
 ]
 
-STEPS = ("route", "gather_adaln", "adaln", "scatter_rescale", "mod_block")
+STEPS = ("route", "gather_adaln", "adaln", "activation", "scatter_rescale", "mod_block")
 STEPS += ("two_bin_gelu", "two_bin_blend", "two_bin_attention", "two_bin_block")
 
 
@@ -40,6 +40,10 @@ def steps(case):
             {"x": x, "index": index, "shift": shift, "scale": scale},
         ),
         "adaln": (adaln, {"rows": hidden, "index": index, "tokens": 24, "shift": shift, "scale": scale}),
+        "activation": (
+            activation,
+            {"gate": hidden, "value": branch, "index": index, "logits": logits, "kind": "silu"},
+        ),
         "scatter_rescale": (scatter_rescale, {"x": x, "index": index} | put),
         "mod_block": (mod_block, a),
     } | {op: (getattr(dk, op), arguments) for op, arguments in two_bins.items()}

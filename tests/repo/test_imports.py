@@ -30,11 +30,13 @@ SHARED = {"cpu", "cuda"}
 OF_ANOTHER = {
     "attention": {"route.reference"},
     "adaln": {"route.reference"},
+    "activation": {"route.reference"},
+    "mlp": {"activation.reference", "activation.triton"},
     "gate_residual": {"route.reference", "attention.sdpa"},
     "qk_norm_rope": {"route.reference"},
     "scatter_rescale": {"route.reference"},
     "fused_linear": {"scatter_rescale.triton"},
-    "two_bin_gelu": {"route.reference", "mlp.triton"},
+    "two_bin_gelu": {"route.reference", "activation.triton"},
     "two_bin_blend": {"route.reference", "two_bin_gelu.reference", "two_bin_gelu.op"},
     "two_bin_attention": {
         *(f"attention.{name}" for name in ("op", "reference", "sdpa", "triton")),

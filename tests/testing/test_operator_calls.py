@@ -22,7 +22,7 @@ ROWS = {
     "mod_block",
 }
 ROWS |= {"two_bin_gelu", "two_bin_blend", "two_bin_block"}
-CPU = ROWS | {"gate_residual"}
+CPU = ROWS | {"activation", "gate_residual"}
 EVERY = CPU | {"attention", "mlp", "two_bin_attention"}
 CONSTANT = ("cos", "sin")
 """Arguments that no operator gives a gradient."""

@@ -92,12 +92,24 @@ def _two_bin_blend(
     return differentiate(function, leaves, [grad_out])
 
 
+def _activation(backend, gate, value, kind, places, scores, score_scale, grad):
+    leaves = {"gate": gate} | ({} if value is None else {"value": value})
+    leaves |= {} if places is None else {"scores": scores}
+
+    def function(gate, value=None, scores=None):
+        how = {"kind": kind, "score_scale": score_scale, "backend": backend}
+        return {"inner": dk.activation(gate, value, places, scores, **how)}
+
+    return differentiate(function, leaves, [grad])
+
+
 OPERATOR_CHECKS = {
     "route": ("router_logits", _route),
     "gather_adaln": ("gather_adaln", _gather_adaln),
     "adaln": ("adaln", _adaln),
     "gate_residual": ("gate_residual", _gate_residual),
     "scatter_rescale": ("scatter_rescale", _scatter_rescale),
+    "activation": ("activation", _activation),
     "two_bin_gelu": ("two_bin_gelu", _two_bin_gelu),
     "two_bin_blend": ("two_bin_blend", _two_bin_blend),
 }

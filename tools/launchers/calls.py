@@ -12,14 +12,21 @@ from torch import Tensor
 from diffratio_kernels._triton import stand_ins
 from diffratio_kernels.testing.cases import on_device
 
+from .activations import ACTIVATION
 from .cases import OPERATORS
 from .draw import Draw, Operator
 from .heads import OF_HEADS
 from .products import PRODUCTS
 from .two_bin import TWO_BIN
 
-FAMILIES = {"one bin": OPERATORS, "two bins": TWO_BIN, "products": PRODUCTS, "heads": OF_HEADS}
-ALL = OPERATORS | TWO_BIN | PRODUCTS | OF_HEADS
+FAMILIES = {
+    "one bin": OPERATORS,
+    "two bins": TWO_BIN,
+    "products": PRODUCTS,
+    "heads": OF_HEADS,
+    "activations": ACTIVATION,
+}
+ALL = OPERATORS | TWO_BIN | PRODUCTS | OF_HEADS | ACTIVATION
 
 
 def kernel_device() -> str:
@@ -72,6 +79,8 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
         a["gated"] and a["bias"] is not None and a["hidden"].shape[1] in (24, 40)
     ),
     "linear_scatter, mlp": lambda a: a["bias"] is not None and a["weight"].shape == (40, 40),
+    "activation, gated": lambda a: a["value"] is not None and a["places"] is not None,
+    "activation, alone": lambda a: a["value"] is None and a["places"] is not None,
     "two_bin_gelu": lambda a: a["pre"].shape[1] == 129,
     "two_bin_blend, residual": lambda a: True,
     "two_bin_attention": lambda a: (

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
+from diffratio_kernels._checks import ACTIVATIONS
+from diffratio_kernels.ops.activation.reference import activated
 from diffratio_kernels.types import Linear, Seqlens
 
 from .draw import HEAD_DIMS, TOKENS, WIDTHS, Draw, Operator, differentiate
@@ -79,28 +81,29 @@ def draw_linear_gelu(draw: Draw) -> dict:
         "weight": draw.tensor(hidden, inner, std=inner**-0.5),
         "bias": draw.choice(None, draw.tensor(hidden)),
         "keep_pre": draw.choice(False, True),
+        "kind": draw.choice(*ACTIVATIONS),
         "grad": draw.tensor(rows, width),
         "next_weight": draw.tensor(width, hidden, std=hidden**-0.5),
         "pre": draw.tensor(rows, hidden, std=2.0),
     }
 
 
-def linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
+def linear_gelu(rows, weight, bias, keep_pre, kind, grad, next_weight, pre):
     triton, fc1 = kernels("mlp", "triton"), Linear(weight, bias)
-    grad_pre, again = triton.linear_gelu_backward(grad, next_weight, pre)
+    grad_pre, again = triton.linear_gelu_backward(grad, next_weight, pre, kind)
     results = {"d pre": grad_pre, "inner again": again}
     if keep_pre:
         kept = torch.empty(pre.shape, dtype=rows.dtype, device=rows.device)
-        return results | {"inner": triton.linear_gelu(rows, fc1, pre=kept), "pre": kept}
-    return results | {"inner": triton.linear_gelu(rows, fc1)}
+        return results | {"inner": triton.linear_gelu(rows, fc1, pre=kept, kind=kind), "pre": kept}
+    return results | {"inner": triton.linear_gelu(rows, fc1, kind=kind)}
 
 
-def reference_linear_gelu(rows, weight, bias, keep_pre, grad, next_weight, pre):
+def reference_linear_gelu(rows, weight, bias, keep_pre, kind, grad, next_weight, pre):
     kept = F.linear(rows, weight, bias)
     pre = pre.detach().requires_grad_()
-    again = F.gelu(pre, approximate="tanh")
+    again = activated(pre, kind)
     (grad_pre,) = torch.autograd.grad(again, pre, grad @ next_weight)
-    results = {"inner": F.gelu(kept, approximate="tanh"), "d pre": grad_pre, "inner again": again.detach()}
+    results = {"inner": activated(kept, kind), "d pre": grad_pre, "inner again": again.detach()}
     return results | ({"pre": kept} if keep_pre else {})
 
 

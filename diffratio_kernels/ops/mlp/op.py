@@ -1,15 +1,15 @@
-"""`mlp`: two products around GELU (tanh); in training only what GELU was given is kept, not what it gave."""
+"""`mlp`: two products around an activation; in training only what it was given is kept, not what it gave."""
 
 import torch
 from torch import Tensor
 
 from ..._backends import choose, kernels
-from ..._checks import Check
+from ..._checks import ACTIVATIONS, Check
 from ..._register import Operator, empty_gradients, like_first, register
-from ...types import Linear, Product, Run
+from ...types import Activation, Linear, Product, Run
 
 
-def _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+def _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation):
     check = Check("mlp")
     like_rows = {"dtype_of": ("rows", rows)}
     check.tensor("rows", rows, "T D")
@@ -17,38 +17,48 @@ def _check(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     check.optional("fc1_bias", fc1_bias, "F", **like_rows)
     check.tensor("fc2_weight", fc2_weight, "D F", **like_rows)
     check.optional("fc2_bias", fc2_bias, "D", **like_rows)
+    check.choice("activation", activation, ACTIVATIONS)
 
 
-def choose_mlp(backend: str, rows: Tensor, fc1_bias: Tensor | None, gradient: bool) -> str:
-    """The backend for these arguments: cuBLASLt's epilogue needs a bias, gives no gradient."""
+def choose_mlp(
+    backend: str, rows: Tensor, fc1_bias: Tensor | None, gradient: bool, activation: str = "gelu_tanh"
+) -> str:
+    """The backend for these arguments: cuBLASLt's epilogue needs a bias, gives no gradient, has one
+    activation."""
     reason = "gives no gradient" if gradient else "needs fc1_bias" if fc1_bias is None else None
+    if activation != "gelu_tanh":
+        reason = f"has no {activation}"
     if backend == "cublaslt" and reason:
         raise ValueError(f"mlp: backend='cublaslt' {reason}")
     return choose("mlp", backend, rows.device, rows.dtype, "cublaslt" if reason else None)
 
 
-def _chosen(backend, rows, _, fc1_bias, *__, gradient):
-    return choose_mlp(backend, rows, fc1_bias, gradient)
+def _chosen(backend, rows, _, fc1_bias, *others, gradient):
+    return choose_mlp(backend, rows, fc1_bias, gradient, others[-1])
 
 
-def _launcher(backend, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    first = kernels("mlp", backend).linear_gelu
-    return _two_products, (first, rows, Linear(fc1_weight, fc1_bias), Linear(fc2_weight, fc2_bias))
+def _launcher(backend, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation):
+    first, fc1, fc2 = (
+        kernels("mlp", backend).linear_gelu,
+        Linear(fc1_weight, fc1_bias),
+        Linear(fc2_weight, fc2_bias),
+    )
+    return _two_products, (first, rows, fc1, fc2, activation)
 
 
-def _two_products(linear_gelu, rows, fc1, fc2):
-    return fc2(linear_gelu(rows, fc1))
+def _two_products(linear_gelu, rows, fc1, fc2, kind):
+    return fc2(linear_gelu(rows, fc1, kind=kind))
 
 
-def _train(_, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    inner, pre = torch.ops.diffratio.linear_gelu(rows, fc1_weight, fc1_bias)
+def _train(_, rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation):
+    inner, pre = torch.ops.diffratio.linear_gelu(rows, fc1_weight, fc1_bias, activation)
     biases = fc1_bias is not None, fc2_bias is not None
-    return Linear(fc2_weight, fc2_bias)(inner), (rows, pre, fc1_weight, fc2_weight, *biases)
+    return Linear(fc2_weight, fc2_bias)(inner), (rows, pre, fc1_weight, fc2_weight, *biases, activation)
 
 
 def _gradients(_, kept, grad_out):
-    rows, pre, fc1_weight, fc2_weight, fc1_bias, fc2_bias = kept
-    grad_pre, inner = torch.ops.diffratio.linear_gelu_backward(grad_out, fc2_weight, pre)
+    rows, pre, fc1_weight, fc2_weight, fc1_bias, fc2_bias, activation = kept
+    grad_pre, inner = torch.ops.diffratio.linear_gelu_backward(grad_out, fc2_weight, pre, activation)
     return {
         "rows": grad_pre @ fc1_weight,
         "fc1_weight": grad_pre.t() @ rows,
@@ -58,27 +68,27 @@ def _gradients(_, kept, grad_out):
     }
 
 
-def _linear_gelu(rows, weight, bias):
+def _linear_gelu(rows, weight, bias, kind):
     pre = torch.empty(rows.shape[0], weight.shape[0], dtype=rows.dtype, device=rows.device)
-    return kernels("mlp", "triton").linear_gelu(rows, Linear(weight, bias), pre=pre), pre
+    return kernels("mlp", "triton").linear_gelu(rows, Linear(weight, bias), pre=pre, kind=kind), pre
 
 
-def _linear_gelu_backward(grad, weight, pre):
-    return kernels("mlp", "triton").linear_gelu_backward(grad, weight, pre)
+def _linear_gelu_backward(grad, weight, pre, kind):
+    return kernels("mlp", "triton").linear_gelu_backward(grad, weight, pre, kind)
 
 
-def _fake_linear_gelu(rows, weight, bias):
+def _fake_linear_gelu(rows, weight, bias, kind):
     inner = rows.new_empty(rows.shape[0], weight.shape[0])
     return inner, torch.empty_like(inner)
 
 
-def _fake_linear_gelu_backward(grad, weight, pre):
+def _fake_linear_gelu_backward(grad, weight, pre, kind):
     return empty_gradients(pre, pre)
 
 
 Operator(
     "mlp(Tensor rows, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight, Tensor? fc2_bias, *, "
-    'str backend="auto") -> Tensor',
+    'str activation="gelu_tanh", str backend="auto") -> Tensor',
     check=_check,
     launcher=_launcher,
     fake=like_first,
@@ -88,12 +98,12 @@ Operator(
     cast=("rows", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"),
 )
 register(
-    "linear_gelu(Tensor rows, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",
+    "linear_gelu(Tensor rows, Tensor weight, Tensor? bias, str kind) -> (Tensor, Tensor)",
     kernel=_linear_gelu,
     fake=_fake_linear_gelu,
 )
 register(
-    "linear_gelu_backward(Tensor grad, Tensor weight, Tensor pre) -> (Tensor, Tensor)",
+    "linear_gelu_backward(Tensor grad, Tensor weight, Tensor pre, str kind) -> (Tensor, Tensor)",
     kernel=_linear_gelu_backward,
     fake=_fake_linear_gelu_backward,
 )
@@ -106,16 +116,18 @@ def mlp(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
     *,
+    activation: str = "gelu_tanh",
     backend: str = "auto",
 ) -> Tensor:
-    """fc2(gelu(fc1(rows))) with the tanh GELU.
+    """fc2(act(fc1(rows))). A gated MLP is a product, `activation` and a product.
 
     Args:
         rows: [T, D].
         fc1_weight, fc1_bias: [F, D] and [F] or None, in the dtype of rows.
         fc2_weight, fc2_bias: [D, F] and [D] or None, in the dtype of rows.
-        backend: "auto", "cublaslt" (fp16 and bf16; needs fc1_bias, gives no gradient), "triton" or
-            "reference".
+        activation: "gelu_tanh", "gelu" or "silu".
+        backend: "auto", "cublaslt" (fp16 and bf16; needs fc1_bias and "gelu_tanh", gives no gradient),
+            "triton" or "reference".
 
     Returns:
         [T, D].
@@ -126,16 +138,17 @@ def mlp(
     Example:
         >>> branch = mlp(rows, fc1, None, fc2, None)
     """
-    return torch.ops.diffratio.mlp(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, backend=backend)
+    weights = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    return torch.ops.diffratio.mlp(rows, *weights, activation=activation, backend=backend)
 
 
-def run_mlp_takes(run: Run, rows: Tensor, fc1: Product, fc2: Product) -> bool:
+def run_mlp_takes(run: Run, rows: Tensor, fc1: Product, fc2: Product, activation: Activation) -> bool:
     """Whether a block's MLP runs as one operator where autograd looks: raw weights, on the Triton kernels."""
-    raw = isinstance(fc1, Linear) and isinstance(fc2, Linear)
+    raw = isinstance(fc1, Linear) and isinstance(fc2, Linear) and activation.gate is None
     return raw and choose_mlp(run.others, rows, fc1.bias, gradient=True) == "triton"
 
 
-def run_mlp(rows: Tensor, fc1: Linear, fc2: Linear) -> Tensor:
+def run_mlp(rows: Tensor, fc1: Linear, fc2: Linear, activation: Activation) -> Tensor:
     """`mlp` as blocks run it where autograd looks."""
     weights = fc1.weight, fc1.bias, fc2.weight, fc2.bias
-    return torch.ops.diffratio.mlp(rows, *weights, backend="triton")
+    return torch.ops.diffratio.mlp(rows, *weights, activation=activation.kind, backend="triton")

@@ -1,11 +1,11 @@
-"""The MLP's first product and its GELU in eager PyTorch."""
+"""The MLP's first product and its activation in eager PyTorch."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...types import Linear
+from ..activation.reference import activated
 
 
-def linear_gelu(rows: Tensor, fc1: Linear) -> Tensor:
-    """rows [T, D], fc1 [F, D] -> gelu(fc1(rows)) [T, F] with the tanh GELU."""
-    return F.gelu(fc1(rows), approximate="tanh")
+def linear_gelu(rows: Tensor, fc1: Linear, kind: str = "gelu_tanh") -> Tensor:
+    """rows [T, D], fc1 [F, D] -> act(fc1(rows)) [T, F]."""
+    return activated(fc1(rows), kind)

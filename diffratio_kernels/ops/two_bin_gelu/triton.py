@@ -8,7 +8,7 @@ from torch import Tensor
 from ..._triton.launch import accumulator, launch
 from ..._triton.two_bin_rows import columns_if, contiguous, sample_of, small_row
 from ...types import Bins
-from ..mlp.triton import gelu
+from ..activation.triton import gelu
 
 
 @triton.jit

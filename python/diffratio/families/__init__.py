@@ -1,6 +1,7 @@
 """How other people's transformer blocks are taken apart: a spec per family, one file each."""
 
 from diffratio_kernels.blocks.stream import (
+    Activation,
     Call,
     CrossAttention,
     HeadNorm,
@@ -19,6 +20,7 @@ from .modules import ModuleSpec
 from .registry import Spec, register_block_spec, spec_for
 
 __all__ = [
+    "Activation",
     "Call",
     "CrossAttention",
     "HeadNorm",

@@ -1,10 +1,8 @@
-"""diffusers' attention and MLP modules in the terms of the routed block."""
+"""diffusers' attention modules in the terms of the routed block."""
 
 from collections.abc import Callable
 
 import torch
-from diffusers.models.activations import GELU
-from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from diffratio_kernels.types import Linear, PackedRows, Product
 
 from .inspection import foreign, foreign_dropout, patched, remember
 
-remember(Attention, AttnProcessor2_0, FeedForward, GELU)
+remember(Attention, AttnProcessor2_0)
 
 
 def by_count(
@@ -74,15 +72,3 @@ def _unknown(attention: Attention) -> str | None:
     if head_dim % 8:
         return f"head_dim {head_dim} is not a multiple of 8"
     return patched(AttnProcessor2_0)
-
-
-def foreign_mlp(ff: nn.Module) -> str | None:
-    """Why a module is not fc2(gelu(fc1(x))) with the tanh GELU, None where it is."""
-    parts = {"ff": foreign(ff, FeedForward)}
-    if parts["ff"] is None:
-        if len(ff.net) not in (3, 4) or getattr(ff.net[0], "approximate", None) != "tanh":
-            return "ff: not a tanh-GELU MLP"
-        parts |= {"ff.net.0": foreign(ff.net[0], GELU), "ff.net.1": foreign_dropout(ff.net[1])}
-        if len(ff.net) == 4:
-            parts["ff.net.3"] = foreign_dropout(ff.net[3])
-    return next((f"{name}: {why}" for name, why in parts.items() if why), None)

@@ -10,9 +10,9 @@ from diffusers.models.normalization import AdaLayerNormZero
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, CrossAttention, Mlp, SelfAttention, Stream
-from diffratio_kernels.types import Linear, PackedRows, Product
+from diffratio_kernels.types import Activation, Linear, PackedRows, Product
 
-from .attention_modules import by_count, foreign_attention, foreign_mlp, product_of
+from .attention_modules import by_count, foreign_attention, product_of
 from .inspection import (
     affine_linear,
     bias_of,
@@ -22,6 +22,7 @@ from .inspection import (
     plain_linear,
     remember,
 )
+from .mlp_modules import foreign_mlp, projected
 from .registry import Spec, inspected, register_block_spec
 from .text_mask import keys_values_of, text_lengths
 
@@ -42,6 +43,8 @@ class _Inspected:
     ff: str | None
     fc2: str | None
     """Why fc2 is not affine."""
+    activation: Activation | None
+    """Of an MLP that is known."""
     norms: str | None
     linears: dict[str, tuple[nn.Module, bool]]
     """With whether its weight is the whole of what it computes."""
@@ -86,6 +89,7 @@ class BasicTransformerSpec(Spec):
             attn2=attn2,
             ff=ff,
             fc2=None if ff else affine_linear(block.ff.net[2]),
+            activation=None if ff else projected(block.ff),
             norms=norms,
             linears={name: (linear, why is None) for name, (linear, why) in linears.items()},
             slow=attn1 or attn2 or ff or linear,
@@ -177,7 +181,8 @@ class _Call:
         if self.found.ff or self.found.fc2 or self.block._chunk_size is not None:
             return self._feed_forward
         fc1, fc2 = self._products("ff", "net.0.proj", "net.2")
-        return Mlp(fc1, fc2, None if isinstance(fc2, Linear) else bias_of(fc2))
+        bias = None if isinstance(fc2, Linear) else bias_of(fc2)
+        return Mlp(fc1, fc2, bias, self.found.activation)
 
     def _feed_forward(self, normed: Tensor, rows: PackedRows) -> Tensor:
         chunk = self.block._chunk_size

@@ -7,6 +7,7 @@ from diffusers.models.transformers.transformer_bria_fibo2 import (
     BriaFibo2Attention,
     BriaFibo2AttnProcessor,
     BriaFibo2TransformerBlock,
+    FeedForward,
 )
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from diffratio_kernels.blocks.stream import Call, Stream, fold
 from diffratio_kernels.types import PackedRows
 
 from .attention_modules import by_count
+from .mlp_modules import Layers
 from .modules import ModuleSpec, complex_rope, key_mask, span, told
 from .registry import register_block_spec
 
@@ -22,6 +24,7 @@ class BriaFibo2Spec(ModuleSpec):
     timestep_units = "noise"
     plain = {"attention": BriaFibo2Attention, "attention_norm1": RMSNorm, "ffn_norm1": RMSNorm}
     processors = (BriaFibo2AttnProcessor,)
+    mlps = {FeedForward: Layers(("w1", "w3"), "w2")}
 
     def width(self, block):
         return block.attention.to_q.in_features
@@ -56,8 +59,9 @@ class BriaFibo2Spec(ModuleSpec):
 
         own = parts.attention(block.attention, complex_rope(freqs_cis), fused=False)
         image = Stream(
-            x, modulation, own, block.feed_forward, block.attention_norm1.eps, block.ffn_norm1.eps, "rms",
-            groups, parts.branch_norm(block.attention_norm2), parts.branch_norm(block.ffn_norm2),
+            x, modulation, own, parts.mlp(block.feed_forward), block.attention_norm1.eps,
+            block.ffn_norm1.eps, "rms", groups, parts.branch_norm(block.attention_norm2),
+            parts.branch_norm(block.ffn_norm2),
         )  # fmt: skip
         between = None if block.cross_attention is None else cross
         return Call(image, between, layout=span(block, x, start, start + made, mask))

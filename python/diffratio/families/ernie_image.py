@@ -5,13 +5,16 @@ import torch
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_ernie_image import (
     ErnieImageAttention,
+    ErnieImageFeedForward,
     ErnieImageSharedAdaLNBlock,
     ErnieImageSingleStreamAttnProcessor,
 )
 from torch import Tensor
 
 from diffratio_kernels.blocks.stream import Call, Rope, Stream, fold
+from diffratio_kernels.types import Activation
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, key_mask, span, told
 from .registry import register_block_spec
 
@@ -19,6 +22,9 @@ from .registry import register_block_spec
 class ErnieImageSpec(ModuleSpec):
     plain = {"adaLN_sa_ln": RMSNorm, "adaLN_mlp_ln": RMSNorm, "self_attention": ErnieImageAttention}
     processors = (ErnieImageSingleStreamAttnProcessor,)
+    mlps = {
+        ErnieImageFeedForward: Layers(("gate_proj", "up_proj"), "linear_fc2", Activation("gelu", "first")),
+    }
 
     def width(self, block):
         return block.self_attention.query_dim
@@ -40,7 +46,7 @@ class ErnieImageSpec(ModuleSpec):
         return Call(
             Stream(x, torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1),
                    parts.attention(block.self_attention, rope, fused=False),
-                   block.mlp, norm1.eps, norm2.eps, "rms"),
+                   parts.mlp(block.mlp), norm1.eps, norm2.eps, "rms"),
             layout=span(block, x, 0, x.shape[1] - told(block, self), valid),
             output=_in_front,
         )  # fmt: skip

@@ -5,18 +5,24 @@ import torch
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
     Flux2AttnProcessor,
+    Flux2FeedForward,
     Flux2ParallelSelfAttention,
     Flux2ParallelSelfAttnProcessor,
     Flux2SingleTransformerBlock,
+    Flux2SwiGLU,
     Flux2TransformerBlock,
 )
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, Parallel, SelfAttention, Stream
+from diffratio_kernels.types import Activation
 
 from .flux import SequenceSpec, joint_call
+from .mlp_modules import Layers, know
 from .modules import clipped, pairs, span, text_and_image, told
 from .registry import register_block_spec
+
+know(Flux2SwiGLU, Activation("silu", gate="first"))
 
 
 def _modulation(mod: Tensor, x: Tensor, parts: int) -> Tensor:
@@ -31,6 +37,7 @@ class Flux2Spec(SequenceSpec):
         "norm2_context": nn.LayerNorm,
     }  # fmt: skip
     processors = (Flux2AttnProcessor,)
+    mlps = {Flux2FeedForward: Layers(("linear_in",), "linear_out")}
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb_mod_img, temb_mod_txt,
              image_rotary_emb=None, joint_attention_kwargs=None):  # fmt: skip

@@ -5,17 +5,22 @@ import torch
 from diffusers.models.transformers.transformer_flux3 import (
     Flux3Attention,
     Flux3AttnProcessor,
+    Flux3FeedForward,
     Flux3ModeTransformerBlock,
     Flux3SingleTransformerBlock,
+    Flux3SwiGLU,
     Flux3Transformer2DModel,
 )
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, Stream
+from diffratio_kernels.types import Activation
 
+from .mlp_modules import Layers, know
 from .modules import ModuleSpec, Parts, pairs, span, told, two_kinds
 from .registry import register_block_spec
 
+know(Flux3SwiGLU, Activation("silu", gate="first"))
 _OTHERS = {"txt_mode_blocks": "it sees the text alone", "image_cond": "it sees reference images alone"}
 
 
@@ -51,6 +56,7 @@ def _text_and_image(image, text):
 class _Flux3(ModuleSpec):
     plain = {"norm": nn.LayerNorm, "attn": Flux3Attention}
     processors = (Flux3AttnProcessor,)
+    mlps = {Flux3FeedForward: Layers(("linear_in",), "linear_out")}
     timestep_units = "noise"
 
     def width(self, block):
@@ -71,7 +77,8 @@ class _Flux3(ModuleSpec):
         if isinstance(attention.norms, tuple):  # by their weights they are computed in fp32 anyway
             attention.norms = tuple(map(_wide, attention.norms))
         modulation, groups = _modulation(x, mod, alike)
-        return Stream(x, modulation, attention, block.ff, eps, eps, groups=groups, mlp_reads_input=True)
+        mlp = parts.mlp(block.ff)
+        return Stream(x, modulation, attention, mlp, eps, eps, groups=groups, mlp_reads_input=True)
 
 
 class Flux3ModeSpec(_Flux3):

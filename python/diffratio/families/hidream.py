@@ -4,6 +4,7 @@ An image that is not square is padded, and its padding is attended to by keys of
 from diffusers.models.transformers.transformer_hidream_image import (
     HiDreamAttention,
     HiDreamAttnProcessor,
+    HiDreamImageFeedForwardSwiGLU,
     HiDreamImageSingleTransformerBlock,
     HiDreamImageTransformerBlock,
 )
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, Layout, Rope, SelfAttention, Stream
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, image_and_text, ragged, told
 from .registry import register_block_spec
 
@@ -18,6 +20,7 @@ from .registry import register_block_spec
 class _HiDream(ModuleSpec):
     timestep_name = "timesteps"
     processors = (HiDreamAttnProcessor,)
+    mlps = {HiDreamImageFeedForwardSwiGLU: Layers(("w1", "w3"), "w2")}
 
     def width(self, block):
         return block.attn1.query_dim
@@ -48,7 +51,7 @@ class HiDreamSpec(_HiDream):
         text = _attention(parts, block.attn1, image_rotary_emb[:, length:], None, "_t")
         return Call(
             Stream(hidden_states, of_image, own, _by_rows(block.ff_i)),
-            text=Stream(encoder_hidden_states, of_text, text, block.ff_t),
+            text=Stream(encoder_hidden_states, of_text, text, parts.mlp(block.ff_t)),
             layout=self.where(block, hidden_states),
             output=image_and_text,
         )

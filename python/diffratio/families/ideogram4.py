@@ -7,12 +7,14 @@ from diffusers.models.transformers.transformer_ideogram4 import (
     SEQUENCE_PADDING_INDICATOR,
     Ideogram4Attention,
     Ideogram4AttnProcessor,
+    Ideogram4MLP,
     Ideogram4TransformerBlock,
 )
 from torch import Tensor
 
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, scales_and_gates, span, told
 from .references import read_once
 from .registry import register_block_spec
@@ -22,6 +24,7 @@ class Ideogram4Spec(ModuleSpec):
     timestep_units = "clean"
     plain = {"attention": Ideogram4Attention, "attention_norm1": RMSNorm, "ffn_norm1": RMSNorm}
     processors = (Ideogram4AttnProcessor,)
+    mlps = {Ideogram4MLP: Layers(("w1", "w3"), "w2")}
 
     def width(self, block):
         return block.attention.hidden_size
@@ -44,7 +47,7 @@ class Ideogram4Spec(ModuleSpec):
         return Call(
             Stream(x, scales_and_gates(modulation.flatten(0, 1), norm1.weight, norm2.weight),
                    parts.attention(attn, Rope(cos, sin, halves=True), fused=False, heads=attn.num_heads),
-                   block.feed_forward, norm1.eps, norm2.eps, "rms", groups,
+                   parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms", groups,
                    attention_norm=parts.branch_norm(block.attention_norm2),
                    mlp_norm=parts.branch_norm(block.ffn_norm2)),
             layout=span(block, x, start, None, valid),

@@ -5,13 +5,16 @@ import torch
 from diffusers.models.transformers.transformer_kandinsky import (
     Kandinsky5Attention,
     Kandinsky5AttnProcessor,
+    Kandinsky5FeedForward,
     Kandinsky5Modulation,
     Kandinsky5TransformerDecoderBlock,
 )
 from torch import nn
 
 from diffratio_kernels.blocks.stream import Call, Rope, SelfAttention, Stream
+from diffratio_kernels.types import Activation
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, modulated_attention
 from .registry import register_block_spec
 
@@ -22,6 +25,7 @@ class Kandinsky5Spec(ModuleSpec):
         "feed_forward_norm": nn.LayerNorm, "self_attention": Kandinsky5Attention,
     }  # fmt: skip
     processors = (Kandinsky5AttnProcessor,)
+    mlps = {Kandinsky5FeedForward: Layers(("in_layer",), "out_layer", Activation("gelu"))}
 
     def width(self, block):
         return block.self_attention.to_query.in_features
@@ -41,8 +45,8 @@ class Kandinsky5Spec(ModuleSpec):
             rope = rope.reshape(-1, *rope.shape[-5:])
             own.rope = Rope(rope[..., 0, 0], rope[..., 1, 0], dtype=torch.bfloat16)
         image = Stream(
-            visual_embed, torch.cat([modulation[:, :3], modulation[:, 6:]], dim=1), own, block.feed_forward,
-            block.self_attention_norm.eps, block.feed_forward_norm.eps,
+            visual_embed, torch.cat([modulation[:, :3], modulation[:, 6:]], dim=1), own,
+            parts.mlp(block.feed_forward), block.self_attention_norm.eps, block.feed_forward_norm.eps,
         )  # fmt: skip
         norm = _in_float(block.cross_attention_norm)
         return Call(image, modulated_attention(norm, modulation[:, 3:6], attend, text_embed))

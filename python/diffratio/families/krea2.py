@@ -6,11 +6,13 @@ from diffusers.models.transformers.transformer_krea2 import (
     Krea2Attention,
     Krea2AttnProcessor,
     Krea2RMSNorm,
+    Krea2SwiGLU,
     Krea2TransformerBlock,
 )
 
 from diffratio_kernels.blocks.stream import Call, Stream, fold
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, key_mask, pairs, span, told
 from .registry import register_block_spec
 
@@ -19,6 +21,7 @@ class Krea2Spec(ModuleSpec):
     timestep_units = "noise"
     plain = {"norm1": Krea2RMSNorm, "norm2": Krea2RMSNorm, "attn": Krea2Attention}
     processors = (Krea2AttnProcessor,)
+    mlps = {Krea2SwiGLU: Layers(("gate", "up"), "down")}
 
     def width(self, block):
         return block.norm1.dim
@@ -40,7 +43,7 @@ class Krea2Spec(ModuleSpec):
         )  # fmt: skip
         modulation = torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1)
         return Call(
-            Stream(x, modulation, attention, block.ff, block.norm1.eps, block.norm2.eps, "rms"),
+            Stream(x, modulation, attention, parts.mlp(block.ff), block.norm1.eps, block.norm2.eps, "rms"),
             layout=span(block, x, told(block, self), None, valid),
         )
 

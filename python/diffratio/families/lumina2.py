@@ -1,12 +1,14 @@
 """Lumina 2: one ragged sequence [text, image] per sample, RMS norms before and after the branches, gates by
 tanh, query heads that share keys and values."""
 
+from diffusers.models.attention import LuminaFeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import LuminaRMSNormZero, RMSNorm
 from diffusers.models.transformers.transformer_lumina2 import Lumina2AttnProcessor2_0, Lumina2TransformerBlock
 
 from diffratio_kernels.blocks.stream import Call, Stream
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, complex_rope, ragged, scales_and_gates, told
 from .registry import register_block_spec
 
@@ -15,6 +17,7 @@ class Lumina2Spec(ModuleSpec):
     timestep_units = "clean"
     plain = {"norm1": LuminaRMSNormZero, "norm1.norm": RMSNorm, "attn": Attention, "ffn_norm1": RMSNorm}
     processors = (Lumina2AttnProcessor2_0,)
+    mlps = {LuminaFeedForward: Layers(("linear_1", "linear_3"), "linear_2")}
 
     def width(self, block):
         return block.attn.query_dim
@@ -38,7 +41,7 @@ class Lumina2Spec(ModuleSpec):
         )  # fmt: skip
         return Call(
             Stream(hidden_states, scales_and_gates(modulation, norm.weight, block.ffn_norm1.weight),
-                   attention, block.feed_forward, norm.eps, block.ffn_norm1.eps, "rms",
+                   attention, parts.mlp(block.feed_forward), norm.eps, block.ffn_norm1.eps, "rms",
                    attention_norm=parts.branch_norm(block.norm2),
                    mlp_norm=parts.branch_norm(block.ffn_norm2)),
             layout=ragged(block, hidden_states, [(text, text + image) for text in texts],

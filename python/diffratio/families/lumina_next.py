@@ -5,6 +5,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import LuminaFeedForward
 from diffusers.models.attention_processor import Attention, LuminaAttnProcessor2_0
 from diffusers.models.normalization import LuminaRMSNormZero, RMSNorm
 from diffusers.models.transformers.lumina_nextdit2d import LuminaNextDiTBlock
@@ -15,6 +16,7 @@ from diffratio_kernels.blocks.stream import Call, Rope, Stream, fold
 from diffratio_kernels.types import PackedRows
 
 from .attention_modules import by_count
+from .mlp_modules import Layers
 from .modules import ModuleSpec, complex_rope
 from .registry import register_block_spec
 
@@ -23,6 +25,7 @@ class LuminaNextSpec(ModuleSpec):
     timestep_units = "clean"
     plain = {"norm1": LuminaRMSNormZero, "ffn_norm1": RMSNorm, "attn1": Attention, "attn2": Attention}
     processors = (LuminaAttnProcessor2_0,)
+    mlps = {LuminaFeedForward: Layers(("linear_1", "linear_3"), "linear_2")}
 
     def width(self, block):
         return block.attn1.query_dim
@@ -45,8 +48,8 @@ class LuminaNextSpec(ModuleSpec):
         rope, text = complex_rope(image_rotary_emb), (encoder_hidden_states, encoder_mask)
         attend = _attention(block, rope, attention_mask, text, base)
         image = Stream(
-            hidden_states, modulation, attend, block.feed_forward, zero.norm.eps, block.ffn_norm1.eps,
-            norm="rms", mlp_norm=parts.branch_norm(block.ffn_norm2),
+            hidden_states, modulation, attend, parts.mlp(block.feed_forward), zero.norm.eps,
+            block.ffn_norm1.eps, norm="rms", mlp_norm=parts.branch_norm(block.ffn_norm2),
         )  # fmt: skip
         return Call(image)
 

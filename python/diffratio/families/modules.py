@@ -8,16 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fold
-from diffratio_kernels.types import BranchNorm, Linear, PackedRows, Product
+from diffratio_kernels.types import Activation, BranchNorm, PackedRows, Product
 
-from .attention_modules import by_count, foreign_mlp, product_of
+from .attention_modules import by_count, product_of
 from .inspection import (
-    affine_linear,
-    bias_of,
     foreign_dropout,
     hooked,
     moves_arguments,
@@ -25,6 +22,7 @@ from .inspection import (
     plain_linear,
     remember,
 )
+from .mlp_modules import Layers, activation_of, layers_of, taken_apart
 from .norms import branch_norm, head_norm, plain_norm
 from .registry import Spec, inspected
 from .text_mask import keys_values_of
@@ -38,8 +36,10 @@ class Parts:
     """Why the block cannot be routed as it is now."""
     raw: set[int] = field(default_factory=set)
     """ids of the Linears whose weights are all that they compute."""
-    affine: set[int] = field(default_factory=set)
-    """ids of the MLPs that are two products around a tanh GELU, the second one affine."""
+    mlps: dict[int, Layers] = field(default_factory=dict)
+    """ids of the MLPs that are two products around a known activation."""
+    activations: dict[int, Activation] = field(default_factory=dict)
+    """ids of the modules that are known activations."""
     norm_weights: set[int] = field(default_factory=set)
     """ids of the norms whose weights are all that they compute."""
     slow: str | None = None
@@ -51,10 +51,8 @@ class Parts:
 
     def mlp(self, ff: nn.Module) -> Mlp | nn.Module:
         """The MLP by its products, or the module."""
-        if id(ff) not in self.affine:
-            return ff
-        fc1, fc2 = self.product(ff.net[0].proj), self.product(ff.net[2])
-        return Mlp(fc1, fc2, None if isinstance(fc2, Linear) else bias_of(fc2))
+        layers = self.mlps.get(id(ff))
+        return ff if layers is None else taken_apart(ff, layers, self.product)
 
     def attention(
         self,
@@ -118,13 +116,15 @@ class ModuleSpec(Spec):
     plain: dict[str, type | tuple[type, ...]]
     """Names of the modules that the routed block does not call, and what they must be (one of several)."""
     path = "operators"
+    mlps: dict[type, Layers] = {}
+    """Classes of MLPs besides diffusers' FeedForward."""
     processors: tuple[type, ...] = ()
     """What the processors of its attentions may be: they are not called either."""
 
     def __init__(self):
         for classes in self.plain.values():
             remember(*(classes if isinstance(classes, tuple) else (classes,)))
-        remember(*self.processors)
+        remember(*self.processors, *self.mlps)
 
     def inspect(self, block: nn.Module) -> Parts:
         reason = self._refused(block)
@@ -139,8 +139,10 @@ class ModuleSpec(Spec):
                 parts.slow = parts.slow or (why and f"{name}: {why}")
             elif plain_norm(module):
                 parts.norm_weights.add(id(module))
-            elif type(module) is FeedForward and not (foreign_mlp(module) or affine_linear(module.net[2])):
-                parts.affine.add(id(module))
+            elif activation := activation_of(module):
+                parts.activations[id(module)] = activation
+            elif layers := layers_of(module, self.mlps):
+                parts.mlps[id(module)] = layers
         return parts
 
     def _refused(self, block: nn.Module) -> str | None:

@@ -37,7 +37,7 @@ class NucleusMoESpec(ModuleSpec):
         own = parts.attention(attn, complex_rope(of_image), fused=False, kv_heads=heads, more=more)
         scale1, gate1, scale2, gate2 = block.img_mod(temb).unflatten(-1, (4, -1)).unbind(1)
         gate1, gate2 = (gate.clamp(-2, 2).tanh() for gate in (gate1, gate2))
-        none, mlp = torch.zeros_like(scale1), block.img_mlp
+        none, mlp = torch.zeros_like(scale1), parts.mlp(block.img_mlp)
         if block.moe_enabled:
             scale2, mlp = none, _experts(block.img_mlp, scale2, temb)
         modulation = torch.stack([none, scale1, gate1, none, scale2, gate2], dim=1)

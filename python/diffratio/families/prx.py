@@ -4,9 +4,10 @@ import torch
 from diffusers.models.transformers.transformer_prx import PRXAttention, PRXAttnProcessor2_0, PRXBlock
 from torch import nn
 
-from diffratio_kernels.blocks.stream import Call, KeysValues, Rope, SelfAttention, Stream
+from diffratio_kernels.blocks.stream import Call, KeysValues, Mlp, Rope, SelfAttention, Stream
+from diffratio_kernels.types import Activation
 
-from .modules import ModuleSpec
+from .modules import ModuleSpec, Parts
 from .registry import register_block_spec
 
 
@@ -38,13 +39,23 @@ class PRXSpec(ModuleSpec):
             norms=parts.norms(attn, "norm_q", "norm_k"), rope=Rope(cos, sin), more=text,
         )  # fmt: skip
 
-        def mlp(normed, rows):
-            return block.down_proj(block.mlp_act(block.gate_proj(normed)) * block.up_proj(normed))
-
         first, second = block.modulation(temb)
         norm1, norm2 = block.img_pre_norm, block.post_attention_layernorm
         modulation = torch.cat([*first, *second], dim=1)
-        return Call(Stream(hidden_states, modulation, attention, mlp, norm1.eps, norm2.eps))
+        return Call(Stream(hidden_states, modulation, attention, _mlp(block, parts), norm1.eps, norm2.eps))
+
+
+def _mlp(block, parts: Parts):
+    """By its products, or as the block computes it."""
+
+    def as_it_is(normed, rows):
+        return block.down_proj(block.mlp_act(block.gate_proj(normed)) * block.up_proj(normed))
+
+    known = parts.activations.get(id(block.mlp_act))
+    if known is None:
+        return as_it_is
+    gate, up, down = map(parts.product, (block.gate_proj, block.up_proj, block.down_proj))
+    return Mlp((gate, up), down, activation=Activation(known.kind, gate="first"))
 
 
 register_block_spec(PRXBlock, PRXSpec())

@@ -6,12 +6,14 @@ from diffusers.models.transformers.transformer_qwenimage21 import (
     QwenImage21Attention,
     QwenImage21AttnProcessor,
     QwenImage21KVLayerCache,
+    QwenImage21SwiGLUFeedForward,
     QwenImage21TransformerBlock,
 )
 from torch import nn
 
 from diffratio_kernels.blocks.stream import Call, KeysValues, Stream
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, clipped, complex_rope
 from .registry import register_block_spec
 
@@ -20,6 +22,7 @@ class QwenImage21Spec(ModuleSpec):
     timestep_units = "noise"
     plain = {"img_norm1": nn.LayerNorm, "img_norm2": nn.LayerNorm, "attn": QwenImage21Attention}
     processors = (QwenImage21AttnProcessor,)
+    mlps = {QwenImage21SwiGLUFeedForward: Layers(("gate_layer", "proj"), "out")}
 
     def width(self, block):
         return block.attn.to_q.in_features
@@ -56,7 +59,7 @@ class QwenImage21Spec(ModuleSpec):
 
         attention = parts.attention(block.attn, rope, fused=False, more=more)
         eps = block.img_norm1.eps, block.img_norm2.eps
-        return Call(Stream(x, of_image, attention, block.img_mlp, *eps), output=output)
+        return Call(Stream(x, of_image, attention, parts.mlp(block.img_mlp), *eps), output=output)
 
 
 register_block_spec(QwenImage21TransformerBlock, QwenImage21Spec())

@@ -5,12 +5,14 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_z_image import (
     SEQ_MULTI_OF,
+    FeedForward,
     ZImageTransformerBlock,
     ZSingleStreamAttnProcessor,
 )
 
 from diffratio_kernels.blocks.stream import Call, Stream
 
+from .mlp_modules import Layers
 from .modules import ModuleSpec, complex_rope, ragged, scales_and_gates, told
 from .registry import register_block_spec
 
@@ -20,6 +22,7 @@ class ZImageSpec(ModuleSpec):
     timestep_name = "t"
     plain = {"attention": Attention, "attention_norm1": RMSNorm, "ffn_norm1": RMSNorm}
     processors = (ZSingleStreamAttnProcessor,)
+    mlps = {FeedForward: Layers(("w1", "w3"), "w2")}
 
     def width(self, block):
         return block.dim
@@ -47,8 +50,9 @@ class ZImageSpec(ModuleSpec):
         norm1, norm2 = block.attention_norm1, block.ffn_norm1
         return Call(
             Stream(x, scales_and_gates(block.adaLN_modulation(adaln_input), norm1.weight, norm2.weight),
-                   parts.attention(block.attention, complex_rope(freqs_cis), fused=False), block.feed_forward,
-                   norm1.eps, norm2.eps, "rms", attention_norm=parts.branch_norm(block.attention_norm2),
+                   parts.attention(block.attention, complex_rope(freqs_cis), fused=False),
+                   parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms",
+                   attention_norm=parts.branch_norm(block.attention_norm2),
                    mlp_norm=parts.branch_norm(block.ffn_norm2)),
             layout=ragged(block, x, *told(block, self)),
         )  # fmt: skip

@@ -13,6 +13,7 @@ from diffratio_kernels.blocks.products import run_of
 from diffratio_kernels.blocks.routed import routed
 from diffratio_kernels.blocks.stream import Call, CrossAttention
 from diffratio_kernels.blocks.two_bin import bins_of, two_bin
+from diffratio_kernels.ops.route.cu_seqlens import cu_seqlens_for
 from diffratio_kernels.ops.route.op import run_route, select_rows
 from diffratio_kernels.types import Linear, PackedRows, Run
 

@@ -67,6 +67,10 @@ def calls():
             {"hidden": rows, "branch": rows, "gate": gate, "index": index, "tokens": N},
             {"hidden": (0, 1), "branch": (0, 1), "gate": (1,), "index": (0,)},
         ),
+        "activation": (
+            {"gate": rows, "value": rows, "index": index, "logits": x[..., 0], "score_scale": 2.0},
+            {"gate": (0, 1), "value": (0, 1), "index": (0,), "logits": ()},
+        ),
         "mlp": (
             {"rows": rows} | {name: block[name] for name in MLP},
             {"rows": (1,)} | {name: (0, 1) if "weight" in name else (0,) for name in MLP},
@@ -91,13 +95,13 @@ def calls():
 
 
 VALID = {op: arguments for op, (arguments, _) in calls().items()}
-OPTIONAL = {"router_bias", "index", "key_lengths", "context_kv", "context_lengths"}
+OPTIONAL = {"router_bias", "value", "logits", "index", "key_lengths", "context_kv", "context_lengths"}
 
 
 def tensor_faults(op, name, value, pinned):
     """(label, wrong value) for one tensor argument."""
     first = {
-        "gate_residual": "hidden", "mlp": "rows", "attention": "query",
+        "gate_residual": "hidden", "mlp": "rows", "attention": "query", "activation": "gate",
         "two_bin_gelu": "pre", "two_bin_attention": "query",
     }.get(op, "x")  # fmt: skip
     any_float = (first, "router_weight", "router_bias", "modulation", "gate", "logits", "weight_large")
@@ -136,7 +140,13 @@ VALUES = {  # operator -> argument -> wrong values
     "gather_adaln": {"eps": NOT_POSITIVE},
     "adaln": {"eps": NOT_POSITIVE, "tokens": [0, -1]},
     "gate_residual": {"tokens": [0, -1]},
-    "mlp": {},
+    "activation": {
+        "kind": ["tanh", "GELU", ""],
+        "score_scale": NOT_POSITIVE,
+        "index": [None],
+        "logits": [None],
+    },
+    "mlp": {"activation": ["tanh", "GELU", ""]},
     "attention": {
         "scale": NOT_POSITIVE,
         "max_seqlen_q": [-1, 0, 4, 5, T + 1],

@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad, gradcheck
 
 import diffratio_kernels as dk
+from diffratio_kernels._checks import ACTIVATIONS
 from diffratio_kernels.testing.cases import ModBlockCase, TwoBinCase, operator_calls, two_bin_arguments
 
 KEEPS = {"uniform": (3, 3), "per sample": (1, 4), "a sample without": (0, 4)}
@@ -101,6 +102,16 @@ def test_scatter_rescale(keep, rescale, backend):
     }
     names = check(lambda **k: dk.scatter_rescale(**k, backend=backend), arguments)
     assert names == {"x", "hidden", "branch", "gate", "logits"}
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True], ids=["alone", "gated"])
+def test_activation(keep, kind, gated, backend):
+    index, gate, value = packed(keep)
+    arguments = {"gate": gate, "value": value if gated else None, "index": index, "score_scale": 2.0}
+    arguments |= {"logits": torch.randn(2, 4), "kind": kind}
+    names = check(lambda **k: dk.activation(**k, backend=backend), arguments)
+    assert names == {"gate", "logits"} | ({"value"} if gated else set())
 
 
 @pytest.mark.parametrize("lengths", [None, [3, 0], [3, 1]], ids=str)

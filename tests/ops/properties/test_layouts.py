@@ -9,8 +9,18 @@ from diffratio_kernels.testing.cases import LAYOUTS, ModBlockCase, TwoBinCase, l
 LAYOUTS = [layout for layout in LAYOUTS if layout != "contiguous"]
 OPTIONS = {"seed": 0, "tokens": 11, "keep": (7, 7), "ragged_text": True, "router_bias": True}
 CASE, TWO_BINS = ModBlockCase(**OPTIONS), TwoBinCase(**OPTIONS, keep_small=(3, 5))
-EXACT = ("gather_adaln", "adaln", "scatter_rescale", "two_bin_gelu", "two_bin_blend")
-OPS = ("route", "gather_adaln", "adaln", "gate_residual", "attention", "mlp", "scatter_rescale", "mod_block")
+EXACT = ("gather_adaln", "adaln", "scatter_rescale", "activation", "two_bin_gelu", "two_bin_blend")
+OPS = (
+    "activation",
+    "route",
+    "gather_adaln",
+    "adaln",
+    "gate_residual",
+    "attention",
+    "mlp",
+    "scatter_rescale",
+    "mod_block",
+)
 OPS += ("two_bin_gelu", "two_bin_blend", "two_bin_attention", "two_bin_block")
 
 
@@ -26,6 +36,7 @@ def call_of(op):
         "route": {name: block[name] for name in ("x", "router_weight", "keep", "router_bias")},
         "gather_adaln": {"x": x, "index": index, "shift": shift, "scale": scale},
         "adaln": {"rows": rows, "index": index, "tokens": 11, "shift": shift, "scale": scale},
+        "activation": {"gate": rows, "value": branch, "index": index, "logits": logits, "kind": "silu"},
         "gate_residual": {"hidden": rows, "branch": branch, "gate": gate, "index": index, "tokens": 11},
         "mlp": {"rows": rows} | {n: block[n] for n in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")},
         "attention": heads

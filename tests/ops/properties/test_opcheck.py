@@ -108,6 +108,22 @@ def test_mlp(wants_gradient, backend):
     check("mlp", rows | weights, wants_gradient)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
+@pytest.mark.parametrize("given", ["gate", "gate and value", "scored"])
+def test_activation(given, wants_gradient, backend):
+    a = selected(CASES["per sample"])
+    arguments = {
+        "gate": a["rows"],
+        "value": None if given == "gate" else a["branch"],
+        "index": a["index"] if given == "scored" else None,
+        "logits": a["logits"].detach() if given == "scored" else None,
+        "kind": "silu",
+        "score_scale": 2.0,
+        "backend": backend,
+    }
+    check("activation", arguments, wants_gradient, traced_once(backend))
+
+
 @pytest.mark.parametrize("backend", ["triton", "sdpa", "reference"])
 @pytest.mark.parametrize("name", ["uniform", "per sample"])
 def test_attention(name, wants_gradient, backend):

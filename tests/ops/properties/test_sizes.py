@@ -92,6 +92,8 @@ def test_row_operators_without_rows(backend):
     rows, normed = dk.gather_adaln(x, NO_INDEX, m, m, **option)
     assert rows.shape == normed.shape == (0, 16)
     assert dk.adaln(nothing, NO_INDEX, 24, m, m, **option).shape == (0, 16)
+    of_none = nothing, NO_INDEX, x[..., 0]
+    assert dk.activation(nothing, *of_none, kind="silu", **option).shape == (0, 16)
     assert torch.equal(dk.scatter_rescale(x, NO_INDEX, nothing, nothing, m, x[..., 0], **option), x)
 
 

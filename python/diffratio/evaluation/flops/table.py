@@ -117,6 +117,7 @@ def step_cost(
         "cross_attention": (4 * rows * shape.text_tokens * width, 0, 2 * (rows + text) * row),
         "gate_residual": (0, 2 * rows * width, 3 * rows * row),
         "mlp": (4 * rows * width * hidden, 0, 2 * rows * row + 2 * hidden * row),
+        "activation": (0, 8 * rows * hidden, 3 * rows * hidden * itemsize),
         "scatter_rescale": (0, 3 * rows * width, (2 * tokens + rows) * row),
         "scatter_rescale_": (0, 3 * rows * width, 3 * rows * row),
         "copy": (0, 0, 2 * tokens * row),

@@ -1,0 +1,1 @@
+"""What an MLP has between its products."""
