@@ -26,7 +26,7 @@ measured time: `diffratio plan --preset NAME` predicts times, `diffratio bench f
 
 Written by `python -m tools.cost --write`; a test counts some rows again.
 
-| preset | blocks | tokens + text | weights, GiB | TFLOP | share with 70, 50, 30 % kept | a block, GiB | with 50 % |
+| preset | blocks | tokens + text | weights, GiB | TFLOP | share: 70, 50, 30 % kept | block, GiB | 50 % |
 |---|---:|---:|---:|---:|---:|---:|---:|
 """
 

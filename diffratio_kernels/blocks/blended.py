@@ -16,7 +16,7 @@ from ..ops.route.reference import accumulation_dtype
 from ..ops.two_bin_attention.two_passes import with_small
 from ..ops.two_bin_gelu.reference import blend, small_rows
 from ..types import Activation, Bins, Finish, Linear, PackedRows, Rescale, Run
-from .joint import Text, score
+from .joint import Text
 from .products import activated
 from .recompute import recompute_in_backward
 from .routed import as_rows
@@ -57,10 +57,7 @@ def finish_text(run: Run, text: Text, end: End | None, bins: Bins, logits: Tenso
 
 def finish_parallel(run: Run, image: Stream, rows: PackedRows, end: End, inner: Tensor, gate: Tensor, scores):
     """One product out of attention and MLP, whose inner rows [T, F] are the same in both bins."""
-    (logits, rescale), out, bins = scores, image.mlp.out, rows.bins
-    if rescale.mode == "mlp":  # the score multiplies the MLP alone
-        inner = (inner * score(rows, logits, rescale.score_scale)).to(inner.dtype)
-        rescale = Rescale("none")
+    out, bins = image.mlp.out, rows.bins
     wide, dtype, shape = accumulation_dtype(inner.dtype), end.hidden.dtype, image.tokens.shape
     if isinstance(out, Linear):  # once, on the blend
         both = inner.new_ones(end.last.shape[0], 1, dtype=wide)
@@ -71,7 +68,7 @@ def finish_parallel(run: Run, image: Stream, rows: PackedRows, end: End, inner: 
         both = torch.cat([end.last, with_small(inner, small_rows(bins)).to(end.last.dtype)], dim=-1)
         both = as_rows("Parallel.out", out(both), end.last.shape[0], shape[2])
         branch = blend(both.to(wide), bins).to(dtype)
-    return _blend(run, image.tokens, rows, end.hidden, branch, gate, (logits, rescale))
+    return _blend(run, image.tokens, rows, end.hidden, branch, gate, scores)
 
 
 def lerp(large: Tensor, small: Tensor, weight: Tensor) -> Tensor:

@@ -258,11 +258,6 @@ def _of_each(counts: list[int], batch: int) -> list[int]:
     return counts if len(counts) == batch else counts * batch
 
 
-def score(rows: PackedRows, logits: Tensor, score_scale: float) -> Tensor:
-    """[T, 1], in fp32 or fp64: what the router's logits [B, N] say of the kept rows."""
-    return (score_scale * logits.flatten()[rows.index].sigmoid())[:, None]
-
-
 def with_pinned(
     layout: Layout, selected: PackedRows, logits: Tensor, score_scale: float, *, pinned_first: bool = False
 ) -> tuple[PackedRows, Tensor]:

@@ -25,7 +25,8 @@ from ..ops.route.reference import cu_seqlens_of, equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Finish, Linear, PackedRows, Product, Rescale, Run, Seqlens
 from . import products
-from .joint import attend, begin, branch_of, end, score, second_attention, with_norm
+from .joint import attend, begin, branch_of, end, second_attention, with_norm
+from .parallel import inner_rows
 from .stream import (
     Branch,
     Call,
@@ -86,8 +87,8 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     if isinstance(image.mlp, Parallel):
         if call.beside_attention is not None:
             attended = attended + called("beside_attention", call.beside_attention, attended, rows)
-        inner = image.mlp.inner(behind if image.mlp.columns else beside_mlp)
-        given = Finish(image.tokens, rows, hidden, inner, gate1, logits, rescale)
+        inputs = behind if image.mlp.columns else beside_mlp
+        given = Finish(image.tokens, rows, hidden, inputs, gate1, logits, rescale)
         return call.output(_finish_parallel(run, image.mlp, given, attended), None)
     normed = None
     if fusible:
@@ -236,12 +237,9 @@ def _finish(
 
 
 def _finish_parallel(run: Run, mlp: Parallel, given: Finish, attended: Tensor) -> Tensor:
-    """One product out of attention and MLP, whose inner rows [T, F] stand in `given.branch`."""
-    inner, rescale = given.branch, given.rescale
-    if rescale.mode == "mlp":  # the score multiplies the MLP alone
-        inner = (inner * score(given.rows, given.logits, rescale.score_scale)).to(inner.dtype)
-        rescale = Rescale("none")
-    branch = products.product(run, torch.cat([attended, inner.to(attended.dtype)], dim=-1), mlp.out)
-    as_rows("Parallel.out", branch, *given.hidden.shape)
-    rows, scores = given.rows, (given.logits, rescale)
+    """One product out of attention and MLP, whose inputs stand in `given.branch`."""
+    rows, scores = given.rows, (given.logits, given.rescale)
+    both, rescale = inner_rows(run, mlp, given.branch, rows, scores, attended)
+    branch = as_rows("Parallel.out", products.product(run, both, mlp.out), *given.hidden.shape)
+    scores = given.logits, rescale
     return run_scatter_rescale(run, given.x, rows, given.hidden, branch, given.gate, scores)

@@ -154,15 +154,19 @@ class Parallel:
 
     Example:
         >>> fc1, out = nn.Linear(D, F), nn.Linear(D + F, D)
-        >>> mlp = Parallel(nn.Sequential(fc1, nn.GELU()), out)
+        >>> mlp = Parallel(fc1, out, activation=Activation("gelu"))
+        >>> unknown = Parallel(nn.Sequential(fc1, nn.Mish()), out)
     """
 
-    inner: Callable[[Tensor], Tensor]
-    """What attention reads [T, D] -> [T, F]; with `columns` the rest of a joined projection -> [T, F]."""
+    inner: Product | None
+    """What attention reads [T, D], with `columns` the rest of a joined projection -> [T, F], [T, 2F] where
+    the activation has a gate. None: that rest is what the activation is given."""
     out: Product
     """[T, D + F] -> [T, D]."""
     columns: int = 0
     """Of `SelfAttention.project` behind query, key and value."""
+    activation: Activation | None = None
+    """Of what `inner` gives; None: it is activated."""
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from ..types import Bins, PackedRows, Rescale, Run
 from .blended import End, finish, finish_parallel, finish_text, lerp
 from .joint import Text, begin, branch_of, second_attention
 from .nested import attend_both, attend_one, joint_heads
+from .parallel import inner_rows
 from .products import joined_fc1
 from .recompute import recompute_in_backward
 from .routed import as_rows, called, cross_attend
@@ -96,8 +97,9 @@ def two_bin(
             ends.append(_until_fc1(run, call, _Part(small, (small,), at), vectors, given, text))
         of_image, of_text, beside = (_joined(parts) for parts in zip(*ends, strict=True))
     if isinstance(image.mlp, Parallel):
-        inner = image.mlp.inner(heads.behind if image.mlp.columns else normed)
-        finished = finish_parallel(run, image, large, of_image, inner, vectors[2], scores)
+        inputs = heads.behind if image.mlp.columns else normed
+        inner, rescale = inner_rows(run, image.mlp, inputs, large, scores)
+        finished = finish_parallel(run, image, large, of_image, inner, vectors[2], (scores[0], rescale))
     else:
         finished = finish(run, image, large, of_image, vectors[5], scores)
     if beside is not None:

@@ -11,8 +11,9 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Call, Layout, Parallel, Stream
+from diffratio_kernels.blocks.stream import Call, Layout, Stream
 
+from .mlp_modules import parallel
 from .modules import (
     ModuleSpec,
     Parts,
@@ -96,20 +97,16 @@ class FluxSingleSpec(SequenceSpec):
     plain = {"norm": AdaLayerNormZeroSingle, "attn": FluxAttention}
     processors = (FluxAttnProcessor,)
 
-    def inner(self, block, normed: Tensor) -> Tensor:
-        """The MLP before its second product."""
-        return block.act_mlp(block.proj_mlp(normed))
+    gate: str | None = None
+    """Of the MLP's activation, as of `Activation`."""
 
     def single_call(self, block, parts: Parts, x, modulation, rope, layout, output=None) -> Call:
         """Of one sequence with one rope table."""
 
-        def inner(normed):
-            return self.inner(block, normed)
-
         def same(x, _):
             return clipped(x)
 
-        mlp = Parallel(inner, parts.product(block.proj_out))
+        mlp = parallel(block, parts, self.gate)
         stream = Stream(x, modulation, parts.attention(block.attn, pairs(rope)), mlp)
         return Call(stream, layout=layout, output=output or same)
 

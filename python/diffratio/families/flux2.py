@@ -69,7 +69,8 @@ class Flux2SingleSpec(SequenceSpec):
             norms=parts.norms(attn, "norm_q", "norm_k"), rope=pairs(image_rotary_emb),
         )  # fmt: skip
         columns = attn.mlp_hidden_dim * attn.mlp_mult_factor
-        mlp = Parallel(attn.mlp_act_fn, parts.product(attn.to_out), columns)
+        known = parts.activations.get(id(attn.mlp_act_fn))
+        mlp = Parallel(None if known else attn.mlp_act_fn, parts.product(attn.to_out), columns, known)
         image = Stream(x, _modulation(temb_mod, x, 3), attention, mlp, block.norm.eps)
         return Call(image, layout=self.whole(block, x, length, valid), output=output)
 

@@ -16,8 +16,9 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 )
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Call, Parallel, Rope, Stream
+from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
+from .mlp_modules import parallel
 from .modules import ModuleSpec, key_mask, pairs, span, told, two_kinds, zero_modulation
 from .registry import register_block_spec
 
@@ -91,16 +92,12 @@ class HunyuanVideoSingleSpec(_Hunyuan):
         x = torch.cat([hidden_states, encoder_hidden_states], dim=1)
         rope = None if image_rotary_emb is None else _text_behind(pairs(image_rotary_emb), length)
 
-        def inner(normed):
-            return block.act_mlp(block.proj_mlp(normed))
-
         def output(x, _):
             return x[:, :video], x[:, video:]
 
         own = parts.attention(block.attn, rope, fused=False)
-        mlp = Parallel(inner, parts.product(block.proj_out))
         modulation, groups = self.modulated(block.norm, x, temb, token_replace_emb, num_tokens)
-        image = Stream(x, modulation, own, mlp, groups=groups)
+        image = Stream(x, modulation, own, parallel(block, parts), groups=groups)
         return Call(image, layout=span(block, x, first, video, valid), output=output)
 
 

@@ -7,7 +7,7 @@ from diffusers.models.activations import GEGLU, GELU, FP32SiLU, SwiGLU
 from diffusers.models.attention import FeedForward
 from torch import nn
 
-from diffratio_kernels.blocks.stream import Mlp
+from diffratio_kernels.blocks.stream import Mlp, Parallel
 from diffratio_kernels.types import Activation, Linear, Product
 
 from .inspection import affine_linear, bias_of, foreign, foreign_dropout, remember
@@ -76,6 +76,25 @@ def taken_apart(ff: nn.Module, layers: Layers, product: Callable[[nn.Module], Pr
     fc1, fc2 = tuple(map(product, fc1)), product(last)
     bias = None if isinstance(fc2, Linear) else bias_of(last)
     return Mlp(fc1 if len(fc1) == 2 else fc1[0], fc2, bias, layers.activation)
+
+
+def parallel(block: nn.Module, parts, gate: str | None = None) -> Parallel:
+    """The MLP beside the attention of a block with `proj_mlp`, `act_mlp` and `proj_out`.
+
+    Args:
+        block: a routed one.
+        parts: its `Parts`.
+        gate: as of `Activation`.
+    """
+
+    def activated(normed):
+        first, value = Activation(gate=gate).parts(block.proj_mlp(normed))
+        return block.act_mlp(first) if value is None else block.act_mlp(first) * value
+
+    known, out = parts.activations.get(id(block.act_mlp)), parts.product(block.proj_out)
+    if known is None:
+        return Parallel(activated, out)
+    return Parallel(parts.product(block.proj_mlp), out, activation=Activation(known.kind, gate))
 
 
 def projected(ff: FeedForward) -> Activation:

@@ -15,10 +15,11 @@ from diffusers.models.transformers.transformer_motif_video import (
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.joint import rotated
-from diffratio_kernels.blocks.stream import Call, Parallel, Rope, Stream
+from diffratio_kernels.blocks.stream import Call, Rope, Stream
 from diffratio_kernels.types import PackedRows
 
 from .attention_modules import by_count
+from .mlp_modules import parallel
 from .modules import ModuleSpec, image_and_text, key_mask, pairs, span, zero_modulation
 from .registry import register_block_spec
 
@@ -72,15 +73,12 @@ class MotifSingleSpec(_Motif):
             normed = block.norm(encoder_hidden_states, emb=temb)[0]
             again = _again(block.cross_attn, normed, mask, rope, image_embed_seq_len, video)
 
-        def inner(normed):
-            return block.act_mlp(block.proj_mlp(normed))
-
         def output(x, _):
             return x[:, :video], x[:, video:]
 
         image = Stream(x, zero_modulation(block.norm, temb, 3),
                        parts.attention(block.attn, rope, fused=False),
-                       Parallel(inner, parts.product(block.proj_out)))  # fmt: skip
+                       parallel(block, parts))  # fmt: skip
         return Call(image, beside_attention=again, layout=span(block, x, 0, video, mask), output=output)
 
 

@@ -19,10 +19,7 @@ class OvisImageSpec(FluxSpec):
 class OvisImageSingleSpec(FluxSingleSpec):
     plain = FluxSingleSpec.plain | {"attn": OvisImageAttention}
     processors = (OvisImageAttnProcessor,)
-
-    def inner(self, block, normed):
-        value, gate = block.proj_mlp(normed).chunk(2, dim=-1)
-        return block.act_mlp(gate) * value
+    gate = "last"
 
 
 register_block_spec(OvisImageTransformerBlock, OvisImageSpec())
