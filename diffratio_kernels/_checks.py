@@ -201,6 +201,17 @@ class Check:
         if not _by_sample(index, tokens, kept):
             self.fail(f"index must hold rows of sample after sample, {kept.tolist()} (from cu_seqlens_large)")
 
+    def grouped_heads(self, query: Tensor, key: Tensor, value: Tensor, rows: str):
+        """query [T, H, d], key and value [rows, h, d]: each head of key serves H / h heads of query."""
+        self.tensor("query", query, "T H d")
+        self.tensor("key", key, f"{rows} h d", dtype_of=("query", query))
+        heads, few = query.shape[1], key.shape[1]
+        if few != heads and (few == 0 or heads % few):
+            self.fail(f"key has {few} heads, must divide the {heads} of query")
+        self.tensor("value", value, f"{rows} h d", dtype_of=("query", query))
+        if query.shape[2] % 8 or query.shape[2] == 0:
+            self.fail(f"query has head_dim {query.shape[2]}, must be a positive multiple of 8")
+
     def heads(self, num_heads: int):
         width, _ = self.sizes["D"]
         if num_heads < 1 or width % num_heads:

@@ -127,8 +127,6 @@ def attend_joint(run: Run, own: SelfAttention, joint: Tensor, rows: PackedRows, 
     seqlens = Seqlens(cu_seqlens, cu_seqlens, max(counts), max(counts), keys)
     if own.more is not None:
         key, value, seqlens = _with_more(own.more, key, value, counts, seqlens)
-    if own.heads != few:
-        key, value = (t.repeat_interleave(own.heads // few, dim=1) for t in (key, value))
     attended = run_attention(run, run.attention, query, key, value, seqlens)
     if text is None:
         return attended, None

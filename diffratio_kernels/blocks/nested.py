@@ -108,8 +108,6 @@ def attend_both(
         longest, count = text.rows.tokens, count + heads.text.shape[0]
     few = heads.own.kv_heads or heads.own.heads
     query, key, value = joint.split([heads.own.heads, few, few], dim=1)
-    if heads.own.heads != few:
-        key, value = (t.repeat_interleave(heads.own.heads // few, dim=1) for t in (key, value))
     nested = Nested(*cu_seqlens, max(large.counts) + longest, max(small.counts) + longest, count)
     attended = run_two_bin_attention(run, query, key, value, nested)
     of_text = None

@@ -61,6 +61,9 @@ def test_attention_counts_the_pairs_of_each_sample(counts):
     expected = 4 * 16 * sum(n * n for n in counts)
     assert flops(dk.attention, *arguments)[0] == expected
     assert flops(dk.attention, q.requires_grad_(), *arguments[1:], backend="sdpa")[0] == expected
+    shared = q.detach(), k[:, :1], v[:, :1], *arguments[3:]
+    assert flops(dk.attention, *shared)[0] == expected
+    assert flops(dk.attention, q, *shared[1:], backend="sdpa")[0] == expected
     backward = flop_registry[torch.ops.diffratio.attention_backward]
     assert backward(q, q, k, v, q, q, *arguments[3:], None, None, out_val=q) == expected * 5 // 2
 

@@ -69,6 +69,38 @@ def test_queries_without_keys_get_zeros(backend):
     )
 
 
+@pytest.mark.parametrize("layout", ["joined", "transposed", "contiguous"])
+@pytest.mark.parametrize("lengths", [None, [4, 0, 3]], ids=str)
+@pytest.mark.parametrize("path", ["triton", "sdpa", "reference", "padded"])
+def test_heads_of_query_share_those_of_key_and_value(path, lengths, layout):
+    """As attention to every key and value repeated: value and gradients, summed over the heads that share."""
+    heads, few, width, counts = 6, 2, 24, [4, 7, 3]
+    joined = torch.randn(sum(counts), heads + 2 * few, width)
+    query, key, value = joined.split([heads, few, few], dim=1)
+    if layout != "joined":
+        query, key, value = (t.contiguous() for t in (query, key, value))
+    if layout == "transposed":
+        query, key, value = (t.mT.contiguous().mT for t in (query, key, value))
+    ends = offsets(0, 4, 11, 14)
+    arguments = {
+        "cu_seqlens_q": ends, "cu_seqlens_k": ends, "max_seqlen_q": 7, "max_seqlen_k": 7,
+        "key_lengths": None if lengths is None else offsets(*lengths),
+    }  # fmt: skip
+
+    def repeated(key, value, **arguments):
+        key, value = (torch.stack([t[:, i // 3] for i in range(heads)], dim=1) for t in (key, value))
+        return dk.attention(key=key, value=value, **arguments, backend="reference")
+
+    tensors = {"query": query, "key": key, "value": value}
+    (out, grads), (expected, expected_grads) = (
+        gradients(function, tensors | arguments, seed=0) for function in (PATHS[path], repeated)
+    )
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    for name, grad in grads.items():
+        assert grad.shape == tensors[name].shape
+        torch.testing.assert_close(grad, expected_grads[name], rtol=1e-4, atol=1e-5)
+
+
 LENGTHS = [3, 0, 5]
 KEEPS = {"uniform": (6, 6, 6), "per sample": (6, 2, 0)}
 

@@ -10,9 +10,12 @@ from diffratio_kernels.testing.cases import TwoBinCase, two_bin_arguments
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("sdpa", torch.float64), ("triton", torch.float32), ("reference", torch.float64)]
 )
-def test_it_is_one_attention_for_each_bin(backend, dtype):
+@pytest.mark.parametrize("shared", [False, True], ids=["heads", "shared keys"])
+def test_it_is_one_attention_for_each_bin(backend, dtype, shared):
     case = TwoBinCase(seed=0, keep=(9, 20), keep_small=(4, 20), dtype=dtype)
     arguments = two_bin_arguments(case)["two_bin_attention"] | {"scale": 0.3}
+    if shared:  # one head of key and value for two of query
+        arguments |= {name: arguments[name][:, :1] for name in ("key", "value")}
     out = dk.two_bin_attention(**arguments, backend=backend)
     query, key, value = (arguments[name] for name in ("query", "key", "value"))
     first = 0

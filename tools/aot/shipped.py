@@ -50,6 +50,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WIDTHS = {1152: 4608, 384: 1536, 3072: 12288, 2048: 8192, 3840: 10240}
 # head_dim and heads: PixArt and DiT-XL, DiT-S and SD3-medium, Flux and Wan; others that the kernels take.
 HEADS = {72: 16, 64: 24, 128: 24, 40: 8, 96: 12, 256: 8}
+# Heads of query that share one of key and value, as in Krea 2.
+SHARED = {128: 3}
 # These get fp16, inference and cross-attention too; the code of the others differs in its tiles only.
 FULL_WIDTH, FULL_HEAD_DIM = 1152, 72
 
@@ -303,20 +305,26 @@ def _attention(head_dim: int, heads: int, dtype: torch.dtype) -> Calls:
     among, lengths = Seqlens(_cu_seqlens(), _cu_seqlens(), K, K), _empty(B, dtype=torch.int32)
     to_text = Seqlens(_cu_seqlens(), _cu_seqlens(), K, M, lengths)
     forward, backward = attention.attention, attention.attention_backward
-    yield " self", forward, (query, key, value, among, None, True)
-    yield " self", backward, (out, query, key, value, out, lse, among, None)
-    if head_dim <= tiles.LARGEST_HEAD_DIM_OF_TWO_BINS:
-        yield from _two_bin_attention(query, key, value)
+    labels = {" self": (query, key, value)}
+    if head_dim in SHARED:
+        few = heads // SHARED[head_dim]
+        joined = _empty(T, heads + 2 * few, head_dim, dtype=dtype)
+        labels[" shared keys"] = joined.split([heads, few, few], dim=1)
+    for label, parts in labels.items():
+        yield label, forward, (*parts, among, None, True)
+        yield label, backward, (out, *parts, out, lse, among, None)
+        if head_dim <= tiles.LARGEST_HEAD_DIM_OF_TWO_BINS:
+            yield from _two_bin_attention(label, *parts)
     if head_dim == FULL_HEAD_DIM:
         yield " self inference", forward, (query, key, value, among, None)
         yield " cross", forward, (out, text_key, text_value, to_text, None, True)
         yield " cross", backward, (out, out, text_key, text_value, out, lse, to_text, None)
 
 
-def _two_bin_attention(query: Tensor, key: Tensor, value: Tensor) -> Calls:
+def _two_bin_attention(label: str, query: Tensor, key: Tensor, value: Tensor) -> Calls:
     _, heads, head_dim = query.shape
     out, lse = _empty(T + S, heads, head_dim, dtype=query.dtype), _empty(heads, T + S, dtype=torch.float32)
     nested = Nested(_cu_seqlens(), _cu_seqlens(), K, S // B, S)
-    yield " self", two_bin_attention.two_bin_attention, (query, key, value, nested, None, True)
+    yield label, two_bin_attention.two_bin_attention, (query, key, value, nested, None, True)
     backward = two_bin_attention.two_bin_attention_backward
-    yield " self", backward, (out, query, key, value, out, lse, nested, None)
+    yield label, backward, (out, query, key, value, out, lse, nested, None)

@@ -65,7 +65,12 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
     "adaln, groups": lambda a: _shared(a),
     "gate_residual": lambda a: _plain(a),
     "gate_residual, normed": lambda a: a["norm_bias"] is not None and _shared(a),
-    "attention, self": lambda a: a["queries"] is a["keys"] and a["query"].shape[1:] == (2, 72),
+    "attention, self": lambda a: (
+        a["queries"] is a["keys"] and a["query"].shape[1:] == a["key"].shape[1:] == (2, 72)
+    ),
+    "attention, shared keys": lambda a: (
+        a["queries"] is a["keys"] and a["query"].shape[1] == 6 and 64 < a["query"].shape[2] < 128
+    ),
     "attention, cross": lambda a: (
         0 in (a["key_lengths"] or []) and max(a["key_lengths"]) > 0 and a["query"].shape[1] == 2
     ),
@@ -83,8 +88,13 @@ VARIANTS: dict[str, Callable[[dict], bool]] = {
     "activation, alone": lambda a: a["value"] is None and a["places"] is not None,
     "two_bin_gelu": lambda a: a["pre"].shape[1] == 129,
     "two_bin_blend, residual": lambda a: True,
+    "two_bin_attention, shared keys": lambda a: (
+        a["query"].shape[1] == 6 and max(a["keep_small"]) > 17 and max(a["keep_large"]) <= 40
+    ),
     "two_bin_attention": lambda a: (
-        a["query"].shape[1:] == (2, 72) and max(a["keep_small"]) > 32 and max(a["keep_large"]) <= 50
+        a["query"].shape[1:] == a["key"].shape[1:] == (2, 72)
+        and max(a["keep_small"]) > 32
+        and max(a["keep_large"]) <= 50
     ),
 }
 """Kinds of typical calls: an operator, and what else must hold of its arguments."""

@@ -17,7 +17,7 @@ from diffratio_kernels._checks import ACTIVATIONS
 from diffratio_kernels.ops.activation.reference import activated
 from diffratio_kernels.types import Linear, Seqlens
 
-from .draw import HEAD_DIMS, TOKENS, WIDTHS, Draw, Operator, differentiate
+from .draw import HEAD_DIMS, SHARED, TOKENS, WIDTHS, Draw, Operator, differentiate
 from .rows import ADALN, GATE, SCATTER
 
 
@@ -109,17 +109,21 @@ def reference_linear_gelu(rows, weight, bias, keep_pre, kind, grad, next_weight,
 
 def draw_attention(draw: Draw) -> dict:
     """Self-attention on q, k, v joined as the projection gives them, or ragged cross-attention."""
-    samples, heads, head_dim = draw.choice(0, 1, 1, 2, 3), draw.choice(1, 1, 2), draw.choice(*HEAD_DIMS)
+    samples, (heads, few), head_dim = (
+        draw.choice(0, 1, 1, 2, 3),
+        draw.choice(*SHARED),
+        draw.choice(*HEAD_DIMS),
+    )
     queries = draw.lengths(samples, draw.choice(1, 17, 40, 70))
     rows, key_lengths = sum(queries), None
     if draw.choice("self", "cross", "cross") == "self":
         keys = queries
-        query, key, value = draw.tensor(rows, 3, heads, head_dim).unbind(1)
+        query, key, value = draw.heads(rows, heads, few, head_dim)
     else:
         longest = draw.choice(1, 9, 33, 130)
         keys = draw.choice([longest] * samples, draw.lengths(samples, longest))
         query = draw.tensor(rows, heads, head_dim)
-        key, value = draw.tensor(sum(keys), 2, heads, head_dim).unbind(1)
+        key, value = draw.tensor(sum(keys), 2, few, head_dim).unbind(1)
         key_lengths = draw.choice(None, [draw.choice(0, m, draw.random.randint(0, m)) for m in keys])
         for end, room, count in zip(accumulate(keys), keys, key_lengths or keys, strict=True):
             key[end - room + count : end] = value[end - room + count : end] = float("nan")

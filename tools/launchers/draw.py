@@ -14,6 +14,8 @@ from diffratio_kernels import reference
 WIDTHS = (8, 12, 24, 24, 40, 40, 72, 72, 129, 136, 1152)
 TOKENS = (1, 2, 5, 9, 9, 17, 17, 33, 40)
 HEAD_DIMS = (8, 16, 24, 32, 40, 64, 72, 72, 80, 96, 104, 128, 136, 192, 256)
+SHARED = ((1, 1), (1, 1), (2, 2), (2, 2), (3, 1), (6, 2))
+"""Heads of query, and of key and value."""
 
 
 class Draw:
@@ -35,6 +37,10 @@ class Draw:
         """A count in 0..longest per sample, often an end of that range."""
         inside = self.random.randint
         return [self.choice(0, 1, longest, *(inside(0, longest) for _ in range(4))) for _ in range(samples)]
+
+    def heads(self, rows: int, heads: int, few: int, head_dim: int) -> tuple[Tensor, ...]:
+        """query [T, H, d], key and value [T, h, d], joined as a projection gives them."""
+        return self.tensor(rows, heads + 2 * few, head_dim).split([heads, few, few], dim=1)
 
     def modulation(self, owners: int, width: int) -> tuple[Tensor, ...]:
         """shift, scale, gate [B or G, D], views of one tensor in the working dtype or fp32."""

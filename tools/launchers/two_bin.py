@@ -11,7 +11,7 @@ from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
 from diffratio_kernels.types import Bins, Finish, Nested, PackedRows, Rescale
 
-from .draw import HEAD_DIMS, TOKENS, WIDTHS, Draw, Operator, differentiate
+from .draw import HEAD_DIMS, SHARED, TOKENS, WIDTHS, Draw, Operator, differentiate
 
 TWO_BIN_HEAD_DIMS = tuple(d for d in HEAD_DIMS if d <= 128)
 
@@ -112,14 +112,11 @@ def reference_two_bin_blend(
 
 def draw_two_bin_attention(draw: Draw) -> dict:
     """q, k, v joined as the projection gives them; blocks of one bin, of both, and several of either."""
-    samples, heads, head_dim = (
-        draw.choice(0, 1, 1, 2, 3),
-        draw.choice(1, 1, 2),
-        draw.choice(*TWO_BIN_HEAD_DIMS),
-    )
+    samples, head_dim = draw.choice(0, 1, 1, 2, 3), draw.choice(*TWO_BIN_HEAD_DIMS)
+    heads, few = draw.choice(*SHARED)
     bins = draw_bins(draw, samples, draw.choice(1, 17, 40, 70, 140))
     rows, small = sum(bins["keep_large"]), sum(bins["keep_small"])
-    query, key, value = draw.tensor(rows, 3, heads, head_dim).unbind(1)
+    query, key, value = draw.heads(rows, heads, few, head_dim)
     return {
         "keep_large": bins["keep_large"], "keep_small": bins["keep_small"],
         "query": query, "key": key, "value": value,

@@ -8,6 +8,6 @@ from . import sdpa
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale: float | None) -> Tensor:
-    """query [T, H, d]; key, value [S, H, d] -> [T, H, d]."""
+    """query [T, H, d]; key, value [S, h, d] -> [T, H, d]."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return sdpa.attention(query, key, value, seqlens, scale)

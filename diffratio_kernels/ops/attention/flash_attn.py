@@ -6,7 +6,7 @@ from ...types import Seqlens
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale: float | None) -> Tensor:
-    """query [T, H, d]; key, value [S, H, d] -> [T, H, d]; takes no key_lengths."""
+    """query [T, H, d]; key, value [S, h, d] -> [T, H, d]; takes no key_lengths."""
     from flash_attn import flash_attn_varlen_func
 
     if seqlens.key_lengths is not None:

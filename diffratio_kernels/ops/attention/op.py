@@ -14,11 +14,7 @@ from ...types import Run, Seqlens
 
 def _check(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_lengths, scale):
     check = Check("attention")
-    check.tensor("query", query, "T H d")
-    check.tensor("key", key, "S H d", dtype_of=("query", query))
-    check.tensor("value", value, "S H d", dtype_of=("query", query))
-    if query.shape[2] % 8 or query.shape[2] == 0:
-        check.fail(f"query has head_dim {query.shape[2]}, must be a positive multiple of 8")
+    check.grouped_heads(query, key, value, "S")
     check.cumulative("q", cu_seqlens_q, ("query", query.shape[0]), max_seqlen_q)
     check.cumulative("k", cu_seqlens_k, ("key", key.shape[0]), max_seqlen_k)
     check.optional("key_lengths", key_lengths, "B", dtypes=(torch.int32,))
@@ -133,7 +129,8 @@ def attention(
 
     Args:
         query: [T, H, d], d a multiple of 8.
-        key, value: [S, H, d] in the dtype of query.
+        key, value: [S, h, d] in the dtype of query, H a multiple of h: head i of query attends by head
+            i // (H // h) of both.
         cu_seqlens_q, cu_seqlens_k: int32 [B+1]; sample b owns rows offsets[b]:offsets[b+1].
         max_seqlen_q, max_seqlen_k: rows of the longest sample, known to the host.
         key_lengths: int32 [B], only the first ones of a sample's keys count (padded text); 0 gives zeros.

@@ -12,7 +12,7 @@ from ..route.reference import accumulation_dtype
 def padded(
     query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """query, key and value [B, longest, H, d], any rows where there are none, and key lengths [B]."""
+    """query, key and value [B, longest, ., d], any rows where there are none, and key lengths [B]."""
 
     def positions(cu_seqlens: Tensor, longest: int, rows: int) -> Tensor:
         at = cu_seqlens[:-1, None].long() + torch.arange(longest, device=cu_seqlens.device)
@@ -36,7 +36,8 @@ def attention(
 ) -> Tensor:
     """Sample b's queries attend to sample b's keys.
 
-    query [T, H, d]; key, value [S, H, d]. A sample without keys gives zeros.
+    query [T, H, d]; key, value [S, h, d], each head for H / h heads of query. A sample without keys gives
+    zeros.
     Products in the working dtype, softmax in at least fp32.
     """
     rows, _, head_dim = query.shape
@@ -47,6 +48,7 @@ def attention(
     valid = torch.arange(seqlens.max_seqlen_k, device=query.device) < lengths[:, None]
     # Padding may hold anything (0 * inf is NaN), so it is cleared as well as given no weight.
     k, v = (t.masked_fill(~valid[:, :, None, None], 0) for t in (k, v))
+    k, v = (t.repeat_interleave(query.shape[1] // t.shape[2], dim=2) for t in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k).to(accumulation_dtype(query.dtype)) * scale
     scores = scores.masked_fill(~valid[:, None, None, :], -torch.inf)
     empty = ~valid.any(dim=1)[:, None, None, None]

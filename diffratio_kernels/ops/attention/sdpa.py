@@ -14,7 +14,7 @@ from .reference import padded, unpadded
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale: float | None) -> Tensor:
-    """query [T, H, d]; key, value [S, H, d] -> [T, H, d]."""
+    """query [T, H, d]; key, value [S, h, d] -> [T, H, d]."""
     samples = seqlens.cu_seqlens_q.shape[0] - 1
     if query.shape[0] == 0:
         return query.new_zeros(query.shape)
@@ -29,16 +29,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale
 
 
 def _batched(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale: float | None) -> Tensor:
-    """[B, ., H, d]; the first key_lengths[b] keys of a sample count; a sample without any gives zeros."""
+    """[B, ., H, d] and [B, ., h, d]; the first key_lengths[b] keys of a sample count; a sample without any
+    gives zeros."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    options = {"scale": scale, "enable_gqa": bool(q.shape[1] != k.shape[1])}  # traced, it is no bool
     if key_lengths is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
     # Padding may hold anything, so it is cleared as well as masked; a sample without keys then attends to
     # zeros: no NaN, forward or backward.
     valid = torch.arange(k.shape[2], device=k.device) < key_lengths[:, None]
     k, v = (t.masked_fill(~valid[:, None, :, None], 0) for t in (k, v))
     mask = valid | (key_lengths == 0)[:, None]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], **options)
     return out.transpose(1, 2)
 
 

@@ -4,7 +4,8 @@ A head_dim that is no power of two is held in two parts, 72 = 64 + 16 (of which 
 would issue 128/72 of the matrix work. Strides are constants: as runtime arguments a head stride of 72 is not
 known to be a multiple of 8, and every load falls to 2 bytes.
 
-Backward: one kernel for queries, one for keys; each gradient is summed by one program.
+Backward: one kernel for queries, one for keys; each gradient is summed by one program. Heads of query that
+share a key and value leave a part of its gradient each, in fp32, and these are added.
 """
 
 import math
@@ -120,7 +121,7 @@ def attend(
 @triton.jit
 def _attention_fwd(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, key_lengths_ptr, rows, scale,
-    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -134,8 +135,8 @@ def _attention_fwd(
     first = first.to(tl.int64)
     first_key, keys = key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample)
     q_ptr += first * STRIDE_Q + head * HEAD_Q
-    k_ptr += first_key * STRIDE_K + head * HEAD_K
-    v_ptr += first_key * STRIDE_V + head * HEAD_V
+    k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
+    v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
 
     query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D, True)
     query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
@@ -159,11 +160,12 @@ def _attention_fwd(
 
 
 def layout(query: Tensor, key: Tensor, value: Tensor) -> dict:
-    """What a kernel must know at compile time about query [T, H, d], key and value [S, H, d]."""
+    """What a kernel must know at compile time about query [T, H, d], key and value [S, h, d]."""
     head_dim = query.shape[2]
     first, second = parts(head_dim)
     return {
-        "H": query.shape[1], "D": head_dim, "D0": first, "D1": second,
+        "H": query.shape[1], "GROUP": query.shape[1] // key.shape[1],
+        "D": head_dim, "D0": first, "D1": second,
         "STRIDE_Q": query.stride(0), "STRIDE_K": key.stride(0), "STRIDE_V": value.stride(0),
         "HEAD_Q": query.stride(1), "HEAD_K": key.stride(1), "HEAD_V": value.stride(1),
     }  # fmt: skip
@@ -172,7 +174,7 @@ def layout(query: Tensor, key: Tensor, value: Tensor) -> dict:
 def attention(
     query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens, scale: float | None, save_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """query [T, H, d]; key, value [S, H, d] -> [T, H, d].
+    """query [T, H, d]; key, value [S, h, d] -> [T, H, d].
 
     With save_lse also log2 of the sum of exponentials [H, T] fp32, which the backward pass needs.
     """
@@ -239,7 +241,7 @@ def _query_step(
 def _attention_bwd_query(
     q_ptr, k_ptr, v_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, grad_q_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, key_lengths_ptr, rows, scale, score_scale,
-    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -255,8 +257,8 @@ def _attention_bwd_query(
     first_key, keys = key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample)
     packed = first * (H * D) + head * D
     q_ptr += first * STRIDE_Q + head * HEAD_Q
-    k_ptr += first_key * STRIDE_K + head * HEAD_K
-    v_ptr += first_key * STRIDE_V + head * HEAD_V
+    k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
+    v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
 
     grad0 = load_part(grad_ptr + packed, m, queries, H * D, 0, D0, D, True)
     out = load_part(out_ptr + packed, m, queries, H * D, 0, D0, D, True)
@@ -294,12 +296,12 @@ def _attention_bwd_query(
 def _attention_bwd_key(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, key_lengths_ptr, rows, scale, score_scale,
-    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of BLOCK_N keys and values; keys that do not count get zeros."""
+    """The gradients of BLOCK_N keys and values by one head of query; keys that do not count get zeros."""
     head, sample = tl.program_id(1), tl.program_id(2)
     first = tl.load(cu_seqlens_q_ptr + sample)
     queries = tl.load(cu_seqlens_q_ptr + sample + 1) - first
@@ -312,8 +314,8 @@ def _attention_bwd_key(
     packed = first * (H * D) + head * D
     packed_key = first_key * (H * D) + head * D
     q_ptr += first * STRIDE_Q + head * HEAD_Q
-    k_ptr += first_key * STRIDE_K + head * HEAD_K
-    v_ptr += first_key * STRIDE_V + head * HEAD_V
+    k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
+    v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
 
     key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, True)
     value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, True)
@@ -353,6 +355,20 @@ def _attention_bwd_key(
         store_part(grad_v_ptr + packed_key, tl.where(counts, grad_value1, 0.0), n, room, H * D, D0, D1, D)
 
 
+def of_each_head(t: Tensor, heads: int) -> Tensor:
+    """Where heads of query write the gradient of key or value [S, h, d]: those that share it a part each."""
+    if t.shape[1] == heads:
+        return torch.empty(t.shape, dtype=t.dtype, device=t.device)
+    return accumulator(t.shape[0], heads, t.shape[2], like=t)
+
+
+def of_shared(parts: Tensor, t: Tensor) -> Tensor:
+    """The gradient of key or value [S, h, d] from what they wrote [S, H, d], added always in one order."""
+    if parts.shape == t.shape:
+        return parts
+    return parts.unflatten(1, (t.shape[1], -1)).sum(2).to(t.dtype)
+
+
 def attention_backward(
     grad_out: Tensor,
     query: Tensor,
@@ -363,14 +379,12 @@ def attention_backward(
     seqlens: Seqlens,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query [T, H, d], key and value [S, H, d]; out and lse from the forward pass."""
+    """Gradients of query [T, H, d], key and value [S, h, d]; out and lse from the forward pass."""
     query, key, value = (unit_rows(t) for t in (query, key, value))
     rows, heads, head_dim = query.shape
     score_scale = 1 / math.sqrt(head_dim) if scale is None else scale
     grad_out, out = grad_out.contiguous(), out.contiguous()
-    grad_query, grad_key, grad_value = (
-        torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)
-    )
+    grad_query, grad_key, grad_value = (of_each_head(t, heads) for t in (query, key, value))
     delta = accumulator(heads, rows, like=query)
     shared = *contiguous(seqlens), rows, LOG2_E * score_scale, score_scale
     samples = seqlens.cu_seqlens_q.shape[0] - 1
@@ -385,4 +399,4 @@ def attention_backward(
         _attention_bwd_key, (triton.cdiv(seqlens.max_seqlen_k, tile["BLOCK_N"]), heads, samples),
         query, key, value, grad_out, lse, delta, grad_key, grad_value, *shared, **fixed, **tile,
     )  # fmt: skip
-    return grad_query, grad_key, grad_value
+    return grad_query, of_shared(grad_key, key), of_shared(grad_value, value)

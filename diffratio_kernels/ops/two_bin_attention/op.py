@@ -15,11 +15,7 @@ def _check(query, key, value, *flat):
     *nested, scale = flat
     nested = Nested(*nested)
     check = Check("two_bin_attention")
-    check.tensor("query", query, "T H d")
-    for name, other in (("key", key), ("value", value)):
-        check.tensor(name, other, "T H d", dtype_of=("query", query))
-    if query.shape[2] % 8 or query.shape[2] == 0:
-        check.fail(f"query has head_dim {query.shape[2]}, must be a positive multiple of 8")
+    check.grouped_heads(query, key, value, "T")
     check.nested(nested, ("query", query.shape[0]), ("small", nested.small))
     if scale is not None:
         check.positive("scale", scale)
@@ -77,7 +73,8 @@ def two_bin_attention(
     """Self-attention of two nested sets of rows.
 
     Args:
-        query, key, value: [T, H, d], d a multiple of 8.
+        query: [T, H, d], d a multiple of 8.
+        key, value: [T, h, d], H a multiple of h: head i of query attends by head i // (H // h) of both.
         cu_seqlens_large, cu_seqlens_small: int32 [B+1]: sample b's rows, and how many of the first of them
             are its small set.
         max_seqlen_large, max_seqlen_small: the most rows of one sample, in each set.

@@ -12,6 +12,6 @@ def two_bin_attention(
 ) -> Tensor:
     """Attention among each sample's large set [T] and among its small set, the prefix [S]: [T + S, H, d].
 
-    query, key, value [T, H, d].
+    query [T, H, d]; key, value [T, h, d].
     """
     return two_passes(attention, query, key, value, nested, scale)

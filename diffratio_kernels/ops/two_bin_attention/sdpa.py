@@ -22,14 +22,15 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 def two_bin_attention(
     query: Tensor, key: Tensor, value: Tensor, nested: Nested, scale: float | None
 ) -> Tensor:
-    """query, key, value [T, H, d] -> [T + S, H, d]: one pass over the keys serves both bins in the forward
-    pass.
+    """query [T, H, d]; key, value [T, h, d] -> [T + S, H, d]: one pass over the keys serves both bins in the
+    forward pass.
 
-    Two passes of torch's own attention where both parts would be joined with a rounding in between, or where
-    counts cannot be read."""
+    Two passes of torch's own attention where both parts would be joined with a rounding in between, where
+    counts cannot be read, or where heads share keys, which the kernels below torch's dispatcher do not know.
+    """
     wide = query.dtype in (torch.float32, torch.float64)
     readable = query.device.type == "cpu" and type(query) is type(nested.cu_seqlens_large) is Tensor
-    if not wide or not readable:
+    if not wide or not readable or query.shape[1] != key.shape[1]:
         return two_passes(sdpa.attention, query, key, value, nested, scale)
     large, small = nested.cu_seqlens_large.diff().tolist(), nested.cu_seqlens_small.diff().tolist()
     # The kernels below torch's dispatcher want heads without gaps.

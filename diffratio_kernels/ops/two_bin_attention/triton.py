@@ -14,7 +14,17 @@ from torch import Tensor
 from ..._triton import tiles
 from ..._triton.launch import accumulator, launch, unit_rows
 from ...types import Nested
-from ..attention.triton import LOG2_E, attend, layout, load_part, parts, product, store_part
+from ..attention.triton import (
+    LOG2_E,
+    attend,
+    layout,
+    load_part,
+    of_each_head,
+    of_shared,
+    parts,
+    product,
+    store_part,
+)
 
 
 @triton.jit
@@ -31,7 +41,7 @@ def bin_ranges(cu_seqlens_large_ptr, cu_seqlens_small_ptr, sample, total_large):
 def _two_bin_attention(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_large_ptr, cu_seqlens_small_ptr, total_large, rows,
     scale,
-    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -44,8 +54,8 @@ def _two_bin_attention(
     if tl.program_id(0) * BLOCK_M >= large:
         return
     q_ptr += first * STRIDE_Q + head * HEAD_Q
-    k_ptr += first * STRIDE_K + head * HEAD_K
-    v_ptr += first * STRIDE_V + head * HEAD_V
+    k_ptr += first * STRIDE_K + head // GROUP * HEAD_K
+    v_ptr += first * STRIDE_V + head // GROUP * HEAD_V
 
     query0 = load_part(q_ptr, m, large, STRIDE_Q, 0, D0, D, True)
     query1 = load_part(q_ptr, m, large, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
@@ -74,7 +84,7 @@ def _two_bin_attention(
 def two_bin_attention(
     query: Tensor, key: Tensor, value: Tensor, nested: Nested, scale: float | None, save_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """query, key, value [T, H, d], the small set first in each sample -> [T + S, H, d].
+    """query [T, H, d]; key, value [T, h, d], the small set first in each sample -> [T + S, H, d].
 
     Rows [0, T): attention within the large sets, [T, T + S): within the small ones. With save_lse also log2
     of the sums of exponentials [H, T + S] fp32, which the backward pass needs."""
@@ -172,7 +182,7 @@ def _grad_query(
 def _two_bin_attention_bwd_query(
     q_ptr, k_ptr, v_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, grad_q_ptr,
     cu_seqlens_large_ptr, cu_seqlens_small_ptr, total_large, rows, scale, score_scale,
-    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -186,8 +196,8 @@ def _two_bin_attention_bwd_query(
     if tl.program_id(0) * BLOCK_M >= large:
         return
     q_ptr += first * STRIDE_Q + head * HEAD_Q
-    k_ptr += first * STRIDE_K + head * HEAD_K
-    v_ptr += first * STRIDE_V + head * HEAD_V
+    k_ptr += first * STRIDE_K + head // GROUP * HEAD_K
+    v_ptr += first * STRIDE_V + head // GROUP * HEAD_V
 
     grad_query0 = tl.zeros((BLOCK_M, D0), tl.float32)
     grad_query1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else grad_query0
@@ -254,12 +264,12 @@ def _key_step(
 def _two_bin_attention_bwd_key(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, grad_k_ptr, grad_v_ptr,
     cu_seqlens_large_ptr, cu_seqlens_small_ptr, total_large, rows, scale, score_scale,
-    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     STRIDE_Q: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of BLOCK_N keys and values in both bins."""
+    """The gradients of BLOCK_N keys and values in both bins by one head of query."""
     head, sample = tl.program_id(1), tl.program_id(2)
     first, large, first_small, small = bin_ranges(
         cu_seqlens_large_ptr, cu_seqlens_small_ptr, sample, total_large
@@ -268,8 +278,8 @@ def _two_bin_attention_bwd_key(
     if tl.program_id(0) * BLOCK_N >= large:
         return
     q_ptr += first * STRIDE_Q + head * HEAD_Q
-    k_ptr += first * STRIDE_K + head * HEAD_K
-    v_ptr += first * STRIDE_V + head * HEAD_V
+    k_ptr += first * STRIDE_K + head // GROUP * HEAD_K
+    v_ptr += first * STRIDE_V + head // GROUP * HEAD_V
     grad_ptr += head * D
     lse_ptr += head.to(tl.int64) * rows
     delta_ptr += head.to(tl.int64) * rows
@@ -316,12 +326,12 @@ def two_bin_attention_backward(
     nested: Nested,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value [T, H, d]; out [T + S, H, d] and lse from the forward pass."""
+    """Gradients of query [T, H, d], key and value [T, h, d]; out [T + S, H, d], lse from the forward pass."""
     query, key, value = (unit_rows(t) for t in (query, key, value))
     count, heads, head_dim = query.shape
     score_scale = 1 / math.sqrt(head_dim) if scale is None else scale
     grad_out, out = grad_out.contiguous(), out.contiguous()
-    grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (query, key, value)]
+    grads = [of_each_head(t, heads) for t in (query, key, value)]
     rows = count + nested.small
     delta = accumulator(heads, rows, like=query)
     cu_seqlens = nested.cu_seqlens_large.contiguous(), nested.cu_seqlens_small.contiguous()
@@ -338,4 +348,4 @@ def two_bin_attention_backward(
         _two_bin_attention_bwd_key, (triton.cdiv(longest, tile["BLOCK_N"]), heads, samples),
         query, key, value, grad_out, lse, delta, grads[1], grads[2], *shared, **fixed, **tile,
     )  # fmt: skip
-    return tuple(grads)
+    return grads[0], of_shared(grads[1], key), of_shared(grads[2], value)

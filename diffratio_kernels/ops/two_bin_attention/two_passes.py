@@ -52,8 +52,8 @@ def two_passes(
     nested: Nested,
     scale: float | None,
 ) -> Tensor:
-    """query, key, value [T, H, d] -> attention among the large sets, then among the small ones: [T + S, H,
-    d]."""
+    """query [T, H, d]; key, value [T, h, d] -> attention among the large sets, then among the small ones:
+    [T + S, H, d]."""
     large, small = nested.cu_seqlens_large, nested.cu_seqlens_small
     sizes = nested.max_seqlen_large, nested.max_seqlen_large
     out = attention(query, key, value, Seqlens(large, large, *sizes), scale)

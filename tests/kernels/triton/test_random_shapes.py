@@ -50,6 +50,7 @@ def test_seeds_reach_the_edges():
             seen["no keys"] += 0 in a["keys"] and max(a["keys"]) > 0
             seen["no queries"] += 0 in a["queries"] and max(a["queries"]) > 0
             seen["self"] += a["keys"] is a["queries"]
+            seen["shared keys"] += a["query"].shape[1] > a["key"].shape[1] > 1
         if name == "scatter_rescale":
             seen[a["rescale"]] += 1
             seen["all kept"] += index.numel() == a["logits"].numel() > 0
@@ -63,7 +64,7 @@ def test_seeds_reach_the_edges():
     wanted = {name: rows for name in ("gather_adaln", "adaln", "gate_residual", "scatter_rescale")}
     wanted["scatter_rescale"] += ("mlp", "residual", "output", "none", "all kept", "two bins")
     wanted |= {"router_logits": rows[:2], "select": ("no samples", "none of some", "all", "two bins")}
-    wanted["attention"] = ("nothing counts", "no keys", "no queries", "self")
+    wanted["attention"] = ("nothing counts", "no keys", "no queries", "self", "shared keys")
     missing = [(name, edge) for name, edges in wanted.items() for edge in edges if not found[name][edge]]
     assert not missing and heads == set(HEAD_DIMS)
 

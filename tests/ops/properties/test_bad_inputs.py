@@ -209,6 +209,9 @@ def cases():
         head_dim = {name: VALID[op][name][..., :12] for name in ("query", "key", "value")}
         yield op, "query", "head_dim 12", head_dim
         yield op, "query", "head_dim 0", {name: t[..., :0] for name, t in head_dim.items()}
+        more = {name: VALID[op][name].repeat(1, 2, 1)[:, :3] for name in ("key", "value")}
+        yield op, "key", "3 heads for 2", more
+        yield op, "key", "no heads", {name: t[:, :0] for name, t in more.items()}
     of_samples = {"index": VALID["two_bin_blend"]["index"].flip(0)}  # each row once, but not by sample
     yield "two_bin_blend", "index", "other samples", of_samples
     yield "two_bin_block", "index", "other samples", of_samples

@@ -114,14 +114,14 @@ def test_activation(keep, kind, gated, backend):
     assert names == {"gate", "logits"} | ({"value"} if gated else set())
 
 
-@pytest.mark.parametrize("lengths", [None, [3, 0], [3, 1]], ids=str)
+@pytest.mark.parametrize(("lengths", "few"), [(None, 2), (None, 1), ([3, 0], 2), ([3, 1], 1)], ids=str)
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-def test_attention(keep, lengths, backend):
+def test_attention(keep, lengths, few, backend):
     offsets = torch.tensor([0, keep[0], sum(keep)], dtype=torch.int32)
     arguments = {
         "query": torch.randn(sum(keep), 2, 8),
-        "key": torch.randn(6, 2, 8),
-        "value": torch.randn(6, 2, 8),
+        "key": torch.randn(6, few, 8),
+        "value": torch.randn(6, few, 8),
         "cu_seqlens_q": offsets,
         "cu_seqlens_k": torch.tensor([0, 3, 6], dtype=torch.int32),
         "max_seqlen_q": max(keep),
@@ -186,9 +186,11 @@ def test_a_second_derivative_is_an_error_and_not_a_part_of_one(backend, dtype):
             sum(g.square().sum() for g in grads if g is not None).backward()
 
 
+@pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-def test_two_bin_attention(bins, backend):
+def test_two_bin_attention(bins, backend, heads):
     arguments = two_bins("two_bin_attention", bins) | {"scale": 0.5, "backend": backend}
+    arguments["query"] = arguments["query"].repeat(1, heads, 1)
     assert check(dk.two_bin_attention, arguments, fast=True) == {"query", "key", "value"}
 
 

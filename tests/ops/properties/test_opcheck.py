@@ -125,13 +125,13 @@ def test_activation(given, wants_gradient, backend):
 
 
 @pytest.mark.parametrize("backend", ["triton", "sdpa", "reference"])
-@pytest.mark.parametrize("name", ["uniform", "per sample"])
-def test_attention(name, wants_gradient, backend):
+@pytest.mark.parametrize(("name", "few"), [("uniform", 1), ("per sample", 2)])
+def test_attention(name, few, wants_gradient, backend):
     case, offsets = CASES[name], selected(CASES[name])["offsets"]
     arguments = {
         "query": torch.randn(sum(case.full_keep), 2, 8),
-        "key": torch.randn(10, 2, 8),
-        "value": torch.randn(10, 2, 8),
+        "key": torch.randn(10, few, 8),
+        "value": torch.randn(10, few, 8),
         "cu_seqlens_q": offsets,
         "cu_seqlens_k": torch.tensor([0, 5, 10], dtype=torch.int32),
         "max_seqlen_q": max(case.full_keep),

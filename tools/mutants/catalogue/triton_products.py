@@ -5,6 +5,9 @@ from .selections import FUZZ, OFFSETS, PRODUCTS, triton
 
 OPS = "diffratio_kernels/ops/"
 ATTENTION, GELU = OPS + "attention/triton.py", OPS + "mlp/triton.py"
+SHARED = "tests/ops/test_attention.py -k share"
+HEAD, OTHER = "head // GROUP * HEAD", "head % (H // GROUP) * HEAD"
+VALUE = f"    v_ptr += first_key * STRIDE_V + {HEAD}_V"
 JOINED, SCATTER = OPS + "fused_linear/gate_residual.py", OPS + "fused_linear/scatter.py"
 PRODUCT = "diffratio_kernels/_triton/matmul.py"
 
@@ -62,8 +65,29 @@ TRITON_PRODUCTS = [
         "attention-value-head-with-the-stride-of-key",
         "swapped stride",
         ATTENTION,
-        {"head * HEAD_V\n\n    query0": "head * HEAD_K\n\n    query0"},
+        {"GROUP * HEAD_V\n\n    query0": "GROUP * HEAD_K\n\n    query0"},
         triton("layouts", "attention"),
+    ),
+    Mutant(
+        "attention-key-heads-in-turn",
+        "wrong head",
+        ATTENTION,
+        {f"STRIDE_V + {HEAD}_V\n\n    q": f"STRIDE_V + {OTHER}_V\n\n    q"},
+        SHARED,
+    ),
+    Mutant(
+        "attention-key-gradient-of-one-head",
+        "a part of a sum forgotten",
+        ATTENTION,
+        {".sum(2).to(t.dtype)": "[:, :, 0].to(t.dtype)"},
+        SHARED,
+    ),
+    Mutant(
+        "attention-gradient-by-another-key-head",
+        "wrong head",
+        ATTENTION,
+        {f"STRIDE_K + {HEAD}_K\n{VALUE}\n\n    key": f"STRIDE_K + {OTHER}_K\n{VALUE}\n\n    key"},
+        SHARED,
     ),
     Mutant(
         "attention-32-bit-rows",

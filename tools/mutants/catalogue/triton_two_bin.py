@@ -49,6 +49,13 @@ TRITON_TWO_BIN = [
         LARGE,
     ),
     Mutant(
+        "two-bin-attention-key-heads-in-turn",
+        "wrong head",
+        ATTENTION,
+        {"V + head // GROUP * HEAD_V\n    grad": "V + head % (H // GROUP) * HEAD_V\n    grad"},
+        triton("two_bin", "launchers"),
+    ),
+    Mutant(
         "two-bin-attention-32-bit-first-row",
         "64-bit cast dropped",
         ATTENTION,
