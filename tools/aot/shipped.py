@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffratio_kernels._triton import tiles
 from diffratio_kernels._triton.launch import row_map_of
+from diffratio_kernels.ops.activation import triton as activation
 from diffratio_kernels.ops.adaln import triton as adaln
 from diffratio_kernels.ops.attention import triton as attention
 from diffratio_kernels.ops.fused_linear import gate_residual as fused_gate_residual
@@ -30,6 +31,7 @@ from diffratio_kernels.types import (
     Bins,
     BranchNorm,
     Finish,
+    Gated,
     HeadNorm,
     Heads,
     Linear,
@@ -103,6 +105,8 @@ def configurations() -> Iterator[Configuration]:
                 ):  # fmt: skip
                     yield from _labelled(f"D={width}", name, calls)
         yield from _labelled(f"D={FULL_WIDTH}", name, _every_tile(FULL_WIDTH, WIDTHS[FULL_WIDTH], dtype))
+        for label, calls in _activations(dtype):
+            yield from _labelled(label, name, calls)
         for label, calls in _prepared_heads(dtype):
             yield from _labelled(label, name, calls)
         for label, calls in _families_rows(dtype) if name == "bf16" else ():
@@ -223,6 +227,27 @@ def _heads(heads, few, width, kind, across, table, halves, dtype) -> Calls:
     yield " backward", qk_norm_rope.qk_norm_rope_backward, (grad, given, rows, norm, rope)
 
 
+def _activations(dtype: torch.dtype) -> Iterator[tuple[str, Calls]]:
+    """Families' width of an MLP, its activation, whether it is gated, and that of a parallel block."""
+    for label, hidden, kind, gated, parallel in (
+        ("Z-Image", 10240, "silu", True, False),
+        ("ERNIE-Image", 12288, "gelu", True, False),
+        ("PRX", 6272, "gelu_tanh", True, False),
+        ("Flux single", 12288, "gelu_tanh", False, True),
+        ("FLUX.2 single", 18432, "silu", True, True),
+    ):
+        yield label, _activation(hidden, kind, gated, parallel, dtype)
+
+
+def _activation(hidden: int, kind: str, gated: bool, parallel: bool, dtype: torch.dtype) -> Calls:
+    gate, value = _empty(2, T, hidden, dtype=dtype)
+    scores = (_packed().index, _empty(B, N, dtype=torch.float32), 2.0) if parallel else ()
+    given = Gated(gate, value if gated else None, kind, *scores)
+    beside = _empty(T, hidden // 4 + hidden, dtype=dtype)[:, hidden // 4 :]
+    yield "", activation.activation, (given, beside if parallel else gate)
+    yield " backward", activation.activation_backward, (gate, given)
+
+
 def _every_tile(width: int, hidden: int, dtype: torch.dtype) -> Calls:
     """Every tile of the table: calls with each of its numbers of rows, made odd."""
     x, logits = _empty(B, N, width, dtype=dtype), _empty(B, N, dtype=torch.float32)
@@ -282,6 +307,8 @@ def _mlp(width: int, hidden: int, dtype: torch.dtype) -> Calls:
     yield " training", mlp.linear_gelu, (rows, fc1, None, pre)
     if width == FULL_WIDTH:
         yield " inference", mlp.linear_gelu, (rows, fc1)
+        yield " exact GELU, training", mlp.linear_gelu, (rows, fc1, None, pre, "gelu")
+        yield " exact GELU, backward", mlp.linear_gelu_backward, (rows, weight, pre, "gelu")
     yield " backward", mlp.linear_gelu_backward, (rows, weight, pre)
 
 
