@@ -91,6 +91,32 @@ def test_no_bias_and_a_gradient_are_refused(on_the_cpu):
         dk.mlp(rows.requires_grad_(), fc1_weight, fc1_bias, *second, backend="cublaslt")
 
 
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_other_activations(activation, backend):
+    """Results and gradients are those of the definition; cuBLASLt's epilogue has none of them."""
+    found, options = [], {"activation": activation, "backend": backend}
+    act = F.gelu if activation == "gelu" else F.silu
+    for ours in (True, False):
+        leaves = [t.detach().float().requires_grad_() for t in arguments()]
+        if ours:
+            out = dk.mlp(*leaves, **options)
+            torch.testing.assert_close(dk.mlp(*(t.detach() for t in leaves), **options), out)
+        else:
+            out = F.linear(act(F.linear(*leaves[:3])), *leaves[3:])
+        out.square().sum().backward()
+        found.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_epilogue_has_the_tanh_gelu_alone(gpu):
+    rows, bias = on_a_gpu(4, 8, dtype=torch.bfloat16), on_a_gpu(8, dtype=torch.bfloat16)
+    assert choose_mlp("auto", rows, bias, False, "gelu") == "triton"
+    with pytest.raises(ValueError, match="mlp: backend='cublaslt' has no silu"):
+        choose_mlp("cublaslt", rows, bias, False, "silu")
+
+
 def test_product_and_bias_are_those_of_the_reference(on_the_cpu):
     """But for the GELU of the CPU, whose error fc2 adds up in the worst case."""
     bound = arguments()[3].double().abs().sum(1).max() * BETWEEN_THE_GELUS

@@ -1,5 +1,6 @@
 """The planted bugs: small edits of one file each, and the tests that should see them."""
 
+from .activations import ACTIVATIONS
 from .compiled import COMPILED
 from .cuda import CUDA
 from .cuda_two_bin import CUDA_TWO_BIN
@@ -19,4 +20,4 @@ __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
 MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED + FAMILIES
-MUTANTS += FAMILIES_ROWS
+MUTANTS += FAMILIES_ROWS + ACTIVATIONS

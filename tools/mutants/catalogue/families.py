@@ -15,6 +15,7 @@ SIM_BUDGET = f"{SIM} -k error_budget"
 JOINT = "diffratio_kernels/blocks/joint.py"
 NESTED = "diffratio_kernels/blocks/nested.py"
 BLENDED = "diffratio_kernels/blocks/blended.py"
+PARALLEL = "diffratio_kernels/blocks/parallel.py"
 ROUTED = "diffratio_kernels/blocks/routed.py"
 STREAM = "diffratio_kernels/blocks/stream.py"
 MODULES = "python/diffratio/families/modules.py"
@@ -139,8 +140,8 @@ FAMILIES = [
         FLUX,
     ),
     Mutant(
-        "score-multiplies-attention-too", "formula", ROUTED,
-        {"rescale = Rescale(\"none\")": "pass"}, FLUX,
+        "score-multiplies-attention-too", "formula", PARALLEL,
+        {"return inner, Rescale(\"none\") if alone else rescale": "return inner, rescale"}, FLUX,
     ),
     Mutant(
         "groups-of-other-rows", "index", ROUTED,

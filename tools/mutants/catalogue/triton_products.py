@@ -138,7 +138,7 @@ TRITON_PRODUCTS = [
     Mutant(
         "gelu-slope-constant",
         "wrong derivative",
-        GELU,
+        OPS + "activation/triton.py",
         {"(1 + 3 * 0.044715 * x * x)": "(1 + 0.044715 * x * x)"},
         FUZZ,
     ),

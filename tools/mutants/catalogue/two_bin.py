@@ -14,14 +14,14 @@ TWO_BINS = [
     Mutant(
         "gelu-exponential-cut-off",
         "range too small",
-        CPU + "two_bin_gelu.h",
+        CPU + "activation.h",
         {"v < -87.0f ? -87.0f : v;": "v < -20.0f ? -20.0f : v;"},
         GELU,
     ),
     Mutant(
         "gelu-gate-as-a-difference",
         "cancellation",
-        CPU + "two_bin_gelu.h",
+        CPU + "activation.h",
         {"gate = z < 0 ? small : large;": "gate = z < 0 ? 1 - large : large;"},
         GELU,
     ),
