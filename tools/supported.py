@@ -38,12 +38,35 @@ computation, which equals two passes to 1e-12 in fp64 (`tests/diffratio/families
 |---|---|---|---|
 """
 REFUSED = """
+## With other tools
+On whole tiny models (`tests/diffratio/families/test_compositions.py` and the files named here):
+* LoRA (peft): its layers are called on the kept rows; fused, the weights are plain again.
+* Quantised layers: are called, whatever their weights hold.
+* `fuse_qkv_projections`: the joined product is called where the family's processor calls it; where the
+  processor becomes another one (SD3 and others) it is refused by name.
+* ControlNet: residuals reach every token; ControlNets of FLUX.1, Qwen-Image and SD3 are routed like
+  transformers (`tests/diffratio/families/test_controlnet.py`).
+* Gradient checkpointing: decisions of the forward pass are used again
+  (`tests/diffratio/families/test_models.py`).
+* Offloading: of models and of groups of blocks: the same bits. Leaf by leaf (diffusers, accelerate):
+  the same, but refused by name where a norm has weights, which a routed block reads without calling the
+  norm (Z-Image, Krea 2, Lumina 2, CogVideoX and others).
+* First-Block-Cache: as on the dense model, for the models that it knows.
+* `cache_text`: keys and values of cross-attention are projected once; where the text runs through the
+  blocks it warns that there is nothing to keep.
+* `cuda_graphs`: replays have the eager bits, with operators recorded on a CPU
+  (`tests/diffratio/families/test_recorded.py`).
+* `torch.compile`: every block is one graph, where the dense block is one
+  (`tests/diffratio/families/test_compiled_blocks.py`).
+* Adapters: `load_diffratio` gives the bits that were saved.
+
 ## Refused, by name
 * Processors of users, IP-Adapter and PAG: a routed block computes attention itself. `fuse_qkv_projections`
   is honoured where the family's processor is.
 * Text masks of floats that attention would add to the scores (Chroma's pipeline makes one): give bool
   masks.
-* Pyramid attention broadcast and FasterCache inside of blocks, context parallelism, leaf-level offloading.
+* Pyramid attention broadcast and FasterCache inside of blocks; context parallelism, also where it is switched
+  on later.
 * Hooks and replacements of modules that a routed block does not call (attention, norms).
 * Attention backends of diffusers (`set_attention_backend`) are not used: attention is this package's.
 
@@ -53,9 +76,12 @@ REFUSED = """
 """
 LIMITS = """
 ## Known limits
-* A whole compiled model cannot see which tokens are references (Kontext, FLUX.2, LongCat, FIBO edit): they
-  are routed like the others. Compile block by block (`compile_repeated_blocks`), or route without
-  references.
+* A model that is compiled as a whole cannot see which tokens are references (Kontext, FLUX.2, LongCat, FIBO
+  edit): given some it stops with an error of its graph that names `img_ids` (on a GPU an assertion of the
+  device). Without references it is one graph. Compile block by block (`compile_repeated_blocks`) with them,
+  and Ideogram 4, MiniMax-H3 and Lumina 2, whose tokens the host has to read.
+* Blocks of experts (HiDream, Nucleus) and LTX's masks of numbers, where its model is not given the mask of
+  tokens, are read by the host: no CUDA graph takes them.
 * Frames that are given to a video model (timestep 0: Wan TI2V, LTX) are routed like the others.
 """
 
