@@ -97,7 +97,7 @@ FAMILIES = [
     ),
     Mutant(
         "cuda-rms-gradient-less-its-mean", "formula", CUDA_BACKWARD,
-        {"a.norm == HeadNorm::kLayer ? sums[1] / channels : 0": "sums[1] / channels"}, SIM_BUDGET,
+        {"a.norm == Norm::kLayer ? sums[1] / channels : 0": "sums[1] / channels"}, SIM_BUDGET,
     ),
     Mutant(
         "cuda-first-row-again-at-the-end", "partial sums counted twice", CUDA_BACKWARD,
