@@ -35,7 +35,8 @@ def _given(gate, value, kind, places, scores, score_scale) -> Gated:
 
 def activation(gate, value, kind, places, scores, score_scale, grad):
     triton, given = kernels("activation", "triton"), _given(gate, value, kind, places, scores, score_scale)
-    own, beside = gate.clone(), torch.zeros(gate.shape[0], gate.shape[1] + 3).to(gate)
+    own = gate.clone(memory_format=torch.contiguous_format)
+    beside = torch.zeros(gate.shape[0], gate.shape[1] + 3).to(gate)
     triton.activation(given, beside[:, 3:])
     found = triton.activation_backward(grad, given)
     return {

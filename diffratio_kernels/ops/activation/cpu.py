@@ -8,7 +8,8 @@ from ..cpu import accumulation, native
 
 
 def activation(given: Gated, out: Tensor | None = None) -> Tensor:
-    """act(gate) [T, F], times value, times the score of the row. `out` may be gate or value."""
+    """act(gate) [T, F], times value, times the score of the row. `out`, which has its columns
+    side by side, may be gate or value."""
     if out is None:
         out = torch.empty(given.gate.shape, dtype=given.gate.dtype)
     native.activation(*_operands(given), out)

@@ -109,7 +109,8 @@ def _options(given: Gated) -> dict:
 
 
 def activation(given: Gated, out: Tensor | None = None) -> Tensor:
-    """act(gate) [T, F], times value, times the score of the row. `out` may be gate or value."""
+    """act(gate) [T, F], times value, times the score of the row. `out`, which has its columns
+    side by side, may be gate or value."""
     gate, value, *scores = _operands(given)
     if out is None:
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
