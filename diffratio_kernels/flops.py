@@ -42,7 +42,7 @@ def _two_bin_attention_backward(grad_out, query, key, value, out, lse, *nested, 
 
 @register_flop_formula(_ops.route)
 def _route(x, *_, **__) -> int:
-    return 2 * prod(x)
+    return 0 if x is None else 2 * prod(x)
 
 
 @register_flop_formula(_ops.mlp)

@@ -6,7 +6,6 @@ image: normed [T, D] -- project, norms, rope --> query, key, value [T, H, d] \\
 text: normed [B*M, D] -- project, norms, rope --> [B*M, H, d] ---------- /  image rows, then text rows
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +17,7 @@ from ..ops.gate_residual.op import run_gate_residual
 from ..ops.qk_norm_rope.op import run_qk_norm_rope
 from ..ops.qk_norm_rope.reference import placed, turned
 from ..ops.route.cu_seqlens import cu_seqlens_for
-from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens
+from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens, neutral_logit
 from ..types import BranchNorm, Heads, PackedRows, Product, Rope, Run, Seqlens
 from . import products
 from .stream import KeysValues, Layout, Norm, Parallel, SelfAttention, Stream
@@ -284,7 +283,7 @@ def with_pinned(
     if keys is not None:
         padded = _cu_seqlens(layout.pinned, keys, batch).diff() - keys
         keys = cu_seqlens.diff() - padded
-    neutral = torch.inf if score_scale == 1 else -math.log(score_scale - 1)
+    neutral = neutral_logit(score_scale)
     if len(set(layout.routed)) > 1:  # behind a shorter sample's tokens stand some that are kept always
         sizes = _cu_seqlens(layout.routed, order).diff()
         behind = torch.arange(n, device=order.device) >= sizes[:, None]
@@ -302,12 +301,6 @@ def _pinned(layout: Layout) -> Tensor:
         return flat[:, layout.routed[0] : layout.routed[0] + layout.pinned[0]].flatten()
     spans = zip(flat, _of_each(layout.routed, batch), _of_each(layout.pinned, batch), strict=True)
     return torch.cat([row[n : n + p] for row, n, p in spans])
-
-
-def routable(layout: Layout, x: Tensor) -> Tensor:
-    """The tokens [B, n, D] that may be skipped, in the layout's order; shorter samples end in others."""
-    places = layout.order[:, : max(layout.routed)]
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
 
 
 def _flattened(order: Tensor | None, x: Tensor) -> Tensor:

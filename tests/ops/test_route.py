@@ -26,6 +26,82 @@ def test_the_best_tokens_of_each_sample_are_kept_those_of_the_small_bin_first(ba
     assert index.tolist() == expected and offsets.tolist() == [0, 3, 8]
 
 
+ROUTES = [
+    ("cpu", torch.float64),
+    ("cpu", torch.bfloat16),
+    ("triton", torch.float32),
+    ("reference", torch.float64),
+]
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(("backend", "dtype"), ROUTES)
+def test_logits_of_ones_own_select_as_a_routers(backend, dtype):
+    """In at least fp32, which the gradient comes back from in their own dtype."""
+    logits = torch.tensor([[1, 3, 3, -INF, 2], [NAN, 0.0, -0.0, 0, 5]], dtype=dtype).requires_grad_()
+    index, offsets, out = dk.route(None, None, [2, 3], logits=logits, keep_small=[1, 2], backend=backend)
+    assert index.tolist() == [1, 2, 6, 9, 7] and offsets.tolist() == [0, 2, 5]
+    assert out.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(out.isnan(), logits.isnan()) and torch.equal(out[0], logits[0].to(out.dtype))
+    out.backward(torch.arange(10, dtype=out.dtype).view(2, 5))
+    assert torch.equal(logits.grad, torch.arange(10, dtype=dtype).view(2, 5))
+
+
+@pytest.mark.parametrize("score_scale", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize(("backend", "dtype"), ROUTES)
+def test_pinned_tokens_are_kept_whatever_their_logits(backend, dtype, score_scale):
+    """In their places among the kept ones, and in the small bin; the others by their logits, +inf among them;
+    their factor is 1, their logits have no gradient."""
+    logits = torch.tensor([[9, NAN, 1, INF, 1, INF], [-INF, 2, 2, 2, -3, 1]], dtype=dtype).requires_grad_()
+    pinned = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    option = {"logits": logits, "pinned": pinned, "score_scale": score_scale, "backend": backend}
+    index, offsets, out = dk.route(None, None, [5, 3], keep_small=[3, 1], **option)
+    assert index.tolist() == [1, 3, 4, 0, 5, 6, 7, 8] and offsets.tolist() == [0, 5, 8]
+    assert dk.route(None, None, [2, 1], **option)[0].tolist() == [1, 4, 6]  # no room for others
+    assert (score_scale * out[pinned].sigmoid() - 1).abs().max() < 1e-6
+    assert torch.equal(out[~pinned], logits[~pinned].to(out.dtype))
+    out.backward(torch.ones_like(out))
+    assert torch.equal(logits.grad, (~pinned).to(dtype))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), ROUTES[1:])
+def test_pinned_tokens_of_a_router_have_no_gradient(backend, dtype):
+    x = torch.randn(2, 6, 8, dtype=dtype).requires_grad_()
+    weight = torch.randn(8, requires_grad=True)
+    pinned = torch.arange(6).expand(2, 6) < 2
+    index, _, logits = dk.route(x, weight, 4, pinned=pinned, score_scale=2.0, backend=backend)
+    assert index.view(2, 4)[:, :2].tolist() == [[0, 1], [6, 7]]
+    logits.sum().backward()
+    assert not x.grad[:, :2].any() and x.grad[:, 2:].all()
+    torch.testing.assert_close(weight.grad, x[:, 2:].sum((0, 1)).float().detach(), rtol=2e-2, atol=2e-2)
+
+
+PINNED = torch.tensor([[True, True, False], [True, False, False]])
+FAULTS = {
+    "x": {"x": torch.ones(2, 3, 8)},
+    "router_weight": {"router_weight": torch.ones(8)},
+    "router_bias": {"router_bias": torch.ones(1)},
+    "logits": {"logits": torch.ones(2, 3).int()},
+    "logits of one sample": {"logits": torch.ones(3)},
+    "pinned": {"pinned": PINNED.int()},
+    "pinned of other tokens": {"pinned": PINNED[:, :2]},
+    "pinned without room": {"keep": [1, 2]},
+    "pinned without room in the small bin": {"keep_small": [2, 0]},
+    "score_scale": {"score_scale": 0.5},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_go_with_logits_and_pinned_tokens_is_named(fault):
+    arguments = {"x": None, "router_weight": None, "keep": [2, 2], "logits": torch.randn(2, 3)}
+    arguments |= {"pinned": PINNED}
+    dk.route(**arguments)
+    with pytest.raises((ValueError, TypeError), match=rf"route: .*\b{fault.split()[0]}\b"):
+        dk.route(**arguments | FAULTS[fault])
+    with pytest.raises(TypeError, match="route: x must be a tensor, or logits"):
+        dk.route(None, None, 2)
+
+
 def test_rows_that_int32_cannot_count_are_refused():
     x = torch.zeros(1, 1, 8).expand(2**15, 2**16, 8)
     with pytest.raises(ValueError, match=r"route: x must have fewer than 2\^31 rows .* 32768 times 65536"):

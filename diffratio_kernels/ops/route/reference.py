@@ -1,5 +1,7 @@
 """Router logits, and the exact order by which tokens are kept (paper section 3.2)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,19 @@ def select_tokens(
         rows.append(order[b, small:k].sort().values + b * tokens)
     index = torch.cat(rows) if rows else order.new_empty(0)
     return index, cu_seqlens_of(keep, logits.device)
+
+
+def ranked(logits: Tensor, pinned: Tensor | None) -> Tensor:
+    """What tokens are selected by: pinned [B, N] ones rank above all others, +inf among them."""
+    if pinned is None:
+        return logits
+    logits = logits.detach().clamp(max=torch.finfo(logits.dtype).max)
+    return logits.masked_fill(pinned, torch.inf)
+
+
+def neutral_logit(score_scale: float) -> float:
+    """The logit for which score_scale * sigmoid(logit) is 1."""
+    return math.inf if score_scale == 1 else -math.log(score_scale - 1)
 
 
 def equal_cu_seqlens(samples: int, length: int, device: torch.device) -> Tensor:

@@ -8,13 +8,13 @@ import diffratio_kernels.flops  # noqa: F401 - so that torch's counter knows the
 from diffratio_kernels import kept_tokens
 from diffratio_kernels._autocast import autocast_is_on
 from diffratio_kernels._checks import Check
-from diffratio_kernels.blocks.joint import routable, with_pinned
+from diffratio_kernels.blocks.joint import with_pinned
 from diffratio_kernels.blocks.products import run_of
 from diffratio_kernels.blocks.routed import routed
-from diffratio_kernels.blocks.stream import Call, CrossAttention
+from diffratio_kernels.blocks.stream import Call, CrossAttention, Layout
 from diffratio_kernels.blocks.two_bin import bins_of, two_bin
 from diffratio_kernels.ops.route.cu_seqlens import cu_seqlens_for
-from diffratio_kernels.ops.route.op import run_route, select_rows
+from diffratio_kernels.ops.route.op import run_route, run_router_logits, run_select
 from diffratio_kernels.types import Linear, PackedRows, Run
 
 from .state import RoutedLayer, check_batch, in_backward
@@ -151,27 +151,27 @@ def _select(
     """The rows that the layer's router keeps among those that may be skipped, and its logits; a router that
     is hooked or wrapped is called."""
     router, x, layout = layer.block.diffratio, call.image.tokens, call.layout
-    if layout is not None:
-        x = routable(layout, x)
-        if len(set(layout.routed)) > 1 and index is None:
-            return _select_ragged(layer, run, x, layout.routed, keep, keep_small)
+    weights = None
     if layer.router_reason is None or torch.compiler.is_compiling():
         weights = Linear(router.router_weight, router.router_bias)
+    if layout is not None:
+        logits = router(x, [0])[2] if weights is None else run_router_logits(run, x, weights)
+        return _select_among(layout, run, logits, keep, index, keep_small)
+    if weights is not None:
         return run_route(run, x, weights, keep, index, keep_small)
     index, cu_seqlens, logits = router(x, keep, index, keep_small)
     return PackedRows(index, x.shape[1], keep, cu_seqlens), logits
 
 
-def _select_ragged(layer: RoutedLayer, run: Run, x: Tensor, sizes: list[int], keep, keep_small):
-    """The same of samples [B, n, D] of unequal sizes, whose last tokens are padding."""
-    _, _, logits = layer.block.diffratio(x, [0] * len(sizes))
-    places = torch.arange(x.shape[1], device=x.device)
-    padding = places >= cu_seqlens_for(sizes, x).diff()[:, None]
-    ranked = logits.detach().masked_fill(padding, torch.nan)  # which ranks below everything
-    if not torch.compiler.is_compiling():
-        return select_rows(run.rows, ranked, keep, None, keep_small), logits
-    one = Linear(ranked.new_ones(1), None)  # an operator is traced: these are the logits of tokens of width 1
-    return run_route(run, ranked[..., None], one, keep, None, keep_small)[0], logits
+def _select_among(layout: Layout, run: Run, logits: Tensor, keep, index, keep_small):
+    """The rows kept among the tokens that may be skipped, in the layout's order, and their logits [B, n]."""
+    logits = logits.gather(1, layout.order[:, : max(layout.routed)])
+    ranked = logits
+    if len(set(layout.routed)) > 1:  # shorter samples end in others
+        places = torch.arange(logits.shape[1], device=logits.device)
+        others = places >= cu_seqlens_for(layout.routed, logits).diff()[:, None]
+        ranked = logits.masked_fill(others, torch.nan)  # which ranks below everything
+    return run_select(run, ranked, keep, index, keep_small), logits
 
 
 def _selection(layer: RoutedLayer, call: Call, args, kwargs) -> tuple[Tensor | None, list[int]]:

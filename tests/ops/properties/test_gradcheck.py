@@ -68,6 +68,18 @@ def test_route(keep, backend):
     assert names == {"x", "router_weight", "router_bias"}
 
 
+@pytest.mark.parametrize("given", ["x", "logits"])
+def test_route_with_pinned_tokens(given, backend):
+    a = ModBlockCase(keep=(3, 4), **SMALL).arguments()
+    arguments = {name: a[name] for name in ("x", "router_weight", "keep")}
+    if given == "logits":
+        arguments |= {"x": None, "router_weight": None, "logits": torch.randn(2, 4)}
+    pinned = torch.tensor([[True, False, False, True], [False, False, True, False]])
+    arguments |= {"pinned": pinned, "score_scale": 2.0}
+    names = check(lambda **k: dk.route(**k, backend=backend)[2], arguments)
+    assert names == ({"logits"} if given == "logits" else {"x", "router_weight"})
+
+
 def test_gather_adaln(keep, backend):
     x, (shift, scale) = torch.randn(2, 4, 8), torch.randn(2, 2, 8)
     arguments = {"x": x, "index": packed(keep)[0], "shift": shift, "scale": scale, "eps": 0.1}

@@ -60,12 +60,16 @@ def selected(case):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
-@pytest.mark.parametrize("given", ["selecting", "selected", "two bins"])
+@pytest.mark.parametrize("given", ["selecting", "selected", "two bins", "pinned", "logits"])
 def test_route(given, wants_gradient, backend):
     case = CASES["per sample"]
     arguments = case.arguments() | {"backend": backend}
     arguments["index"] = selected(case)["index"] if given == "selected" else None
     arguments["keep_small"] = [2, 7] if given == "two bins" else None
+    if given in ("pinned", "logits"):
+        arguments |= {"pinned": torch.arange(18).view(2, 9) % 5 == 1, "score_scale": 2.0}
+    if given == "logits":
+        arguments |= {"logits": torch.randn(2, 9), "x": None, "router_weight": None, "router_bias": None}
     args, kwargs = check("route", arguments, wants_gradient, UTILITIES[:3])
     # The fourth of opcheck adds up the outputs in place and cannot start from an integer one: logits first.
     aot_autograd_check(

@@ -18,6 +18,7 @@ BLENDED = "diffratio_kernels/blocks/blended.py"
 PARALLEL = "diffratio_kernels/blocks/parallel.py"
 ROUTED = "diffratio_kernels/blocks/routed.py"
 STREAM = "diffratio_kernels/blocks/stream.py"
+FORWARD = "python/diffratio/routing/forward.py"
 MODULES = "python/diffratio/families/modules.py"
 PLACE = "place = index if BY_SAMPLE else index % tokens\n    row = t"
 BACK = "return ga * cos + gb * sin, gb * cos - ga * sin"
@@ -147,6 +148,15 @@ FAMILIES = [
         "groups-of-other-rows", "index", ROUTED,
         {"replace(rows, groups=image.groups)": "replace(rows, groups=image.groups.flip(1))"},
         f"{BLOCKS} -k ti2v",
+    ),
+    Mutant(
+        "shorter-samples-keep-others", "mask", FORWARD,
+        {"ranked = logits.masked_fill(others, torch.nan)": "ranked = logits"}, f"{BLOCKS} -k lumina2",
+    ),
+    Mutant(
+        "logits-of-the-first-tokens", "index", FORWARD,
+        {"logits.gather(1, layout.order[:, : max(layout.routed)])": "logits[:, : max(layout.routed)]"},
+        f"{BLOCKS} -k prx",
     ),
     Mutant(
         "bins-weighed-the-other-way", "formula", BLENDED,

@@ -65,6 +65,27 @@ OPERATORS = [
         BLOCKS,
     ),
     Mutant(
+        "route-pinned-tokens-tie-with-infinite-logits",
+        "order of scores",
+        OPS + "route/reference.py",
+        {".clamp(max=torch.finfo(logits.dtype).max)": ""},
+        "tests/ops/test_route.py",
+    ),
+    Mutant(
+        "route-pinned-tokens-have-a-gradient",
+        "gradient that is none",
+        OPS + "route/op.py",
+        {"grad_logits = grad_logits.masked_fill(pinned, 0)": "pass"},
+        "tests/ops/test_route.py",
+    ),
+    Mutant(
+        "route-neutral-logit-with-the-other-sign",
+        "sign",
+        OPS + "route/reference.py",
+        {"-math.log(score_scale - 1)": "math.log(score_scale - 1)"},
+        "tests/ops/test_route.py",
+    ),
+    Mutant(
         "attention-backward-with-default-scale",
         "scale forgotten in a gradient",
         OPS + "attention/op.py",
