@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from diffratio_kernels.ops.qk_norm_rope import cuda, reference
+from diffratio_kernels.ops.qk_norm_rope import cuda, op, reference
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import cast, laid_out
 from diffratio_kernels.types import HeadNorm, Heads, PackedRows, Rope
@@ -201,12 +201,21 @@ def test_no_rows():
     assert not results["d query_weight"].any()
 
 
-@pytest.mark.parametrize(
-    "heads, width, across, turning", [(1, 258, False, 4), (1, 256, False, 30), (33, 256, True, 4)]
-)
-def test_heads_that_no_block_holds_are_an_error(heads, width, across, turning):
-    rows = torch.zeros(2, heads * width)
-    norm = HeadNorm("rms", None, None, None, None, 1e-6, across)
-    rope = Rope(*torch.zeros(2, 1, TOKENS, 1, turning), halves=True)
-    with pytest.raises(ValueError, match="qk_norm_rope: heads are too wide"):
-        cuda.qk_norm_rope(Heads(rows, rows, rows, heads, heads), PackedRows(INDEX[:2], TOKENS), norm, rope)
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize(("heads", "width"), [(1, 256), (1, 258), (113, 72), (64, 72), (32, 256), (33, 256)])
+def test_the_operator_knows_what_a_block_holds(heads, width, across, monkeypatch):
+    """What the kernels refuse "auto" leaves to others, and backend="cuda" says so."""
+    monkeypatch.setattr(op, "choose", lambda name, asked, device, dtype, unfit: unfit)
+    rows, norm = torch.zeros(0, heads * width), HeadNorm("rms", None, None, None, None, 1e-6, across)
+    for turning in (1, 30, width // 2):
+        rope = Rope(*torch.zeros(2, 1, TOKENS, 1, turning), halves=True)
+        given = Heads(rows, rows, rows, heads, heads)
+        try:
+            cuda.qk_norm_rope(given, PackedRows(INDEX[:0], TOKENS), norm, rope)
+        except ValueError as error:
+            assert "heads are too wide" in str(error)
+            assert op._backend("auto", given, norm, rope) == "cuda"
+            with pytest.raises(ValueError, match=f"backend='cuda' holds no head of {width} channels"):
+                op._backend("cuda", given, norm, rope)
+        else:
+            assert op._backend("cuda", given, norm, rope) is None
