@@ -128,11 +128,10 @@ def print_report(report: dict[str, Any]) -> None:
         own = "sparse" if "dense" in report else "trained" if "base" in report else "model"
         columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
         columns = {name: one for name, one in columns.items() if one is not None}
-        shown = dict(columns, **({"real images": report["real"]} if report["real"] else {}))
-        figures = [_figures(one) for one in shown.values()]
+        figures = [_figures(one) for one in (*columns.values(), report["real"])]
         rows = [(what, *(one.get(what, "") for one in figures)) for what in figures[0]]
         settings = f"{report['samples']} samples, {report['steps']} steps, guidance {report['guidance']}"
-        print_table(console, f"{report['name']}: {settings}", ("", *shown), rows)
+        print_table(console, f"{report['name']}: {settings}", ("", *columns, "real images"), rows)
         for name, what in COLUMNS.items():
             if name in columns:
                 console.print(f"{name}: {what}")
