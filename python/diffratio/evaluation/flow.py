@@ -79,7 +79,8 @@ class FlowModel:
         pixels = pixels.to(self.model.device, self.model.dtype)
         if self.family.on_pixels:
             return self.family.fold(pixels)
-        return torch.cat([self.family.latents(self.pipe.vae, some) for some in pixels.split(AT_ONCE[False])])
+        parts = [self.family.latents(self.pipe.vae, some) for some in pixels.split(AT_ONCE[False])]
+        return torch.cat(parts).to(self.model.dtype)
 
     def sample(
         self, model: nn.Module, held_out: CaptionedDataset, captions: list[str], settings, bar: str | None

@@ -60,7 +60,7 @@ def load_splits(
         named = re.split(r"[ :=]", str(error))[0] in options
         raise ArgumentError(str(error) if named else f"dataset_name={name!r}: {error}") from None
     if base.family is not None:
-        return _flow_splits(arguments, base.family, splits, accelerator, progress, base.model)
+        return _flow_splits(arguments, base, splits, accelerator, progress)
     by_class = base.objective.by_class
     if by_class and not splits[0].attribute_sizes:
         raise ArgumentError(f"dataset_name={name!r} has no classes, which the model needs")
@@ -92,11 +92,13 @@ def load_splits(
     return training, held_out
 
 
-def _flow_splits(arguments, family, splits, accelerator, progress, model) -> tuple[Dataset, Dataset]:
+def _flow_splits(
+    arguments: TrainArguments, base: Base, splits: list[Dataset], accelerator: Accelerator, progress: bool
+) -> tuple[Dataset, Dataset]:
     """The same for a flow: pixels and the data set's text where its pipeline has no encoders."""
-    name, plain = _data_name(arguments), splits[0]
+    name, plain, family = _data_name(arguments), splits[0], base.family
     if not family.on_pixels:
-        encoders = PipelineEncoders(arguments, family, model, accelerator, progress)
+        encoders = PipelineEncoders(arguments, base, accelerator, progress)
         counts = len(plain), min(VALIDATION_IMAGES, len(splits[1]))
         parts = zip(splits, ("train", "held_out"), counts, strict=True)
         return tuple(encoders.encode(*part) for part in parts)

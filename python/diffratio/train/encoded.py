@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..diffusion.pipelines import Family, load_pipeline
+from ..diffusion.pipelines import load_pipeline
 from ..files import replace_text, replacing
 from ..names import on_disk
 from ..progress import progress_bar
 from .arguments import ArgumentError, TrainArguments
+from .model import Base
 
 CHUNK = 64
 AT_ONCE = 4  # images in the VAE, whose memory grows with their pixels
@@ -166,17 +167,10 @@ class Encoders:
 class PipelineEncoders(Encoders):
     """The VAE and text encoders of a flow model's pipeline, through the pipeline's own methods."""
 
-    def __init__(
-        self,
-        arguments: TrainArguments,
-        family: Family,
-        model: nn.Module,
-        accelerator: Accelerator,
-        progress: bool,
-    ):
-        self.family, self.text_tokens = family, family.text_tokens
+    def __init__(self, arguments: TrainArguments, base: Base, accelerator: Accelerator, progress: bool):
+        self.family, self.model = base.family, base.model
+        self.text_tokens = base.family.text_tokens
         super().__init__(arguments, True, accelerator, progress)
-        self.model = model
 
     @cached_property
     def _pipe(self):

@@ -10,9 +10,10 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from diffratio import DiffRatioConfig, apply_diffratio, record_routing
 from diffratio.diffusion.flow import mixed, shifted
-from diffratio.diffusion.pipelines import FAMILIES, family_of, load_pipeline, read_index
+from diffratio.diffusion.pipelines import FAMILIES, Family, family_of, load_pipeline, read_index
 from diffratio.train import ArgumentError, TrainArguments, Trainer, load_run, train
 from diffratio.train.model import load_base
+from diffratio.train.objective import FlowObjective
 
 RUN = {
     "resolution": 32,
@@ -159,6 +160,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, folders, runs, tmp_path, m
         type(model).__name__
         == json.loads((folders[name] / "transformer/config.json").read_text())["_class_name"]
     )
+
+
+def test_the_loss_is_the_error_of_the_velocity_from_image_to_noise():
+    class Knows(Family):
+        def predict(self, model, noisy, level, text, guidance):
+            wanted.append(torch.lerp(clean, noise, level[:, None, None, None]))
+            assert torch.equal(noisy, wanted[-1]) and guidance == 2.0
+            return noise - clean + 0.5
+
+    wanted, given = [], TrainArguments(guidance_scale=2.0)
+    clean, noise, level = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0.1, 0.5, 0.9])
+    family = Knows({"in_channels": 4}, {"vae": ["diffusers", "AutoencoderKL"]})
+    objective = FlowObjective(family, FlowMatchEulerDiscreteScheduler(), given)
+    loss = objective(None, {"latents": clean, "noise": noise, "timestep": level})
+    torch.testing.assert_close(loss, torch.full((3,), 0.25))
+    assert objective.times.region(level, 2).tolist() == [0, 1, 1]
 
 
 def test_training_lowers_the_loss(folders, tmp_path):
