@@ -1,5 +1,6 @@
 """docs/supported-models.md, from the specs that are registered and the tests' cases.
 
+python -m tests.diffratio.families.facts --write    # first, where blocks or their cases have changed
 python -m tools.supported          # prints the page; `--write` puts it where it belongs
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import sys
 
 from diffratio.families import registry
@@ -16,6 +18,10 @@ from diffratio.families.not_routed import NOT_ROUTED
 from .sources import ROOT
 
 PAGE = ROOT / "docs" / "supported-models.md"
+FACTS = ROOT / "tests" / "diffratio" / "families" / "facts.json"
+"""What the tests' cases show of each block class, written by `python -m tests.diffratio.families.facts`."""
+OF_PIXART = {"modules": [], "masks": ["text"]}
+"""Of BasicTransformerBlock, whose tests are those of routing and of the kernels."""
 TOP = """# Supported models
 `apply_diffratio(pipe)` routes the transformer blocks below, and says so by name where it cannot. This page
 is written by `python -m tools.supported`; a test compares it with the specs that are registered.
@@ -34,8 +40,13 @@ Text and reference images are kept always. Queries and keys are normed and turne
 plain (no LoRA, no quantisation, no hook), else by the modules. While ratios are learned both bins are one
 computation, which equals two passes to 1e-12 in fp64 (`tests/diffratio/families/test_two_bins.py`).
 
-| model of diffusers | blocks | timesteps | what they are |
-|---|---|---|---|
+What the tests' cases show of plain blocks: *by modules* are the parts that a routed block calls as they are,
+on the rows that it keeps, since no operator computes them; all others run by raw weights and our operators.
+*Masks* are those of tokens of the text, of the image, or of the one sequence of both. All blocks are tested
+with the gradients of all their parameters and of their tokens.
+
+| model of diffusers | blocks | timesteps | by modules | masks | what they are |
+|---|---|---|---|---|---|
 """
 REFUSED = """
 ## With other tools
@@ -104,8 +115,24 @@ def rows() -> list[str]:
             units = sorted({spec.timestep_units for spec in blocks.values()})
             about = " ".join(inspect.getdoc(module).split("\n\n")[0].split())
             names = ", ".join(f"`{cls.__name__}`" for cls in blocks)
-            found.append(f"| {_models(home, file, family)} | {names} | {', '.join(units)} | {about} |")
+            cells = [_models(home, file, family), names, ", ".join(units), *_shown(blocks), about]
+            found.append(f"| {' | '.join(cells)} |")
     return sorted(found)
+
+
+def _shown(blocks) -> list[str]:
+    """What the tests show of blocks: parts that are modules, masks."""
+    facts = json.loads(FACTS.read_text())["blocks"] | {"BasicTransformerBlock": OF_PIXART}
+    own = [facts[cls.__name__] for cls in blocks]
+    of_each = {key: sorted({value for one in own for value in one[key]}) for key in OF_PIXART}
+    columns = of_each["modules"], of_each["masks"]
+    return [", ".join(column) or "-" for column in columns]
+
+
+def _checkpointing() -> str:
+    """Models whose gradient checkpointing does not work."""
+    reasons = json.loads(FACTS.read_text())["without checkpointing"]
+    return "".join(f"* Gradient checkpointing, `{name}`: {why}.\n" for name, why in reasons.items())
 
 
 def _module(file: str):
@@ -147,7 +174,7 @@ def page() -> str:
         f"{name}, from {low:g} to {high:g}" for name, (low, high) in registry.TIMESTEP_UNITS.items()
     )
     table = "\n".join(rows()) + f"\n\nTimesteps, the finished picture first: {units}.\n"
-    return TOP + table + REFUSED + "\n".join(refused) + "\n" + LIMITS
+    return TOP + table + REFUSED + "\n".join(refused) + "\n" + LIMITS + _checkpointing()
 
 
 def main() -> int:
