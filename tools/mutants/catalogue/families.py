@@ -4,6 +4,7 @@ from .mutant import Mutant
 
 OP = "tests/ops/test_qk_norm_rope.py"
 BLOCKS = "tests/diffratio/families/test_blocks.py"
+COMPOSITIONS = "tests/diffratio/families/test_compositions.py"
 TWO_BINS = "tests/diffratio/families/test_two_bins.py"
 TRITON = "diffratio_kernels/ops/qk_norm_rope/triton.py"
 CPU = "csrc/cpu/qk_norm_rope.h"
@@ -192,5 +193,28 @@ FAMILIES = [
         "hooked-norms-are-passed-over", "silence", MODULES,
         {"return reason or patched(type(module)) or inside": "return reason or patched(type(module))"},
         "tests/diffratio/families/test_hooks.py -k flux",
+    ),
+    Mutant(
+        "parallelism-switched-on-later", "silence", "python/diffratio/families/inspection.py",
+        {'[getattr(own.get("processor"), "_parallel_config", None) for own in self._processors],': ""},
+        f"{COMPOSITIONS} -k 'context_parallelism and flux'",
+    ),
+    Mutant(
+        "told-tensors-are-constants-of-a-graph", "stale", "python/diffratio/routing/graphs.py",
+        {"shared.told = given[2]": "pass"}, "tests/diffratio/families/test_recorded.py -k told",
+    ),
+    Mutant(
+        "references-of-a-compiled-model-pass", "silence", "python/diffratio/families/references.py",
+        {"torch._assert_async((ids[..., axis] == ids[..., :1, axis]).all(), COMPILED)": "pass"},
+        "tests/diffratio/families/test_compiled_blocks.py -k references",
+    ),
+    Mutant(
+        "text-of-wan-is-projected-anew", "silence", "python/diffratio/routing/text_cache.py",
+        {'"caption_projection", "text_embedder"': '("caption_projection",)'},
+        f"{COMPOSITIONS} -k 'projected_once and wan'",
+    ),
+    Mutant(
+        "padding-before-what-is-routed", "index", STREAM,
+        {"(*spans, *others)": "(*others, *spans)"}, f"{BLOCKS} -k 'everything and ragged'",
     ),
 ]  # fmt: skip
