@@ -3,7 +3,6 @@
 // vectors, contiguous (diffratio_kernels/kernels/cuda.py does that). `stream` is a cudaStream_t as an integer.
 #pragma once
 
-#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -98,7 +97,8 @@ void router_logits_backward(Tensor grad_logits, Tensor x, Tensor weight, Tensor 
                           .x = x.data_ptr(),
                           .weight = data<float>(weight),
                           .grad_x = grad_x.data_ptr(),
-                          .columns = column_sums<Tensor>(nullptr, grad_weight.size(1), grad_logits.numel(), partial, grad_weight)},
+                          .columns = column_sums<Tensor>(nullptr, grad_weight.size(1), grad_logits.numel(), partial,
+                                                         grad_weight)},
                          element(x), stream_of(stream));
 }
 
@@ -154,7 +154,7 @@ void gather_adaln_backward(Tensor rows, Tensor index, Tensor place, int64_t toke
                            Tensor grad_x, Tensor stats, Tensor partial, Tensor grad_modulation, int64_t stream) {
   const DeviceGuard guard(rows.get_device_index());
   ColumnSums columns =
-      column_sums(data<int32_t>(place), place.numel() / std::max<int64_t>(tokens, 1), tokens, partial, grad_modulation);
+      column_sums(data<int32_t>(place), groups ? groups->size(0) : scale.size(0), tokens, partial, grad_modulation);
   columns.groups = groups_of(groups, order, bounds);
   gather_adaln_backward({.rows = rows.data_ptr(),
                          .index = data<int64_t>(index),
@@ -262,9 +262,7 @@ ScatterArgs scatter_args(const Tensor& x, int64_t tokens, const Tensor& hidden, 
           .logits = data<float>(logits),
           .rescale = rescale_mode(rescale),
           .score_scale = static_cast<float>(score_scale),
-          .out = nullptr,
-          .norm = {},
-          .groups = nullptr};
+          .out = nullptr};
 }
 
 // With place: every row of out, a new tensor. With index: those rows only, so that out may be x.
@@ -279,9 +277,10 @@ void scatter_rescale(Tensor x, std::optional<Tensor> place, std::optional<Tensor
   args.index = static_cast<int64_t*>(data(index));
   args.rows = place ? place->numel() : index.value().numel();
   args.out = out.data_ptr();
-  args.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps);
-  args.groups = static_cast<int64_t*>(data(groups));
-  scatter_rescale(args, element(x), stream_of(stream));
+  const ScatterMore more{.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps),
+                         .groups = static_cast<int64_t*>(data(groups)),
+                         .stats = nullptr};
+  scatter_rescale(args, more, element(x), stream_of(stream));
 }
 
 template <class Tensor>
@@ -295,8 +294,9 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t t
   ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
   args.place = data<int32_t>(place);
   args.rows = place.numel();
-  args.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps);
-  args.groups = static_cast<int64_t*>(data(groups));
+  const ScatterMore more{.norm = branch_norm(norm, norm_weight, norm_bias, norm_eps),
+                         .groups = static_cast<int64_t*>(data(groups)),
+                         .stats = static_cast<float*>(data(stats))};
   ColumnSums columns = column_sums(args.place, x.size(0), tokens, partial, sums);
   columns.groups = groups_of(groups, order, bounds);
   scatter_rescale_backward({.forward = args,
@@ -305,9 +305,8 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t t
                             .grad_hidden = grad_hidden.data_ptr(),
                             .grad_branch = grad_branch.data_ptr(),
                             .grad_logits = data<float>(grad_logits),
-                            .columns = columns,
-                            .stats = static_cast<float*>(data(stats))},
-                           element(x), stream_of(stream));
+                            .columns = columns},
+                           more, element(x), stream_of(stream));
 }
 
 // The kept rows of two bins: weight_large [B], offsets [B+1].

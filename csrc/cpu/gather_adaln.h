@@ -25,8 +25,8 @@ void gather_adaln(const AdalnArgs& a, int64_t begin, int64_t end) {
 }
 
 // With g = grad_normed * (1 + scale) and n the normalised row:
-// grad_row = grad_rows + rstd * (g - mean(g) - n * mean(g * n)), of an rms norm without mean(g). Rows are rows of x with gather (zero
-// where not kept), packed rows without.
+// grad_row = grad_rows + rstd * (g - mean(g) - n * mean(g * n)), of an rms norm without mean(g). Rows are rows of x
+// with gather (zero where not kept), packed rows without.
 template <typename T>
 void gather_adaln_backward_rows(const AdalnBackwardArgs& a, int64_t begin, int64_t end) {
   using A = acc_t<T>;

@@ -25,7 +25,7 @@ void gather_adaln_backward(const AdalnBackwardArgs& a, Element element, Stream t
     const AdalnTerms<T> terms{static_cast<const T*>(a.rows), static_cast<const T*>(a.grad_normed), a.stats,
                               sizes.width};
     const bool four = sizes.width % 4 == 0 && all_aligned({a.rows, a.grad_normed}, 4 * sizeof(T));
-    const auto sum = sizes.groups.of_row ? sum_groups<AdalnTerms<T>> : sum_columns<AdalnTerms<T>>;
+    const auto sum = sizes.groups.bounds ? sum_groups<AdalnTerms<T>> : sum_columns<AdalnTerms<T>>;
     sum(terms, sizes, four, stream, "gather_adaln_backward sums");
   });
 }

@@ -5,8 +5,6 @@
 
 namespace diffratio::cuda {
 
-inline bool plain(const ScatterArgs& a) { return !a.groups && a.norm.kind == Norm::kNone; }
-
 // kNone is kMlp with a factor of 1, which the kernel sees from its arguments.
 template <class F> void with_rescale(Rescale rescale, F f) {
   switch (rescale) {

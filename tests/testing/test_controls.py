@@ -174,7 +174,8 @@ def test_poison_shows_a_row_that_nobody_wrote():
         rows = torch.empty(3, 4)
         normed = torch.empty(3, 4)
         zero = torch.zeros(1, 4)
-        torch.ops.diffratio_native.gather_adaln(x, index[:2], 6, zero, zero, 1e-6, rows, normed)
+        how = 6, None, zero, zero, "layer", 1e-6
+        torch.ops.diffratio_native.gather_adaln(x, index[:2], *how, rows, normed)
         whole = adaln.gather_adaln(x, PackedRows(index, 6), zero, zero, 1e-6)
     assert rows[:2].isfinite().all() and rows[2].isnan().all() and normed[2].isnan().all()
     assert all(t.isfinite().all() for t in whole)

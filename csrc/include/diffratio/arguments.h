@@ -42,7 +42,7 @@ struct RouterLogitsArgs {
 struct Groups {
   const int64_t* of_row;  // [B*N], null where each sample has its own
   const int64_t* order;   // [B*N] rows of x by group
-  const int64_t* bounds;  // [G+1] places in `order` at which each group begins and ends
+  const int64_t* bounds;  // [G+1] places in `order` at which each group begins and ends; null without groups
   int64_t count;          // G
 };
 
@@ -153,8 +153,15 @@ struct ScatterArgs {
   Rescale rescale;
   float score_scale;
   void* out;  // [B*N, D]; may be x itself with index
+};
+
+// What `scatter_rescale` has besides in some families.
+struct ScatterMore {
   BranchNorm norm;
   const int64_t* groups;  // [B*N] or null
+  float* stats;           // [T, 2] mean and 1/std of the branch, written by the backward pass with a norm
+
+  bool none() const { return !groups && norm.kind == Norm::kNone; }
 };
 
 struct ScatterBackwardArgs {
@@ -163,7 +170,6 @@ struct ScatterBackwardArgs {
   void *grad_x, *grad_hidden, *grad_branch;  // like x, hidden, branch
   float* grad_logits;                        // [B*N]
   ColumnSums columns;                        // sum of gate; with a norm those of NormedGateTerms
-  float* stats;                              // [T, 2] mean and 1/std of the branch, with a norm
 };
 
 // The packed rows of two bins: those of the large bin [T], sample after sample, each sample's small set first.

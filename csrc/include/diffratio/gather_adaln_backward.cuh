@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) gather_adaln_backward_kerne
   const Row<T, kAligned> row(static_cast<const T*>(a.rows) + t * sizes.width, width);
   const Row<T, kAligned> grad(static_cast<const T*>(a.grad_normed) + t * sizes.width, width);
   const Row<T, kAligned> direct(static_cast<const T*>(a.grad_rows) + t * sizes.width, a.grad_rows ? width : 0);
-  const float* scale = a.scale.values + owner_of<kPlain>(sizes.groups.of_row, a.index[t], sizes.tokens) * a.scale.stride;
+  const int64_t owner = owner_of<kPlain>(sizes.groups.of_row, a.index[t], sizes.tokens);
+  const float* scale = a.scale.values + owner * a.scale.stride;
 
   const Stats stats = norm_stats<kPlain>(row, width, a.norm, a.eps);
   if (threadIdx.x == 0) a.stats[2 * t] = stats.mean, a.stats[2 * t + 1] = stats.rstd;

@@ -45,9 +45,9 @@ struct NormedBranch {
 };
 
 // All rows of x with place (rows that are not kept are copied), the rows of index only without.
-// kPlain: no norm of the branch, no groups.
+// kPlain: nothing more.
 template <class T, Rescale mode, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(ScatterArgs a) {
+__global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(ScatterArgs a, ScatterMore more) {
   using F = Finish<mode>;
   constexpr int n = kPerVector<T>;
   const int64_t i = row_of_thread();
@@ -64,16 +64,16 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_kernel(Scat
   }
   const Row<T, kAligned> hidden(static_cast<const T*>(a.hidden) + t * a.width, width);
   const Row<T, kAligned> branch(static_cast<const T*>(a.branch) + t * a.width, width);
-  const float* gate = a.gate.values + owner_of<kPlain>(a.groups, r, a.tokens) * a.gate.stride;
+  const float* gate = a.gate.values + owner_of<kPlain>(more.groups, r, a.tokens) * a.gate.stride;
   const float factor = score(a, r);
-  Stats stats{0, 1};
-  if constexpr (!kPlain) stats = norm_stats<false>(branch, width, a.norm.kind, a.norm.eps);
+  [[maybe_unused]] Stats stats;
+  if constexpr (!kPlain) stats = norm_stats<false>(branch, width, more.norm.kind, more.norm.eps);
   each_vector<T, kAligned>(width, [&](int v, int column) {
     const Vec<T, n> hiddens = hidden.at(v, column), branches = branch.at(v, column);
     const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
     Vec<T, n> kept{}, finished;
-    NormedBranch<n> normed{};
-    if constexpr (!kPlain) normed = NormedBranch<n>::template load<kAligned>(a.norm, column, width);
+    [[maybe_unused]] NormedBranch<n> normed;
+    if constexpr (!kPlain) normed = NormedBranch<n>::template load<kAligned>(more.norm, column, width);
     if constexpr (F::reads_x) kept = x.at(v, column);
 #pragma unroll
     for (int j = 0; j < n; ++j) {

@@ -7,7 +7,7 @@ namespace diffratio::cuda {
 
 // One row of x: its own gradient, and those of its hidden, branch and logit if it was kept.
 template <class T, Rescale mode, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_kernel(ScatterBackwardArgs b) {
+__global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_kernel(ScatterBackwardArgs b, ScatterMore more) {
   using F = Finish<mode>;
   constexpr int n = kPerVector<T>;
   const ScatterArgs& a = b.forward;
@@ -29,13 +29,13 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_ke
   const Row<T, kAligned> branch(static_cast<const T*>(a.branch) + t * a.width, width);
   T* grad_hidden = static_cast<T*>(b.grad_hidden) + t * a.width;
   T* grad_branch = static_cast<T*>(b.grad_branch) + t * a.width;
-  const float* gate = a.gate.values + owner_of<kPlain>(a.groups, r, a.tokens) * a.gate.stride;
+  const float* gate = a.gate.values + owner_of<kPlain>(more.groups, r, a.tokens) * a.gate.stride;
   const float factor = score(a, r), hidden_weight = F::hidden_in_base ? 1.0f : factor;
 
-  Stats stats{0, 1};
+  [[maybe_unused]] Stats stats;
   if constexpr (!kPlain) {
-    stats = norm_stats<false>(branch, width, a.norm.kind, a.norm.eps);
-    if (threadIdx.x == 0 && b.stats) b.stats[2 * t] = stats.mean, b.stats[2 * t + 1] = stats.rstd;
+    stats = norm_stats<false>(branch, width, more.norm.kind, more.norm.eps);
+    if (threadIdx.x == 0 && more.stats) more.stats[2 * t] = stats.mean, more.stats[2 * t + 1] = stats.rstd;
   }
   // of the score; then of g, the gradient of the branch normalised, and of g * the branch normalised
   float grad_score[kPlain ? 1 : 3] = {};
@@ -43,15 +43,16 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_ke
     const Vec<T, n> grads = grad.at(v, column), hiddens = hidden.at(v, column), branches = branch.at(v, column);
     const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
     Vec<T, n> kept{}, to_x, to_hidden, to_branch;
-    NormedBranch<n> normed{};
-    if constexpr (!kPlain) normed = NormedBranch<n>::template load<kAligned>(a.norm, column, width);
+    [[maybe_unused]] NormedBranch<n> normed;
+    if constexpr (!kPlain) normed = NormedBranch<n>::template load<kAligned>(more.norm, column, width);
     if constexpr (F::reads_x) kept = x.at(v, column);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       const float g = upcast(grads.value[j]);
       float value = upcast(branches.value[j]);
       if constexpr (!kPlain) {
-        const float unit = (value - stats.mean) * stats.rstd, to_unit = factor * gates.value[j] * g * normed.weight.value[j];
+        const float unit = (value - stats.mean) * stats.rstd;
+        const float to_unit = factor * gates.value[j] * g * normed.weight.value[j];
         value = normed.at(j, unit);
         grad_score[1] += to_unit;
         grad_score[2] += to_unit * unit;
@@ -70,12 +71,12 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_ke
   if (threadIdx.x == 0)
     b.grad_logits[r] = a.rescale == Rescale::kNone ? 0 : grad_score[0] * factor * (1 - sigmoid(a.logits[r]));
   if constexpr (!kPlain) {
-    const bool layer = a.norm.kind == Norm::kLayer, none = a.norm.kind == Norm::kNone;
+    const bool layer = more.norm.kind == Norm::kLayer, none = more.norm.kind == Norm::kNone;
     const float mean_g = layer ? grad_score[1] / width : 0.0f, mean_gn = none ? 0.0f : grad_score[2] / width;
     each_vector<T, kAligned>(width, [&](int v, int column) {
       const Vec<T, n> grads = grad.at(v, column), branches = branch.at(v, column);
       const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
-      const NormedBranch<n> normed = NormedBranch<n>::template load<kAligned>(a.norm, column, width);
+      const NormedBranch<n> normed = NormedBranch<n>::template load<kAligned>(more.norm, column, width);
       Vec<T, n> to_branch;
 #pragma unroll
       for (int j = 0; j < n; ++j) {

@@ -141,11 +141,11 @@ def test_rows_are_finished_and_differentiated(end, device):
     call = Finish(x, PackedRows(index, ROWS), *arguments, logits, Rescale("residual"))
     with last_programs():
         out = scatter.scatter_rescale(call)
-        grads = scatter.scatter_rescale_backward(x, call)
+        grads = scatter.scatter_rescale_backward(x, call)[:5]
     packed, logits = PackedRows(small, FEW), logits[:, -FEW:]
     call = Finish(rows[None], packed, *arguments, logits, Rescale("residual"))
     expected = scatter.scatter_rescale(call)
-    expected_grads = scatter.scatter_rescale_backward(rows[None], call)
+    expected_grads = scatter.scatter_rescale_backward(rows[None], call)[:5]
     assert same_bits(out[0, -1], expected[0, -1])
     assert same_bits(grads[0][0, -LAST:], expected_grads[0][0, -LAST:])
     assert same_bits(grads[4][0, -LAST:], expected_grads[4][0, -LAST:])
