@@ -106,11 +106,11 @@ class Rescale:
 
 
 @dataclass(slots=True)
-class BranchNorm:
-    """The norm of a branch before its gate.
+class RowNorm:
+    """The norm of rows: of a branch before its gate, or before a product.
 
     Example:
-        >>> norm = BranchNorm("rms", torch.ones(D))
+        >>> norm = RowNorm("rms", torch.ones(D))
     """
 
     kind: str = "rms"
@@ -150,7 +150,7 @@ class Finish:
     logits: Tensor
     """[B, N]."""
     rescale: Rescale
-    norm: BranchNorm | None = None
+    norm: RowNorm | None = None
     """Of the branch, before its gate."""
 
 

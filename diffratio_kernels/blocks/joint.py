@@ -18,7 +18,7 @@ from ..ops.qk_norm_rope.op import run_qk_norm_rope
 from ..ops.qk_norm_rope.reference import placed, turned
 from ..ops.route.cu_seqlens import cu_seqlens_for
 from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens, neutral_logit
-from ..types import BranchNorm, Heads, PackedRows, Product, Rope, Run, Seqlens
+from ..types import Heads, PackedRows, Product, Rope, RowNorm, Run, Seqlens
 from . import products
 from .stream import KeysValues, Layout, Norm, Parallel, SelfAttention, Stream
 
@@ -72,16 +72,16 @@ def end(run: Run, text: Text, attended: Tensor) -> Tensor:
 
 
 def branch_of(
-    run: Run, attended: Tensor, out: Product, norm: Norm | BranchNorm | None, dtype: torch.dtype
-) -> tuple[Tensor, BranchNorm | None]:
+    run: Run, attended: Tensor, out: Product, norm: Norm | RowNorm | None, dtype: torch.dtype
+) -> tuple[Tensor, RowNorm | None]:
     """out(attended) [T, D], `with_norm`."""
     branch, norm = with_norm(products.product(run, attended, out), norm)
     return branch.to(dtype), norm
 
 
-def with_norm(branch: Tensor, norm: Norm | BranchNorm | None) -> tuple[Tensor, BranchNorm | None]:
+def with_norm(branch: Tensor, norm: Norm | RowNorm | None) -> tuple[Tensor, RowNorm | None]:
     """A branch by its norm, where that is a module; else as it is, and the norm that is left to the gate."""
-    if norm is None or isinstance(norm, BranchNorm):
+    if norm is None or isinstance(norm, RowNorm):
         return branch, norm
     return norm(branch), None
 

@@ -21,9 +21,9 @@ from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.mlp.op import run_mlp, run_mlp_takes
-from ..ops.route.reference import cu_seqlens_of, equal_cu_seqlens
+from ..ops.route.reference import accumulation_dtype, cu_seqlens_of, equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
-from ..types import Finish, Linear, PackedRows, Product, Rescale, Run, Seqlens
+from ..types import Finish, Linear, PackedRows, Product, Rescale, RowNorm, Run, Seqlens
 from . import products
 from .joint import attend, begin, branch_of, end, second_attention, with_norm
 from .parallel import inner_rows
@@ -107,7 +107,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     between, beside = call.after_attention, None
     if isinstance(between, CrossAttention):
         attended = cross_attend(run, hidden, rows, between)
-        hidden = hidden if isinstance(between.query, Linear) else _own(run, hidden)
+        hidden = _own(run, hidden) if between.called else hidden
         hidden = _add_product(run, hidden, attended, between.out, None, rows)
         del attended
     elif isinstance(between, Exchange):
@@ -155,8 +155,9 @@ def among(rows: PackedRows) -> Seqlens:
 
 def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttention) -> Tensor:
     """hidden [T, D] -> its attention to the text [T, D], before `out`."""
-    query = products.product(run, hidden, cross.query).unflatten(-1, (cross.heads, -1))
     samples, length = cross.keys_values.shape[:2]
+    query = products.product(run, _normed(run, hidden, rows, cross.norm, samples), cross.query)
+    query = _normed(run, query, rows, cross.query_norm, samples).unflatten(-1, (cross.heads, -1))
     keys_values = cross.keys_values.to(query.dtype).flatten(0, 1).unflatten(-1, (cross.heads, -1))
     if run.direct:  # one kernel, where nothing is compiled for any number of samples
         cu_seqlens_k = cu_seqlens_of([length] * samples, query.device)
@@ -171,6 +172,18 @@ def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttenti
         seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length)
         attended = attended + run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
     return attended
+
+
+def _normed(run: Run, x: Tensor, rows: PackedRows, norm, samples: int) -> Tensor:
+    """norm(x) [T, D] of so many samples, as a modulation that all of them share."""
+    if not isinstance(norm, RowNorm):
+        return x if norm is None else norm(x)
+    vectors = x.new_zeros(2, x.shape[1], dtype=accumulation_dtype(x.dtype))
+    shift, scale = vectors if norm.bias is None else (norm.bias.to(vectors.dtype), vectors[1])
+    scale = scale if norm.weight is None else norm.weight.to(vectors.dtype) - 1
+    rows = replace(rows, groups=None)
+    shift, scale = (vector.expand(samples, -1) for vector in (shift, scale))
+    return run_adaln(run, x, rows, shift, scale, norm.eps, norm.kind)
 
 
 def called(name: str, part: Branch, inputs: Tensor, rows: PackedRows) -> Tensor:

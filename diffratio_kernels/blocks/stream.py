@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import Activation, BranchNorm, HeadNorm, PackedRows, Product, Rope, Run
+from ..types import Activation, HeadNorm, Linear, PackedRows, Product, Rope, RowNorm, Run
 
 Branch = nn.Module | Callable[[Tensor, PackedRows], Tensor]
 """A part that is not known: a module [T, D] -> [T, D], or (its input [T, D], which rows these are) -> [T, D].
@@ -95,6 +95,15 @@ class CrossAttention:
     """[B] int32: how many of the M tokens count."""
     others: tuple[Tensor, ...] = ()
     """More keys and values [B, M', 2, D]: attended to on their own, and added before `out`."""
+    norm: Norm | RowNorm | None = None
+    query_norm: Norm | RowNorm | None = None
+    """Of the rows [T, D] before `query`, and of what it gives."""
+
+    @property
+    def called(self) -> bool:
+        """Whether a module is given the rows."""
+        module = self.norm is not None and not isinstance(self.norm, RowNorm)
+        return module or not isinstance(self.query, Linear)
 
 
 @dataclass(slots=True)
@@ -196,8 +205,8 @@ class Stream:
     """"layer" or "rms", without an affine part: `fold` it into the modulation."""
     groups: Tensor | None = None
     """[B, N] int64: which row of the modulation belongs to each token; None: that of its sample."""
-    attention_norm: Norm | BranchNorm | None = None
-    mlp_norm: Norm | BranchNorm | None = None
+    attention_norm: Norm | RowNorm | None = None
+    mlp_norm: Norm | RowNorm | None = None
     """Of a branch [T, D], before its gate; as a bundle it is computed where the gate is."""
     adds_attention: bool = True
     """Whether the MLP's branch is added to h; else to x, and h is what the MLP reads alone (AuraFlow)."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .._checks import Check
-from ..types import BranchNorm
+from ..types import RowNorm
 
 NORMS = ("none", "rms", "layer")
 VECTORS = ("norm_weight", "norm_bias")
@@ -23,12 +23,12 @@ def check_norm(check: Check, norm: str, weight: Tensor | None, bias: Tensor | No
         check.positive("norm_eps", eps)
 
 
-def bundled(norm: str, weight: Tensor | None, bias: Tensor | None, eps: float) -> BranchNorm | None:
+def bundled(norm: str, weight: Tensor | None, bias: Tensor | None, eps: float) -> RowNorm | None:
     """The arguments of SCHEMA as backends take them."""
-    return None if norm == "none" else BranchNorm(norm, weight, bias, eps)
+    return None if norm == "none" else RowNorm(norm, weight, bias, eps)
 
 
-def flat(norm: BranchNorm | None) -> dict:
+def flat(norm: RowNorm | None) -> dict:
     """The arguments of SCHEMA by name."""
     if norm is None:
         return {}
@@ -48,7 +48,7 @@ def without_none(found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
 
 
 def gradients(
-    gate: Tensor, norm: BranchNorm | None, normed: Tensor, plain: Tensor | None
+    gate: Tensor, norm: RowNorm | None, normed: Tensor, plain: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of gate [B, D] and of the norm's weight and bias.
 

@@ -4,7 +4,7 @@ layout that the kernels read. Outputs come from `torch.empty`, so that the test 
 import torch
 from torch import Tensor
 
-from ..types import Bins, BranchNorm, Finish, PackedRows
+from ..types import Bins, Finish, PackedRows, RowNorm
 
 native = torch.ops.diffratio_native
 
@@ -36,7 +36,7 @@ def two_bins(bins: Bins, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weight_large, bins.cu_seqlens_large.contiguous(), bins.cu_seqlens_small.contiguous()
 
 
-def norm_of(norm: BranchNorm | None, like: Tensor) -> tuple:
+def norm_of(norm: RowNorm | None, like: Tensor) -> tuple:
     """Kind, weight, bias and eps of a branch's norm as the kernels read them."""
     if norm is None:
         return "none", None, None, 0.0
@@ -47,7 +47,7 @@ def norm_of(norm: BranchNorm | None, like: Tensor) -> tuple:
 class GateSums:
     """What a backward kernel leaves for the gradients of gate and norm: `ops.branch_norm.gradients`."""
 
-    def __init__(self, gate: Tensor, branch: Tensor, norm: BranchNorm | None):
+    def __init__(self, gate: Tensor, branch: Tensor, norm: RowNorm | None):
         dtype = torch.promote_types(branch.dtype, torch.float32)
         self.stats = None if norm is None else torch.empty(branch.shape[0], 2, dtype=dtype)
         self.normed = torch.zeros(gate.shape, dtype=dtype)

@@ -5,7 +5,7 @@ Nothing waits for the device, and no value is looked at: an index out of range i
 import torch
 from torch import Tensor
 
-from ..types import Bins, BranchNorm, Finish, PackedRows
+from ..types import Bins, Finish, PackedRows, RowNorm
 
 SLICE_TOKENS = 256  # kSliceTokens in column_sums.cuh
 GROUP_SLICE_TOKENS = 32  # kWarp in group_sums.cuh
@@ -86,7 +86,7 @@ def finish(given: Finish) -> tuple:
     return *branches, fp32_rows(given.gate), *scores, *norm
 
 
-def norm_of(norm: BranchNorm | None) -> tuple:
+def norm_of(norm: RowNorm | None) -> tuple:
     """Kind, weight, bias and eps of a branch's norm as the kernels read them."""
     if norm is None:
         return "none", None, None, 0.0

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import diffratio_kernels as dk
 from diffratio_kernels._backends import unavailable_reason
-from diffratio_kernels.types import BranchNorm
+from diffratio_kernels.types import RowNorm
 
 B, N, D = 2, 37, 24
 INDEX = torch.cat([torch.arange(0, 37, 2), 37 + torch.arange(0, 37, 3)])
@@ -116,7 +116,7 @@ def test_a_bundle_is_the_norm_too():
     """As it is called where no kernel has the gate."""
     for name, (kind, *_) in NORMS.items():
         a, _ = drawn(name, torch.float32)
-        out = BranchNorm(kind, a["norm_weight"], a["norm_bias"], 0.1)(a["branch"])
+        out = RowNorm(kind, a["norm_weight"], a["norm_bias"], 0.1)(a["branch"])
         torch.testing.assert_close(out, normed(name, a["branch"], a["norm_weight"], a["norm_bias"]))
 
 

@@ -29,7 +29,6 @@ from diffratio_kernels.ops.two_bin_blend import triton as two_bin_blend
 from diffratio_kernels.ops.two_bin_gelu import triton as two_bin_gelu
 from diffratio_kernels.types import (
     Bins,
-    BranchNorm,
     Finish,
     Gated,
     HeadNorm,
@@ -39,6 +38,7 @@ from diffratio_kernels.types import (
     PackedRows,
     Rescale,
     Rope,
+    RowNorm,
     Seqlens,
 )
 
@@ -184,7 +184,7 @@ def _family_rows(
     yield " gather", adaln.adaln_backward, (hidden, rows, scale, 1e-6, hidden, hidden, B * N, norm)
     own, weight = None, _empty(width, dtype=dtype)
     if of_branch is not None:
-        own = BranchNorm(of_branch, weight, weight if of_branch == "layer" else None)
+        own = RowNorm(of_branch, weight, weight if of_branch == "layer" else None)
     yield "", gate_residual.gate_residual, (hidden, hidden, gate, rows, own)
     yield "", gate_residual.gate_residual_backward, (hidden, hidden, gate, rows, own)
     scores = _empty(B, N, dtype=torch.float32), Rescale()

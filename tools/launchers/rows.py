@@ -10,13 +10,13 @@ from torch import Tensor
 
 from diffratio_kernels import reference
 from diffratio_kernels._backends import kernels
-from diffratio_kernels.types import BranchNorm, Finish, PackedRows, Rescale
+from diffratio_kernels.types import Finish, PackedRows, Rescale, RowNorm
 
 from .draw import Draw, Operator, differentiate, draw_kept
 
 
-def bundle_of(norm: str, weight: Tensor | None, bias: Tensor | None) -> BranchNorm | None:
-    return None if norm == "none" else BranchNorm(norm, weight, bias, 1e-5)
+def bundle_of(norm: str, weight: Tensor | None, bias: Tensor | None) -> RowNorm | None:
+    return None if norm == "none" else RowNorm(norm, weight, bias, 1e-5)
 
 
 def gradients_of(names: Sequence[str], grads: Sequence[Tensor | None]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...types import BranchNorm, PackedRows
+from ...types import PackedRows, RowNorm
 from ..branch_norm import gradients
 from ..cpu import GateSums, accumulation, groups_of, native, norm_of
 
@@ -13,7 +13,7 @@ def gate_residual(
     branch: Tensor,
     gate: Tensor,
     rows: PackedRows,
-    norm: BranchNorm | None = None,
+    norm: RowNorm | None = None,
     in_place: bool = False,
 ) -> Tensor:
     """hidden + gate * norm(branch) [T, D]; in_place writes it to `hidden`, which must be contiguous."""
@@ -27,7 +27,7 @@ def gate_residual(
 
 
 def gate_residual_backward(
-    grad_out: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: BranchNorm | None = None
+    grad_out: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: RowNorm | None = None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of branch [T, D] in its dtype, of gate [B or G, D] and of the norm's weight and bias [D] in
     fp32 or fp64; that of hidden is grad_out."""

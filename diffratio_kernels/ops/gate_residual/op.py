@@ -6,7 +6,7 @@ from torch import Tensor
 from ..._backends import kernels
 from ..._checks import Check
 from ..._register import Operator, empty_gradients, like_first, register
-from ...types import BranchNorm, PackedRows, Run
+from ...types import PackedRows, RowNorm, Run
 from ..attention.sdpa import runs
 from ..branch_norm import SCHEMA, VECTORS, bundled, check_norm, flat, named, without_none
 
@@ -115,7 +115,7 @@ def run_gate_residual(
     branch: Tensor,
     gate: Tensor | None,
     rows: PackedRows,
-    norm: BranchNorm | None = None,
+    norm: RowNorm | None = None,
 ) -> Tensor:
     """hidden + gate * norm(branch) [T, D] with each row's own gate, [B, D] or with groups [G, D]; without a
     gate hidden + norm(branch)."""

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from ...types import BranchNorm, PackedRows
+from ...types import PackedRows, RowNorm
 from ..route.reference import accumulation_dtype
 
 
 def gate_residual(
-    hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: BranchNorm | None = None
+    hidden: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: RowNorm | None = None
 ) -> Tensor:
     """hidden + gate * norm(branch); hidden, branch [T, D]; gate [B, D] or [G, D] of each row's sample or
     group."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
 from ..._triton.slices import Slices, group_of, groups_of, owner_of, slot, token_at, vector_of
-from ...types import BranchNorm, PackedRows
+from ...types import PackedRows, RowNorm
 from ..adaln.triton import row_stats
 from ..branch_norm import gradients
 
@@ -102,7 +102,7 @@ def _gate_residual_bwd(
         tl.store(plain_ptr + last, plain, mask=d < D)
 
 
-def norm_of(norm: BranchNorm | None) -> tuple:
+def norm_of(norm: RowNorm | None) -> tuple:
     """Kind, weight, bias and eps of a branch's norm as the kernels read them."""
     if norm is None:
         return "none", None, None, 0.0
@@ -115,7 +115,7 @@ def gate_residual(
     branch: Tensor,
     gate: Tensor,
     rows: PackedRows,
-    norm: BranchNorm | None = None,
+    norm: RowNorm | None = None,
     in_place: bool = False,
 ) -> Tensor:
     """hidden + gate * norm(branch) [T, D]; gate [B, D], with groups [G, D], of any float dtype.
@@ -134,7 +134,7 @@ def gate_residual(
 
 
 def gate_residual_backward(
-    grad_out: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: BranchNorm | None = None
+    grad_out: Tensor, branch: Tensor, gate: Tensor, rows: PackedRows, norm: RowNorm | None = None
 ) -> tuple[Tensor | None, ...]:
     """As the CPU kernels' `gate_residual_backward`."""
     owners, width = gate.shape

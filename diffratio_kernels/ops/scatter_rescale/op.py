@@ -6,7 +6,7 @@ from torch import Tensor
 from ..._backends import choose, kernels
 from ..._checks import RESCALE, Check
 from ..._register import Operator, empty_gradients, like_first, register
-from ...types import BranchNorm, Finish, PackedRows, Rescale, Run
+from ...types import Finish, PackedRows, Rescale, RowNorm, Run
 from ..branch_norm import SCHEMA, VECTORS, bundled, check_norm, flat, named, without_none
 
 
@@ -208,7 +208,7 @@ def run_scatter_rescale(
     branch: Tensor,
     gate: Tensor,
     scores: tuple[Tensor, Rescale],
-    norm: BranchNorm | None = None,
+    norm: RowNorm | None = None,
 ) -> Tensor:
     """`scatter_rescale` as blocks run it; scores: logits [B, N] and what they multiply."""
     logits, rescale = scores

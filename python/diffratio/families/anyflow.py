@@ -32,9 +32,6 @@ class AnyFlowSpec(ModuleSpec):
             turns = rotary_emb["query"].transpose(1, 2)
             rope = Rope(turns.real, turns.imag)
 
-        def query(hidden):
-            return cross.norm_q(cross.to_q(block.norm2(hidden.float()).type_as(hidden)))
-
         def output(image, _):
             return image.type_as(hidden_states)
 
@@ -43,9 +40,10 @@ class AnyFlowSpec(ModuleSpec):
         text = keys_values(block, cross, encoder_hidden_states, cross.norm_k, "to_k", "to_v")
         return Call(
             Stream(hidden_states, modulation, own, parts.mlp(block.ffn), *eps, groups=groups),
-            CrossAttention(query, parts.out(cross), cross.heads, text),
+            CrossAttention(parts.product(cross.to_q), parts.out(cross), cross.heads, text,
+                           norm=parts.row_norm(block.norm2), query_norm=parts.row_norm(cross.norm_q)),
             output=output,
-        )
+        )  # fmt: skip
 
 
 register_block_spec(AnyFlowTransformerBlock, AnyFlowSpec())

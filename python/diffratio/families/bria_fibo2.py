@@ -60,8 +60,8 @@ class BriaFibo2Spec(ModuleSpec):
         own = parts.attention(block.attention, complex_rope(freqs_cis), fused=False)
         image = Stream(
             x, modulation, own, parts.mlp(block.feed_forward), block.attention_norm1.eps,
-            block.ffn_norm1.eps, "rms", groups, parts.branch_norm(block.attention_norm2),
-            parts.branch_norm(block.ffn_norm2),
+            block.ffn_norm1.eps, "rms", groups, parts.row_norm(block.attention_norm2),
+            parts.row_norm(block.ffn_norm2),
         )  # fmt: skip
         between = None if block.cross_attention is None else cross
         return Call(image, between, layout=span(block, x, start, start + made, mask))

@@ -32,11 +32,11 @@ class EasyAnimateSpec(ModuleSpec):
         eps = block.norm1.norm.eps, block.norm2.norm.eps
         image = Stream(
             hidden_states, of_image, parts.attention(attn, pairs(image_rotary_emb), fused=False),
-            parts.mlp(block.ff), *eps, mlp_norm=parts.branch_norm(block.norm3),
+            parts.mlp(block.ff), *eps, mlp_norm=parts.row_norm(block.norm3),
         )  # fmt: skip
         text = Stream(
             encoder_hidden_states, of_text, of_texts, parts.mlp(block.txt_ff if own else block.ff), *eps,
-            mlp_norm=parts.branch_norm(block.norm3),
+            mlp_norm=parts.row_norm(block.norm3),
         )  # fmt: skip
         return Call(image, text=text, output=image_and_text)
 

@@ -48,8 +48,8 @@ class Ideogram4Spec(ModuleSpec):
             Stream(x, scales_and_gates(modulation.flatten(0, 1), norm1.weight, norm2.weight),
                    parts.attention(attn, Rope(cos, sin, halves=True), fused=False, heads=attn.num_heads),
                    parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms", groups,
-                   attention_norm=parts.branch_norm(block.attention_norm2),
-                   mlp_norm=parts.branch_norm(block.ffn_norm2)),
+                   attention_norm=parts.row_norm(block.attention_norm2),
+                   mlp_norm=parts.row_norm(block.ffn_norm2)),
             layout=span(block, x, start, None, valid),
         )  # fmt: skip
 

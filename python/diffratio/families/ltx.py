@@ -38,14 +38,12 @@ class LTXSpec(ModuleSpec):
         modulation, groups = modulation_of(block.scale_shift_table, temb, block.norm1, block.norm2)
         rope = None if image_rotary_emb is None else across_heads(image_rotary_emb, attn.heads)
 
-        def query(hidden):
-            return cross.norm_q(cross.to_q(hidden))
-
         text = keys_values(block, cross, encoder_hidden_states, cross.norm_k, "to_k", "to_v", order=order)
         return Call(
             Stream(hidden_states, modulation, parts.attention(attn, rope, fused=False, across_heads=True),
                    parts.mlp(block.ff), block.norm1.eps, block.norm2.eps, norm="rms", groups=groups),
-            CrossAttention(query, parts.out(cross), cross.heads, text, lengths),
+            CrossAttention(parts.product(cross.to_q), parts.out(cross), cross.heads, text, lengths,
+                           query_norm=parts.row_norm(cross.norm_q)),
         )  # fmt: skip
 
 

@@ -42,8 +42,8 @@ class Lumina2Spec(ModuleSpec):
         return Call(
             Stream(hidden_states, scales_and_gates(modulation, norm.weight, block.ffn_norm1.weight),
                    attention, parts.mlp(block.feed_forward), norm.eps, block.ffn_norm1.eps, "rms",
-                   attention_norm=parts.branch_norm(block.norm2),
-                   mlp_norm=parts.branch_norm(block.ffn_norm2)),
+                   attention_norm=parts.row_norm(block.norm2),
+                   mlp_norm=parts.row_norm(block.ffn_norm2)),
             layout=ragged(block, hidden_states, [(text, text + image) for text in texts],
                           [(0, text) for text in texts]),
         )  # fmt: skip

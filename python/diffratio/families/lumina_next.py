@@ -49,7 +49,7 @@ class LuminaNextSpec(ModuleSpec):
         attend = _attention(block, rope, attention_mask, text, base)
         image = Stream(
             hidden_states, modulation, attend, parts.mlp(block.feed_forward), zero.norm.eps,
-            block.ffn_norm1.eps, norm="rms", mlp_norm=parts.branch_norm(block.ffn_norm2),
+            block.ffn_norm1.eps, norm="rms", mlp_norm=parts.row_norm(block.ffn_norm2),
         )  # fmt: skip
         return Call(image)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fold
-from diffratio_kernels.types import Activation, BranchNorm, PackedRows, Product
+from diffratio_kernels.types import Activation, PackedRows, Product, RowNorm
 
 from .attention_modules import by_count, product_of
 from .inspection import (
@@ -23,7 +23,7 @@ from .inspection import (
     remember,
 )
 from .mlp_modules import Layers, activation_of, layers_of, taken_apart
-from .norms import branch_norm, head_norm, plain_norm
+from .norms import head_norm, plain_norm, row_norm
 from .registry import Spec, inspected
 from .text_mask import keys_values_of
 
@@ -89,9 +89,11 @@ class Parts:
             return query, key
         return head_norm(query, key, across_heads)
 
-    def branch_norm(self, norm: nn.Module | None) -> BranchNorm | nn.Module | None:
-        """The norm of a branch before its gate, as `norms` are."""
-        return branch_norm(norm) if id(norm) in self.norm_weights else norm
+    def row_norm(self, norm: nn.Module | None) -> RowNorm | nn.Module | None:
+        """A norm of rows, as `norms` are: of a branch before its gate, or before a product."""
+        if norm is None or isinstance(norm, nn.Identity):
+            return None
+        return row_norm(norm) if id(norm) in self.norm_weights else norm
 
     def out(self, attn: nn.Module, text: bool = False) -> Product | None:
         """The product behind an attention, None where it has none."""

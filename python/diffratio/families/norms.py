@@ -3,7 +3,7 @@
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from torch import nn
 
-from diffratio_kernels.types import BranchNorm, HeadNorm
+from diffratio_kernels.types import HeadNorm, RowNorm
 
 from .inspection import hooked, patched, remember
 
@@ -23,9 +23,9 @@ def head_norm(query: nn.Module, key: nn.Module, across_heads: bool) -> HeadNorm:
     return HeadNorm(_kind(query), *weights, query.eps, across_heads)
 
 
-def branch_norm(norm: nn.Module) -> BranchNorm:
-    """A plain norm of a branch."""
-    return BranchNorm(_kind(norm), norm.weight, _bias(norm), norm.eps)
+def row_norm(norm: nn.Module) -> RowNorm:
+    """A plain norm of rows."""
+    return RowNorm(_kind(norm), norm.weight, _bias(norm), norm.eps)
 
 
 def _kind(norm: nn.Module) -> str:

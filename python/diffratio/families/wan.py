@@ -33,9 +33,6 @@ class WanSpec(ModuleSpec):
         modulation, groups = per_token(block.scale_shift_table + temb.float())
         rope = None if rotary_emb is None else Rope(rotary_emb[0][..., 0::2], rotary_emb[1][..., 1::2])
 
-        def query(hidden):
-            return cross.norm_q(cross.to_q(block.norm2(hidden.float()).type_as(hidden)))
-
         def output(image, _):
             return image.type_as(x)
 
@@ -48,7 +45,8 @@ class WanSpec(ModuleSpec):
         return Call(
             Stream(x, modulation, parts.attention(block.attn1, rope, across_heads=True), parts.mlp(block.ffn),
                    block.norm1.eps, block.norm3.eps, groups=groups),
-            CrossAttention(query, parts.out(cross), cross.heads, of_text, others=others),
+            CrossAttention(parts.product(cross.to_q), parts.out(cross), cross.heads, of_text, others=others,
+                           norm=parts.row_norm(block.norm2), query_norm=parts.row_norm(cross.norm_q)),
             output=output,
         )  # fmt: skip
 

@@ -52,8 +52,8 @@ class ZImageSpec(ModuleSpec):
             Stream(x, scales_and_gates(block.adaLN_modulation(adaln_input), norm1.weight, norm2.weight),
                    parts.attention(block.attention, complex_rope(freqs_cis), fused=False),
                    parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms",
-                   attention_norm=parts.branch_norm(block.attention_norm2),
-                   mlp_norm=parts.branch_norm(block.ffn_norm2)),
+                   attention_norm=parts.row_norm(block.attention_norm2),
+                   mlp_norm=parts.row_norm(block.ffn_norm2)),
             layout=ragged(block, x, *told(block, self)),
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from diffratio_kernels import _native
 from diffratio_kernels.ops.adaln import cpu as adaln
 from diffratio_kernels.ops.gate_residual import cpu as gate_residual
 from diffratio_kernels.ops.scatter_rescale import cpu as scatter_rescale
-from diffratio_kernels.types import BranchNorm
+from diffratio_kernels.types import RowNorm
 
 from .test_blocks import made, routed, run
 
@@ -46,7 +46,7 @@ def test_a_block_of_z_image_runs_our_kernels(calls, training):
     (gated,), (put,) = calls["gate_residual"].call_args_list, calls["scatter_rescale"].call_args_list
     of_attention, of_mlp = gated.args[4], put.args[0].norm
     for found, norm in ((of_attention, case.block.attention_norm2), (of_mlp, case.block.ffn_norm2)):
-        assert isinstance(found, BranchNorm) and found.kind == "rms" and found.eps == norm.eps
+        assert isinstance(found, RowNorm) and found.kind == "rms" and found.eps == norm.eps
         assert torch.equal(found.weight, norm.weight)
     if training:
         image.sum().backward()

@@ -7,6 +7,7 @@ from types import FunctionType
 
 import pytest
 import torch
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffratio import learn_ratios
@@ -19,15 +20,15 @@ ONE = ROUTE | {"gather_adaln": 1, "qk_norm_rope": 1, "attention": 1, "adaln": 1,
 """One stream."""
 JOINT = ONE | {"gather_adaln": 2, "qk_norm_rope": 2, "adaln": 2}
 """Two streams: attention is of both."""
-PARALLEL = {name: count for name, count in ONE.items() if name != "adaln"}
+PARALLEL = {name: count for name, count in ONE.items() if name != "adaln"} | {"activation": 1}
 """One stream with the MLP beside the attention."""
 OPERATORS = {
     "flux_double": JOINT,
     "flux_single": PARALLEL,
-    "z_image": ONE,
+    "z_image": ONE | {"gate_residual": 1, "activation": 1},
     "qwen_image_masked": JOINT,
-    "wan": ONE | {"attention": 2},
-    "flux2_double": JOINT,
+    "wan": ONE | {"attention": 2, "adaln": 3},
+    "flux2_double": JOINT | {"activation": 2},
     "flux2_single": PARALLEL,
     "sd3_joint": JOINT,
     "sd35_dual": JOINT | {"gather_adaln": 3, "qk_norm_rope": 3, "attention": 2},
@@ -45,10 +46,10 @@ def both(one, blends=1, gelus=0, **others):
 TWO_BINS = {
     "flux_double": both(JOINT, 2, 2),
     "flux_single": both(PARALLEL),
-    "z_image": both(ONE),
+    "z_image": both(ONE, gate_residual=1, activation=1),
     "qwen_image_masked": both(JOINT, 2, 2, two_bin_attention=0, attention=2),
-    "wan": both(ONE, 1, 1, attention=1),
-    "flux2_double": both(JOINT, 2),
+    "wan": both(ONE, 1, 1, attention=1, adaln=3),
+    "flux2_double": both(JOINT, 2, activation=2),
     "flux2_single": both(PARALLEL),
     "sd3_joint": both(JOINT, 2, 2),
     "sd35_dual": both(JOINT, 2, 2, gather_adaln=4, qk_norm_rope=4, attention=2),
@@ -57,11 +58,11 @@ TWO_BINS = {
 to a text that is masked."""
 HELPERS = ("small_rows", "blend")
 """Functions of references that other steps call: rows of the small bin, and blends of MLPs of modules."""
-BY_REFERENCE = {"z_image": {"gather_adaln", "adaln"}}
-"""Those that no kernel takes yet: RMS norms of rows."""
 NORMS = {"native_layer_norm", "_fused_rms_norm", "rsqrt", "var_mean", "var"}
-NORMS_BY_TORCH = {"z_image", "wan"}
-"""Behind the branches; around the attention to the text."""
+NORMS_BY_TORCH = {"one bin": {"wan"}, "two bins": {"wan", "z_image"}}
+"""Of the text's keys, which `cache_text` keeps; of the MLP's branch before two bins are blended."""
+PINNED = "flux_single", "z_image", "flux2_single"
+"""Blocks whose text is among the tokens: logits are of all, the selection is among those of the image."""
 ATTENTION = {"bmm", "baddbmm", "_softmax", "_safe_softmax", "_scaled_dot_product"}
 ROTATION = {"sin", "cos", "neg", "view_as_complex", "polar"}
 
@@ -121,24 +122,30 @@ def seen(monkeypatch, case, model, training):
     return mode
 
 
-def assert_ours(name, mode):
-    assert mode.reference == BY_REFERENCE.get(name, set())
+def assert_ours(name, mode, bins):
+    assert mode.reference == set()
     assert mode.torch_computes(ATTENTION) == mode.torch_computes(ROTATION) == set()
-    assert bool(mode.torch_computes(NORMS)) == (name in NORMS_BY_TORCH)
+    assert bool(mode.torch_computes(NORMS)) == (name in NORMS_BY_TORCH[bins])
 
 
 def operators(name, launched) -> dict:
     """The operators that autograd sees: attention is torch's own on a CPU, the reference needs none."""
-    hidden = {"attention", "two_bin_attention", "router_logits", "select"} | BY_REFERENCE.get(name, set())
-    return {"route": 1} | {op: count for op, count in launched.items() if op not in hidden}
+    hidden = "attention", "two_bin_attention", "router_logits", "select"
+    return {"route": 2 if name in PINNED else 1} | {
+        op: count for op, count in launched.items() if op not in hidden
+    }
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_inference_launches_kernels_and_nothing_is_dispatched(name, monkeypatch):
     case = made(name)
-    mode = seen(monkeypatch, case, routed(case), training=False)
-    assert mode.launched == OPERATORS[name] and mode.dispatched == {}
-    assert_ours(name, mode)
+    model, seen, dispatched = routed(case), Seen(), []
+    for gradients in (False, True):
+        with monkeypatch.context() as patch, torch.set_grad_enabled(gradients), profile() as profiled:
+            run(case, model) if gradients else run(case, seen.watch(patch) and model)
+        dispatched.append({e.name for e in profiled.events() if e.name.startswith("diffratio::")})
+    assert seen.launched == OPERATORS[name] and seen.reference == set()
+    assert dispatched[0] == set() and dispatched[1] != set()
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -147,7 +154,7 @@ def test_training_runs_the_same_by_operators(name, monkeypatch):
     mode = seen(monkeypatch, case, routed(case), training=True)
     assert mode.launched == OPERATORS[name]
     assert mode.dispatched == operators(name, OPERATORS[name])
-    assert_ours(name, mode)
+    assert_ours(name, mode, "one bin")
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -158,7 +165,7 @@ def test_two_bins_are_one_pass_behind_one_selection(name, monkeypatch):
     mode = seen(monkeypatch, case, model, training=True)
     assert mode.launched == TWO_BINS[name]
     assert mode.dispatched == operators(name, TWO_BINS[name])
-    assert_ours(name, mode)
+    assert_ours(name, mode, "two bins")
 
 
 def test_a_fallback_is_seen(monkeypatch):
