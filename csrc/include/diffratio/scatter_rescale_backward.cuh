@@ -7,7 +7,8 @@ namespace diffratio::cuda {
 
 // One row of x: its own gradient, and those of its hidden, branch and logit if it was kept.
 template <class T, Rescale mode, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxRowThreads, 1) scatter_rescale_backward_kernel(ScatterBackwardArgs b, ScatterMore more) {
+__global__ void __launch_bounds__(kMaxRowThreads, 1)
+    scatter_rescale_backward_kernel(ScatterBackwardArgs b, ScatterMore more) {
   using F = Finish<mode>;
   constexpr int n = kPerVector<T>;
   const ScatterArgs& a = b.forward;
