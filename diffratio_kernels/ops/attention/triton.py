@@ -4,8 +4,7 @@ A head_dim that is no power of two is held in two parts, 72 = 64 + 16 (of which 
 would issue 128/72 of the matrix work. Strides are constants: as runtime arguments a head stride of 72 is not
 known to be a multiple of 8, and every load falls to 2 bytes.
 
-Backward: one kernel for queries, one for keys; each gradient is summed by one program. Heads of query that
-share a key and value leave a part of its gradient each, in fp32, and these are added.
+Backward: one kernel for queries, one for keys; each gradient is summed by one program for a head of query.
 """
 
 import math
@@ -357,9 +356,8 @@ def _attention_bwd_key(
 
 def of_each_head(t: Tensor, heads: int) -> Tensor:
     """Where heads of query write the gradient of key or value [S, h, d]: those that share it a part each."""
-    if t.shape[1] == heads:
-        return torch.empty(t.shape, dtype=t.dtype, device=t.device)
-    return accumulator(t.shape[0], heads, t.shape[2], like=t)
+    dtype = t.dtype if t.shape[1] == heads else torch.float32
+    return torch.empty(t.shape[0], heads, t.shape[2], dtype=dtype, device=t.device)
 
 
 def of_shared(parts: Tensor, t: Tensor) -> Tensor:

@@ -82,11 +82,12 @@ def _route(backend, x, router_weight, keep, router_bias, index, keep_small, logi
     keep, keep_small = (counts(kept, batch) for kept in (keep, keep_small))
     if logits is None:
         logits = kernels("route", backend).router_logits(x, router_weight, router_bias)
-    else:  # an operator's output is none of its inputs
+    else:
         logits = logits.to(accumulation_dtype(logits.dtype), copy=True)
     rows = select_rows(backend, ranked(logits, pinned), keep, index, keep_small)
     if pinned is not None:
         logits = logits.masked_fill(pinned, neutral_logit(score_scale))
+    # An operator's output is none of its inputs.
     return rows.index if index is None else index.clone(), rows.cu_seqlens, logits
 
 
@@ -210,7 +211,7 @@ def run_route(
     """The rows of x [B, N, D] that the router (weight [D], bias [1]) keeps, and its logits [B, N]."""
     if run.direct:
         logits = run_router_logits(run, x, router)
-        return select_rows(run.rows, logits, keep, index, keep_small), logits
+        return run_select(run, logits, keep, index, keep_small), logits
     options = {"router_bias": router.bias, "index": index, "keep_small": keep_small, "backend": run.rows}
     index, cu_seqlens, logits = torch.ops.diffratio.route(x, router.weight, keep, **options)
     return PackedRows(index, x.shape[1], keep, cu_seqlens), logits

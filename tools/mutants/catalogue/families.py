@@ -125,7 +125,7 @@ FAMILIES = [
     ),
     Mutant(
         "pinned-tokens-are-scored", "formula", JOINT,
-        {"neutral = torch.inf if score_scale == 1 else -math.log(score_scale - 1)": "neutral = 1.0"}, FLUX,
+        {"neutral = neutral_logit(score_scale)": "neutral = 1.0"}, FLUX,
     ),
     Mutant(
         "pinned-tokens-are-left-out", "index", JOINT,
@@ -152,12 +152,11 @@ FAMILIES = [
     ),
     Mutant(
         "shorter-samples-keep-others", "mask", FORWARD,
-        {"ranked = logits.masked_fill(others, torch.nan)": "ranked = logits"}, f"{BLOCKS} -k lumina2",
+        {"ranked = logits.masked_fill(others, torch.nan)": "ranked = logits"}, f"{BLOCKS} -k z_image",
     ),
     Mutant(
         "logits-of-the-first-tokens", "index", FORWARD,
-        {"logits.gather(1, layout.order[:, : max(layout.routed)])": "logits[:, : max(layout.routed)]"},
-        f"{BLOCKS} -k prx",
+        {"logits.gather(1, layout.order[:, : max(layout.routed)])": "logits[:, : max(layout.routed)]"}, FLUX,
     ),
     Mutant(
         "bins-weighed-the-other-way", "formula", BLENDED,
