@@ -152,7 +152,8 @@ FAMILIES = [
     ),
     Mutant(
         "shorter-samples-keep-others", "mask", FORWARD,
-        {"ranked = logits.masked_fill(others, torch.nan)": "ranked = logits"}, f"{BLOCKS} -k z_image",
+        {"ranked = logits.masked_fill(others, torch.nan)": "ranked = logits"},
+        f"{BLOCKS} -k edit_plus",
     ),
     Mutant(
         "logits-of-the-first-tokens", "index", FORWARD,
