@@ -73,7 +73,7 @@ def test_sample_and_eval_go_through_the_pipeline(name, run_of, tmp_path):
         report["mean_kept"] == pytest.approx(0.5) and len(report["quality"]["velocity_mse_by_quartile"]) == 4
     )
     cost = report["cost"]
-    assert cost["dense"]["gflop"] == pytest.approx(cost["all_tokens"]["gflop"], rel=1e-3)
+    assert 1 <= cost["all_tokens"]["gflop"] / cost["dense"]["gflop"] < 1.005  # the routers
     assert cost["sparse"]["gflop"] < 0.95 * cost["dense"]["gflop"]
 
 
