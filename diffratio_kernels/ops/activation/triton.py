@@ -32,10 +32,8 @@ def exact_gelu(x):
 @triton.jit
 def silu(x):
     """x sigmoid(x), and its slope."""
-    decay = tl.exp(-tl.abs(x))
-    near = 1 / (1 + decay)
-    gate = near * tl.where(x < 0, decay, 1.0)
-    return x * gate, gate + x * decay * near * near
+    gate = tl.sigmoid(x)
+    return x * gate, gate + x * gate * (1 - gate)
 
 
 @triton.jit
