@@ -1,30 +1,15 @@
 // torch.ops.diffratio_native.*: thin launchers over the row kernels, stable ABI only. Tensors arrive
-// contiguous, checked and with their outputs allocated (diffratio_kernels/kernels/native.py does that).
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
+// contiguous, checked and with their outputs allocated (each operator's cpu.py does that).
 #include <algorithm>
 #include <atomic>
-#include <cstdint>
-#include <optional>
-#include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
 #include "cpu/topk_select.h"
+#include "ops.h"
 
 namespace {
 
-using diffratio::Element;
-using torch::headeronly::ScalarType;
-using torch::stable::parallel_for;
-using torch::stable::Tensor;
-
-constexpr int64_t kRowsPerTask = 16;
-constexpr int64_t kColumnsPerTask = 64;
+using namespace diffratio_native;
 
 // The tables that this processor can run, the best first.
 std::vector<const diffratio::Kernels*> runnable() {
@@ -39,22 +24,11 @@ std::vector<const diffratio::Kernels*> runnable() {
 
 std::atomic<const diffratio::Kernels*> in_use = runnable().front();
 
-const diffratio::Kernels& kernels() { return *in_use.load(std::memory_order_relaxed); }
+}  // namespace
 
-Element element(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return Element::kFloat;
-    case ScalarType::Double: return Element::kDouble;
-    case ScalarType::BFloat16: return Element::kBFloat16;
-    case ScalarType::Half: return Element::kHalf;
-    default: STD_TORCH_CHECK(false, "diffratio_native: element type not float, double, bfloat16 or half");
-  }
-}
+const diffratio::Kernels& diffratio_native::kernels() { return *in_use.load(std::memory_order_relaxed); }
 
-const int64_t* rows(const Tensor& index) { return static_cast<const int64_t*>(index.data_ptr()); }
-void* data(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
-const int32_t* place_of(const std::optional<Tensor>& t) { return static_cast<const int32_t*>(data(t)); }
-const int64_t* groups_of(const std::optional<Tensor>& t) { return static_cast<const int64_t*>(data(t)); }
+namespace {
 
 diffratio::Norm norm_of(const std::string& norm) {
   if (norm == "rms") return diffratio::Norm::kRms;
@@ -175,14 +149,6 @@ void qk_norm_rope(Tensor query, Tensor key, Tensor value, int64_t heads, int64_t
   });
 }
 
-diffratio::Rescale rescale_mode(const std::string& rescale) {
-  if (rescale == "mlp") return diffratio::Rescale::kMlp;
-  if (rescale == "residual") return diffratio::Rescale::kResidual;
-  if (rescale == "output") return diffratio::Rescale::kOutput;
-  STD_TORCH_CHECK(rescale == "none", "diffratio_native: unknown rescale ", rescale);
-  return diffratio::Rescale::kNone;
-}
-
 diffratio::BranchNorm branch_norm(const std::string& norm, const std::optional<Tensor>& weight,
                                   const std::optional<Tensor>& bias, double eps) {
   return {norm_of(norm), data(weight), data(bias), eps};
@@ -216,14 +182,6 @@ void gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor 
   parallel_for(0, branch.size(1), kColumnsPerTask, [&](int64_t begin, int64_t end) {
     kernels().gate_residual_backward_columns(element(branch), args, begin, end);
   });
-}
-
-diffratio::ScatterArgs scatter_args(const Tensor& x, const Tensor& place, int64_t tokens, const Tensor& hidden,
-                                    const Tensor& branch, const Tensor& gate, const Tensor& logits,
-                                    const std::string& rescale, double score_scale, void* out) {
-  return {x.data_ptr(),      place_of(place), hidden.data_ptr(), branch.data_ptr(),     gate.data_ptr(),
-          logits.data_ptr(), tokens,          hidden.size(1),    rescale_mode(rescale), score_scale,
-          out,               nullptr,         {}};
 }
 
 void scatter_rescale(Tensor x, Tensor place, int64_t tokens, std::optional<Tensor> groups, Tensor hidden,
@@ -296,64 +254,6 @@ void activation_backward(Tensor grad, Tensor gate, std::optional<Tensor> value, 
   });
 }
 
-diffratio::TwoBins two_bins(const Tensor& weight_large, const Tensor& cu_seqlens_large, const Tensor& cu_seqlens_small,
-                            int64_t rows) {
-  return {weight_large.data_ptr(), static_cast<const int32_t*>(cu_seqlens_large.data_ptr()),
-          static_cast<const int32_t*>(cu_seqlens_small.data_ptr()), rows};
-}
-
-void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, Tensor inner) {
-  const diffratio::TwoBinGeluArgs args{pre.data_ptr(),
-                                       two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, inner.size(0)),
-                                       pre.size(1), inner.data_ptr()};
-  parallel_for(0, inner.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
-    kernels().two_bin_gelu(element(pre), args, begin, end);
-  });
-}
-
-void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large,
-                           Tensor cu_seqlens_small, Tensor grad_pre, Tensor weight_dots) {
-  const diffratio::TwoBinGeluBackwardArgs args{
-      {pre.data_ptr(), two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, grad.size(0)), pre.size(1), nullptr},
-      grad.data_ptr(),
-      grad_pre.data_ptr(),
-      weight_dots.data_ptr()};
-  parallel_for(0, grad.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
-    kernels().two_bin_gelu_backward(element(pre), args, begin, end);
-  });
-}
-
-void two_bin_blend(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
-                   Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small,
-                   std::string rescale, double score_scale, Tensor out) {
-  const diffratio::TwoBinBlendArgs args{
-      scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, out.data_ptr()),
-      two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0))};
-  parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
-    kernels().two_bin_blend(element(x), args, begin, end);
-  });
-}
-
-void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int64_t tokens, Tensor hidden,
-                            Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor cu_seqlens_large,
-                            Tensor cu_seqlens_small, std::string rescale, double score_scale, Tensor grad_x,
-                            Tensor grad_hidden, Tensor grad_branch, Tensor grad_gate, Tensor grad_logits,
-                            Tensor weight_dots) {
-  const diffratio::TwoBinBlendBackwardArgs args{
-      {scatter_args(x, place, tokens, hidden, branch, gate, logits, rescale, score_scale, nullptr), rows(index),
-       index.numel(), grad_out.data_ptr(), grad_x.data_ptr(), grad_hidden.data_ptr(), grad_branch.data_ptr(),
-       grad_logits.data_ptr(), {nullptr, grad_gate.data_ptr(), nullptr}},
-      two_bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0)),
-      weight_dots.data_ptr()};
-  parallel_for(0, place.numel(), kRowsPerTask, [&](int64_t begin, int64_t end) {
-    kernels().two_bin_blend_backward_rows(element(x), args, begin, end);
-  });
-  // The gate's gradient does not look at the streams: it is that of scatter_rescale.
-  parallel_for(0, branch.size(1), kColumnsPerTask, [&](int64_t begin, int64_t end) {
-    kernels().scatter_rescale_backward_columns(element(x), args.scatter, begin, end);
-  });
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY(diffratio_native, m) {
@@ -397,21 +297,6 @@ STABLE_TORCH_LIBRARY(diffratio_native, m) {
   m.def(
       "activation_backward(Tensor grad, Tensor gate, Tensor? value, str kind, Tensor? index, Tensor? logits, "
       "float score_scale, Tensor(a!) grad_gate, Tensor(b!)? grad_value, Tensor(c!)? grad_logits) -> ()");
-  m.def(
-      "two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, "
-      "Tensor(a!) inner) -> ()");
-  m.def(
-      "two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, "
-      "Tensor cu_seqlens_small, Tensor(a!) grad_pre, Tensor(b!) weight_dots) -> ()");
-  m.def(
-      "two_bin_blend(Tensor x, Tensor place, int tokens, Tensor hidden, Tensor branch, Tensor gate, "
-      "Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, str rescale, "
-      "float score_scale, Tensor(a!) out) -> ()");
-  m.def(
-      "two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor index, Tensor place, int tokens, Tensor hidden, "
-      "Tensor branch, Tensor gate, Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, "
-      "Tensor cu_seqlens_small, str rescale, float score_scale, Tensor(a!) grad_x, Tensor(b!) grad_hidden, "
-      "Tensor(c!) grad_branch, Tensor(d!) grad_gate, Tensor(e!) grad_logits, Tensor(f!) weight_dots) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CompositeExplicitAutograd, m) {
@@ -433,8 +318,4 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_native, CPU, m) {
   m.impl("scatter_rescale_backward", TORCH_BOX(&scatter_rescale_backward));
   m.impl("activation", TORCH_BOX(&activation));
   m.impl("activation_backward", TORCH_BOX(&activation_backward));
-  m.impl("two_bin_gelu", TORCH_BOX(&two_bin_gelu));
-  m.impl("two_bin_gelu_backward", TORCH_BOX(&two_bin_gelu_backward));
-  m.impl("two_bin_blend", TORCH_BOX(&two_bin_blend));
-  m.impl("two_bin_blend_backward", TORCH_BOX(&two_bin_blend_backward));
 }

@@ -49,7 +49,8 @@ def lines_by_folder() -> dict[str, int]:
 
 
 def schemas() -> set[tuple[str, ...]]:
-    """The arguments of every operator, by name: all of them, and those that its backends get."""
+    """The arguments of every operator, by name: all of them, those that its backends get, and these behind a
+    backend."""
     import torch
 
     import diffratio_kernels  # noqa: F401  registers them
@@ -59,7 +60,8 @@ def schemas() -> set[tuple[str, ...]]:
         if name.startswith("diffratio::"):
             operator = getattr(torch.ops.diffratio, name.partition("::")[2].partition(".")[0])
             names = [argument.name for argument in operator.default._schema.arguments]
-            found |= {tuple(names), tuple(name for name in names if name != "backend")}
+            given = [name for name in names if name != "backend"]
+            found |= {tuple(names), tuple(given), ("backend", *given)}
     return found
 
 

@@ -181,8 +181,8 @@ def test_what_must_be_wide_is_not_counted(source, written):
 
 
 def test_schemas_are_those_of_the_operators_with_the_backend_and_without():
-    arguments = ("x", "index", "shift", "scale", "eps")
-    assert {arguments, (*arguments, "backend")} <= sources.schemas()
+    arguments = ("x", "index", "shift", "scale", "eps", "norm", "groups")
+    assert {arguments, (*arguments, "backend"), ("backend", *arguments)} <= sources.schemas()
 
 
 @pytest.mark.parametrize(

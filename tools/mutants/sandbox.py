@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 TIMEOUT = 120
 """Seconds for one selection of tests; each takes less than 30."""
 
-COMPILED = ("csrc/cpu/", "csrc/ops.cpp")
+COMPILED = ("csrc/cpu/", "csrc/ops")
 """What the native library is made of; the sandbox compiles it where one of these is planted in."""
 
 NOT_RUN = (
