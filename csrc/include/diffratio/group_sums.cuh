@@ -21,8 +21,14 @@ __global__ void __launch_bounds__(kSliceTokens) group_sums_kernel(Terms terms, C
   if (begin >= rows || column >= width) return;
 
   float sums[kSums][kColumns] = {};
-  int64_t group = a.groups.of_row[a.groups.order[begin]];
-  const auto leave = [&] {
+  int64_t r = a.groups.order[begin];
+  int group = static_cast<int>(a.groups.of_row[r]);
+  for (int64_t i = begin; i < end;) {
+    const int64_t t = a.place[r];
+    if (t >= 0) terms.add(sums, r, t, column);
+    r = a.groups.order[min(++i, end - 1)];
+    const int next = static_cast<int>(a.groups.of_row[r]);
+    if (i < end && next == group) continue;
 #pragma unroll
     for (int s = 0; s < kSums; ++s)
 #pragma unroll
@@ -30,13 +36,8 @@ __global__ void __launch_bounds__(kSliceTokens) group_sums_kernel(Terms terms, C
         a.partial[((slice + group) * kSums + s) * width + column + c] = sums[s][c];
         sums[s][c] = 0;
       }
-  };
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t r = a.groups.order[i], own = a.groups.of_row[r], t = a.place[r];
-    if (own != group) leave(), group = own;
-    if (t >= 0) terms.add(sums, r, t, column);
+    group = next;
   }
-  leave();
 }
 
 // sums [kSums, G, D], one thread a number.
