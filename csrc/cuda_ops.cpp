@@ -1,5 +1,6 @@
 // torch.ops.diffratio_cuda.*: the CUDA kernels under the stable ABI.
 #include "cuda_ops.h"
+#include "cuda_ops_two_bin.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -33,6 +34,12 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "Tensor? query_bias, Tensor? key_bias, Tensor? cos, Tensor? sin, bool halves, Tensor(a!) grad_query, "
       "Tensor(b!) grad_key, Tensor(c!)? sums_query_weight, Tensor(d!)? sums_key_weight, "
       "Tensor(e!)? sums_query_bias, Tensor(f!)? sums_key_bias, int stream) -> ()");
+  m.def(
+      "activation(Tensor gate, Tensor? value, str kind, Tensor? index, Tensor? logits, float score_scale, "
+      "Tensor(a!) out, int stream) -> ()");
+  m.def(
+      "activation_backward(Tensor grad, Tensor gate, Tensor? value, str kind, Tensor? index, Tensor? logits, "
+      "float score_scale, Tensor(a!) grad_gate, Tensor(b!)? grad_value, Tensor(c!)? grad_logits, int stream) -> ()");
   m.def(
       "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor? groups, Tensor hidden, "
       "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, str norm, Tensor? norm_weight, "
@@ -69,6 +76,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
   m.impl("gather_adaln_backward", TORCH_BOX(&cuda::gather_adaln_backward<Tensor>));
   m.impl("qk_norm_rope", TORCH_BOX(&cuda::qk_norm_rope<Tensor>));
   m.impl("qk_norm_rope_backward", TORCH_BOX(&cuda::qk_norm_rope_backward<Tensor>));
+  m.impl("activation", TORCH_BOX(&cuda::activation<Tensor>));
+  m.impl("activation_backward", TORCH_BOX(&cuda::activation_backward<Tensor>));
   m.impl("scatter_rescale", TORCH_BOX(&cuda::scatter_rescale<Tensor>));
   m.impl("scatter_rescale_backward", TORCH_BOX(&cuda::scatter_rescale_backward<Tensor>));
   m.impl("two_bin_gelu", TORCH_BOX(&cuda::two_bin_gelu<Tensor>));

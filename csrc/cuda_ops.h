@@ -43,6 +43,13 @@ inline Norm norm_of(const std::string& norm) {
   throw std::invalid_argument("diffratio_cuda: unknown norm " + norm);
 }
 
+inline Activation activation_of(const std::string& kind) {
+  if (kind == "gelu_tanh") return Activation::kGeluTanh;
+  if (kind == "gelu") return Activation::kGelu;
+  if (kind == "silu") return Activation::kSilu;
+  throw std::invalid_argument("diffratio_cuda: unknown activation " + kind);
+}
+
 template <class Tensor>
 BranchNorm branch_norm(const std::string& norm, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                        double eps) {
@@ -246,6 +253,50 @@ void qk_norm_rope_backward(Tensor grad, Tensor query, Tensor key, Tensor index, 
       element(query), stream_of(stream));
 }
 
+// gate, value and out have rows at any stride.
+template <class Tensor>
+ActivationArgs activation_args(const Tensor& gate, const std::optional<Tensor>& value, const std::string& kind,
+                               const std::optional<Tensor>& index, const std::optional<Tensor>& logits,
+                               double score_scale) {
+  return {.kind = activation_of(kind),
+          .gate = gate.data_ptr(),
+          .value = data(value),
+          .gate_stride = gate.stride(0),
+          .value_stride = value ? value->stride(0) : 0,
+          .index = static_cast<int64_t*>(data(index)),
+          .logits = static_cast<float*>(data(logits)),
+          .score_scale = static_cast<float>(score_scale),
+          .rows = gate.size(0),
+          .width = gate.size(1),
+          .out = nullptr,
+          .out_stride = 0};
+}
+
+template <class Tensor>
+void activation(Tensor gate, std::optional<Tensor> value, std::string kind, std::optional<Tensor> index,
+                std::optional<Tensor> logits, double score_scale, Tensor out, int64_t stream) {
+  const DeviceGuard guard(gate.get_device_index());
+  ActivationArgs args = activation_args(gate, value, kind, index, logits, score_scale);
+  args.out = out.data_ptr();
+  args.out_stride = out.stride(0);
+  activation(args, element(gate), stream_of(stream));
+}
+
+// grad_logits comes filled with 0.
+template <class Tensor>
+void activation_backward(Tensor grad, Tensor gate, std::optional<Tensor> value, std::string kind,
+                         std::optional<Tensor> index, std::optional<Tensor> logits, double score_scale,
+                         Tensor grad_gate, std::optional<Tensor> grad_value, std::optional<Tensor> grad_logits,
+                         int64_t stream) {
+  const DeviceGuard guard(gate.get_device_index());
+  activation_backward({.forward = activation_args(gate, value, kind, index, logits, score_scale),
+                       .grad = grad.data_ptr(),
+                       .grad_gate = grad_gate.data_ptr(),
+                       .grad_value = data(grad_value),
+                       .grad_logits = static_cast<float*>(data(grad_logits))},
+                      element(gate), stream_of(stream));
+}
+
 template <class Tensor>
 ScatterArgs scatter_args(const Tensor& x, int64_t tokens, const Tensor& hidden, const Tensor& branch,
                          const Tensor& gate, const Tensor& logits, const std::string& rescale,
@@ -307,76 +358,6 @@ void scatter_rescale_backward(Tensor grad_out, Tensor x, Tensor place, int64_t t
                             .grad_logits = data<float>(grad_logits),
                             .columns = columns},
                            more, element(x), stream_of(stream));
-}
-
-// The kept rows of two bins: weight_large [B], offsets [B+1].
-template <class Tensor>
-Bins bins(const Tensor& weight_large, const Tensor& cu_seqlens_large, const Tensor& cu_seqlens_small, int64_t rows) {
-  return {.weight_large = data<float>(weight_large),
-          .cu_seqlens_large = data<int32_t>(cu_seqlens_large),
-          .cu_seqlens_small = data<int32_t>(cu_seqlens_small),
-          .samples = weight_large.numel(),
-          .rows = rows};
-}
-
-template <class Tensor>
-void two_bin_gelu(Tensor pre, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small, Tensor inner,
-                  int64_t stream) {
-  const DeviceGuard guard(pre.get_device_index());
-  two_bin_gelu({.bins = bins(weight_large, cu_seqlens_large, cu_seqlens_small, inner.size(0)),
-                .width = inner.size(1),
-                .pre = pre.data_ptr(),
-                .inner = inner.data_ptr()},
-               element(pre), stream_of(stream));
-}
-
-template <class Tensor>
-void two_bin_gelu_backward(Tensor grad, Tensor pre, Tensor weight_large, Tensor cu_seqlens_large,
-                           Tensor cu_seqlens_small, Tensor grad_pre, Tensor weight_dots, int64_t stream) {
-  const DeviceGuard guard(pre.get_device_index());
-  two_bin_gelu_backward({.bins = bins(weight_large, cu_seqlens_large, cu_seqlens_small, grad.size(0)),
-                         .width = grad.size(1),
-                         .grad = grad.data_ptr(),
-                         .pre = pre.data_ptr(),
-                         .grad_pre = grad_pre.data_ptr(),
-                         .weight_dots = data<float>(weight_dots)},
-                        element(pre), stream_of(stream));
-}
-
-template <class Tensor>
-void two_bin_blend(Tensor x, Tensor place, int64_t tokens, Tensor hidden, Tensor branch, Tensor gate,
-                   Tensor logits, Tensor weight_large, Tensor cu_seqlens_large, Tensor cu_seqlens_small,
-                   std::string rescale, double score_scale, Tensor out, int64_t stream) {
-  const DeviceGuard guard(x.get_device_index());
-  ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
-  args.place = data<int32_t>(place);
-  args.rows = place.numel();
-  args.out = out.data_ptr();
-  two_bin_blend({.scatter = args, .bins = bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0))},
-                element(x), stream_of(stream));
-}
-
-template <class Tensor>
-void two_bin_blend_backward(Tensor grad_out, Tensor x, Tensor place, int64_t tokens, Tensor hidden,
-                            Tensor branch, Tensor gate, Tensor logits, Tensor weight_large,
-                            Tensor cu_seqlens_large, Tensor cu_seqlens_small, std::string rescale,
-                            double score_scale, Tensor grad_x, Tensor grad_hidden, Tensor grad_branch,
-                            Tensor partial, Tensor grad_gate, Tensor grad_logits, Tensor weight_dots,
-                            int64_t stream) {
-  const DeviceGuard guard(x.get_device_index());
-  ScatterArgs args = scatter_args(x, tokens, hidden, branch, gate, logits, rescale, score_scale);
-  args.place = data<int32_t>(place);
-  args.rows = place.numel();
-  const Bins rows = bins(weight_large, cu_seqlens_large, cu_seqlens_small, branch.size(0));
-  two_bin_blend_backward({.forward = {.scatter = args, .bins = rows},
-                          .grad_out = grad_out.data_ptr(),
-                          .grad_x = grad_x.data_ptr(),
-                          .grad_hidden = grad_hidden.data_ptr(),
-                          .grad_branch = grad_branch.data_ptr(),
-                          .grad_logits = data<float>(grad_logits),
-                          .weight_dots = data<float>(weight_dots),
-                          .columns = column_sums(args.place, x.size(0), tokens, partial, grad_gate)},
-                         element(x), stream_of(stream));
 }
 
 }  // namespace diffratio::cuda

@@ -20,7 +20,7 @@ BACKENDS = {
     "gate_residual": ("cpu", "triton", "reference"),
     "attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
     "mlp": ("cublaslt", "triton", "reference"),
-    "activation": ("cpu", "triton", "reference"),
+    "activation": ("cpu", "cuda", "triton", "reference"),
     "scatter_rescale": ("cpu", "cuda", "triton", "reference"),
     "mod_block": ("cpu", "cuda", "triton", "reference"),
     "two_bin_attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),

@@ -17,12 +17,13 @@ ROWS = {
     "gather_adaln",
     "adaln",
     "qk_norm_rope",
+    "activation",
     "scatter_rescale",
     "scatter_rescale_",
     "mod_block",
 }
 ROWS |= {"two_bin_gelu", "two_bin_blend", "two_bin_block"}
-CPU = ROWS | {"activation", "gate_residual"}
+CPU = ROWS | {"gate_residual"}
 EVERY = CPU | {"attention", "mlp", "two_bin_attention"}
 CONSTANT = ("cos", "sin")
 """Arguments that no operator gives a gradient."""

@@ -141,6 +141,28 @@ struct QkNormRopeBackwardArgs {
   HeadsGradients query, key;
 };
 
+// What an MLP has between its products, of a gated one act(gate) * value.
+enum class Activation : int { kGeluTanh, kGelu, kSilu };
+
+struct ActivationArgs {
+  Activation kind;
+  const void *gate, *value;  // [T, F]; value may be null
+  int64_t gate_stride, value_stride;
+  const int64_t* index;  // [T] or null
+  const float* logits;   // [B*N] or null: no scores
+  float score_scale;
+  int64_t rows, width;
+  void* out;  // [T, F]; may be gate or value
+  int64_t out_stride;
+};
+
+struct ActivationBackwardArgs {
+  ActivationArgs forward;         // `out` unused
+  const void* grad;               // [T, F]
+  void *grad_gate, *grad_value;   // [T, F]; grad_value is null without value
+  float* grad_logits;             // [B*N] of zeros, or null
+};
+
 struct ScatterArgs {
   const void* x;         // [B*N, D]
   const int32_t* place;  // [B*N], or null to touch the rows of index only

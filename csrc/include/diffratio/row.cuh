@@ -32,6 +32,13 @@ template <class T, bool kAligned, class F> __device__ __forceinline__ void each_
   }
 }
 
+// f(column) for the vectors of this thread, in a row of any width that is read once.
+template <class T, class F> __device__ __forceinline__ void each_column(int width, F f) {
+  const int step = blockDim.x * kPerVector<T>;
+#pragma unroll 1
+  for (int column = threadIdx.x * kPerVector<T>; column < width; column += step) f(column);
+}
+
 template <class T, bool kAligned> class Row {
  public:
   static constexpr int n = kPerVector<T>;

@@ -1,24 +1,10 @@
 // The blend of two bins' GELUs (tanh), w gelu(large) + (1 - w) gelu(small), and its gradients.
 #pragma once
 
+#include "activation.cuh"
 #include "two_bin_row.cuh"
 
 namespace diffratio::cuda {
-
-struct Gelu {
-  float value, slope;
-};
-
-// 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
-__device__ __forceinline__ Gelu gelu(float x) {
-  constexpr float kLinear = 1.5957691216057308f, kCubic = 0.044715f, kLog2E = 1.4426950408889634f;
-  const float square = x * x;
-  const float decay = exp2f(-kLog2E * kLinear * fabsf(x) * (1 + kCubic * square));  // exp(-|2 u|)
-  const float near = __fdividef(1.0f, 1 + decay), gate = x < 0 ? decay * near : near;
-  const float both = decay * near * near;  // gate (1 - gate); 1 - gate would cancel
-  // Where `both` is 0 the bound keeps an infinite square from making a NaN of it.
-  return {x * gate, gate + x * both * (kLinear * (1 + 3 * kCubic * min(square, 1e4f)))};
-}
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kMaxRowThreads) two_bin_gelu_kernel(TwoBinGeluArgs a) {
@@ -70,11 +56,11 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1)
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       const float g = upcast(grads.value[i]);
-      const Gelu of_large = gelu(upcast(larges.value[i]));
+      const Activated of_large = gelu(upcast(larges.value[i]));
       float difference = of_large.value;
       to_large.value[i] = from_float<T>(row.large * g * of_large.slope);
       if (row.in_both()) {
-        const Gelu of_small = gelu(upcast(smalls.value[i]));
+        const Activated of_small = gelu(upcast(smalls.value[i]));
         difference -= of_small.value;
         to_small.value[i] = from_float<T>(row.small * g * of_small.slope);
       }

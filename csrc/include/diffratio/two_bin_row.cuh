@@ -23,11 +23,4 @@ __device__ __forceinline__ BinRow bin_row(const Bins& bins, int64_t b, int64_t t
   return {large, 1 - large, bins.rows + first + rank};
 }
 
-// f(column) for the vectors of this thread, in a row of any width that is read once.
-template <class T, class F> __device__ __forceinline__ void each_column(int width, F f) {
-  const int step = blockDim.x * kPerVector<T>;
-#pragma unroll 1
-  for (int column = threadIdx.x * kPerVector<T>; column < width; column += step) f(column);
-}
-
 }  // namespace diffratio::cuda

@@ -4,6 +4,9 @@ from .mutant import Mutant
 
 OP, NATIVE = "tests/ops/test_activation.py", "tests/kernels/test_native_activations.py"
 TRITON, CPU = "diffratio_kernels/ops/activation/triton.py", "csrc/cpu/activation.h"
+CUDA = "csrc/include/diffratio/activation.cuh"
+SIM = "tests/sim/test_cuda_activations.py"
+SIM_BUDGET = f"{SIM} -k error_budget"
 PRODUCTS, PARALLEL = "diffratio_kernels/blocks/products.py", "diffratio_kernels/blocks/parallel.py"
 MODULES = "python/diffratio/families/mlp_modules.py"
 BLOCKS, MLPS = "tests/diffratio/families/test_blocks.py", "tests/diffratio/families/test_mlps.py"
@@ -51,6 +54,22 @@ ACTIVATIONS = [
         {"large = 1 / (1 + e), small = e * large;\n    gate = v < 0 ? small : large;\n    rest = v < 0":
          "large = 1 / (1 + e), small = 1 - large;\n    gate = v < 0 ? small : large;\n    rest = v < 0"},
         NATIVE,
+    ),
+    Mutant(
+        "cuda-score-of-the-packed-row", "index", CUDA,
+        {"a.score_scale * sigmoid(a.logits[a.index[t]])": "a.score_scale * sigmoid(a.logits[t])"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-gradient-of-value-unscored", "formula", CUDA,
+        {"from_float<T>(factor * (g * act.value))": "from_float<T>(g * act.value)"}, SIM_BUDGET,
+    ),
+    Mutant(
+        "cuda-exact-gelu-as-a-difference", "cancellation", CUDA,
+        {"0.5f * erfcf(-kRootHalf * x)": "1 - 0.5f * erfcf(kRootHalf * x)"}, f"{SIM} -k far_from_zero",
+    ),
+    Mutant(
+        "cuda-strides-of-halves-unchecked", "alignment check removed", "csrc/cuda/activation.h",
+        {" && a.gate_stride % n == 0 && a.value_stride % n == 0": ""}, f"{SIM} -k 'alignment'", sanitize=True,
     ),
     Mutant(
         "halves-of-the-mlp-on-each-other", "aliasing", PRODUCTS,

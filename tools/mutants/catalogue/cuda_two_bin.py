@@ -6,6 +6,8 @@ INCLUDE = "csrc/include/diffratio/"
 ROW, GELU, INDEX = INCLUDE + "two_bin_row.cuh", INCLUDE + "two_bin_gelu.cuh", INCLUDE + "index.cuh"
 BLEND, BACKWARD = INCLUDE + "two_bin_blend.cuh", INCLUDE + "two_bin_blend_backward.cuh"
 
+ACTIVATION = INCLUDE + "activation.cuh"
+
 TESTS = "tests/sim/test_cuda_two_bin.py"
 BUDGET = f"{TESTS} -k error_budget"
 SCHEDULES = f"{TESTS} -k every_schedule"
@@ -38,18 +40,18 @@ CUDA_TWO_BIN = [
     Mutant(
         "two-bin-columns-of-other-warps-too",
         "partial sums counted twice",
-        ROW,
-        {"step = blockDim.x * kPerVector<T>": "step = kWarp * kPerVector<T>"},
+        INCLUDE + "row.cuh",
+        {"const int step = blockDim.x": "const int step = kWarp"},
         BUDGET,
     ),
     Mutant(
         "two-bin-gelu-slope-cancels",
         "cancellation",
-        GELU,
+        ACTIVATION,
         {"both = decay * near * near": "both = gate * (1 - gate)"},
         FAR,
     ),
-    Mutant("two-bin-gelu-square-unbounded", "overflow", GELU, {"min(square, 1e4f)": "square"}, FAR),
+    Mutant("two-bin-gelu-square-unbounded", "overflow", ACTIVATION, {"min(square, 1e4f)": "square"}, FAR),
     Mutant(
         "two-bin-gelu-gradient-of-small-unwritten",
         "unwritten output rows",

@@ -1,7 +1,7 @@
 // The kernels on torch's CPU tensors, under the names and with the arguments that cuda_ops.cpp gives them.
 #pragma once
 
-#include "cuda_ops.h"
+#include "cuda_ops_two_bin.h"
 #include "python.h"
 
 namespace diffratio::simulator {
@@ -15,6 +15,8 @@ inline void bind_operators(pybind11::module_& module) {
   module.def("gather_adaln_backward", &cuda::gather_adaln_backward<Tensor>);
   module.def("qk_norm_rope", &cuda::qk_norm_rope<Tensor>);
   module.def("qk_norm_rope_backward", &cuda::qk_norm_rope_backward<Tensor>);
+  module.def("activation", &cuda::activation<Tensor>);
+  module.def("activation_backward", &cuda::activation_backward<Tensor>);
   module.def("scatter_rescale", &cuda::scatter_rescale<Tensor>);
   module.def("scatter_rescale_backward", &cuda::scatter_rescale_backward<Tensor>);
   module.def("two_bin_gelu", &cuda::two_bin_gelu<Tensor>);
