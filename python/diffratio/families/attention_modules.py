@@ -3,10 +3,13 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from diffratio_kernels.types import Linear, PackedRows, Product
+from diffratio_kernels.blocks.joint import rotated
+from diffratio_kernels.blocks.stream import Branch
+from diffratio_kernels.types import Linear, PackedRows, Product, Rope
 
 from .inspection import foreign, foreign_dropout, patched, remember
 
@@ -43,6 +46,45 @@ def by_count(
         results = module(torch.stack([parts[b] for b in samples]), *given)
         done.update(zip(samples, results.unbind(0), strict=True))
     return torch.cat([done[b] for b in sorted(done)])
+
+
+def softmax_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Heads [b, k, H, d] to [b, M, h, d], which a number of queries share: what `by_count` may call.
+
+    mask: [b, M] bool, the keys that count.
+    """
+    share = query.shape[2] // key.shape[2]
+    key, value = (t.repeat_interleave(share, dim=2) if share > 1 else t for t in (key, value))
+    query, key, value = (t.to(query.dtype).transpose(1, 2) for t in (query, key, value))
+    mask = None if mask is None else mask[:, None, None]
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale).transpose(1, 2)
+
+
+def attention_to(
+    attn: nn.Module, text: Tensor, rope: Rope | None = None, mask: Tensor | None = None
+) -> Branch:
+    """What rows take of a text [B, M, .] by the layers of a module of diffusers that norms each head; their
+    queries turn.
+
+    mask: [B, M] bool, the tokens that count.
+    """
+    key, value = (layer(text).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_k, attn.to_v))
+    key = normed_by(attn.norm_k, key)
+
+    def branch(x: Tensor, rows: PackedRows) -> Tensor:
+        query = normed_by(attn.norm_q, attn.to_q(x).unflatten(-1, (attn.heads, -1)))
+        query = query if rope is None else rotated(rope, query, rows)
+        attended = by_count(softmax_attention, query, rows, key, value, mask)
+        return attn.to_out[1](attn.to_out[0](attended.flatten(1)))
+
+    return branch
+
+
+def normed_by(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """x by a norm that a module may lack."""
+    return x if norm is None else norm(x)
 
 
 def product_of(module: nn.Module, raw: bool) -> Product:

@@ -11,12 +11,12 @@ from diffusers.models.transformers.transformer_bria_fibo2 import (
 )
 from torch import Tensor
 
-from diffratio_kernels.blocks.stream import Call, Stream, fold
+from diffratio_kernels.blocks.stream import Call, Stream
 from diffratio_kernels.types import PackedRows
 
 from .attention_modules import by_count
 from .mlp_modules import Layers
-from .modules import ModuleSpec, complex_rope, key_mask, span, told
+from .modules import ModuleSpec, complex_rope, key_mask, scales_and_gates, span, told
 from .registry import register_block_spec
 
 
@@ -42,12 +42,11 @@ class BriaFibo2Spec(ModuleSpec):
     def bind(self, block, x, attn_mask, freqs_cis, adaln_input=None, noise_mask=None, adaln_noisy=None,
              adaln_clean=None, encoder_hidden_states=None, encoder_attention_mask=None):  # fmt: skip
         parts, mask, groups = self.refuse(block), key_mask("attn_mask", attn_mask), None
-        if noise_mask is None:
-            modulation = _modulation(block, adaln_input)
-        else:  # of the clean tokens and of the noisy ones of each sample
-            both = _modulation(block, adaln_clean), _modulation(block, adaln_noisy)
-            modulation = torch.stack(both, dim=1).flatten(0, 1)
+        norm1, norm2, embedded = block.attention_norm1, block.ffn_norm1, adaln_input
+        if noise_mask is not None:  # of the clean tokens and of the noisy ones of each sample
+            embedded = torch.stack([adaln_clean, adaln_noisy], dim=1).flatten(0, 1)
             groups = 2 * torch.arange(x.shape[0], device=x.device)[:, None] + (noise_mask == 1)
+        modulation = scales_and_gates(block.adaLN_modulation(embedded), norm1.weight, norm2.weight)
         made, context = told(block, self)
         start = 0 if mask is not None else x.shape[1] - made - context  # padded gist stands behind the image
 
@@ -59,19 +58,11 @@ class BriaFibo2Spec(ModuleSpec):
 
         own = parts.attention(block.attention, complex_rope(freqs_cis), fused=False)
         image = Stream(
-            x, modulation, own, parts.mlp(block.feed_forward), block.attention_norm1.eps,
-            block.ffn_norm1.eps, "rms", groups, parts.row_norm(block.attention_norm2),
-            parts.row_norm(block.ffn_norm2),
+            x, modulation, own, parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms", groups,
+            parts.row_norm(block.attention_norm2), parts.row_norm(block.ffn_norm2),
         )  # fmt: skip
         between = None if block.cross_attention is None else cross
         return Call(image, between, layout=span(block, x, start, start + made, mask))
-
-
-def _modulation(block, embedded: Tensor) -> Tensor:
-    """[B, 6, D]; the norms' weights are in it."""
-    scale1, gate1, scale2, gate2 = block.adaLN_modulation(embedded).chunk(4, dim=-1)
-    attention = *fold(scale1, block.attention_norm1.weight), gate1.tanh()
-    return torch.stack([*attention, *fold(scale2, block.ffn_norm1.weight), gate2.tanh()], dim=1)
 
 
 register_block_spec(BriaFibo2TransformerBlock, BriaFibo2Spec())

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
 from .mlp_modules import parallel
-from .modules import ModuleSpec, key_mask, pairs, span, told, two_kinds, zero_modulation
+from .modules import (
+    ModuleSpec,
+    image_and_text,
+    key_mask,
+    pairs,
+    span,
+    told,
+    two_kinds,
+    zero_modulation,
+)
 from .registry import register_block_spec
 
 
@@ -27,10 +36,6 @@ def _text_behind(rope: Rope, length: int) -> Rope:
     """Tokens that do not turn, behind those that do."""
     places = 0, 0, 0, 0, 0, length
     return Rope(F.pad(rope.cos, places, value=1.0), F.pad(rope.sin, places))
-
-
-def _both(image: Tensor, text: Tensor | None):
-    return image, text
 
 
 class _Hunyuan(ModuleSpec):
@@ -77,7 +82,7 @@ class HunyuanVideoSpec(_Hunyuan):
         text = Stream(encoder_hidden_states, zero_modulation(block.norm1_context, temb), other,
                       parts.mlp(block.ff_context))  # fmt: skip
         text.valid = None if valid is None else valid.flatten(1)[:, -length:]
-        return Call(image, text=text, layout=span(block, x, first, None), output=_both)
+        return Call(image, text=text, layout=span(block, x, first, None), output=image_and_text)
 
 
 class HunyuanVideoSingleSpec(_Hunyuan):

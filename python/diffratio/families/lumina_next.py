@@ -4,20 +4,19 @@ before their one product; norms behind every branch."""
 import math
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import LuminaFeedForward
 from diffusers.models.attention_processor import Attention, LuminaAttnProcessor2_0
 from diffusers.models.normalization import LuminaRMSNormZero, RMSNorm
 from diffusers.models.transformers.lumina_nextdit2d import LuminaNextDiTBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffratio_kernels.blocks.joint import at_places, rotated
-from diffratio_kernels.blocks.stream import Call, Rope, Stream, fold
+from diffratio_kernels.blocks.stream import Call, Rope, Stream
 from diffratio_kernels.types import PackedRows
 
-from .attention_modules import by_count
+from .attention_modules import by_count, normed_by, softmax_attention
 from .mlp_modules import Layers
-from .modules import ModuleSpec, complex_rope
+from .modules import ModuleSpec, complex_rope, scales_and_gates
 from .registry import register_block_spec
 
 
@@ -32,26 +31,14 @@ class LuminaNextSpec(ModuleSpec):
 
     def bind(self, block, hidden_states, attention_mask, image_rotary_emb, encoder_hidden_states,
              encoder_mask, temb, cross_attention_kwargs=None):  # fmt: skip
-        given, zero = dict(cross_attention_kwargs or {}), block.norm1
+        given, zero, norm2 = dict(cross_attention_kwargs or {}), block.norm1, block.ffn_norm1
         base = given.pop("base_sequence_length", None)
         parts = self.refuse(block, cross_attention_kwargs=given)
-        scale1, gate1, scale2, gate2 = zero.linear(zero.silu(temb)).chunk(4, dim=1)
-        modulation = torch.stack(
-            [
-                *fold(scale1, zero.norm.weight),
-                gate1.tanh(),
-                *fold(scale2, block.ffn_norm1.weight),
-                gate2.tanh(),
-            ],
-            dim=1,
-        )
-        rope, text = complex_rope(image_rotary_emb), (encoder_hidden_states, encoder_mask)
-        attend = _attention(block, rope, attention_mask, text, base)
-        image = Stream(
-            hidden_states, modulation, attend, parts.mlp(block.feed_forward), zero.norm.eps,
-            block.ffn_norm1.eps, norm="rms", mlp_norm=parts.row_norm(block.ffn_norm2),
-        )  # fmt: skip
-        return Call(image)
+        modulation = scales_and_gates(zero.linear(zero.silu(temb)), zero.norm.weight, norm2.weight)
+        rope, text = complex_rope(image_rotary_emb), (encoder_hidden_states, encoder_mask.bool())
+        attend, mlp = _attention(block, rope, attention_mask, text, base), parts.mlp(block.feed_forward)
+        eps, mlp_norm = (zero.norm.eps, norm2.eps), parts.row_norm(block.ffn_norm2)
+        return Call(Stream(hidden_states, modulation, attend, mlp, *eps, norm="rms", mlp_norm=mlp_norm))
 
 
 def _attention(block, rope: Rope, mask: Tensor, text: tuple[Tensor, Tensor], base: int | None):
@@ -64,42 +51,33 @@ def _attention(block, rope: Rope, mask: Tensor, text: tuple[Tensor, Tensor], bas
         text: [B, M, .] and its mask [B, M].
         base: attention to more tokens than these is sharpened.
     """
-    own, cross, head = block.attn1, block.attn2, block.head_dim
+    own, cross = block.attn1, block.attn2
     of_text = block.norm1_context(text[0])
-    text_key, text_value = _normed(cross.norm_k, cross.to_k(of_text)), cross.to_v(of_text)
-    width, few = own.to_q.out_features, own.to_k.out_features
+    text_key = _heads(block, of_text, cross.to_k, cross.norm_k)
+    text_value = _heads(block, of_text, cross.to_v)
+    heads, few = own.heads, text_key.shape[2]
 
-    def softmax(query, key, value, mask, scale):  # [b, ., H d] -> [b, H, k, d]
-        query, key, value = (t.unflatten(-1, (-1, head)).transpose(1, 2) for t in (query, key, value))
-        key, value = (t.repeat_interleave(width // few, dim=1).to(query.dtype) for t in (key, value))
-        return F.scaled_dot_product_attention(query, key, value, mask[:, None, None], scale=scale)
-
-    def attend(packed, text_key, text_value, text_mask):  # samples [b, k, .] -> [b, k, D]
-        query, query2, key, value, counts = packed.split([width, width, few, few, 1], dim=-1)
+    def attend(packed, text_key, text_value, text_mask):  # samples [b, k, ., d] -> [b, k, D]
+        query, query2, key, value, counts = packed.split([heads, heads, few, few, 1], dim=2)
         scale = own.scale if base is None else own.scale * math.sqrt(math.log(packed.shape[1], base))
-        mixed = softmax(query, key, value, counts[..., 0] > 0, scale)
-        mixed = (
-            mixed + softmax(query2, text_key, text_value, text_mask, None) * block.gate.tanh()[:, None, None]
-        )
-        return mixed.transpose(1, 2).flatten(2)
+        mixed = softmax_attention(query, key, value, counts[..., 0, 0] > 0, scale)
+        of_text = softmax_attention(query2, text_key, text_value, text_mask)
+        return (mixed + of_text * block.gate.tanh()[:, None]).flatten(2)
 
     def branch(normed: Tensor, rows: PackedRows) -> Tensor:
-        turning = (
-            _normed(own.norm_q, own.to_q(normed)),
-            _normed(cross.norm_q, cross.to_q(normed)),
-            _normed(own.norm_k, own.to_k(normed)),
-        )
-        turned = [rotated(rope, x.unflatten(-1, (-1, head)).to(normed.dtype), rows) for x in turning]
-        counts = at_places(mask, rows)[:, None].to(normed.dtype)
-        packed = torch.cat([*(x.flatten(1) for x in turned), own.to_v(normed), counts], dim=-1)
-        mixed = by_count(attend, packed, rows, text_key, text_value, text[1].bool())
-        return block.norm2(cross.to_out[0](mixed))
+        layers = (own.to_q, own.norm_q), (cross.to_q, cross.norm_q), (own.to_k, own.norm_k)
+        turned = [rotated(rope, _heads(block, normed, *both).to(normed.dtype), rows) for both in layers]
+        value = _heads(block, normed, own.to_v)
+        counts = at_places(mask, rows)[:, None, None].to(value.dtype).expand_as(value[:, :1])
+        packed = torch.cat([*turned, value, counts], dim=1)
+        return block.norm2(cross.to_out[0](by_count(attend, packed, rows, text_key, text_value, text[1])))
 
     return branch
 
 
-def _normed(norm, x: Tensor) -> Tensor:
-    return x if norm is None else norm(x)
+def _heads(block, x: Tensor, layer: nn.Module, norm: nn.Module | None = None) -> Tensor:
+    """[.., D] -> [.., H, d]."""
+    return normed_by(norm, layer(x)).unflatten(-1, (-1, block.head_dim))
 
 
 register_block_spec(LuminaNextDiTBlock, LuminaNextSpec())

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_mochi import (
 
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
-from .modules import ModuleSpec, image_and_text
+from .modules import ModuleSpec, image_and_text, scales_and_gates
 from .registry import register_block_spec
 
 
@@ -47,9 +47,7 @@ class MochiSpec(ModuleSpec):
 
 
 def _modulation(norm, temb):
-    scale1, gate1, scale2, gate2 = norm.linear(norm.silu(temb)).chunk(4, dim=1)
-    none = torch.zeros_like(scale1)
-    return torch.stack([none, scale1, gate1.tanh(), none, scale2, gate2.tanh()], dim=1)
+    return scales_and_gates(norm.linear(norm.silu(temb)))
 
 
 def _last_modulation(norm, temb):

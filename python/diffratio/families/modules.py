@@ -358,7 +358,9 @@ def keys_values(
     return torch.stack([norm(keys), values], dim=2)
 
 
-def scales_and_gates(modulation: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+def scales_and_gates(
+    modulation: Tensor, weight1: Tensor | None = None, weight2: Tensor | None = None
+) -> Tensor:
     """[B, 6, D] of scale1, gate1, scale2, gate2 [B, 4 D] around norms with weights; gates are in front of
     tanh."""
     scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)

@@ -14,7 +14,7 @@ from torch import nn
 from diffratio_kernels.blocks.stream import Call, KeysValues, Stream
 
 from .mlp_modules import Layers
-from .modules import ModuleSpec, clipped, complex_rope
+from .modules import ModuleSpec, clipped, complex_rope, scales_and_gates
 from .registry import register_block_spec
 
 
@@ -49,10 +49,7 @@ class QwenImage21Spec(ModuleSpec):
         if valid is not None:
             more = KeysValues.masked(key, value, valid[:, :length])
         rows = modulation if target_token_mask is None else modulation[:-1]
-        scale1, gate1, scale2, gate2 = rows.unflatten(-1, (4, -1)).unbind(1)
-        none = torch.zeros_like(scale1)
-        of_image = torch.stack([none, scale1, gate1.tanh(), none, scale2, gate2.tanh()], dim=1)
-        rope = complex_rope(rotary_emb, start)
+        of_image, rope = scales_and_gates(rows), complex_rope(rotary_emb, start)
 
         def output(image, _):
             return clipped(torch.cat([before, image], dim=1))
