@@ -11,7 +11,7 @@ from diffratio_kernels.types import PackedRows
 from .attention_modules import by_count
 from .modules import ModuleSpec
 from .registry import register_block_spec
-from .text_mask import keys_values_of, text_lengths
+from .text_mask import masked_keys_values
 
 
 class AllegroSpec(ModuleSpec):
@@ -30,9 +30,8 @@ class AllegroSpec(ModuleSpec):
              encoder_attention_mask=None, image_rotary_emb=None):  # fmt: skip
         parts = self.refuse(block, attention_mask=attention_mask)
         modulation = block.scale_shift_table[None] + temb.reshape(hidden_states.shape[0], 6, -1)
-        norms = None if image_rotary_emb is None else (_halves_together, _halves_together)
         attention = parts.attention(block.attn1, _rope(image_rotary_emb), fused=False)
-        attention.norms = norms
+        attention.norms = None if attention.rope is None else (_halves_together, _halves_together)
         eps = block.norm1.eps, block.norm2.eps
         return Call(
             Stream(hidden_states, modulation, attention, parts.mlp(block.ff), *eps),
@@ -42,19 +41,15 @@ class AllegroSpec(ModuleSpec):
 
 def _cross(block, parts, text: Tensor, mask: Tensor | None) -> CrossAttention | Branch:
     """By its products where the mask is a length, else by the module."""
-    attn, model = block.attn2, vars(block)["_diffratio"].model
-    order, lengths = None, None
-    if mask is not None:
-        known = text_lengths(mask, model)
-        if known is None:
+    attn = block.attn2
 
-            def attend(hidden: Tensor, rows: PackedRows) -> Tensor:
-                return by_count(attn, hidden, rows, text, mask)
+    def attend(hidden: Tensor, rows: PackedRows) -> Tensor:
+        return by_count(attn, hidden, rows, text, mask)
 
-            return attend
-        order, lengths = known
-    keys_values = keys_values_of(attn.to_k, attn.to_v, text, order, model)
-    return CrossAttention(parts.product(attn.to_q), parts.out(attn), attn.heads, keys_values, lengths)
+    known = masked_keys_values(attn.to_k, attn.to_v, text, mask, vars(block)["_diffratio"].model)
+    if known is None:
+        return attend
+    return CrossAttention(parts.product(attn.to_q), parts.out(attn), attn.heads, *known)
 
 
 def _rope(given) -> Rope | None:

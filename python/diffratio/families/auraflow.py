@@ -8,12 +8,11 @@ from diffusers.models.transformers.auraflow_transformer_2d import (
     AuraFlowJointTransformerBlock,
     AuraFlowSingleTransformerBlock,
 )
-from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Call, Mlp, SelfAttention, Stream
+from diffratio_kernels.blocks.stream import Call, Stream
 
 from .mlp_modules import Layers
-from .modules import ModuleSpec, span, told, zero_modulation
+from .modules import ModuleSpec, Parts, span, text_first, told, zero_modulation
 from .registry import register_block_spec
 
 
@@ -25,6 +24,13 @@ class _AuraFlow(ModuleSpec):
     def width(self, block):
         return block.attn.query_dim
 
+    def stream(self, block, parts: Parts, x, temb, text: bool = False) -> Stream:
+        names = ("norm1_context", "norm2_context", "ff_context") if text else ("norm1", "norm2", "ff")
+        norm1, norm2, mlp = (getattr(block, name) for name in names)
+        attention, eps = parts.attention(block.attn, text=text, fused=False), (norm1.norm.eps, norm2.eps)
+        modulation = zero_modulation(norm1, temb)
+        return Stream(x, modulation, attention, parts.mlp(mlp), *eps, adds_attention=False)
+
 
 class AuraFlowJointSpec(_AuraFlow):
     plain = {
@@ -34,15 +40,10 @@ class AuraFlowJointSpec(_AuraFlow):
     }  # fmt: skip
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb, attention_kwargs=None):
-        parts, attn = self.refuse(block, attention_kwargs=attention_kwargs), block.attn
-        image = parts.attention(attn, fused=False)
-        text = parts.attention(attn, text=True, fused=False)
-        return Call(
-            _stream(hidden_states, temb, image, block.norm1, block.norm2, parts.mlp(block.ff)),
-            text=_stream(encoder_hidden_states, temb, text, block.norm1_context, block.norm2_context,
-                         parts.mlp(block.ff_context)),
-            output=_text_first,
-        )  # fmt: skip
+        parts = self.refuse(block, attention_kwargs=attention_kwargs)
+        image = self.stream(block, parts, hidden_states, temb)
+        text = self.stream(block, parts, encoder_hidden_states, temb, text=True)
+        return Call(image, text=text, output=text_first)
 
 
 class AuraFlowSingleSpec(_AuraFlow):
@@ -56,33 +57,7 @@ class AuraFlowSingleSpec(_AuraFlow):
 
     def bind(self, block, hidden_states, temb, attention_kwargs=None):
         parts, x = self.refuse(block, attention_kwargs=attention_kwargs), hidden_states
-        return Call(
-            _stream(
-                x,
-                temb,
-                parts.attention(block.attn, fused=False),
-                block.norm1,
-                block.norm2,
-                parts.mlp(block.ff),
-            ),
-            layout=span(block, x, told(block, self), None),
-        )
-
-
-def _stream(
-    x: Tensor,
-    temb: Tensor,
-    attention: SelfAttention,
-    norm1: nn.Module,
-    norm2: nn.Module,
-    mlp: Mlp | nn.Module,
-) -> Stream:
-    modulation = zero_modulation(norm1, temb)
-    return Stream(x, modulation, attention, mlp, norm1.norm.eps, norm2.eps, adds_attention=False)
-
-
-def _text_first(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    return text, image
+        return Call(self.stream(block, parts, x, temb), layout=span(block, x, told(block, self), None))
 
 
 register_block_spec(AuraFlowJointTransformerBlock, AuraFlowJointSpec())

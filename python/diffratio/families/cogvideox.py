@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffratio_kernels.blocks.stream import Call, Stream, fold
 
-from .modules import ModuleSpec, pairs
+from .modules import ModuleSpec, image_and_text, pairs
 from .registry import register_block_spec
 
 
@@ -37,12 +37,8 @@ class CogVideoXSpec(ModuleSpec):
                    parts.attention(attn, pairs(image_rotary_emb), fused=fused), mlp, *eps),
             text=Stream(encoder_hidden_states, torch.cat([text1, text2], dim=1),
                         parts.attention(attn, fused=fused), mlp, *eps),
-            output=_image_and_text,
+            output=image_and_text,
         )  # fmt: skip
-
-
-def _image_and_text(image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return image, text
 
 
 def _modulation(norm: nn.Module, temb: Tensor) -> list[Tensor]:

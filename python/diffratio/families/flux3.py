@@ -17,20 +17,12 @@ from diffratio_kernels.blocks.stream import Call, Stream
 from diffratio_kernels.types import Activation
 
 from .mlp_modules import Layers, know
-from .modules import ModuleSpec, Parts, pairs, span, told, two_kinds
+from .modules import ModuleSpec, Parts, pairs, span, text_first, told, two_kinds
+from .norms import in_float
 from .registry import register_block_spec
 
 know(Flux3SwiGLU, Activation("silu", gate="first"))
 _OTHERS = {"txt_mode_blocks": "it sees the text alone", "image_cond": "it sees reference images alone"}
-
-
-def _wide(norm: nn.Module):
-    """A norm in fp32, from which the positions go on."""
-
-    def normed(rows):
-        return norm(rows.float())
-
-    return normed
 
 
 def _modulation(x: Tensor, mod: Tensor, alike: int | None) -> tuple[Tensor, Tensor | None]:
@@ -47,10 +39,6 @@ def _modulation(x: Tensor, mod: Tensor, alike: int | None) -> tuple[Tensor, Tens
         mod = mod[:, :1]
     three = mod.flatten(0, 1).unflatten(-1, (3, -1))
     return torch.cat([three, three], dim=1), groups
-
-
-def _text_and_image(image, text):
-    return text, image
 
 
 class _Flux3(ModuleSpec):
@@ -75,7 +63,7 @@ class _Flux3(ModuleSpec):
     def stream(self, block, parts: Parts, x, mod, alike, rope) -> Stream:
         attention, eps = parts.attention(block.attn, rope), block.norm.eps
         if isinstance(attention.norms, tuple):  # by their weights they are computed in fp32 anyway
-            attention.norms = tuple(map(_wide, attention.norms))
+            attention.norms = tuple(map(in_float, attention.norms))
         modulation, groups = _modulation(x, mod, alike)
         mlp = parts.mlp(block.ff)
         return Stream(x, modulation, attention, mlp, eps, eps, groups=groups, mlp_reads_input=True)
@@ -97,7 +85,7 @@ class Flux3SingleSpec(_Flux3):
             self.stream(block, parts, x, temb_mod, alike, own),
             text=self.stream(block, parts, text, temb_mod_context, of_text, other),
             layout=span(block, x, 0, image),
-            output=_text_and_image,
+            output=text_first,
         )
 
 

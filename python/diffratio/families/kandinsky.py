@@ -16,6 +16,7 @@ from diffratio_kernels.types import Activation
 
 from .mlp_modules import Layers
 from .modules import ModuleSpec, modulated_attention
+from .norms import in_float
 from .registry import register_block_spec
 
 
@@ -35,7 +36,7 @@ class Kandinsky5Spec(ModuleSpec):
         attn, modulation = block.self_attention, block.visual_modulation
         modulation = modulation.out_layer(modulation.activation(time_embed)).unflatten(-1, (9, -1)).float()
         project = tuple(parts.product(layer) for layer in (attn.to_query, attn.to_key, attn.to_value))
-        norms = _in_float(attn.query_norm), _in_float(attn.key_norm)
+        norms = in_float(attn.query_norm), in_float(attn.key_norm)
 
         def attend(samples, text):
             return block.cross_attention(samples, encoder_hidden_states=text)
@@ -48,15 +49,8 @@ class Kandinsky5Spec(ModuleSpec):
             visual_embed, torch.cat([modulation[:, :3], modulation[:, 6:]], dim=1), own,
             parts.mlp(block.feed_forward), block.self_attention_norm.eps, block.feed_forward_norm.eps,
         )  # fmt: skip
-        norm = _in_float(block.cross_attention_norm)
+        norm = in_float(block.cross_attention_norm)
         return Call(image, modulated_attention(norm, modulation[:, 3:6], attend, text_embed))
-
-
-def _in_float(norm: nn.Module):
-    def normed(x):
-        return norm(x.float()).to(x.dtype)
-
-    return normed
 
 
 register_block_spec(Kandinsky5TransformerDecoderBlock, Kandinsky5Spec())

@@ -380,14 +380,18 @@ def two_kinds(x: Tensor, count: int) -> Tensor:
     return 2 * samples[:, None] + (places >= count)
 
 
-def clipped(x: Tensor | None) -> Tensor | None:
-    """As blocks of diffusers do in fp16."""
+def clipped(x: Tensor | None, _: Tensor | None = None) -> Tensor | None:
+    """As blocks of diffusers do in fp16; as an output, of the image."""
     return x if x is None or x.dtype != torch.float16 else x.clip(-65504, 65504)
 
 
 def image_and_text(image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """What other joint blocks return, which do not clip."""
     return image, text
+
+
+def text_first(image: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    return text, image
 
 
 def text_and_image(image: Tensor, text: Tensor | None) -> tuple[Tensor | None, Tensor]:

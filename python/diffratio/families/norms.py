@@ -1,7 +1,9 @@
 """Norms whose weights are all that they compute: by these a routed block computes them itself."""
 
+from collections.abc import Callable
+
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
-from torch import nn
+from torch import Tensor, nn
 
 from diffratio_kernels.types import HeadNorm, RowNorm
 
@@ -26,6 +28,15 @@ def head_norm(query: nn.Module, key: nn.Module, across_heads: bool) -> HeadNorm:
 def row_norm(norm: nn.Module) -> RowNorm:
     """A plain norm of rows."""
     return RowNorm(_kind(norm), norm.weight, _bias(norm), norm.eps)
+
+
+def in_float(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A norm that reads its rows in fp32."""
+
+    def normed(rows: Tensor) -> Tensor:
+        return norm(rows.float()).to(rows.dtype)
+
+    return normed
 
 
 def _kind(norm: nn.Module) -> str:

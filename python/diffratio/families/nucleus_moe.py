@@ -13,7 +13,7 @@ from diffratio_kernels.blocks.joint import rotated
 from diffratio_kernels.blocks.stream import Call, KeysValues, Stream
 from diffratio_kernels.types import PackedRows
 
-from .attention_modules import by_count
+from .attention_modules import by_count, normed_by
 from .modules import ModuleSpec, clipped, complex_rope
 from .registry import register_block_spec
 
@@ -42,14 +42,14 @@ class NucleusMoESpec(ModuleSpec):
             scale2, mlp = none, _experts(block.img_mlp, scale2, temb)
         modulation = torch.stack([none, scale1, gate1, none, scale2, gate2], dim=1)
         eps = block.pre_attn_norm.eps, block.pre_mlp_norm.eps
-        return Call(Stream(hidden_states, modulation, own, mlp, *eps), output=_clipped)
+        return Call(Stream(hidden_states, modulation, own, mlp, *eps), output=clipped)
 
 
 def _keys_values(block, text: Tensor, rope: Tensor | None, mask: Tensor | None, heads: int) -> KeysValues:
     """Of the text, which is projected anew by every block."""
     attn, context = block.attn, block.encoder_proj(text)
     key, value = (layer(context).unflatten(-1, (heads, -1)) for layer in (attn.add_k_proj, attn.add_v_proj))
-    key = key if attn.norm_added_k is None else attn.norm_added_k(key)
+    key = normed_by(attn.norm_added_k, key)
     if rope is not None:
         length = key.shape[1]
         rows = PackedRows(torch.arange(key.shape[0] * length, device=key.device), length)
@@ -69,10 +69,6 @@ def _experts(mlp: nn.Module, scale: Tensor, temb: Tensor):
         return by_count(choose, torch.cat([modulated, normed], dim=-1), rows, temb)
 
     return branch
-
-
-def _clipped(image, text):
-    return clipped(image)
 
 
 register_block_spec(NucleusMoEImageTransformerBlock, NucleusMoESpec())
