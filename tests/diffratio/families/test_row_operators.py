@@ -82,10 +82,10 @@ def test_which_modules_are_norms_of_branches():
     parts = modules.Parts(None)
     plain = [nn.LayerNorm(8), nn.LayerNorm(8, elementwise_affine=False), nn.RMSNorm(8, eps=1e-5)]
     parts.norm_weights = {id(norm) for norm in plain}
-    kinds = [parts.branch_norm(norm) for norm in plain]
+    kinds = [parts.row_norm(norm) for norm in plain]
     assert [(found.kind, found.weight is None, found.bias is None) for found in kinds] == [
         ("layer", False, False), ("layer", True, True), ("rms", False, True),
     ]  # fmt: skip
-    assert parts.branch_norm(None) is None
+    assert parts.row_norm(None) is None
     other = nn.LayerNorm(8)
-    assert parts.branch_norm(other) is other and not plain_norm(nn.RMSNorm(8))
+    assert parts.row_norm(other) is other and not plain_norm(nn.RMSNorm(8))
