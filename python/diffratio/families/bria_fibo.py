@@ -30,7 +30,7 @@ class BriaFiboSingleSpec(FluxSingleSpec):
         parts, valid = self.taken(block, joint_attention_kwargs=joint_attention_kwargs)
         layout = self.whole(block, hidden_states, told(block, self)[0], valid)
         modulation = zero_modulation(block.norm, temb, 3)
-        return self.single_call(block, parts, hidden_states, modulation, image_rotary_emb, layout)
+        return self.single(block, parts, hidden_states, modulation, image_rotary_emb, layout)
 
 
 register_block_spec(BriaFiboTransformerBlock, BriaFiboSpec())

@@ -9,8 +9,8 @@ from diffusers.models.transformers.transformer_chroma import (
     ChromaTransformerBlock,
 )
 
-from .flux import FluxSingleSpec, FluxSpec, joint_call
-from .modules import key_mask, span, told
+from .flux import FluxSingleSpec, FluxSpec
+from .modules import key_mask, told
 from .registry import register_block_spec
 
 
@@ -21,8 +21,7 @@ class ChromaSpec(FluxSpec):
              attention_mask=None, joint_attention_kwargs=None):  # fmt: skip
         parts = self.refuse(block, joint_attention_kwargs=joint_attention_kwargs)
         valid, tokens = key_mask("attention_mask", attention_mask), (hidden_states, encoder_hidden_states)
-        layout = span(block, hidden_states, 0, told(block, self)[1])
-        return joint_call(block, parts, tokens, temb.split(6, dim=1), image_rotary_emb, layout, valid)
+        return self.joint(block, parts, tokens, temb.split(6, dim=1), image_rotary_emb, valid)
 
 
 class ChromaSingleSpec(FluxSingleSpec):
@@ -33,7 +32,7 @@ class ChromaSingleSpec(FluxSingleSpec):
         parts = self.refuse(block, joint_attention_kwargs=joint_attention_kwargs)
         valid, length = key_mask("attention_mask", attention_mask), told(block, self)[0]
         modulation, layout = torch.cat([temb, temb], dim=1), self.whole(block, hidden_states, length, valid)
-        return self.single_call(block, parts, hidden_states, modulation, image_rotary_emb, layout)
+        return self.single(block, parts, hidden_states, modulation, image_rotary_emb, layout)
 
 
 register_block_spec(ChromaTransformerBlock, ChromaSpec())

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from diffratio_kernels.blocks.stream import Call, Parallel, SelfAttention, Stream
 from diffratio_kernels.types import Activation
 
-from .flux import SequenceSpec, joint_call
+from .flux_kind import SequenceSpec
 from .mlp_modules import Layers, know
-from .modules import clipped, pairs, span, text_and_image, told
+from .modules import clipped, pairs, text_and_image, told
 from .registry import register_block_spec
 
 know(Flux2SwiGLU, Activation("silu", gate="first"))
@@ -43,9 +43,8 @@ class Flux2Spec(SequenceSpec):
              image_rotary_emb=None, joint_attention_kwargs=None):  # fmt: skip
         parts, valid = self.taken(block, joint_attention_kwargs=joint_attention_kwargs)
         modulation = (_modulation(mod, hidden_states, 6) for mod in (temb_mod_img, temb_mod_txt))
-        layout = span(block, hidden_states, 0, told(block, self)[1])
         tokens = hidden_states, encoder_hidden_states
-        return joint_call(block, parts, tokens, tuple(modulation), image_rotary_emb, layout, valid)
+        return self.joint(block, parts, tokens, tuple(modulation), image_rotary_emb, valid)
 
 
 class Flux2SingleSpec(SequenceSpec):

@@ -1,10 +1,6 @@
-"""HunyuanVideo, its image-to-video models and FramePack: joint blocks of video and text, then single blocks
-of one sequence [video, text]; positions are those of the video alone, text is masked."""
+"""HunyuanVideo, its image-to-video models and FramePack."""
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoAttnProcessor2_0,
     HunyuanVideoSingleTransformerBlock,
@@ -14,37 +10,14 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoTokenReplaceTransformerBlock,
     HunyuanVideoTransformerBlock,
 )
-from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Call, Rope, Stream
-
-from .mlp_modules import parallel
-from .modules import (
-    ModuleSpec,
-    image_and_text,
-    key_mask,
-    pairs,
-    span,
-    told,
-    two_kinds,
-    zero_modulation,
-)
+from .hunyuan_kind import JointSpec, SingleSpec
+from .modules import told, two_kinds, zero_modulation
 from .registry import register_block_spec
 
 
-def _text_behind(rope: Rope, length: int) -> Rope:
-    """Tokens that do not turn, behind those that do."""
-    places = 0, 0, 0, 0, 0, length
-    return Rope(F.pad(rope.cos, places, value=1.0), F.pad(rope.sin, places))
-
-
-class _Hunyuan(ModuleSpec):
+class _Video:
     processors = (HunyuanVideoAttnProcessor2_0,)
-    vectors: int
-    """How many the norm gives for the modulation."""
-
-    def width(self, block):
-        return block.attn.query_dim
 
     def layout(self, model, given):
         """How many tokens the video has that FramePack makes: those of its past come before them."""
@@ -54,60 +27,23 @@ class _Hunyuan(ModuleSpec):
         size, config = model.config.patch_size, model.config
         return (frames // config.patch_size_t) * (height // size) * (width // size)
 
-    def conditions(self, block, x: Tensor, num_tokens: int | None) -> int:
-        """How many tokens of the video x [B, N, D] are conditions, which come first and are kept always."""
+    def conditions(self, block, x, num_tokens):
         made = told(block, self)
         return 0 if made is None else x.shape[1] - made
 
-    def modulated(self, norm: nn.Module, x: Tensor, temb: Tensor, replaced, num_tokens):
-        """Modulation and groups of a stream x [B, N, D]."""
-        return zero_modulation(norm, temb, self.vectors), None
+
+class HunyuanVideoSpec(_Video, JointSpec):
+    pass
 
 
-class HunyuanVideoSpec(_Hunyuan):
-    vectors = 6
-    plain = {
-        "norm1": AdaLayerNormZero, "norm1_context": AdaLayerNormZero, "attn": Attention,
-        "norm2": nn.LayerNorm, "norm2_context": nn.LayerNorm,
-    }  # fmt: skip
-
-    def bind(self, block, hidden_states, encoder_hidden_states, temb, attention_mask=None, freqs_cis=None,
-             token_replace_emb=None, num_tokens=None, *_):  # fmt: skip
-        parts, x, length = self.refuse(block), hidden_states, encoder_hidden_states.shape[1]
-        valid, first = key_mask("attention_mask", attention_mask), self.conditions(block, x, num_tokens)
-        modulation, groups = self.modulated(block.norm1, x, temb, token_replace_emb, num_tokens)
-        own = parts.attention(block.attn, pairs(freqs_cis), fused=False)
-        other = parts.attention(block.attn, text=True, fused=False)
-        image = Stream(x, modulation, own, parts.mlp(block.ff), groups=groups)
-        text = Stream(encoder_hidden_states, zero_modulation(block.norm1_context, temb), other,
-                      parts.mlp(block.ff_context))  # fmt: skip
-        text.valid = None if valid is None else valid.flatten(1)[:, -length:]
-        return Call(image, text=text, layout=span(block, x, first, None), output=image_and_text)
-
-
-class HunyuanVideoSingleSpec(_Hunyuan):
-    vectors = 3
-    plain = {"norm": AdaLayerNormZeroSingle, "attn": Attention}
-
-    def bind(self, block, hidden_states, encoder_hidden_states, temb, attention_mask=None,
-             image_rotary_emb=None, token_replace_emb=None, num_tokens=None, *_):  # fmt: skip
-        parts, (video, length) = self.refuse(block), (hidden_states.shape[1], encoder_hidden_states.shape[1])
-        valid = key_mask("attention_mask", attention_mask)
-        first = self.conditions(block, hidden_states, num_tokens)
-        x = torch.cat([hidden_states, encoder_hidden_states], dim=1)
-        rope = None if image_rotary_emb is None else _text_behind(pairs(image_rotary_emb), length)
-
-        def output(x, _):
-            return x[:, :video], x[:, video:]
-
-        own = parts.attention(block.attn, rope, fused=False)
-        modulation, groups = self.modulated(block.norm, x, temb, token_replace_emb, num_tokens)
-        image = Stream(x, modulation, own, parallel(block, parts), groups=groups)
-        return Call(image, layout=span(block, x, first, video, valid), output=output)
+class HunyuanVideoSingleSpec(_Video, SingleSpec):
+    pass
 
 
 class _TokenReplace:
     """The first frame is a condition, with a modulation of its own."""
+
+    processors = (HunyuanVideoAttnProcessor2_0,)
 
     def conditions(self, block, x, num_tokens):
         return num_tokens if num_tokens < x.shape[1] else 0
@@ -117,12 +53,12 @@ class _TokenReplace:
         return torch.stack(both, dim=1).flatten(0, 1), two_kinds(x, num_tokens)
 
 
-class TokenReplaceSpec(_TokenReplace, HunyuanVideoSpec):
-    plain = HunyuanVideoSpec.plain | {"norm1": HunyuanVideoTokenReplaceAdaLayerNormZero}
+class TokenReplaceSpec(_TokenReplace, JointSpec):
+    plain = JointSpec.plain | {"norm1": HunyuanVideoTokenReplaceAdaLayerNormZero}
 
 
-class TokenReplaceSingleSpec(_TokenReplace, HunyuanVideoSingleSpec):
-    plain = HunyuanVideoSingleSpec.plain | {"norm": HunyuanVideoTokenReplaceAdaLayerNormZeroSingle}
+class TokenReplaceSingleSpec(_TokenReplace, SingleSpec):
+    plain = SingleSpec.plain | {"norm": HunyuanVideoTokenReplaceAdaLayerNormZeroSingle}
 
 
 register_block_spec(HunyuanVideoTransformerBlock, HunyuanVideoSpec())

@@ -5,11 +5,11 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import (
     HunyuanVideo15TransformerBlock,
 )
 
-from .hunyuan_video import HunyuanVideoSpec
+from .hunyuan_kind import JointSpec
 from .registry import register_block_spec
 
 
-class HunyuanVideo15Spec(HunyuanVideoSpec):
+class HunyuanVideo15Spec(JointSpec):
     processors = (HunyuanVideo15AttnProcessor2_0,)
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb, attention_mask=None, freqs_cis=None,

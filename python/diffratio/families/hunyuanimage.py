@@ -6,11 +6,11 @@ from diffusers.models.transformers.transformer_hunyuanimage import (
     HunyuanImageTransformerBlock,
 )
 
-from .hunyuan_video import HunyuanVideoSingleSpec, HunyuanVideoSpec
+from .hunyuan_kind import JointSpec, SingleSpec
 from .registry import register_block_spec
 
 
-class HunyuanImageSpec(HunyuanVideoSpec):
+class HunyuanImageSpec(JointSpec):
     processors = (HunyuanImageAttnProcessor,)
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb, attention_mask=None,
@@ -19,7 +19,7 @@ class HunyuanImageSpec(HunyuanVideoSpec):
         return super().bind(*given, image_rotary_emb)
 
 
-class HunyuanImageSingleSpec(HunyuanVideoSingleSpec):
+class HunyuanImageSingleSpec(SingleSpec):
     processors = (HunyuanImageAttnProcessor,)
 
 

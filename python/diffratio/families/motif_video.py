@@ -15,7 +15,7 @@ from diffratio_kernels.blocks.stream import Branch, Call
 from diffratio_kernels.types import PackedRows
 
 from .attention_modules import attention_to
-from .hunyuan_video import HunyuanVideoSingleSpec, HunyuanVideoSpec
+from .hunyuan_kind import JointSpec, SingleSpec
 from .registry import register_block_spec
 
 _ATTENTIONS = {"attn": MotifVideoAttention, "cross_attn": MotifVideoCrossAttention}
@@ -24,9 +24,6 @@ _ATTENTIONS = {"attn": MotifVideoAttention, "cross_attn": MotifVideoCrossAttenti
 class _Motif:
     processors = (MotifVideoAttnProcessor2_0, MotifVideoCrossAttnProcessor2_0)
     norm_of_text: str
-
-    def conditions(self, block, x, num_tokens):
-        return 0
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb, attention_mask=None,
              image_rotary_emb=None, image_embed_seq_len=0):  # fmt: skip
@@ -43,13 +40,13 @@ class _Motif:
         return attention_to(block.cross_attn, text, call.image.attention.rope, valid)
 
 
-class MotifSpec(_Motif, HunyuanVideoSpec):
-    plain = HunyuanVideoSpec.plain | _ATTENTIONS
+class MotifSpec(_Motif, JointSpec):
+    plain = JointSpec.plain | _ATTENTIONS
     norm_of_text = "norm1_context"
 
 
-class MotifSingleSpec(_Motif, HunyuanVideoSingleSpec):
-    plain = HunyuanVideoSingleSpec.plain | _ATTENTIONS
+class MotifSingleSpec(_Motif, SingleSpec):
+    plain = SingleSpec.plain | _ATTENTIONS
     norm_of_text = "norm"
 
     def again(self, block, call, text, mask):
