@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_cosmos import (
 
 from diffratio_kernels.blocks.stream import Call, Stream
 
-from .modules import ModuleSpec, halves, modulated_attention
+from .modules import ModuleSpec, halves, modulated_attention, per_token
 from .registry import register_block_spec
 
 
@@ -40,8 +40,7 @@ class CosmosSpec(ModuleSpec):
         of_attention, of_cross, of_mlp = (
             _modulation(norm, embedded_timestep, temb) for norm in (block.norm1, block.norm2, block.norm3)
         )
-        of_frames = embedded_timestep.dim() == 3
-        groups = torch.arange(x[..., 0].numel(), device=x.device).view(x.shape[:2]) if of_frames else None
+        modulation, groups = per_token(torch.cat([of_attention, of_mlp], dim=-2))
         text = encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else (encoder_hidden_states,)
 
         def attend(samples, mask, *text):
@@ -51,20 +50,19 @@ class CosmosSpec(ModuleSpec):
         def output(x, _):
             return x if controlnet_residual is None else x + controlnet_residual
 
-        modulation = torch.cat([of_attention, of_mlp], dim=1)
         attention = parts.attention(block.attn1, halves(image_rotary_emb), fused=False)
         return Call(
             Stream(x, modulation, attention, parts.mlp(block.ff), groups=groups),
-            modulated_attention(block.norm2.norm, of_cross, attend, attention_mask, *text),
+            modulated_attention(block.norm2.norm, of_cross.flatten(0, -3), attend, attention_mask, *text),
             output=output,
         )
 
 
 def _modulation(norm, embedded, temb):
-    """[B, 3, D], or [B N, 3, D] where each token has a timestep."""
+    """[B, 3, D], or [B, N, 3, D] where each token has a timestep."""
     both = norm.linear_2(norm.linear_1(norm.activation(embedded)))
     both = both if temb is None else both + temb
-    return both.unflatten(-1, (3, -1)).flatten(0, -3)
+    return both.unflatten(-1, (3, -1))
 
 
 register_block_spec(CosmosTransformerBlock, CosmosSpec())

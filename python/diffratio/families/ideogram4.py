@@ -1,6 +1,5 @@
 """Ideogram 4: one sequence [padding, text, image], RMS norms before and after the branches, gates by tanh."""
 
-import torch
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_ideogram4 import (
     OUTPUT_IMAGE_INDICATOR,
@@ -15,7 +14,7 @@ from torch import Tensor
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
 from .mlp_modules import Layers
-from .modules import ModuleSpec, scales_and_gates, span, told
+from .modules import ModuleSpec, per_token, scales_and_gates, span, told
 from .references import read_once
 from .registry import register_block_spec
 
@@ -40,13 +39,12 @@ class Ideogram4Spec(ModuleSpec):
         parts, x = self.refuse(block), hidden_states
         (start, valid), attn = told(block, self), block.attention
         norm1, norm2 = block.attention_norm1, block.ffn_norm1
-        modulation, groups = block.adaln_modulation(adaln_input), None
-        if modulation.shape[1] > 1:  # a timestep of each token
-            groups = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(x.shape[:2])
+        modulation = scales_and_gates(block.adaln_modulation(adaln_input), norm1.weight, norm2.weight)
+        modulation, groups = per_token(modulation)
         cos, sin = (table[:, :, None, : table.shape[2] // 2] for table in image_rotary_emb)
+        rope = Rope(cos, sin, halves=True)
         return Call(
-            Stream(x, scales_and_gates(modulation.flatten(0, 1), norm1.weight, norm2.weight),
-                   parts.attention(attn, Rope(cos, sin, halves=True), fused=False, heads=attn.num_heads),
+            Stream(x, modulation, parts.attention(attn, rope, fused=False, heads=attn.num_heads),
                    parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms", groups,
                    attention_norm=parts.row_norm(block.attention_norm2),
                    mlp_norm=parts.row_norm(block.ffn_norm2)),

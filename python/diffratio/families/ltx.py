@@ -69,7 +69,7 @@ def modulation_of(table: Tensor, temb: Tensor, norm1: nn.Module, norm2: nn.Modul
         for scale, norm in ((1, norm1), (4, norm2)):
             _, parts[scale] = fold(parts[scale], norm.weight)
         modulation = torch.stack(parts, dim=2)
-    return per_token(modulation[:, 0] if temb.shape[1] == 1 else modulation)
+    return per_token(modulation)
 
 
 def across_heads(tables: tuple[Tensor, Tensor], heads: int) -> Rope:

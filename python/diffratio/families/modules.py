@@ -14,14 +14,7 @@ from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fo
 from diffratio_kernels.types import Activation, PackedRows, Product, RowNorm
 
 from .attention_modules import by_count, product_of
-from .inspection import (
-    foreign_dropout,
-    hooked,
-    moves_arguments,
-    patched,
-    plain_linear,
-    remember,
-)
+from .inspection import foreign_dropout, hooked, moves_arguments, patched, plain_linear, remember
 from .mlp_modules import Layers, activation_of, layers_of, taken_apart
 from .norms import head_norm, plain_norm, row_norm
 from .registry import Spec, inspected
@@ -322,9 +315,10 @@ def modulated_attention(norm: nn.Module, modulation: Tensor, attend: Callable, *
 
 
 def per_token(modulation: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Modulation and groups of a `Stream`: of [B, 6, D] none, of [B, N, 6, D] one for each token."""
-    if modulation.dim() == 3:
-        return modulation, None
+    """Modulation and groups of a `Stream`: of [B, 6, D] or [B, 1, 6, D] none, of [B, N, 6, D] one for each
+    token."""
+    if modulation.dim() == 3 or modulation.shape[1] == 1:
+        return modulation.flatten(0, -3), None
     groups = torch.arange(modulation.shape[:2].numel(), device=modulation.device)
     return modulation.flatten(0, 1), groups.view(modulation.shape[:2])
 
@@ -361,11 +355,11 @@ def keys_values(
 def scales_and_gates(
     modulation: Tensor, weight1: Tensor | None = None, weight2: Tensor | None = None
 ) -> Tensor:
-    """[B, 6, D] of scale1, gate1, scale2, gate2 [B, 4 D] around norms with weights; gates are in front of
+    """[.., 6, D] of scale1, gate1, scale2, gate2 [.., 4 D] around norms with weights; gates are in front of
     tanh."""
     scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
     (shift1, scale1), (shift2, scale2) = fold(scale1, weight1), fold(scale2, weight2)
-    return torch.stack([shift1, scale1, gate1.tanh(), shift2, scale2, gate2.tanh()], dim=1)
+    return torch.stack([shift1, scale1, gate1.tanh(), shift2, scale2, gate2.tanh()], dim=-2)
 
 
 def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:
