@@ -11,7 +11,7 @@ from diffratio_kernels.types import PackedRows
 from .attention_modules import by_count
 from .modules import ModuleSpec
 from .registry import register_block_spec
-from .text_mask import masked_keys_values
+from .text_mask import keys_values_of, text_lengths
 
 
 class AllegroSpec(ModuleSpec):
@@ -41,15 +41,19 @@ class AllegroSpec(ModuleSpec):
 
 def _cross(block, parts, text: Tensor, mask: Tensor | None) -> CrossAttention | Branch:
     """By its products where the mask is a length, else by the module."""
-    attn = block.attn2
+    attn, model = block.attn2, vars(block)["_diffratio"].model
+    order, lengths = None, None
+    if mask is not None:
+        known = text_lengths(mask, model)
+        if known is None:
 
-    def attend(hidden: Tensor, rows: PackedRows) -> Tensor:
-        return by_count(attn, hidden, rows, text, mask)
+            def attend(hidden: Tensor, rows: PackedRows) -> Tensor:
+                return by_count(attn, hidden, rows, text, mask)
 
-    known = masked_keys_values(attn.to_k, attn.to_v, text, mask, vars(block)["_diffratio"].model)
-    if known is None:
-        return attend
-    return CrossAttention(parts.product(attn.to_q), parts.out(attn), attn.heads, *known)
+            return attend
+        order, lengths = known
+    keys_values = keys_values_of(attn.to_k, attn.to_v, text, order, model)
+    return CrossAttention(parts.product(attn.to_q), parts.out(attn), attn.heads, keys_values, lengths)
 
 
 def _rope(given) -> Rope | None:

@@ -24,7 +24,7 @@ from .inspection import (
 )
 from .mlp_modules import foreign_mlp, projected
 from .registry import Spec, inspected, register_block_spec
-from .text_mask import masked_keys_values
+from .text_mask import keys_values_of, text_lengths
 
 _signature = inspect.signature(BasicTransformerBlock.forward)
 remember(AdaLayerNormZero)
@@ -160,11 +160,15 @@ class _Call:
         attn = self.block.attn2
         if self.found.attn2 or self.kwargs or self.text is None:
             return self._cross_attend
-        known = masked_keys_values(attn.to_k, attn.to_v, self.text, self.mask, self.block._diffratio.model)
-        if known is None:
-            return self._cross_attend
+        order, lengths, model = None, None, self.block._diffratio.model
+        if self.mask is not None:
+            known = text_lengths(self.mask, model)
+            if known is None:  # it does more than leave tokens out
+                return self._cross_attend
+            order, lengths = known
         query, out = self._products("attn2", "to_q", "to_out.0")
-        return CrossAttention(query, out, attn.heads, *known)
+        keys_values = keys_values_of(attn.to_k, attn.to_v, self.text, order, model)
+        return CrossAttention(query, out, attn.heads, keys_values, lengths)
 
     def _cross_attend(self, hidden: Tensor, rows: PackedRows) -> Tensor:
         def attn2(samples: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,5 @@
-"""FLUX.1, Kontext, Krea-dev."""
+"""FLUX.1, Kontext, Krea-dev: joint blocks of two streams, then single blocks of one sequence [text, image]
+with the MLP beside the attention."""
 
 import torch
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle

@@ -1,5 +1,4 @@
-"""FLUX.1 and the families after it: joint blocks of two streams, then single blocks of one sequence [text,
-image, references] with the MLP beside the attention."""
+"""What FLUX.1 and the families after it have in common."""
 
 from torch import Tensor
 
@@ -16,7 +15,7 @@ def clipped_text(image, text):
 
 
 class SequenceSpec(ModuleSpec):
-    """What FLUX.1 and the families after it share."""
+    """Of blocks whose reference images, where there are some, stand behind the image."""
 
     timestep_units = "noise"
     gate: str | None = None

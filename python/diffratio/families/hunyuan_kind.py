@@ -1,5 +1,4 @@
-"""HunyuanVideo and the families after it: joint blocks of video and text, then single blocks of one sequence
-[video, text]; positions are those of the video alone, text is masked."""
+"""What HunyuanVideo and the families after it have in common."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
-"""HunyuanVideo, its image-to-video models and FramePack."""
+"""HunyuanVideo, its image-to-video models and FramePack: joint blocks of video and text, then single blocks
+of one sequence [video, text]; positions are those of the video alone, text is masked."""
 
 import torch
 from diffusers.models.transformers.transformer_hunyuan_video import (

@@ -60,18 +60,6 @@ def _ordered(kept: Tensor) -> tuple[Tensor, Tensor]:
     return order, lengths.masked_fill(lengths == 0, kept.shape[1])
 
 
-def masked_keys_values(to_k: nn.Module, to_v: nn.Module, text: Tensor, mask: Tensor | None, model):
-    """Keys and values of a text, those that count first, and how many do; None where the mask does more than
-    leave tokens out."""
-    order, lengths = None, None
-    if mask is not None:
-        known = text_lengths(mask, model)
-        if known is None:
-            return None
-        order, lengths = known
-    return keys_values_of(to_k, to_v, text, order, model), lengths
-
-
 def keys_values_of(to_k: nn.Module, to_v: nn.Module, text: Tensor, order: Tensor | None, model) -> Tensor:
     """Keys and values [B, M, 2, D] of a text [B, M, .] in an order; inside of `cache_text` projected once."""
 
