@@ -24,7 +24,7 @@ from diffratio_kernels.ops.route.reference import equal_cu_seqlens
 from diffratio_kernels.types import PackedRows, Run, Seqlens
 
 from .ltx import LTXSpec, across_heads, modulation_of, text_order
-from .modules import told
+from .modules import image_and_text, per_token, told
 from .registry import register_block_spec
 
 _signature = inspect.signature(LTX2VideoTransformerBlock.forward)
@@ -62,7 +62,7 @@ class LTX2Spec(LTXSpec):
             Stream(given.hidden_states, modulation, self._attention(block, parts, given), parts.mlp(block.ff),
                    block.norm1.eps, block.norm3.eps, norm="rms", groups=groups),
             Exchange(meeting),
-            output=_video_and_audio,
+            output=image_and_text,
         )  # fmt: skip
 
     def _attention(self, block, parts, given):
@@ -141,10 +141,6 @@ class _Meeting:
         return hidden, audio
 
 
-def _video_and_audio(video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    return video, audio
-
-
 def _modulations(table: Tensor, *temb: Tensor) -> tuple[Tensor, ...]:
     """[P, D] and [B, 1 or N, P D] in one or more tensors -> each [B, 1 or N, D]."""
     parts = [part for given in temb for part in given.unflatten(-1, (-1, table.shape[1])).unbind(2)]
@@ -185,26 +181,19 @@ def _all_rows(x: Tensor, lengths: Tensor | None = None) -> PackedRows:
     return PackedRows(index, tokens, [tokens], cu_seqlens, key_lengths=lengths)
 
 
-def _placed(rows: PackedRows, modulation: Tensor) -> PackedRows:
-    """The rows with what a modulation [B, 1 or N, D] belongs to: samples or tokens."""
-    places = modulation.shape[:2]
-    if places[1] == 1:
-        return replace(rows, groups=None)
-    return replace(rows, groups=torch.arange(places.numel(), device=modulation.device).view(places))
-
-
 def _modulated(
     run: Run, hidden: Tensor, rows: PackedRows, norm: RMSNorm, shift: Tensor, scale: Tensor
 ) -> Tensor:
     _, scale = fold(scale, norm.weight)
-    rows = _placed(rows, scale)
-    return run_adaln(run, hidden, rows, shift.flatten(0, 1), scale.flatten(0, 1), norm.eps, "rms")
+    both, groups = per_token(torch.stack([shift, scale], dim=2))  # of samples or of tokens
+    return run_adaln(run, hidden, replace(rows, groups=groups), *both.unbind(1), norm.eps, "rms")
 
 
 def _added(run: Run, hidden: Tensor, branch: Tensor, gate: Tensor | None, rows: PackedRows) -> Tensor:
     if gate is None:
         return run_gate_residual(run, hidden, branch, None, rows)
-    return run_gate_residual(run, hidden, branch, gate.flatten(0, 1), _placed(rows, gate))
+    gate, groups = per_token(gate[:, :, None])
+    return run_gate_residual(run, hidden, branch, gate[:, 0], replace(rows, groups=groups))
 
 
 def _attend(run: Run, attn: nn.Module, asking: tuple, asked: tuple) -> Tensor:
