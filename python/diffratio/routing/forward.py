@@ -134,13 +134,13 @@ def _direct(x: Tensor) -> bool:
 
     A mode of torch that looks at operators (a counter of FLOPs) is shown ours.
     """
-    watched = torch._C._len_torch_dispatch_stack() > 0
+    if torch.compiler.is_compiling():  # which cannot look at the modes
+        return False
     return (
         not torch.is_grad_enabled()
         and type(x) is Tensor
         and x.device.type in ("cpu", "cuda")
-        and not watched
-        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled(x.device.type)
     )
 
