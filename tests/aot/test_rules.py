@@ -35,6 +35,7 @@ def test_a_row_that_keeps_them_all():
         ({"kernel": "gather_adaln_fwd", "registers": 65}, "65 registers"),
         ({"kernel": "gather_adaln", "source": "cuda", "registers": 65}, "65 registers"),
         ({"kernel": "qk_norm_rope_backward", "source": "cuda", "registers": 65}, "65 registers"),
+        ({"kernel": "activation_backward", "source": "cuda", "registers": 65}, "65 registers"),
     ],
 )
 def test_each_rule_fires(change, words):

@@ -19,7 +19,7 @@ def broken(row: dict) -> list[str]:
         found.append(f"{row['shared']} bytes of shared memory, must be at most {limit}")
     if "attention" in row["kernel"]:
         found += _broken_by_attention(row)
-    few = row["kernel"] in FEW_REGISTERS or row["kernel"].startswith("qk_norm_rope")
+    few = row["kernel"] in FEW_REGISTERS or row["kernel"].startswith(("qk_norm_rope", "activation"))
     if few and row["registers"] > MOST_REGISTERS:
         found.append(f"{row['registers']} registers, must be at most {MOST_REGISTERS}")
     return found

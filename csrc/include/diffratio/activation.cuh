@@ -21,11 +21,21 @@ __device__ __forceinline__ Activated gelu(float x) {
   return {x * gate, gate + x * both * (kLinear * (1 + 3 * kCubic * min(square, 1e4f)))};
 }
 
-// x Phi(x); as a difference from 1 the small side of Phi would cancel.
+// x Phi(x). The small side of Phi is 1 - Phi(|x|) = e t p(t) / 2, as in csrc/cpu/activation.h; the other comes from it.
 __device__ __forceinline__ Activated exact_gelu(float x) {
-  constexpr float kRootHalf = 0.70710678f, kDensity = 0.39894228f, kHalfLog2E = 0.72134752f;
-  const float gate = 0.5f * erfcf(-kRootHalf * x), density = kDensity * exp2f(-kHalfLog2E * x * x);
-  return {x * gate, gate + x * density};
+  constexpr float kDensity = 0.39894228f, kHalfLog2E = 0.72134752f;
+  const float e = exp2f(-kHalfLog2E * x * x), t = __fdividef(1.0f, 1 + 0.353553391f * fabsf(x));
+  float p = -0.0593381259f;
+  p = p * t + 0.285979672f;
+  p = p * t - 0.490276047f;
+  p = p * t + 0.281742193f;
+  p = p * t - 0.0292310983f;
+  p = p * t + 0.203802261f;
+  p = p * t + 0.242824091f;
+  p = p * t + 0.282412613f;
+  p = p * t + 0.282084401f;
+  const float small = 0.5f * e * t * p, gate = x < 0 ? small : 1 - small;
+  return {x * gate, gate + x * (kDensity * e)};
 }
 
 // x sigmoid(x)
