@@ -35,8 +35,10 @@ class Text:
     normed: Tensor
 
 
-def begin(run: Run, stream: Stream) -> Text:
-    """All rows of a stream, and what its attention reads."""
+def begin(run: Run, stream: Stream | None) -> Text | None:
+    """All rows of a stream, and what its attention reads; None where there are none."""
+    if stream is None or not stream.tokens.shape[1]:
+        return None
     x, valid = stream.tokens, stream.valid
     tokens, order, keys = x.shape[1], None, None
     if valid is not None:
@@ -229,8 +231,8 @@ def rotated(rope: Rope, x: Tensor, rows: PackedRows) -> Tensor:
 
 def interleave(first: Tensor, second: Tensor, counts: list[int], counts_second: list[int]) -> Tensor:
     """Packed rows of two sets of each sample one after the other: [T1, ...], [T2, ...] -> [T1 + T2, ...]."""
-    if not any(counts):
-        return second
+    if not any(counts) or not any(counts_second):
+        return first if any(counts) else second
     if len(set(counts)) == 1 and len(set(counts_second)) == 1:
         parts = first.unflatten(0, (-1, counts[0])), second.unflatten(0, (-1, counts_second[0]))
         return torch.cat(parts, dim=1).flatten(0, 1)
@@ -242,6 +244,8 @@ def interleave(first: Tensor, second: Tensor, counts: list[int], counts_second: 
 
 def parted(joint: Tensor, counts: list[int], counts_second: list[int]) -> tuple[Tensor, Tensor]:
     """`interleave` undone."""
+    if not joint.shape[0]:
+        return joint, joint
     if len(set(counts)) == 1 and len(set(counts_second)) == 1:
         both = joint.unflatten(0, (-1, counts[0] + counts_second[0]))
         return both[:, : counts[0]].flatten(0, 1), both[:, counts[0] :].flatten(0, 1)

@@ -59,7 +59,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation  # one cast, not six
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     ours = isinstance(image.attention, SelfAttention)
-    text, of_text = None if call.text is None else begin(run, call.text), None
+    text, of_text = begin(run, call.text), None
     own = image.attention
     second = isinstance(call.after_attention, SecondAttention)
     joint = text is not None or (ours and (second or not own.bare))
@@ -122,7 +122,9 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         hidden = image.tokens.flatten(0, 1)[rows.index]
     finished = _finish(run, image, rows, hidden, first, gate2, (logits, rescale))
     run.buffer = None  # which has room for the rows of the image
-    return call.output(finished, beside if text is None else end(run, text, of_text))
+    if call.text is not None:
+        beside = call.text.tokens if text is None else end(run, text, of_text)
+    return call.output(finished, beside)
 
 
 def _added(run: Run, call: Call, hidden: Tensor, rows: PackedRows) -> Tensor:
@@ -187,7 +189,9 @@ def _normed(run: Run, x: Tensor, rows: PackedRows, norm, samples: int) -> Tensor
 
 
 def called(name: str, part: Branch, inputs: Tensor, rows: PackedRows) -> Tensor:
-    """What a part that is not known gives for its rows [T, D]."""
+    """What a part that is not known gives for its rows [T, D]; it is not asked where there are none."""
+    if not any(rows.counts):
+        return inputs
     value = part(inputs) if isinstance(part, nn.Module) else part(inputs, rows)
     return as_rows(name, value, *inputs.shape)
 

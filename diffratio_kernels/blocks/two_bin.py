@@ -80,7 +80,7 @@ def two_bin(
     small = PackedRows(rows.index[at], tokens, bins.counts_small, bins.cu_seqlens_small, groups=groups)
 
     hidden, normed = run_gather_adaln(run, x, large, *vectors[:2], image.eps, image.norm)
-    text = None if call.text is None else begin(run, call.text)
+    text = begin(run, call.text)
     known = isinstance(image.attention, SelfAttention)
     heads = joint_heads(run, image, hidden, normed, large, vectors[:2], text) if known else None
     if large.key_lengths is not None and known:
@@ -103,8 +103,10 @@ def two_bin(
     else:
         finished = finish(run, image, large, of_image, vectors[5], scores)
     if beside is not None:
-        return call.output(finished, lerp(*beside.chunk(2), bins.weight_large))
-    return call.output(finished, None if text is None else finish_text(run, text, of_text, bins, scores[0]))
+        beside = lerp(*beside.chunk(2), bins.weight_large)
+    elif call.text is not None:
+        beside = call.text.tokens if text is None else finish_text(run, text, of_text, bins, scores[0])
+    return call.output(finished, beside)
 
 
 def bins_of(weight_large: Tensor, counts_small: list[int], counts_large: list[int], like: Tensor) -> Bins:
@@ -185,7 +187,10 @@ def _between(run: Run, call: Call, hidden: Tensor, part: _Part) -> tuple[Tensor,
         return hidden, beside
     if isinstance(between, SecondAttention):
         image = call.image
-        added = [second_attention(run, image.tokens, one, between, image.eps) for one in part.alone]
+        bins = [one for one in part.alone if any(one.counts)]
+        if not bins:
+            return hidden, None
+        added = [second_attention(run, image.tokens, one, between, image.eps) for one in bins]
         return run_gate_residual(run, hidden, torch.cat(added), None, rows), None
     return (hidden + _called("after_attention", between, hidden, part)).to(dtype), None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -40,7 +40,7 @@ class EncodedDataset(Dataset):
 
     def __init__(self, folder: Path, count: int):
         self.folder, self.count = folder, count
-        with safe_open(folder / NULL, "pt") as file:
+        with _opened(folder / NULL) as file:
             self.null = {name: _plain(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class EncodedDataset(Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"index={index} must lie in 0..{self.count - 1}")
         row = index % CHUNK
-        with safe_open(_chunk(self.folder, index // CHUNK), "pt") as file:
+        with _opened(_chunk(self.folder, index // CHUNK)) as file:
             return {name: _plain(file.get_slice(name)[row]) for name in file.keys()}  # noqa: SIM118
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
@@ -193,6 +193,20 @@ class PipelineEncoders(Encoders):
 
     def _captions(self, captions: list[str]) -> dict[str, Tensor]:
         return self.family.encode(self._pipe, captions, self.length)
+
+
+def _opened(path: Path) -> safe_open:
+    """A file of tensors.
+
+    Raises:
+        ArgumentError: it is cut short or missing.
+    """
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ArgumentError(
+            f"output_dir: {path} cannot be read ({error}); delete it, and it is encoded again"
+        ) from None
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -73,6 +73,9 @@ def load_base(arguments: TrainArguments) -> Base:
             scheduler = kind.from_pretrained(name, subfolder="scheduler", **hub)
             return Base(model, scheduler, FlowObjective(family, scheduler, arguments), family)
         scheduler = _load_scheduler(name, arguments.revision)
+    for option in ("weighting_scheme", "logit_mean", "logit_std", "guidance_scale"):
+        if getattr(arguments, option) != getattr(TrainArguments, option):
+            raise ArgumentError(f"{option}={getattr(arguments, option)!r} is for flow models alone")
     return Base(model, scheduler, Objective(model, scheduler, arguments.snr_gamma))
 
 

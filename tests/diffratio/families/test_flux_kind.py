@@ -5,6 +5,7 @@ import torch
 from diffusers import Flux3Transformer2DModel
 from diffusers.models.attention_processor import FusedJointAttnProcessor2_0
 from diffusers.models.transformers import transformer_flux2 as flux2
+from torch import nn
 
 from diffratio import DiffRatioConfig, apply_diffratio, summary
 
@@ -119,3 +120,22 @@ def test_a_text_of_many_more_tokens_than_are_kept():
     with torch.no_grad():
         got = model(torch.tensor([0.5, 0.5]), inputs)
     torch.testing.assert_close(got, tuple(out.detach() for out in wanted))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_text_of_no_tokens_is_left_as_it_is(gradient):
+    torch.manual_seed(0)
+    block = flux2.Flux2TransformerBlock(D, HEADS, WIDTH).eval()
+    inputs = {
+        "hidden_states": torch.randn(2, 12, D), "encoder_hidden_states": torch.randn(2, 0, D),
+        "temb_mod_img": torch.randn(2, 6 * D), "temb_mod_txt": torch.randn(2, 6 * D),
+        "image_rotary_emb": angles(12),
+    }  # fmt: skip
+    wanted_text, wanted = block(**inputs)
+    model = Holder(block)
+    apply_diffratio(model, DiffRatioConfig(compression=0.0))
+    nn.init.zeros_(block.diffratio.router_weight)  # each score is 1
+    with torch.set_grad_enabled(gradient):
+        text, image = model(torch.tensor([0.5, 0.5]), inputs)
+    torch.testing.assert_close(image, wanted, atol=2e-6, rtol=2e-5)
+    assert text.shape == wanted_text.shape == (2, 0, D)

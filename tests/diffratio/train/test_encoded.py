@@ -107,6 +107,25 @@ def test_what_was_encoded_for_another_run_is_not_used(tiny, repository, images, 
     assert len(trainer(tiny, repository, images, tmp_path, train_batch_size=2).dataset) == IMAGES - HELD_OUT
 
 
+@pytest.mark.parametrize("name", ["000000", "null"])
+def test_a_file_that_was_cut_short_is_named(tiny, repository, images, tmp_path, name):
+    trainer(tiny, repository, images, tmp_path)
+    path = tmp_path / f"encoded/train/{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArgumentError, match=f"^output_dir: .*{name}.safetensors cannot be read"):
+        trainer(tiny, repository, images, tmp_path).dataset[0]
+    path.unlink()
+    assert len(trainer(tiny, repository, images, tmp_path).dataset[0]["tokens"]) == 6
+
+
+@pytest.mark.parametrize(
+    "option", [{"logit_mean": 2.0}, {"guidance_scale": 7.0}, {"weighting_scheme": "none"}]
+)
+def test_options_of_flow_models_are_refused(tiny, repository, images, tmp_path, option):
+    with pytest.raises(ArgumentError, match=f"^{next(iter(option))}=.* is for flow models alone"):
+        trainer(tiny, repository, images, tmp_path, **option)
+
+
 def test_a_broken_image_is_an_error_of_the_data_set(tiny, repository, images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images/05.png").write_text("no image")
