@@ -17,7 +17,7 @@ from diffratio.evaluation.models import Draw, Preset, Size, model_inputs
 from diffratio.routing.apply import route_blocks
 from diffratio.routing.find import routed_layers
 from diffratio_kernels import kept_tokens
-from diffratio_kernels.blocks.joint import routable, with_pinned
+from diffratio_kernels.blocks.joint import with_pinned
 from diffratio_kernels.blocks.products import run_of
 from diffratio_kernels.blocks.routed import routed
 from diffratio_kernels.ops.route.op import run_route
@@ -194,7 +194,8 @@ class FamilyCase:
         call = layer.spec.bind(layer.block, *self.args, **self.kwargs)
         x, layout, rescale = call.image.tokens, call.layout, layer.model.rescale
         run = run_of("mod_block", "reference", "auto", x, direct=False)
-        x = x if layout is None else routable(layout, x)
+        if layout is not None:
+            x = x.gather(1, layout.order[:, : max(layout.routed), None].expand(-1, -1, x.shape[2]))
         weights = Linear(router.router_weight, router.router_bias)
         rows, logits = run_route(run, x, weights, [kept_tokens(tenths, x.shape[1])])
         if layout is not None:

@@ -76,7 +76,8 @@ def test_every_triton_kernel_that_is_launched_ships(golden):
             compiled.setdefault(row["kernel"], set()).add((row["dtype"], row["architecture"]))
     assert set(compiled) == launched and len(launched) > 12
     every = {(dtype, architecture) for dtype in ("bf16", "fp16") for architecture in (80, 90)}
-    assert {kernel for kernel, seen in compiled.items() if seen != every} == {"row_map", "topk_select"}
+    untyped = {"row_map", "topk_select", "group_sums"}  # of indices, logits, and sums in fp32
+    assert {kernel for kernel, seen in compiled.items() if seen != every} == untyped
 
 
 def test_every_cuda_kernel_of_the_sources_is_in_the_golden_file(golden):

@@ -2,7 +2,6 @@
 noise - clean, which a model predicts."""
 
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
@@ -24,6 +23,8 @@ def shifted(scheduler: SchedulerMixin, level: Tensor, tokens: int) -> Tensor:
     config = scheduler.config
     if config.get("use_dynamic_shifting"):
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # needs transformers
+
         mu = calculate_shift(tokens, **{name.replace("image_", ""): config[name] for name in names})
         return scheduler.time_shift(mu, 1.0, level)
     shift = config.get("flow_shift", config.get("shift", 1.0))

@@ -78,15 +78,16 @@ class Parts:
         query, key = (getattr(attn, name, None) for name in (of_query, of_key))
         if query is None:
             return None
-        if not {id(query), id(key)} <= self.norm_weights or query.eps != key.eps:
+        known = {id(query), id(key)} <= self.norm_weights and not isinstance(query, nn.Identity)
+        if not known or query.eps != key.eps:
             return query, key
         return head_norm(query, key, across_heads)
 
     def row_norm(self, norm: nn.Module | None) -> RowNorm | nn.Module | None:
         """A norm of rows, as `norms` are: of a branch before its gate, or before a product."""
-        if norm is None or isinstance(norm, nn.Identity):
-            return None
-        return row_norm(norm) if id(norm) in self.norm_weights else norm
+        if norm is None or id(norm) not in self.norm_weights:
+            return norm
+        return None if isinstance(norm, nn.Identity) else row_norm(norm)
 
     def out(self, attn: nn.Module, text: bool = False) -> Product | None:
         """The product behind an attention, None where it has none."""
@@ -132,7 +133,7 @@ class ModuleSpec(Spec):
                 if why is None:
                     parts.raw.add(id(module))
                 parts.slow = parts.slow or (why and f"{name}: {why}")
-            elif plain_norm(module):
+            elif plain_norm(module) or (type(module) is nn.Identity and not hooked(module)):
                 parts.norm_weights.add(id(module))
             elif activation := activation_of(module):
                 parts.activations[id(module)] = activation

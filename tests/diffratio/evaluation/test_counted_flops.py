@@ -1,5 +1,7 @@
 """What is counted of blocks and models of all families: against torch's counter, and each sample alone."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.evaluation.flops.counted import Counting, count_model, count_preset
 from diffratio.evaluation.models import PRESETS, Draw, Preset, Size, model_inputs
+from diffratio.routing import forward
 from diffratio.routing.apply import route_blocks
 from diffratio_kernels import kept_tokens, mod_block
 from diffratio_kernels.testing.cases import ModBlockCase
@@ -75,9 +78,11 @@ def test_a_block_counts_as_torch_counts_it_and_each_sample_alone_on_its_rows(nam
     def call():
         model(timestep, case.inputs, **case.told)
 
-    found = counted(call)
+    with mock.patch.object(forward, "_select", wraps=forward._select) as select:
+        found = counted(call)
     assert found == torch_count(call)
-    router = 2 * case.block.diffratio.router_weight.numel() * max(tokens) * BATCH
+    stream = select.call_args.args[2].image.tokens
+    router = 2 * case.block.diffratio.router_weight.numel() * stream.shape[1] * BATCH  # scores all of them
     products = (case.block.get_submodule(part) for part in ON_ALL_TOKENS.get(name, ()))
     expected += sum(2 * linear.weight.numel() * skipped for linear in products)
     assert (found == expected + router) == (name not in NOT_ALONE)

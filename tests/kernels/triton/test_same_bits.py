@@ -10,8 +10,10 @@ from tools.launchers.calls import VARIANTS, typical_call
 from tools.launchers.check import same_bits
 
 ORDERS = 2
-SHARED = ("router_weight", "router_bias", "weight", "bias", "next_weight")
-ACROSS_SAMPLES = ("d router_weight", "cu_seqlens", "row_map")
+SHARED = ("router_weight", "router_bias", "weight", "bias", "next_weight", "norm_weight", "norm_bias")
+ACROSS_SAMPLES = ("d router_weight", "cu_seqlens", "row_map", "d norm_weight", "d norm_bias")
+OF_GROUPS = ("shift", "scale", "gate")
+"""Shared too where rows belong to groups of tokens, which lie in several samples; so are their gradients."""
 WITH_SAMPLES = [
     kind for kind in VARIANTS if kind != "linear_gelu" and not kind.startswith(("two_bin", "activation"))
 ]
@@ -43,11 +45,11 @@ def cut(t, sample, samples, packed):
 
 def alone(arguments, sample, samples, packed):
     """The arguments of one sample of a batch."""
-    part = {}
+    part, shared = {}, SHARED if arguments.get("groups") is None else SHARED + OF_GROUPS
     for key, value in arguments.items():
         if key in ("queries", "keys", "keep", "keep_small", "key_lengths") and value is not None:
             part[key] = value[sample : sample + 1]
-        elif isinstance(value, torch.Tensor) and key not in SHARED:
+        elif isinstance(value, torch.Tensor) and key not in shared:
             part[key] = cut(value, sample, samples, packed)
         else:
             part[key] = value
@@ -67,7 +69,8 @@ def kept_counts(arguments):
     elif "keep" in arguments:
         lists = [arguments["keep"]]
     elif "index" in arguments:
-        samples = arguments["shift" if "shift" in arguments else "gate"].shape[0]
+        of_samples = "shift" if "shift" in arguments else "gate"
+        samples = arguments[of_samples if arguments.get("groups") is None else "groups"].shape[0]
         lists = [(arguments["index"] // tokens_of(arguments)).bincount(minlength=samples).tolist()]
     else:
         return arguments["x"].shape[0], {}
@@ -88,7 +91,8 @@ def test_a_sample_does_not_depend_on_its_neighbours(kind, dtype, device):
     for sample in range(samples):
         results = operator.kernels(**alone(arguments, sample, samples, packed))
         for key, result in results.items():
-            if key in ACROSS_SAMPLES:
+            of_groups = arguments.get("groups") is not None and key.removeprefix("d ") in OF_GROUPS
+            if key in ACROSS_SAMPLES or of_groups:
                 continue
             expected = cut(together[key], sample, samples, packed)
             if key == "index":
