@@ -179,9 +179,10 @@ def _family_rows(
     x, hidden, rows = _empty(B, N, width, dtype=dtype), _empty(T, width, dtype=dtype), _packed()
     rows.groups = None if owners is None else _empty(B, N, dtype=torch.int64)
     shift, scale, gate = _empty(owners or B, 6, width, dtype=dtype).unbind(1)[:3]
-    yield " gather", adaln.gather_adaln, (x, rows, shift, scale, 1e-6, norm)
-    yield "", adaln.adaln, (hidden, rows, shift, scale, 1e-6, norm)
-    yield " gather", adaln.adaln_backward, (hidden, rows, scale, 1e-6, hidden, hidden, B * N, norm)
+    if norm != "layer" or owners is not None:  # else they are those of `_rows`
+        yield " gather", adaln.gather_adaln, (x, rows, shift, scale, 1e-6, norm)
+        yield "", adaln.adaln, (hidden, rows, shift, scale, 1e-6, norm)
+        yield " gather", adaln.adaln_backward, (hidden, rows, scale, 1e-6, hidden, hidden, B * N, norm)
     own, weight = None, _empty(width, dtype=dtype)
     if of_branch is not None:
         own = RowNorm(of_branch, weight, weight if of_branch == "layer" else None)
