@@ -289,7 +289,12 @@ def test_an_attention_backend_of_diffusers_is_said_not_to_be_used(name):
     with torch.no_grad():
         wanted = run(model, inputs)
         model.set_attention_backend("_native_math")
-        assert torch.equal(run(model, inputs), wanted)
+        got = run(model, inputs)
+    everywhere = [m for m in model.modules() if getattr(m, "processor", None) is not None]
+    if len(everywhere) == len(processors(model)) and name not in ("cosmos", "ltx2"):
+        assert torch.equal(got, wanted)
+    else:  # blocks that stay dense (refiners) use it, and parts that are modules: of the text, of the audio
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     said = "diffusers' attention backend '_native_math' is not used, but ours"
     assert reasons(model) == ({said} if takes else {None})
 
