@@ -35,9 +35,9 @@ class Text:
     normed: Tensor
 
 
-def begin(run: Run, stream: Stream | None) -> Text | None:
+def begin(run: Run, stream: Stream) -> Text | None:
     """All rows of a stream, and what its attention reads; None where there are none."""
-    if stream is None or not stream.tokens.shape[1]:
+    if not stream.tokens.shape[1]:
         return None
     x, valid = stream.tokens, stream.valid
     tokens, order, keys = x.shape[1], None, None

@@ -59,7 +59,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation  # one cast, not six
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     ours = isinstance(image.attention, SelfAttention)
-    text, of_text = begin(run, call.text), None
+    text, of_text = None if call.text is None else begin(run, call.text), None
     own = image.attention
     second = isinstance(call.after_attention, SecondAttention)
     joint = text is not None or (ours and (second or not own.bare))

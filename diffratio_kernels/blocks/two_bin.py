@@ -80,7 +80,7 @@ def two_bin(
     small = PackedRows(rows.index[at], tokens, bins.counts_small, bins.cu_seqlens_small, groups=groups)
 
     hidden, normed = run_gather_adaln(run, x, large, *vectors[:2], image.eps, image.norm)
-    text = begin(run, call.text)
+    text = None if call.text is None else begin(run, call.text)
     known = isinstance(image.attention, SelfAttention)
     heads = joint_heads(run, image, hidden, normed, large, vectors[:2], text) if known else None
     if large.key_lengths is not None and known:
