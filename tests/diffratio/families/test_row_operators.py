@@ -16,7 +16,9 @@ from diffratio_kernels.types import RowNorm
 
 from .test_blocks import made, routed, run
 
-pytestmark = pytest.mark.skipif(_native.unavailable is not None, reason="no C++ row kernels")
+pytestmark = pytest.mark.skipif(
+    _native.unavailable is not None, reason=f"no C++ row kernels here: {_native.unavailable}"
+)
 
 
 @pytest.fixture

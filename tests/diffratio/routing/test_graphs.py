@@ -338,7 +338,7 @@ def test_models_that_cannot_have_graphs(tiny, model, recorder):
         pass
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: the error is that there is none")
 def test_without_a_gpu_there_is_a_named_error(tiny, routed):
     before = tiny.snapshot(routed)
     with pytest.raises(RuntimeError, match="no CUDA device here"), cuda_graphs(routed):
