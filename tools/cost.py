@@ -5,13 +5,13 @@ python -m tools.cost          # prints the page; `--write` puts it where it belo
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from diffratio.evaluation.flops.counted import count_preset
 from diffratio.evaluation.models import PRESETS
 from diffratio.progress import progress_bar
 
+from .pages import print_or_write
 from .sources import ROOT
 
 PAGE = ROOT / "docs" / "cost.md"
@@ -54,17 +54,5 @@ def page() -> str:
     return TOP + "\n".join(map(row, progress_bar(list(PRESETS), desc="presets", unit="preset"))) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true")
-    if parser.parse_args().write:
-        PAGE.write_text(page())
-    else:
-        print(page(), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_or_write(__doc__, PAGE, page))

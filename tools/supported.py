@@ -6,7 +6,6 @@ python -m tools.supported          # prints the page; `--write` puts it where it
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import json
@@ -15,6 +14,7 @@ import sys
 from diffratio.families import registry
 from diffratio.families.not_routed import NOT_ROUTED
 
+from .pages import print_or_write
 from .sources import ROOT
 
 PAGE = ROOT / "docs" / "supported-models.md"
@@ -177,17 +177,5 @@ def page() -> str:
     return TOP + table + REFUSED + "\n".join(refused) + "\n" + LIMITS + _checkpointing()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true")
-    if parser.parse_args().write:
-        PAGE.write_text(page())
-    else:
-        print(page(), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_or_write(__doc__, PAGE, page))

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._backends import kernels
 from ..ops.route.reference import accumulation_dtype
 from ..ops.two_bin_attention.two_passes import with_small
-from ..ops.two_bin_gelu.reference import blend, small_rows
+from ..ops.two_bin_gelu.reference import blend, branch_weight, small_rows
 from ..types import Activation, Bins, Finish, Linear, PackedRows, Rescale, Run
 from .joint import Text
 from .products import activated
@@ -60,8 +60,8 @@ def finish_parallel(run: Run, image: Stream, rows: PackedRows, end: End, inner: 
     out, bins = image.mlp.out, rows.bins
     wide, dtype, shape = accumulation_dtype(inner.dtype), end.hidden.dtype, image.tokens.shape
     if isinstance(out, Linear):  # once, on the blend
-        both = inner.new_ones(end.last.shape[0], 1, dtype=wide)
-        parts = blend(end.last.to(wide), bins), blend(both, bins) * inner.to(wide)
+        omega = branch_weight(replace(bins, weight_large=bins.weight_large.to(wide)))
+        parts = blend(end.last.to(wide), bins), omega * inner.to(wide)
         branch = F.linear(torch.cat(parts, dim=-1).to(dtype), out.weight)
         branch = branch if out.bias is None else _weigh_bias(branch, out.bias, 0, rows)
     else:

@@ -180,12 +180,11 @@ def _normed(run: Run, x: Tensor, rows: PackedRows, norm, samples: int) -> Tensor
     """norm(x) [T, D] of so many samples, as a modulation that all of them share."""
     if not isinstance(norm, RowNorm):
         return x if norm is None else norm(x)
-    vectors = x.new_zeros(2, x.shape[1], dtype=accumulation_dtype(x.dtype))
-    shift, scale = vectors if norm.bias is None else (norm.bias.to(vectors.dtype), vectors[1])
-    scale = scale if norm.weight is None else norm.weight.to(vectors.dtype) - 1
-    rows = replace(rows, groups=None)
+    weight, bias, dtype = norm.weight, norm.bias, accumulation_dtype(x.dtype)
+    scale = x.new_zeros(x.shape[1], dtype=dtype) if weight is None else weight.to(dtype) - 1
+    shift = torch.zeros_like(scale) if bias is None else bias.to(dtype)
     shift, scale = (vector.expand(samples, -1) for vector in (shift, scale))
-    return run_adaln(run, x, rows, shift, scale, norm.eps, norm.kind)
+    return run_adaln(run, x, replace(rows, groups=None), shift, scale, norm.eps, norm.kind)
 
 
 def called(name: str, part: Branch, inputs: Tensor, rows: PackedRows) -> Tensor:

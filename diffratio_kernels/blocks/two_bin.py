@@ -36,8 +36,8 @@ class _Part:
     rows: PackedRows
     alone: tuple[PackedRows, ...]
     """The rows of each bin as those of B samples."""
-    at: Tensor
-    """[S]: the packed row of each small row."""
+    at: Tensor | None
+    """[S]: the packed row of each small row; None of a text, all of whose rows are in both bins."""
 
     def of(self, large: Tensor) -> Tensor:
         """Of rows [T, ...] of the large set those of this part."""
@@ -149,7 +149,7 @@ def _until_fc1(run: Run, call: Call, part: _Part, vectors, given, text: Text | N
 def _text_until_fc1(run: Run, text: Text, attended: Tensor, bins: int) -> End:
     """All rows of the text in one bin or both, attended [bins*B*M, D]."""
     stream, rows = text.stream, text.rows
-    part = _Part(rows, (rows,) * bins, rows.index)
+    part = _Part(rows, (rows,) * bins, None)
     vectors = text.vectors if stream.groups is not None else [part.each(vector) for vector in text.vectors]
     if bins == 2:
         part.rows = _both(rows, rows, stream.tokens.shape[0])

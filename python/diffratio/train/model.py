@@ -62,8 +62,8 @@ def load_base(arguments: TrainArguments) -> Base:
         model.register_to_config(_name_or_path=name)  # not the folder that the package is installed in
     else:
         model = _load_transformer(name, arguments.revision, arguments.variant)
-        index = read_index(name, arguments.revision)
         try:
+            index = read_index(name, arguments.revision)
             family = family_of(index, model)
         except ValueError as error:
             raise ArgumentError(f"pretrained_model_name_or_path={name!r}: {error}") from None

@@ -5,7 +5,6 @@ python -m tests.diffratio.families.facts --write     # facts.json beside this fi
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import fields, is_dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from diffratio.routing import forward
 from diffratio_kernels.blocks.stream import Call, SelfAttention
 from diffratio_kernels.types import Linear
+from tools.pages import print_or_write
 
 from .cases import BLOCKS, MODELS
 from .cases.case import Case
@@ -100,17 +100,5 @@ def written() -> str:
     return json.dumps({"blocks": facts(), "without checkpointing": unchecked()}, indent=1) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true")
-    if parser.parse_args().write:
-        FILE.write_text(written())
-    else:
-        print(written(), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_or_write(__doc__, FILE, written))

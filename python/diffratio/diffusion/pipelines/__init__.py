@@ -5,6 +5,7 @@ and on the text of a data set.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -26,11 +27,22 @@ __all__ = ["FAMILIES", "Family", "family_of", "load_pipeline", "read_index"]
 
 
 def read_index(name: str, revision: str | None = None) -> dict[str, Any] | None:
-    """Return the content of a pipeline's `model_index.json`; None for what is no pipeline."""
-    try:
-        return DiffusionPipeline.load_config(name, revision=revision, local_files_only=on_disk(name))
-    except (OSError, ValueError):
+    """Return the content of a pipeline's `model_index.json`; None for what is no pipeline.
+
+    Raises:
+        ValueError: a file that is there cannot be read.
+    """
+    here, path = on_disk(name), Path(name) / DiffusionPipeline.config_name
+    if here and not path.is_file():
         return None
+    try:
+        return DiffusionPipeline.load_config(name, revision=revision, local_files_only=here)
+    except (OSError, ValueError) as error:
+        if here:
+            raise ValueError(
+                f"{Path(name) / DiffusionPipeline.config_name} cannot be read: {error}"
+            ) from None
+        return None  # a hub repository of a model alone
 
 
 def family_of(index: dict[str, Any] | None, model: nn.Module) -> Family | None:
