@@ -51,6 +51,14 @@ def slot(order_ptr, part, sample, group):
 
 
 @triton.jit
+def leave(first_ptr, second_ptr, place, first, second, d, D: tl.constexpr):
+    """The sums [D] of a run at its place; no second ones without a pointer."""
+    tl.store(first_ptr + place * D + d, first, mask=d < D)
+    if second_ptr is not None:
+        tl.store(second_ptr + place * D + d, second, mask=d < D)
+
+
+@triton.jit
 def _group_sums(
     partial_ptr, bounds_ptr, sums_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
 ):

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
-from ..._triton.slices import Slices, group_of, groups_of, owner_of, slot, token_at, vector_of
+from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
 from ...types import PackedRows, RowNorm
 from ..adaln.triton import row_stats
 from ..branch_norm import gradients
@@ -79,9 +79,7 @@ def _gate_residual_bwd(
         if order_ptr is not None:
             own = tl.load(groups_ptr + token)
             if own != group:
-                tl.store(partial_ptr + (part + group) * D + d, total, mask=d < D)
-                if plain_ptr is not None:
-                    tl.store(plain_ptr + (part + group) * D + d, plain, mask=d < D)
+                leave(partial_ptr, plain_ptr, part + group, total, plain, d, D)
                 total = tl.zeros((BLOCK_D,), tl.float32)
                 plain = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
@@ -96,10 +94,7 @@ def _gate_residual_bwd(
             own_gate = vector_of(gate, order_ptr, gate_ptr, group, stride_gate, d, D)
             to_branch = branch_gradient(grad * own_gate, unit, rstd, weight_ptr, d, D, NORM)
             tl.store(grad_branch_ptr + t * D + d, to_branch.to(grad_branch_ptr.dtype.element_ty), mask=d < D)
-    last = slot(order_ptr, part, sample, group) * D + d
-    tl.store(partial_ptr + last, total, mask=d < D)
-    if plain_ptr is not None:
-        tl.store(plain_ptr + last, plain, mask=d < D)
+    leave(partial_ptr, plain_ptr, slot(order_ptr, part, sample, group), total, plain, d, D)
 
 
 def norm_of(norm: RowNorm | None) -> tuple:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
-from ..._triton.slices import Slices, group_of, groups_of, owner_of, slot, token_at, vector_of
+from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
 from ...types import Finish
 from ..branch_norm import gradients
 from ..gate_residual.triton import branch_gradient, norm_of, normed_branch, unit_branch
@@ -112,9 +112,7 @@ def _scatter_rescale_bwd(
         if order_ptr is not None:
             own = tl.load(groups_ptr + row)
             if own != group:
-                tl.store(partial_ptr + (part + group) * D + d, total, mask=d < D)
-                if plain_ptr is not None:
-                    tl.store(plain_ptr + (part + group) * D + d, plain, mask=d < D)
+                leave(partial_ptr, plain_ptr, part + group, total, plain, d, D)
                 total = tl.zeros((BLOCK_D,), tl.float32)
                 plain = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
@@ -151,10 +149,7 @@ def _scatter_rescale_bwd(
             tl.store(grad_hidden_ptr + t * D + d, (hidden_weight * grad).to(dtype), mask=d < D)
             to_branch = branch_gradient(factor * own_gate * grad, unit, rstd, weight_ptr, d, D, NORM)
             tl.store(grad_branch_ptr + t * D + d, to_branch.to(dtype), mask=d < D)
-    last = slot(order_ptr, part, sample, group) * D + d
-    tl.store(partial_ptr + last, total, mask=d < D)
-    if plain_ptr is not None:
-        tl.store(plain_ptr + last, plain, mask=d < D)
+    leave(partial_ptr, plain_ptr, slot(order_ptr, part, sample, group), total, plain, d, D)
 
 
 def scatter_rescale_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor | None, ...]:
