@@ -9,7 +9,9 @@ from diffratio_kernels.ops.qk_norm_rope import cuda, op, reference
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import cast, laid_out
 from diffratio_kernels.types import HeadNorm, Heads, PackedRows, Rope
+from tests.sim.ids import case_id, short
 from tools.guards.poison import poisoned_memory
+from tools.launchers.check import assert_same_bits, bits
 
 pytestmark = pytest.mark.usefixtures("simulated")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -35,24 +37,6 @@ CASES = {  # H, h, d, norm, across heads, tables [samples, heads, pairs], halves
 }
 WEIGHTS = ("query_weight", "key_weight", "query_bias", "key_bias")
 RUNS = [(name, dtype) for name in CASES for dtype in DTYPES]
-
-
-def short(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def case_id(value):
-    return short(value) if isinstance(value, torch.dtype) else str(value)
-
-
-def bits(t):
-    """A tensor's bits as integers: NaN equals itself and -0 differs from +0."""
-    return t.contiguous().view({2: torch.int16, 4: torch.int32}[t.element_size()])
-
-
-def assert_same_bits(actual, expected):
-    for name in expected:
-        assert torch.equal(bits(actual[name]), bits(expected[name])), name
 
 
 def assert_close(actual, expected):

@@ -13,7 +13,9 @@ from diffratio_kernels.ops.scatter_rescale import cuda as scatter
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import LAYOUTS, cast, laid_out
 from diffratio_kernels.types import Finish, PackedRows, Rescale
+from tests.sim.ids import case_id, short
 from tools.guards.poison import poisoned_memory
+from tools.launchers.check import assert_same_bits, bits
 
 pytestmark = pytest.mark.usefixtures("simulated")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -39,14 +41,6 @@ CASES = [
     for j, dtype in enumerate(DTYPES)
     for rescale in (RESCALE if shape[3] == 72 else [RESCALE[(i + j) % 4]])
 ]
-
-
-def short(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def case_id(value):
-    return short(value) if isinstance(value, torch.dtype) else str(value)
 
 
 def draw(shape, dtype):
@@ -127,16 +121,6 @@ def reference_all(a, rescale="mlp", eps=1e-6):
         **dict(zip(("d x out", "d hidden", "d branch", "d gate", "d logits"), scattered, strict=True)),
     }
     return {name: t.detach() for name, t in results.items()}
-
-
-def bits(t):
-    """A tensor's bits as integers: NaN equals itself and -0 differs from +0."""
-    return t.contiguous().view({2: torch.int16, 4: torch.int32}[t.element_size()])
-
-
-def assert_same_bits(actual, expected):
-    for name in expected:
-        assert torch.equal(bits(actual[name]), bits(expected[name])), name
 
 
 def assert_close(actual, expected):

@@ -13,7 +13,9 @@ from diffratio_kernels.reference import cu_seqlens_of
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
 from diffratio_kernels.testing.cases import LAYOUTS, cast, laid_out
 from diffratio_kernels.types import Bins, Finish, PackedRows, Rescale
+from tests.sim.ids import case_id, short
 from tools.guards.poison import poisoned_memory
+from tools.launchers.check import assert_same_bits, bits
 
 pytestmark = pytest.mark.usefixtures("simulated")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -40,24 +42,6 @@ CASES = [
 ]
 WEIGHTS = torch.tensor([0.3, -0.6, 1.0, 1.7, 0.0])
 GRADIENTS = ("x", "hidden", "branch", "gate", "logits")
-
-
-def short(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def case_id(value):
-    return short(value) if isinstance(value, torch.dtype) else str(value)
-
-
-def bits(t):
-    """A tensor's bits as integers: NaN equals itself and -0 differs from +0."""
-    return t.contiguous().view({2: torch.int16, 4: torch.int32}[t.element_size()])
-
-
-def assert_same_bits(actual, expected):
-    for name in expected:
-        assert torch.equal(bits(actual[name]), bits(expected[name])), name
 
 
 def draw(shape, dtype):

@@ -22,12 +22,20 @@ ENOUGH, MOST_DRAWS = 48, 8
 not zero, but not more than MOST_DRAWS times."""
 
 
+def bits(t: Tensor) -> Tensor:
+    """A tensor's bits as integers: NaN equals itself and -0 differs from +0."""
+    return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+
+
 def same_bits(actual: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors agree in every bit: NaN equals itself and -0 differs from +0."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[actual.element_size()]
-    return actual.dtype == expected.dtype and torch.equal(
-        actual.contiguous().view(integer), expected.contiguous().view(integer)
-    )
+    """Whether two tensors agree in every bit."""
+    return actual.dtype == expected.dtype and torch.equal(bits(actual), bits(expected))
+
+
+def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The results by name that are expected, among others."""
+    for name, result in expected.items():
+        assert same_bits(actual[name], result), name
 
 
 def check_kernels(seed: int, device: str = "cpu", family: str = "one bin") -> None:
