@@ -96,9 +96,9 @@ LIMITS = """
   device). Without references it is one graph. Compile block by block (`compile_repeated_blocks`) with them,
   and Ideogram 4, MiniMax-H3 and Lumina 2, whose tokens the host has to read.
 * Blocks of experts (HiDream, Nucleus) are read by the host: no CUDA graph takes them.
-* Masks of numbers of which it is not known that they leave tokens out (of PixArt, Allegro and LTX where their
-  models are not given a mask of bools, outside of training on a GPU) send attention to the text through
-  diffusers' module: as exact, and no faster than it is.
+* Masks of numbers whose values the host would have to wait for (PixArt, Allegro, and LTX where its model is
+  not given a mask of bools, sampling on a GPU without `cache_text`), and masks that only weigh tokens, send
+  attention to the text through diffusers' module: as exact, and no faster than that is.
 * Frames that are given to a video model (timestep 0: Wan TI2V, LTX) are routed like the others.
 """
 

@@ -32,10 +32,8 @@ def _modulation(mod: Tensor, x: Tensor, parts: int) -> Tensor:
 
 
 class Flux2Spec(SequenceSpec):
-    plain = {
-        "norm1": nn.LayerNorm, "norm1_context": nn.LayerNorm, "attn": Flux2Attention, "norm2": nn.LayerNorm,
-        "norm2_context": nn.LayerNorm,
-    }  # fmt: skip
+    plain = dict.fromkeys(("norm1", "norm1_context", "norm2", "norm2_context"), nn.LayerNorm)
+    plain["attn"] = Flux2Attention
     processors = (Flux2AttnProcessor,)
     mlps = {Flux2FeedForward: Layers(("linear_in",), "linear_out")}
 
