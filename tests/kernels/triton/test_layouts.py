@@ -23,9 +23,9 @@ WITH_MODULATION = (
 
 LIKE_OTHERS = (
     "scatter_rescale, residual", "scatter_rescale, output", "scatter_rescale, none", "scatter_rescale, mlp",
-    "gather_adaln", "adaln", "gate_residual", "attention, self", "two_bin_attention",
+    "gather_adaln", "adaln", "gate_residual", "attention, shared keys", "two_bin_attention, shared keys",
 )  # fmt: skip
-"""They read a part of what kinds with groups, norms or shared keys read, in the same places: `make fuzz`."""
+"""They read by the same strides as another kind of their operator: in `make fuzz`."""
 KINDS = [pytest.param(kind, marks=[pytest.mark.fuzz] * (kind in LIKE_OTHERS)) for kind in VARIANTS]
 
 
