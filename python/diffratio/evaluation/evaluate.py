@@ -57,6 +57,7 @@ def evaluate(
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         **vars(settings),
+        "variance": settings.variance(model),
         "kept_tenths": target.kept_tenths,
         "mean_kept": target.mean_kept,
         "untrained_routers": target.untrained_routers,

@@ -102,7 +102,7 @@ def load_target(
         name = run.name if step is None else f"{run.name}, step {step}"
         target = Target(model, name, _located(dataset) or info["dataset"], run=info)
         if target.dataset == info["dataset"]:
-            options = ("resolution", "caption_column", "image_column")
+            options = ("resolution", "caption_column", "image_column", "keep_rows")
             target.options = {name: info["arguments"].get(name) for name in options}
         if "resolution" in info and (target.options or target.dataset not in BUILT_IN):
             target.options["resolution"] = info["resolution"]

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..data import BUILT_IN, load_dataset
 from ..data.images import CaptionedImages
+from ..data.randomness import mixed_seed
 from ..names import located
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
@@ -52,6 +52,7 @@ def load_splits(
     options = {
         "caption_column": arguments.caption_column,
         "image_column": arguments.image_column,
+        "keep_rows": arguments.keep_rows,
         "resolution": _resolution(arguments, base),
     }
     try:
@@ -202,12 +203,12 @@ class TrainingSamples(Dataset):
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, len(self.dataset))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(_mixed(self.seed, epoch, 0))
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, 0))
             self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
         return int(self._order[place])
 
     def _complete(self, item: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, number, 1))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, 1))
         timestep = self.times.draw(clean_image(item), generator)
         dropped = torch.rand((), generator=generator) < self.drop
         noise = torch.randn(clean_image(item).shape, generator=generator)
@@ -227,12 +228,7 @@ class ValidationSamples(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         item = self.dataset[row]
-        generator = torch.Generator().manual_seed(_mixed(0, row, 2))
+        generator = torch.Generator().manual_seed(mixed_seed(0, row, 2))
         timestep = self.times.spread(self._places[row], self.count)
         noise = torch.randn(clean_image(item).shape, generator=generator)
         return item | {"row": torch.tensor(row), "timestep": timestep, "noise": noise}
-
-
-def _mixed(*numbers: int) -> int:
-    """32 well mixed bits: torch's CPU generator looks at no more of its seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -19,6 +19,7 @@ from torch import nn
 from ..config import DiffRatioConfig
 from ..diffusion import DIFFUSION_SCHEDULERS, noise_schedule
 from ..diffusion.pipelines import FAMILIES, Family, family_of, read_index
+from ..diffusion.variance import predicts_variance
 from ..files import replacing
 from ..names import is_hub_id, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
@@ -73,10 +74,33 @@ def load_base(arguments: TrainArguments) -> Base:
             scheduler = kind.from_pretrained(name, subfolder="scheduler", **hub)
             return Base(model, scheduler, FlowObjective(family, scheduler, arguments), family)
         scheduler = _load_scheduler(name, arguments.revision)
+    learns_variance = arguments.learn_variance and predicts_variance(model)
+    if learns_variance:
+        scheduler = DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
     for option in ("weighting_scheme", "logit_mean", "logit_std", "guidance_scale"):
         if getattr(arguments, option) != getattr(TrainArguments, option):
             raise ArgumentError(f"{option}={getattr(arguments, option)!r} is for flow models alone")
-    return Base(model, scheduler, Objective(model, scheduler, arguments.snr_gamma))
+    return Base(model, scheduler, Objective(model, scheduler, arguments.snr_gamma, learns_variance))
+
+
+def check_variance(base: Base, arguments: TrainArguments) -> None:
+    """Warn where a variance that the model predicts is not trained, or a recipe's cannot be.
+
+    Raises:
+        ArgumentError: `learn_variance` was asked for, and the model predicts none.
+    """
+    predicts = base.family is None and predicts_variance(base.model)
+    if predicts and not arguments.learn_variance:
+        warnings.warn(
+            "the model predicts a variance, too, which is not trained and will no longer fit: "
+            "--learn_variance trains it, for --sampler ddpm",
+            stacklevel=2,
+        )
+    if arguments.learn_variance and not predicts:
+        why = "the model predicts no variance"
+        if arguments.recipe is None:
+            raise ArgumentError(f"learn_variance=True: {why}")
+        warnings.warn(f"recipe={arguments.recipe!r}: {why}, so none is learned", stacklevel=2)
 
 
 def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
@@ -149,13 +173,18 @@ def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
     if arguments.method == "dense":
         return
     compression = arguments.target_compression if arguments.method == "mod" else 0.0
-    config = DiffRatioConfig(compression, num_regions=arguments.regions, router_start=arguments.router_start)
+    config = DiffRatioConfig(
+        compression,
+        num_regions=arguments.regions,
+        rescale=arguments.rescale,
+        router_start=arguments.router_start,
+    )
     try:
         route_blocks(model, config)
     except ValueError as error:
         raise ArgumentError(f"pretrained_model_name_or_path: {error}") from None
     if arguments.learns_ratios:
-        learn_ratios(model, mode=arguments.ratio_mode)
+        learn_ratios(model, mode=arguments.ratio_mode, bins=arguments.bins)
 
 
 def write_model(model: nn.Module, folder: Path) -> None:
