@@ -10,9 +10,11 @@ WEIGHT = 1e-3
 """Of the whole bound, the sum over all timesteps, in the loss: the authors' lambda."""
 
 
-def predicts_variance(model: nn.Module) -> bool:
-    """Whether the second half of a model's output channels is a variance."""
-    return getattr(model, "out_channels", None) == 2 * model.config.in_channels
+def predicts_variance(model: nn.Module, channels: int | None = None) -> bool:
+    """Whether the second half of a model's output channels is a variance, of samples of `channels` (None: as
+    many as the model takes)."""
+    channels = model.config.in_channels if channels is None else channels
+    return getattr(model, "out_channels", None) == 2 * channels
 
 
 class VariationalBound:

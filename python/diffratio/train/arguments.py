@@ -12,6 +12,9 @@ from diffratio_kernels.blocks.router import STARTS
 
 from .recipes import RECIPES
 
+TASKS = ("t2i", "inpaint")
+SYSTEMS, MASKS = ("lazy", "image", "crop"), ("mixed", "object", "dilated", "box", "strokes")
+"""Of diffratio.inpainting, whose names are asked for where diffusers need not be."""
 METHODS = ("dense", "mod", "l", "lt")
 FLOW_SCHEMES = ("logit_normal", "none")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -63,6 +66,19 @@ class TrainArguments:
     output_dir: str = _arg("diffratio-model", "The run: logs, checkpoints and the result.")
     recipe: str | None = _arg(
         None, "The paper's settings for a task, in place of the defaults; what is given wins.", tuple(RECIPES)
+    )
+    task: str = _arg("t2i", "Images of text, or repainting a part of an image.", TASKS)
+    system: str = _arg(
+        "lazy",
+        "What repaints: lazy makes the hole's tokens in the context of all, image makes all tokens, crop "
+        "those of a square around the hole. Begins with the weights of a PixArt.",
+        SYSTEMS,
+    )
+    masks: str = _arg(
+        "mixed",
+        "What is repainted: the object (of data with masks of it), the object and a margin (dilated), a box, "
+        "strokes of a brush, or each of these.",
+        MASKS,
     )
     seed: int = _arg(0, "Decides every random number of the run.", least=0)
     resolution: int | None = _arg(
@@ -141,6 +157,8 @@ class TrainArguments:
             self._refuse("lr_warmup_steps", f"must not exceed max_train_steps={self.max_train_steps}")
         if self.lr_warmup_steps > 0 and self.lr_scheduler == "constant":
             self._refuse("lr_warmup_steps", "is not for constant: lr_scheduler=constant_with_warmup")
+        if self.task == "inpaint" and self.train_mode != "full":
+            self._refuse("train_mode", "must be full for task=inpaint, which has parts that are new")
         target = self.target_compression
         if self.method == "mod" and (target == 1 or abs(10 * target - round(10 * target)) >= 1e-6):
             self._refuse("target_compression", "must be a tenth below 1 for method mod")

@@ -21,6 +21,8 @@ from ..diffusion import DIFFUSION_SCHEDULERS, noise_schedule
 from ..diffusion.pipelines import FAMILIES, Family, family_of, read_index
 from ..diffusion.variance import predicts_variance
 from ..files import replacing
+from ..inpainting.load import load_transformer
+from ..inpainting.systems import system_of
 from ..names import is_hub_id, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
 from ..routing.adapter_file import check_files
@@ -30,6 +32,7 @@ from ..routing.ratios import learn_ratios
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import Checkpoints
+from .inpainting import InpaintObjective, begin_system
 from .objective import FlowObjective, Objective
 from .optimizer import group_of
 from .run_log import RUN
@@ -68,19 +71,28 @@ def load_base(arguments: TrainArguments) -> Base:
             family = family_of(index, model)
         except ValueError as error:
             raise ArgumentError(f"pretrained_model_name_or_path={name!r}: {error}") from None
+        if family is not None and arguments.task == "inpaint":
+            raise ArgumentError(f"task='inpaint' is for PixArt, {name!r} is a {index['_class_name']}")
         if family is not None:
             kind = getattr(diffusers, index["scheduler"][1])
             hub = {"revision": arguments.revision, "local_files_only": on_disk(name)}
             scheduler = kind.from_pretrained(name, subfolder="scheduler", **hub)
             return Base(model, scheduler, FlowObjective(family, scheduler, arguments), family)
         scheduler = _load_scheduler(name, arguments.revision)
-    learns_variance = arguments.learn_variance and predicts_variance(model)
+    system = None
+    if arguments.task == "inpaint":
+        model, system = begin_system(model, arguments), system_of(arguments.system)
+    channels = None if system is None else system.channels(model)
+    learns_variance = arguments.learn_variance and predicts_variance(model, channels)
     if learns_variance:
         scheduler = DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
     for option in ("weighting_scheme", "logit_mean", "logit_std", "guidance_scale"):
         if getattr(arguments, option) != getattr(TrainArguments, option):
             raise ArgumentError(f"{option}={getattr(arguments, option)!r} is for flow models alone")
-    return Base(model, scheduler, Objective(model, scheduler, arguments.snr_gamma, learns_variance))
+    options = {"snr_gamma": arguments.snr_gamma, "learn_variance": learns_variance}
+    if system is not None:
+        return Base(model, scheduler, InpaintObjective(model, scheduler, system, **options))
+    return Base(model, scheduler, Objective(model, scheduler, **options))
 
 
 def check_variance(base: Base, arguments: TrainArguments) -> None:
@@ -89,7 +101,7 @@ def check_variance(base: Base, arguments: TrainArguments) -> None:
     Raises:
         ArgumentError: `learn_variance` was asked for, and the model predicts none.
     """
-    predicts = base.family is None and predicts_variance(base.model)
+    predicts = base.family is None and predicts_variance(base.model, base.objective.channels)
     if predicts and not arguments.learn_variance:
         warnings.warn(
             "the model predicts a variance, too, which is not trained and will no longer fit: "
@@ -231,7 +243,7 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
         raise ValueError(f"directory: the run in {str(directory)!r} is {what}")
     check_files(folder)
     if (folder / WEIGHTS).is_file():
-        model = AutoModel.from_pretrained(str(folder), use_safetensors=True)
+        model = load_transformer(folder)
     else:
         model = PeftModel.from_pretrained(load_start(info), str(folder)).merge_and_unload()
     if (folder / CONFIG_NAME).is_file():

@@ -2,6 +2,7 @@
 held-out mean."""
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -55,6 +56,7 @@ class Objective:
                 "pretrained_model_name_or_path: its scheduler has prediction_type "
                 f"{scheduler.config.prediction_type!r}, which is not epsilon, v_prediction or sample"
             )
+        self.channels = plain.config.in_channels if hasattr(plain, "config") else None
         self.times = Timesteps(scheduler.config.num_train_timesteps)
         self._bound = VariationalBound(scheduler) if learn_variance else None
 
@@ -68,16 +70,15 @@ class Objective:
         """
         clean, noise, timestep = clean_image(batch), batch["noise"], batch["timestep"]
         noisy = self.scheduler.add_noise(clean, noise, timestep)
-        predicted = model(noisy, timestep=timestep, **self._condition(batch), return_dict=False)[0]
+        predicted, mean = self._predict(model, noisy, batch)
         # A model that learns its variance predicts it in the second half of the channels.
         predicted, variance = predicted.float().tensor_split([clean.shape[1]], dim=1)
         error = predicted - target_of(self.scheduler, clean, noise, timestep).float()
-        loss = error.square().flatten(1).mean(1)
+        loss = mean(error.square())
         if self.snr_gamma is not None:
             loss = loss * self._snr_weight(timestep)
         if self._bound is not None:
-            bound = self._bound(error, variance, timestep).flatten(1).mean(1)
-            loss = loss + WEIGHT * self.times.count * bound
+            loss = loss + WEIGHT * self.times.count * mean(self._bound(error, variance, timestep))
         return loss
 
     @property
@@ -86,6 +87,13 @@ class Objective:
         name = f"{PREDICTED[self.scheduler.config.prediction_type]}-MSE"
         name = name if self.snr_gamma is None else f"{name}, min-SNR weighted"
         return name if self._bound is None else f"{name} + variational bound"
+
+    def _predict(
+        self, model: nn.Module, noisy: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What the model predicts [B, C or 2 C, ...], and how values like it are averaged, to [B]."""
+        predicted = model(noisy, timestep=batch["timestep"], **self._condition(batch), return_dict=False)[0]
+        return predicted, lambda values: values.flatten(1).mean(1)
 
     def _condition(self, batch: dict[str, Tensor]) -> dict:
         if self.by_class:

@@ -23,7 +23,14 @@ RECIPES = {
         {"sampler": "dpm++", "steps": 20, "guidance": 4.5},
     ),
     "inpaint": Recipe(
-        _BOTH | {"train_mode": "full", "learning_rate": 1e-4, "adam_weight_decay": 3e-2, "num_regions": 10},
+        _BOTH
+        | {
+            "task": "inpaint",
+            "train_mode": "full",
+            "learning_rate": 1e-4,
+            "adam_weight_decay": 3e-2,
+            "num_regions": 10,
+        },
         {"sampler": "ddpm", "steps": 100, "guidance": 4.5},
     ),
 }
