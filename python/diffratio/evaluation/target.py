@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoModel, DDPMScheduler
+from diffusers import DDPMScheduler
 from torch import nn
 
 from ..data import BUILT_IN
@@ -14,6 +14,7 @@ from ..data.images import CaptionedImages
 from ..diffusion import noise_schedule
 from ..diffusion.pipelines import Family, family_of, read_index
 from ..diffusion.schedules import SCHEDULE_FILE, read_schedule
+from ..inpainting.load import load_transformer
 from ..names import located, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio
 from ..routing.adapter_file import check_files
@@ -173,9 +174,7 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
             f"base: {str(weights)!r} holds no model; an adapter needs the one it was trained for"
         )
     check_files(weights)
-    model = AutoModel.from_pretrained(
-        str(weights), local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
-    )
+    model = load_transformer(weights)
     if adapted:
         load_diffratio(model, folder)
     known = next((name for name in (path, str(base)) if name in PRETRAINED), None)

@@ -1,28 +1,28 @@
-"""What inpaints, from a folder: a pipeline, or a model on pixels; with the adapter that lies beside it."""
+"""Models that repaint, from folders: diffusers' `AutoModel` knows its own classes alone."""
 
 from pathlib import Path
 
-from diffusers import AutoModel, ModelMixin
+from diffusers import AutoModel
 from torch import nn
 
-from ..routing.adapter import CONFIG_NAME, load_diffratio
 from .lazy import LazyPixArt
 
 
-def load_transformer(folder: str | Path) -> nn.Module:
-    """The transformer that `save_pretrained` wrote to a folder, LazyPixArt or of diffusers; routed where an
-    adapter lies beside it.
+def load_transformer(folder: str | Path, **options) -> nn.Module:
+    """The transformer that `save_pretrained` wrote to a folder: LazyPixArt, or one of diffusers.
+
+    Args:
+        folder: with a `config.json`.
+        options: of `from_pretrained`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no model.
+
+    Example:
+        >>> model = load_transformer("out/lazy/final")
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} holds no model (config.json is missing)")
-    lazy = ModelMixin.load_config(folder)["_class_name"] == LazyPixArt.__name__
-    model = (LazyPixArt if lazy else AutoModel).from_pretrained(
-        folder, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
-    )
-    if (folder / CONFIG_NAME).is_file():
-        load_diffratio(model, folder)
-    return model.eval()
+    lazy = LazyPixArt.load_config(folder).get("_class_name") == LazyPixArt.__name__
+    own = {"local_files_only": True, "low_cpu_mem_usage": False, "use_safetensors": True}
+    return (LazyPixArt if lazy else AutoModel).from_pretrained(str(folder), **own | options)
