@@ -3,7 +3,7 @@
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import CaptionedDataset
 from ..diffusion import sampling_scheduler
@@ -24,6 +24,8 @@ def pipeline_of(
     Raises:
         ValueError: the model is not one of the system.
     """
+    if isinstance(model, DiffRatioInpaintPipeline) and model.config.system == system and scheduler is None:
+        return model
     parts = dict.fromkeys(("tokenizer", "text_encoder", "vae", "transformer", "scheduler"))
     if isinstance(model, nn.Module):
         parts |= {"transformer": model, "scheduler": sampling_scheduler()}
@@ -75,9 +77,7 @@ def inpaint(
     """
     text = {"prompt": prompt}
     if dataset is not None:
-        tokens = dataset.encode([prompt] if isinstance(prompt, str) else prompt)
-        null = dataset.null_tokens.expand_as(tokens)
-        text = {"prompt_embeds": tokens, "negative_prompt_embeds": null}
+        text = _encoded(dataset, prompt, options.pop("negative_prompt", ""))
     return pipeline_of(model, system)(
         image=image,
         mask_image=mask,
@@ -87,3 +87,15 @@ def inpaint(
         generator=torch.Generator().manual_seed(seed),
         **options,
     ).images
+
+
+def _encoded(
+    dataset: CaptionedDataset, prompt: str | list[str], negative: str | list[str]
+) -> dict[str, Tensor]:
+    """Text as a data set has it; "" leads away from nothing."""
+    tokens = dataset.encode([prompt] if isinstance(prompt, str) else prompt)
+    if negative:
+        null = dataset.encode([negative] if isinstance(negative, str) else negative)
+    else:
+        null = dataset.null_tokens[None]
+    return {"prompt_embeds": tokens, "negative_prompt_embeds": null.expand_as(tokens)}

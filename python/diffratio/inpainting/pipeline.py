@@ -114,7 +114,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         rows = _Rows.of(num_images_per_prompt, image=picture, mask_image=mask, prompt=text.tokens)
         picture, mask, text = rows(picture), rows(mask), text.map(rows)
 
-        size = self._size(picture, height, width)
+        size = self.working_size(picture, height, width)
         frame, edit = self._shown(picture, mask, size)
         if isinstance(generator, list) and len(generator) != rows.total:
             raise ValueError(f"generator: {len(generator)} of them for {rows.total} pictures")
@@ -161,9 +161,9 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         device, dtype = self._execution_device, transformer_of(self.transformer).dtype
         return text.map(lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype))
 
-    def _size(self, picture: Tensor, height: int | None, width: int | None) -> tuple[int, int]:
+    def working_size(self, picture: Tensor, height: int | None, width: int | None) -> tuple[int, int]:
         """At which the model works."""
-        unit = self._unit
+        unit = self.unit
         for name, asked in (("height", height), ("width", width)):
             if asked is not None and (asked < unit or asked % unit):
                 raise ValueError(f"{name}={asked} must be a multiple of {unit}")
@@ -171,7 +171,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         return tuple(asked or side for asked, side in zip((height, width), own, strict=True))
 
     @property
-    def _unit(self) -> int:
+    def unit(self) -> int:
         """Pixels of a token's side."""
         return self.vae_scale_factor * transformer_of(self.transformer).config.patch_size
 
@@ -179,12 +179,12 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         """What the system looks at, in pixels, and what its model is given."""
         system, model = system_of(self.config.system), transformer_of(self.transformer)
         pixels = resized(picture.to(self._execution_device, torch.float32), size) * 2 - 1
-        frame = system.frame(pixels, resized_mask(mask, size), self._unit)
+        frame = system.frame(pixels, resized_mask(mask, size), self.unit)
         clean, hole = frame.pictures, pooled(frame.mask, self.vae_scale_factor)
         if self.vae is not None:
-            latents = self.vae.encode(clean.to(self.vae.dtype)).latent_dist.mode()
+            latents = self.vae.encode(clean.to(self.vae.dtype)).latent_dist.mode().float()
             clean = latents * self.vae.config.scaling_factor
-        return frame, system.edit(Frame(clean.to(model.dtype), hole), model.config.patch_size)
+        return frame, system.edit(Frame(clean, hole), model.config.patch_size)
 
     def _composed(self, frame: Frame, made: Tensor, picture: Tensor, mask: Tensor, size) -> Tensor:
         """`picture` with what was made in the mask."""

@@ -102,7 +102,11 @@ def paint(
     Returns:
         [B, C, H, W], like `edit.clean` outside of `edit.where`.
     """
-    clean, scheduler = edit.clean, how.scheduler
+    clean, scheduler, plain = edit.clean, how.scheduler, transformer_of(model)
+    channels, learned = clean.shape[1], _learns_variance(scheduler)
+    if learned and plain.out_channels != 2 * channels:
+        kind = scheduler.config.variance_type
+        raise ValueError(f"scheduler: variance_type={kind!r}, but the model predicts no variance")
     timesteps = how.timesteps(clean.device)
     if noise is None:
         noise = randn_tensor(clean.shape, how.generator, clean.device, clean.dtype)
@@ -114,16 +118,18 @@ def paint(
     text = text if guided else replace(text, null_tokens=None)
     edit = system.encoded(model, edit)
     shown = edit.twice() if guided else edit
-    given = text.both() | _sizes(model, len(shown.clean), how.size or clean.shape[-2:])
-    options = inspect.signature(scheduler.step).parameters
-    options = {"generator": how.generator} if "generator" in options else {}
+    given = text.both() | _sizes(plain, len(shown.clean), how.size or clean.shape[-2:])
+    draws = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": how.generator} if draws else {}
     for number, timestep in enumerate(timesteps):
         noisy = torch.cat([latents] * 2) if guided else latents
-        noisy = scheduler.scale_model_input(noisy, timestep)
+        noisy = scheduler.scale_model_input(noisy, timestep).to(plain.dtype)
         predicted = system.predict(model, shown, noisy, timestep=timestep.expand(len(noisy)), **given)
-        predicted = _guided(predicted, clean.shape[1], how.guidance) if guided else predicted
-        predicted = predicted if _learns_variance(scheduler) else predicted[:, : clean.shape[1]]
-        latents = scheduler.step(predicted.to(latents), timestep, latents, **options, return_dict=False)[0]
+        predicted = (
+            _guided(predicted.to(latents), channels, how.guidance) if guided else predicted.to(latents)
+        )
+        predicted = predicted if learned else predicted[:, :channels]
+        latents = scheduler.step(predicted, timestep, latents, **options, return_dict=False)[0]
         if after_step is not None:
             latents = after_step(number, timestep, latents)
     return torch.where(edit.where, latents, clean)
@@ -131,7 +137,6 @@ def paint(
 
 def _sizes(model: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, dict[str, Tensor | None]]:
     """What a PixArt is told of the size of its picture."""
-    model = transformer_of(model)
     height, width = size
     resolution = aspect = None
     if model.use_additional_conditions:

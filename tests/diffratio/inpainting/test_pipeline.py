@@ -8,7 +8,9 @@ from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DMod
 
 from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.data import load_dataset
-from diffratio.inpainting import SYSTEMS, DiffRatioInpaintPipeline, inpaint, system_of
+from diffratio.evaluation.editor import editor_of
+from diffratio.evaluation.target import load_target
+from diffratio.inpainting import SYSTEMS, DiffRatioInpaintPipeline, LazyPixArt, inpaint, system_of
 from diffratio.inpainting.edit import pipeline_of
 from diffratio.inpainting.masks import draw_masks
 from diffratio.toy import PRETRAINED, load_pixart
@@ -107,14 +109,22 @@ def pipe_without_noise(pipe):
 
 def test_it_is_saved_and_loaded(pipes, photo, tmp_path):
     image, mask = photo
-    pipes["crop"].save_pretrained(tmp_path / "crop")
-    fresh = DiffRatioInpaintPipeline.from_pretrained(tmp_path / "crop")
-    assert fresh.config.system == "crop"
+    pipes["crop"].save_pretrained(tmp_path)
+    loaded = DiffRatioInpaintPipeline.from_pretrained(tmp_path)
+    assert loaded.config.system == "crop"
+    of_command, text = editor_of(load_target(tmp_path), str(tmp_path), "crop")
+    assert text is None
     given = {"image": image, "mask_image": mask, "num_inference_steps": 1, "output_type": "pt"}
-    one, two = (
-        pipe("a box", **given, latents=torch.ones(1, 4, 4, 4)).images for pipe in (pipes["crop"], fresh)
-    )
-    assert torch.equal(one, two)
+    given["latents"] = torch.ones(1, 4, 4, 4)
+    one, *others = (pipe("a box", **given).images for pipe in (pipes["crop"], loaded, of_command))
+    assert all(torch.equal(one, other) for other in others)
+
+
+def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
+    pipes["lazy"].save_pretrained(tmp_path)
+    loaded = DiffRatioInpaintPipeline.from_pretrained(tmp_path)
+    assert type(loaded.transformer) is LazyPixArt and loaded.config.system == "lazy"
+    assert editor_of(load_target(tmp_path), str(tmp_path))[0].config.system == "lazy"
 
 
 @pytest.mark.parametrize(
