@@ -17,6 +17,7 @@ COLUMNS = {
     "dense": "the trained weights with routing off",
     "sparse": "the same weights, routed as learned",
     "trained": "what the run made of it",
+    "hidden": "the control that is shown no picture around the hole",
 }
 """Columns of the table of quality."""
 COSTS = (
@@ -107,7 +108,7 @@ def _draw(pictures: dict[str, torch.Tensor], path: Path, title: str) -> None:
     """Write the first samples of each model, a row each."""
     from ..plots.pictures import draw_grid
 
-    rows = [name for name in (*COLUMNS, "model") if name in pictures]
+    rows = [name for name in ("given", *COLUMNS, "model") if name in pictures]
     columns = min(_COLUMNS, len(pictures[rows[0]]))
     images = torch.cat([pictures[name][:columns] for name in rows])
     draw_grid(path, images, [name for name in rows for _ in range(columns)], columns, title)
@@ -139,6 +140,7 @@ def print_report(report: dict[str, Any]) -> None:
     else:
         own = "sparse" if "dense" in report else "trained" if "base" in report else "model"
         columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
+        columns["hidden"] = report.get("hidden")
         columns = {name: one for name, one in columns.items() if one is not None}
         figures = [_figures(one) for one in (*columns.values(), report["real"])]
         rows = [(what, *(one.get(what, "") for one in figures)) for what in figures[0]]
@@ -166,6 +168,10 @@ def print_report(report: dict[str, Any]) -> None:
         dense, every, sparse = (cost[name][key] for name in ("dense", "all_tokens", "sparse"))
         rows.append((what, *(f"{x:.3g} {unit}" for x in (dense, every, sparse)), f"{sparse / dense:.1%}"))
     print_table(console, title, ("", "dense", "routed, all kept", "sparse", "sparse / dense"), rows)
+    if "hole" in cost:
+        console.print(f"holes of {cost['hole']:.1%} of the tokens")
+    if "encoder_milliseconds" in cost:
+        console.print(f"and once for an edit its encoder, {cost['encoder_milliseconds']:.3g} ms")
 
 
 def _figures(quality: dict[str, Any]) -> dict[str, str]:
@@ -181,4 +187,7 @@ def _figures(quality: dict[str, Any]) -> dict[str, str]:
             timesteps = f"  timesteps {250 * quartile} to {250 * quartile + 249}"
             levels = f"  noise {quartile / 4:.2f} to {(quartile + 1) / 4:.2f}"
             rows[levels if key == "velocity_mse" else timesteps] = f"{error:.4f}"
+    if "hole_error" in quality:
+        rows["painted against original, MSE"] = f"{quality['hole_error']:.4f}"
+        rows["pixels outside that differ"] = str(quality["outside_differing"])
     return rows | {name: f"{quality[name]:.3f}" for name in ("fid", "clip_score") if name in quality}

@@ -55,7 +55,7 @@ def sample(
         raise typer.BadParameter(str(error)) from None
     captions = captions or judge.held_out.captions(judge.wanted)[:count]
     draw_grid(out, images, captions, columns, title=target.name)
-    variance = settings.variance(target.model)
+    variance = settings.variance(target)
     if as_json:
         typer.echo(json.dumps({"picture": str(out), "captions": captions, "variance": variance}, indent=2))
     else:

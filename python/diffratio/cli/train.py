@@ -72,7 +72,12 @@ def report(run: dict[str, Any]) -> list[str]:
     loss = f"validation {run['loss']} {run['validation_loss']:.4f}"
     lines = [f"{folder}: {run['step']} steps in {duration(run['seconds'])}, {loss}", *kept_lines(run)]
     commands = {f"diffratio {name} {shlex.quote(folder)}": what for name, what in NEXT.items()}
-    if run["latents"] and not run.get("flow"):
+    if run["arguments"]["task"] == "inpaint":
+        del commands[f"diffratio sample {shlex.quote(folder)}"]
+        commands[f"diffratio inpaint {shlex.quote(folder)} --image IMAGE --mask MASK --prompt TEXT"] = (
+            "an edit"
+        )
+    elif run["latents"] and not run.get("flow"):
         del commands[f"diffratio sample {shlex.quote(folder)}"]
         commands[f"pipe.transformer, _ = diffratio.train.load_run({folder!r})"] = "in its pipeline, to draw"
     width = max(map(len, commands))

@@ -76,6 +76,18 @@ class Twins(Shapes):
         return uniforms(self._seed, self._items(indices), _NUMBERS).float()
 
 
+class MaskedTwins(Twins):
+    """What lies in the masks of twins, on grey: one object each, to train a judge of what is painted."""
+
+    def __init__(self, split: str, resolution: int | None = None, seed: int = 0) -> None:
+        super().__init__(split, resolution, seed)
+        self.name += "-masked"
+
+    def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        batch = super().batch(indices)
+        return batch | {"pixel_values": batch["pixel_values"] * self.masks(indices)[:, None]}
+
+
 def _corner(quarter: Tensor) -> Tensor:
     """Of int64 [n] the quarter's place from the left and from the top, 0 or 1: float32 [n, 2]."""
     return torch.stack([quarter % 2, quarter // 2], dim=1).float()

@@ -6,9 +6,11 @@ from diffusers import DiffusionPipeline
 
 from ..data import CaptionedDataset, load_dataset
 from ..diffusion import sampling_scheduler
+from ..diffusion.variance import predicts_variance
 from ..inpainting.edit import pipeline_of
 from ..inpainting.lazy import LazyPixArt
 from ..inpainting.pipeline import DiffRatioInpaintPipeline
+from ..inpainting.systems import system_of
 from .target import Target
 
 
@@ -41,5 +43,7 @@ def editor_of(
         raise ValueError(f"dataset: none is known for {target.name!r}, so nothing tells what its text is")
     if target.why_no_schedule is not None:
         raise ValueError(f"path: {target.why_no_schedule}")
-    pipe = pipeline_of(target.model, system, sampling_scheduler(target.schedule))
+    sampler = (target.run or {}).get("sampling", {}).get("sampler", "dpm++")
+    learned = predicts_variance(target.model, system_of(system).channels(target.model))
+    pipe = pipeline_of(target.model, system, sampling_scheduler(target.schedule, sampler, learned))
     return pipe, load_dataset(target.dataset, split="held_out", **target.options)

@@ -12,6 +12,7 @@ from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diff
 from ..routing.apply import route_blocks
 from .cost import model_cost
 from .flops.shapes import PAPER_TEXT_TOKENS
+from .inpainting import repainting_cost, repainting_report
 from .published import ClipScore, Fid
 from .quality import Judge, SampleSettings
 from .router_maps import TIMESTEPS, router_auc
@@ -57,13 +58,20 @@ def evaluate(
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         **vars(settings),
-        "variance": settings.variance(model),
+        "variance": settings.variance(target),
         "kept_tenths": target.kept_tenths,
         "mean_kept": target.mean_kept,
         "untrained_routers": target.untrained_routers,
     }
     why_not = "no data set is known for this model (see --dataset)"
     text_tokens, side = PAPER_TEXT_TOKENS if model.config.get("caption_channels") else 0, None
+    if target.repaints:
+        report |= repainting_report(target, settings, progress=progress, pictures=pictures)
+        measure = partial(repainting_cost, system=target.system, text_tokens=text_tokens)
+        return report | {
+            "batch": batch,
+            "cost": _cost(target, partial(measure, batch=batch, progress=progress)),
+        }
     judge = None
     if target.dataset is not None:
         judge = Judge.of(target, settings, progress)

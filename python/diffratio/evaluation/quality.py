@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import load_dataset
 from ..diffusion import PREDICTED
@@ -50,11 +50,12 @@ class SampleSettings:
             raise ValueError("sampler is not for flow models, whose pipelines have their own")
         return cls(**((target.run or {}).get("sampling", {}) | told))
 
-    def variance(self, model: nn.Module) -> str | None:
+    def variance(self, target: Target) -> str | None:
         """What the noise of "ddpm" follows, in words; None for another sampler."""
         if self.sampler != "ddpm":
             return None
-        return "as the model predicts it" if predicts_variance(model) else "fixed (the model predicts none)"
+        predicted = predicts_variance(target.model, target.channels)
+        return "as the model predicts it" if predicted else "fixed (the model predicts none)"
 
 
 class Judge:
@@ -116,6 +117,8 @@ class Judge:
         """Why a model makes no images of the data set (other images, other text, unknown noise) or, with
         ``quality``, cannot be judged on it (too few images); None where it can. A ``resolution`` that was
         asked for need not be the one that the model was made for."""
+        if target.repaints:
+            return "it repaints a part of a picture: diffratio inpaint, or eval"
         if target.flow is not None:
             return target.flow.why_not(self.held_out)
         config, data = target.model.config, self.held_out

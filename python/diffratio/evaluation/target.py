@@ -15,6 +15,7 @@ from ..diffusion import noise_schedule
 from ..diffusion.pipelines import Family, family_of, read_index
 from ..diffusion.schedules import SCHEDULE_FILE, read_schedule
 from ..inpainting.load import load_transformer
+from ..inpainting.systems import System, system_of
 from ..names import located, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio
 from ..routing.adapter_file import check_files
@@ -46,6 +47,21 @@ class Target:
     def routed(self) -> bool:
         """Whether the model has routers."""
         return "_diffratio_model" in vars(self.model)
+
+    @property
+    def repaints(self) -> bool:
+        """Whether it is a run with the task inpaint."""
+        return self.run is not None and self.run["arguments"].get("task") == "inpaint"
+
+    @property
+    def system(self) -> System:
+        """What repaints."""
+        return system_of(self.run["arguments"]["system"])
+
+    @property
+    def channels(self) -> int:
+        """C of what the model makes: one that repaints may be shown more."""
+        return self.system.channels(self.model) if self.repaints else self.model.config.in_channels
 
     @property
     def kept_tenths(self) -> list[list[int]] | None:
@@ -128,7 +144,7 @@ def load_target(
             target.options["resolution"] = target.flow.family.default_side
     elif target.options.get("resolution") is None and target.dataset not in (None, *BUILT_IN):
         config = target.model.config
-        if config.in_channels == CaptionedImages.channels:  # it works on pixels, not on latents
+        if target.channels == CaptionedImages.channels:  # it works on pixels, not on latents
             target.options["resolution"] = config.sample_size
     target.model = _ready(target.model, device, dtype)
     if target.flow is not None:

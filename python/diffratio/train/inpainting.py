@@ -25,7 +25,7 @@ class InpaintObjective(Objective):
     def _predict(self, model, noisy, batch):
         edit = self.system.edit(Frame(clean_image(batch), batch["hole"]), self._patch)
         times = {"timestep": batch["timestep"]}
-        return self.system.predict(model, edit, noisy, **times, **self._condition(batch)), edit.mean
+        return self.system.predict(model, edit, noisy, **times, **self.condition(batch)), edit.mean
 
 
 def begin_system(model: nn.Module, arguments: TrainArguments) -> nn.Module:

@@ -92,10 +92,10 @@ class Objective:
         self, model: nn.Module, noisy: Tensor, batch: dict[str, Tensor]
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """What the model predicts [B, C or 2 C, ...], and how values like it are averaged, to [B]."""
-        predicted = model(noisy, timestep=batch["timestep"], **self._condition(batch), return_dict=False)[0]
+        predicted = model(noisy, timestep=batch["timestep"], **self.condition(batch), return_dict=False)[0]
         return predicted, lambda values: values.flatten(1).mean(1)
 
-    def _condition(self, batch: dict[str, Tensor]) -> dict:
+    def condition(self, batch: dict[str, Tensor]) -> dict:
         if self.by_class:
             return {"class_labels": batch["attributes"][:, 0]}
         sizes = {"resolution": None, "aspect_ratio": None}

@@ -1,15 +1,27 @@
 """Training to repaint: the loss counts in the hole alone, holes are a function of the sample, and what a run
 leaves behind is the model that was validated."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
+from diffratio.cli.eval import eval as eval_command
+from diffratio.cli.eval import print_report
+from diffratio.cli.sample import sample
 from diffratio.data import load_dataset
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.variance import VariationalBound
+from diffratio.evaluation import inpainting
+from diffratio.evaluation.quality import SampleSettings
+from diffratio.evaluation.target import Target
 from diffratio.inpainting.masks import KINDS
 from diffratio.inpainting.systems import SYSTEMS, system_of
 from diffratio.routing.find import routed_layers, routed_model
+from diffratio.toy import PRETRAINED, load_pixart
 from diffratio.train import ArgumentError, TrainArguments, Trainer, arguments, data, load_run
 from diffratio.train.inpainting import InpaintObjective, holes_of
 from diffratio.train.objective import validate
@@ -119,3 +131,69 @@ def test_the_command_line_knows_the_names_without_diffusers():
 def test_what_cannot_repaint_is_named(changes, text, tiny, tmp_path):
     with pytest.raises(ArgumentError, match=text):
         Trainer(tiny.arguments(tmp_path, **INPAINT, **changes), progress=False)
+
+
+@pytest.fixture(scope="module")
+def repainted(tiny, tmp_path_factory):
+    """A run of seconds."""
+    folder = tmp_path_factory.mktemp("runs") / "lazy"
+    tiny.train(folder, **INPAINT, max_train_steps=2, validation_steps=2, checkpointing_steps=2)
+    return folder
+
+
+def told(command, *given):
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(one) for one in given], env={"COLUMNS": "200"})
+
+
+def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inpainting, "_ROUNDS", 1)
+    few = ["--samples", 6, "--steps", 2, "--batch", 2, "--picture", tmp_path / "x.png"]
+    report = json.loads(told(eval_command, repainted, "--json", *few).stdout)
+    assert (tmp_path / "x.png").is_file()
+    assert (report["system"], report["masks"]) == ("lazy", "mixed")
+    for column in ("quality", "dense", "hidden"):
+        assert report[column]["outside_differing"] == 0 and report[column]["hole_error"] > 0
+        assert set(report[column]["accuracy"]) == {"digit"} and report[column]["frechet"] > 0
+    assert report["quality"]["hole_error"] != report["hidden"]["hole_error"]
+    assert report["quality"]["v_mse"] != report["dense"]["v_mse"] and "v_mse" not in report["hidden"]
+    cost = report["cost"]
+    assert cost["encoder_milliseconds"] > 0 and 0 < cost["hole"] < 1
+    assert 0 < cost["sparse"]["gflop"] < cost["all_tokens"]["gflop"]
+    print_report(report)
+    shown = capsys.readouterr().out
+    for words in ("pixels outside that differ", "hidden: the control", "its encoder", "not judged: FID"):
+        assert words in shown
+
+
+def test_sample_names_the_command_that_repaints(repainted, tmp_path):
+    refused = told(sample, repainted, "--out", tmp_path / "x.png")
+    assert refused.exit_code == 2 and "it repaints a part of a picture: diffratio inpaint" in refused.output
+
+
+def test_twins_match_where_the_hole_holds_one_and_by_chance_where_it_holds_another():
+    """`accuracy_joint` is P(match): of 4 shapes in 6 colours."""
+    model = system_of("lazy").from_pixart(load_pixart(PRETRAINED["shapes"]))
+    given = dataclasses.asdict(TrainArguments(task="inpaint", train_mode="full"))
+    target = Target(
+        model, "x", "twins", schedule=noise_schedule(), run={"arguments": given, "latents": False}
+    )
+    judge = inpainting.Repainting(target, SampleSettings(samples=240), progress=False)
+    assert judge.why_not(target) is None
+    assert (judge.mask.flatten(1).sum(1) == 14 * 14).all(), "one twin's quarter, whatever the run's masks"
+    own = judge.given + judge.mask * load_dataset("twins", split="held_out").batch(range(240))["pixel_values"]
+    exact = judge.figures(own)
+    assert exact["accuracy_joint"] == 1 and exact["hole_error"] == 0 and exact["outside_differing"] == 0
+    assert exact["frechet"] == pytest.approx(judge.real["frechet"])
+    by_mask = judge.mask.flatten(1).float().argmax(1)
+    for place in by_mask.unique():  # what lies in another image's hole at the same place
+        rows = (by_mask == place).nonzero().flatten()
+        inside = judge.mask[rows].expand_as(own[rows])
+        own[rows] = torch.where(inside, own[rows.roll(1)], own[rows])
+    swapped = judge.figures(own)
+    assert swapped["outside_differing"] == 0 and swapped["hole_error"] > 0
+    assert 0 < swapped["accuracy_joint"] < 0.12 and swapped["accuracy"]["colour"] < 0.3
+    top, left = (~judge.mask[0, 0]).nonzero()[0].tolist()
+    own[0, :, top, left] += 0.5
+    assert judge.figures(own)["outside_differing"] == 1

@@ -56,7 +56,7 @@ def test_a_recipe_trains_the_variance_and_says_how_to_sample(with_variance, tiny
     target = load_target(tmp_path)
     told = SampleSettings.of(target, samples=4, seed=0, steps=None, guidance=1.0)
     assert told == SampleSettings(4, 0, 100, 1.0, "ddpm")
-    assert told.variance(target.model) == "as the model predicts it"
+    assert told.variance(target) == "as the model predicts it"
     app = typer.Typer()
     app.command()(sample)
     options = ["--rows", "1", "--columns", "2", "--steps", "3", "--out", str(tmp_path / "x.png"), "--json"]
