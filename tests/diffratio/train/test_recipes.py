@@ -43,7 +43,7 @@ def test_a_variance_that_is_not_trained_is_said_and_stays(with_variance, tiny, t
 def test_a_recipe_trains_the_variance_and_says_how_to_sample(with_variance, tiny, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run = tiny.train(tmp_path, recipe="inpaint", method="lt", **with_variance)
+        run = tiny.train(tmp_path, recipe="inpaint", task="t2i", method="lt", **with_variance)
     arguments = run["arguments"]
     assert (arguments["num_regions"], arguments["adam_weight_decay"], arguments["recipe"]) == (
         10,
@@ -71,9 +71,9 @@ def test_a_model_without_a_variance_learns_none(tiny, tmp_path):
     with pytest.warns(UserWarning, match="recipe='t2i': the model predicts no variance, so none is learned"):
         run = tiny.train(tmp_path / "b", recipe="t2i", train_mode="lora", **SHORT)
     assert run["loss"] == "v-MSE" and run["sampling"] == {"sampler": "dpm++", "steps": 20, "guidance": 4.5}
-    assert SampleSettings.of(load_target(tmp_path / "b"), sampler="ddpm").variance(
-        load_run(tmp_path / "b")[0]
-    ) == ("fixed (the model predicts none)")
+    target = load_target(tmp_path / "b")
+    told = SampleSettings.of(target, sampler="ddpm")
+    assert told.steps == 20 and told.variance(target) == "fixed (the model predicts none)"
 
 
 def test_bins_down_to_none_and_another_rescale(tiny, tmp_path):
