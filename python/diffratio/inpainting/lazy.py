@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from diffusers import ModelMixin, PixArtTransformer2DModel  # noqa: F401 - a pipeline finds how to load a part
 from diffusers.configuration_utils import register_to_config  # by a base class in the part's own module
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -22,6 +24,20 @@ def _with_arguments_of_pixart(init: Callable) -> Callable:
     theirs = inspect.signature(PixArtTransformer2DModel.__init__)
     init.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *own])
     return init
+
+
+class ContextBlock(nn.Module):
+    """A block of a plain vision transformer, which routing does not know."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads=heads, dim_head=width // heads, bias=True)
+        self.mlp = FeedForward(width, activation_fn="gelu-approximate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
 
 
 class LazyPixArt(PixArtTransformer2DModel):
@@ -43,7 +59,7 @@ class LazyPixArt(PixArtTransformer2DModel):
         >>> noise = model(x_t, text, timestep, hole=hole, context=context).sample  # every step
     """
 
-    _no_split_modules = ["HoleBlock", "TransformerEncoderLayer", "PatchEmbed"]
+    _no_split_modules = ["HoleBlock", "ContextBlock", "PatchEmbed"]
 
     @register_to_config
     @_with_arguments_of_pixart
@@ -60,18 +76,8 @@ class LazyPixArt(PixArtTransformer2DModel):
             embed_dim=self.inner_dim,
             interpolation_scale=self.pos_embed.interpolation_scale,
         )
-        self.context_blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                self.inner_dim,
-                config.num_attention_heads,
-                dim_feedforward=4 * self.inner_dim,
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(encoder_layers)
-        )
+        sizes = self.inner_dim, config.num_attention_heads
+        self.context_blocks = nn.ModuleList(ContextBlock(*sizes) for _ in range(encoder_layers))
         self.context_norm = nn.LayerNorm(self.inner_dim)
         self.fuse = nn.Linear(2 * self.inner_dim, self.inner_dim)
         with torch.no_grad():
