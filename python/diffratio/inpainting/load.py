@@ -8,6 +8,12 @@ from torch import nn
 from .lazy import LazyPixArt
 
 
+def is_lazy(folder: str | Path) -> bool:
+    """Whether the transformer in a folder is a LazyPixArt."""
+    there = (Path(folder) / "config.json").is_file()
+    return there and LazyPixArt.load_config(folder).get("_class_name") == LazyPixArt.__name__
+
+
 def load_transformer(folder: str | Path, **options) -> nn.Module:
     """The transformer that `save_pretrained` wrote to a folder: LazyPixArt, or one of diffusers.
 
@@ -23,6 +29,5 @@ def load_transformer(folder: str | Path, **options) -> nn.Module:
     """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} holds no model (config.json is missing)")
-    lazy = LazyPixArt.load_config(folder).get("_class_name") == LazyPixArt.__name__
     own = {"local_files_only": True, "low_cpu_mem_usage": False, "use_safetensors": True}
-    return (LazyPixArt if lazy else AutoModel).from_pretrained(str(folder), **own | options)
+    return (LazyPixArt if is_lazy(folder) else AutoModel).from_pretrained(str(folder), **own | options)

@@ -21,7 +21,7 @@ from ..diffusion import DIFFUSION_SCHEDULERS, noise_schedule
 from ..diffusion.pipelines import FAMILIES, Family, family_of, read_index
 from ..diffusion.variance import predicts_variance
 from ..files import replacing
-from ..inpainting.load import load_transformer
+from ..inpainting.load import is_lazy, load_transformer
 from ..inpainting.systems import system_of
 from ..names import is_hub_id, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
@@ -142,6 +142,8 @@ def _load_transformer(name: str | Path, revision: str | None, variant: str | Non
     failures = []
     for subfolder in ("transformer", None):
         try:
+            if on_disk(name) and is_lazy(Path(name, subfolder or "")):
+                return load_transformer(Path(name, subfolder or ""))
             return AutoModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **hub)
         except (OSError, ValueError) as error:
             failures.append(str(error).splitlines()[0])

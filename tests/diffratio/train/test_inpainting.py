@@ -24,6 +24,7 @@ from diffratio.routing.find import routed_layers, routed_model
 from diffratio.toy import PRETRAINED, load_pixart
 from diffratio.train import ArgumentError, TrainArguments, Trainer, arguments, data, load_run
 from diffratio.train.inpainting import InpaintObjective, holes_of
+from diffratio.train.model import load_base
 from diffratio.train.objective import validate
 
 INPAINT = {"task": "inpaint", "method": "lt", "num_regions": 10}
@@ -165,6 +166,12 @@ def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_pat
     shown = capsys.readouterr().out
     for words in ("pixels outside that differ", "hidden: the control", "its encoder", "not judged: FID"):
         assert words in shown
+
+
+def test_a_run_begins_with_the_weights_of_an_earlier_one(repainted, tiny, tmp_path):
+    given = INPAINT | {"pretrained_model_name_or_path": str(repainted / "final")}
+    begun, earlier = load_base(tiny.arguments(tmp_path, **given)).model, load_run(repainted)[0].state_dict()
+    assert begun.state_dict() and all(torch.equal(earlier[name], x) for name, x in begun.state_dict().items())
 
 
 def test_sample_names_the_command_that_repaints(repainted, tmp_path):
