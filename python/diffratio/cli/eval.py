@@ -168,10 +168,11 @@ def print_report(report: dict[str, Any]) -> None:
         dense, every, sparse = (cost[name][key] for name in ("dense", "all_tokens", "sparse"))
         rows.append((what, *(f"{x:.3g} {unit}" for x in (dense, every, sparse)), f"{sparse / dense:.1%}"))
     print_table(console, title, ("", "dense", "routed, all kept", "sparse", "sparse / dense"), rows)
-    if "hole" in cost:
-        console.print(f"holes of {cost['hole']:.1%} of the tokens")
-    if "encoder_milliseconds" in cost:
-        console.print(f"and once for an edit its encoder, {cost['encoder_milliseconds']:.3g} ms")
+    if "edit" in report:
+        told = f"holes of {report['edit']['hole']:.1%} of the tokens"
+        if "encoder_milliseconds" in report["edit"]:
+            told += f"; once for an edit its encoder, {report['edit']['encoder_milliseconds']:.3g} ms"
+        console.print(told)
 
 
 def _figures(quality: dict[str, Any]) -> dict[str, str]:

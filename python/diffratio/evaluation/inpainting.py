@@ -158,7 +158,7 @@ class Repainting:
         """Return the mean squared error of what a model predicts in holes of held-out images, as
         `prediction_error` does of whole ones."""
         model = target.model
-        objective = InpaintObjective(model, target.schedule, self.system)
+        objective = InpaintObjective(model, target.schedule, system=self.system)
         holes = holes_of(self.arguments, model, self.held_out, factor=1, seed=0)
         count = min(len(self.mask), len(self.held_out))
         samples = ValidationSamples(self.held_out, count, times=objective.times, holes=holes)
@@ -214,60 +214,67 @@ def repainting_report(
     return found
 
 
-def repainting_cost(
-    model: nn.Module, system: System, *, batch: int, text_tokens: int, progress: bool = True
-) -> dict[str, dict[str, float]]:
-    """Return `compare` of one step on random pictures with boxes as holes, the mean over the regions, with
-    counted FLOPs. Of the lazy system the encoder, which runs once for an edit, stands apart.
+class RepaintingStep:
+    """One step on random pictures with boxes as holes, to be timed.
 
     Args:
-        model: patched, of the system.
+        model: of the system.
         system: what repaints.
         batch: pictures; guidance makes two of one.
         text_tokens: of each.
-        progress: show a progress bar.
     """
-    config, regions = model.config, routed_model(model).config.num_regions
-    generator = torch.Generator().manual_seed(0)
-    draw = partial(torch.randn, generator=generator)
-    side, channels = config.sample_size, system.channels(model)
-    place = {"device": model.device, "dtype": model.dtype}
-    mask = draw_masks("box", torch.arange(batch), side)
-    frame = system.frame(draw(batch, channels, side, side), mask, config.patch_size)
-    whole = system.edit(Frame(frame.pictures.to(**place), frame.mask), config.patch_size)
-    given = {"tokens": draw(batch, text_tokens, config.caption_channels).to(**place)}
-    given["original_size"] = torch.full((batch, 2), 8.0 * side, **place)
-    objective = InpaintObjective(model, sampling_scheduler(None, "ddpm"), system)
-    condition, noisy = objective.condition(given), torch.randn_like(whole.clean)
-    times = [
-        torch.full((batch,), int((r + 0.5) * 1000 / regions), device=model.device) for r in range(regions)
-    ]
-    with torch.inference_mode():
-        edit = system.encoded(model, whole)
 
-    def call() -> None:
-        for timestep in times:
-            system.predict(model, edit, noisy, timestep=timestep, **condition)
+    def __init__(self, model: nn.Module, system: System, *, batch: int, text_tokens: int):
+        self._model, self._system, config = model, system, model.config
+        draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+        side, place = config.sample_size, {"device": model.device, "dtype": model.dtype}
+        pictures = draw(batch, system.channels(model), side, side)
+        frame = system.frame(pictures, draw_masks("box", torch.arange(batch), side), config.patch_size)
+        self._whole = system.edit(Frame(frame.pictures.to(**place), frame.mask), config.patch_size)
+        given = {"tokens": draw(batch, text_tokens, config.caption_channels).to(**place)}
+        given["original_size"] = torch.full((batch, 2), 8.0 * side, **place)
+        objective = InpaintObjective(model, sampling_scheduler(None, "ddpm"), system=system)
+        self._condition = objective.condition(given)
+        with torch.inference_mode():
+            self._edit = system.encoded(model, self._whole)
 
-    options = {"description": "measuring latency", "progress": progress, "count": True}
-    found = compare(model, call, repeats=_ROUNDS, **options)
-    for one in found.values():
-        one["milliseconds"] /= regions
-        one["gflop"] /= regions
-    found["hole"] = edit.where.float().mean().item()
-    if edit is not whole:
-        found["encoder_milliseconds"] = 1e3 * _seconds(lambda: system.encoded(model, whole), model.device)
-    return found
+    def cost(self, model: nn.Module, progress: bool) -> dict[str, dict[str, float]]:
+        """Return `compare` of the step, the mean over the regions, with counted FLOPs.
 
+        Args:
+            model: that of the constructor, patched.
+            progress: show a progress bar.
+        """
+        noisy, regions = self._whole.clean, routed_model(model).config.num_regions
+        middles = [int((region + 0.5) * 1000 / regions) for region in range(regions)]
+        times = [torch.full((len(noisy),), middle, device=noisy.device) for middle in middles]
 
-@torch.inference_mode()
-def _seconds(call, device: torch.device) -> float:
-    """The median of a few calls."""
-    found = []
-    for _ in range(_ROUNDS):
-        begun = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - begun)
-    return median(found)
+        def call() -> None:
+            for timestep in times:
+                self._system.predict(model, self._edit, noisy, timestep=timestep, **self._condition)
+
+        options = {"description": "measuring latency", "progress": progress, "count": True}
+        found = compare(model, call, repeats=_ROUNDS, **options)
+        for one in found.values():
+            one["milliseconds"] /= regions
+            one["gflop"] /= regions
+        return found
+
+    def once(self) -> dict[str, float]:
+        """Return the `hole`, as part of the tokens, and where there is one the encoder's `milliseconds`: it
+        runs once for an edit."""
+        found = {"hole": self._edit.where.float().mean().item()}
+        if self._edit is not self._whole:
+            found["encoder_milliseconds"] = 1e3 * self._seconds()
+        return found
+
+    @torch.inference_mode()
+    def _seconds(self) -> float:
+        found = []
+        for _ in range(_ROUNDS):
+            begun = time.perf_counter()
+            self._system.encoded(self._model, self._whole)
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)
+            found.append(time.perf_counter() - begun)
+        return median(found)

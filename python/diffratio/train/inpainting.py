@@ -17,7 +17,7 @@ from .objective import Objective, clean_image
 class InpaintObjective(Objective):
     """`Objective` of a system of `diffratio.inpainting`: means are over the patches of each sample's hole."""
 
-    def __init__(self, model: nn.Module, scheduler: DDPMScheduler, system: System, **options):
+    def __init__(self, model: nn.Module, scheduler: DDPMScheduler, *, system: System, **options):
         super().__init__(model, scheduler, **options)
         self.system, self.channels = system, system.channels(model)
         self._patch = transformer_of(model).config.patch_size

@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -79,20 +80,19 @@ def load_base(arguments: TrainArguments) -> Base:
             scheduler = kind.from_pretrained(name, subfolder="scheduler", **hub)
             return Base(model, scheduler, FlowObjective(family, scheduler, arguments), family)
         scheduler = _load_scheduler(name, arguments.revision)
-    system = None
-    if arguments.task == "inpaint":
-        model, system = begin_system(model, arguments), system_of(arguments.system)
-    channels = None if system is None else system.channels(model)
-    learns_variance = arguments.learn_variance and predicts_variance(model, channels)
-    if learns_variance:
-        scheduler = DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
     for option in ("weighting_scheme", "logit_mean", "logit_std", "guidance_scale"):
         if getattr(arguments, option) != getattr(TrainArguments, option):
             raise ArgumentError(f"{option}={getattr(arguments, option)!r} is for flow models alone")
+    if arguments.task == "inpaint":
+        system, model = system_of(arguments.system), begin_system(model, arguments)
+        kind, channels = partial(InpaintObjective, system=system), system.channels(model)
+    else:
+        kind, channels = Objective, model.config.in_channels
+    learns_variance = arguments.learn_variance and predicts_variance(model, channels)
+    if learns_variance:
+        scheduler = DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
     options = {"snr_gamma": arguments.snr_gamma, "learn_variance": learns_variance}
-    if system is not None:
-        return Base(model, scheduler, InpaintObjective(model, scheduler, system, **options))
-    return Base(model, scheduler, Objective(model, scheduler, **options))
+    return Base(model, scheduler, kind(model, scheduler, **options))
 
 
 def check_variance(base: Base, arguments: TrainArguments) -> None:

@@ -96,6 +96,7 @@ class Objective:
         return predicted, lambda values: values.flatten(1).mean(1)
 
     def condition(self, batch: dict[str, Tensor]) -> dict:
+        """Return what the model is given beside image and timestep."""
         if self.by_class:
             return {"class_labels": batch["attributes"][:, 0]}
         sizes = {"resolution": None, "aspect_ratio": None}

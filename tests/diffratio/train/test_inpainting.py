@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_over_the_patches_of_the_hole(tiny):
     given["timestep"] = torch.tensor([30, 700])
     schedule = noise_schedule()
     told = Told(model, predicted)
-    loss = InpaintObjective(model, schedule, system_of("image"), learn_variance=True)(told, given)
+    loss = InpaintObjective(model, schedule, system=system_of("image"), learn_variance=True)(told, given)
     error = predicted[:, :1] - schedule.get_velocity(clean, noise, given["timestep"])
     bound = VariationalBound(schedule)(error, predicted[:, 1:], given["timestep"])
     expected = [(error**2 + bound)[row][patches[row]].mean() for row in range(2)]
@@ -159,8 +159,8 @@ def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_pat
         assert set(report[column]["accuracy"]) == {"digit"} and report[column]["frechet"] > 0
     assert report["quality"]["hole_error"] != report["hidden"]["hole_error"]
     assert report["quality"]["v_mse"] != report["dense"]["v_mse"] and "v_mse" not in report["hidden"]
-    cost = report["cost"]
-    assert cost["encoder_milliseconds"] > 0 and 0 < cost["hole"] < 1
+    cost, edit = report["cost"], report["edit"]
+    assert edit["encoder_milliseconds"] > 0 and 0 < edit["hole"] < 1
     assert 0 < cost["sparse"]["gflop"] < cost["all_tokens"]["gflop"]
     print_report(report)
     shown = capsys.readouterr().out
