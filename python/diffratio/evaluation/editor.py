@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from ..data import CaptionedDataset, load_dataset
+from ..data import load_dataset
 from ..diffusion import sampling_scheduler
 from ..inpainting.edit import pipeline_of
 from ..inpainting.lazy import LazyPixArt
@@ -12,10 +12,8 @@ from ..inpainting.pipeline import DiffRatioInpaintPipeline
 from .target import Target
 
 
-def editor_of(
-    target: Target, path: str, system: str | None = None
-) -> tuple[DiffRatioInpaintPipeline, CaptionedDataset | None]:
-    """Return the pipeline around a target's model, and the data set whose text it reads (None: its own).
+def editor_of(target: Target, path: str, system: str | None = None) -> DiffRatioInpaintPipeline:
+    """Return the pipeline around a target's model.
 
     Args:
         target: of ``load_target``.
@@ -36,10 +34,10 @@ def editor_of(
         if (Path(folder) / DiffusionPipeline.config_name).is_file():
             options = {"transformer": target.model, "system": system, "local_files_only": True}
             pipe = DiffRatioInpaintPipeline.from_pretrained(folder, **options)
-            return pipe.to(target.model.device), None
+            return pipe.to(target.model.device)
     if target.dataset is None:
         raise ValueError(f"dataset: none is known for {target.name!r}, so nothing tells what its text is")
     if target.why_no_schedule is not None:
         raise ValueError(f"path: {target.why_no_schedule}")
-    pipe = pipeline_of(target.model, system, sampling_scheduler(target.schedule))
-    return pipe, load_dataset(target.dataset, split="held_out", **target.options)
+    dataset = load_dataset(target.dataset, split="held_out", **target.options)
+    return pipeline_of(target.model, system, sampling_scheduler(target.schedule), dataset)

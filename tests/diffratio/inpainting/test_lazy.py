@@ -160,14 +160,6 @@ def test_cuda_graphs_read_the_places_anew(lazy, inputs, masks, monkeypatch, op_r
             assert len(graphs) == 2
 
 
-def test_a_block_of_ragged_holes_is_compiled(lazy, inputs):
-    scored(lazy, compression=0.3)
-    with torch.no_grad():
-        eager = call(lazy, inputs)
-        lazy.transformer_blocks[0].compile(backend="eager", fullgraph=True)
-        assert torch.allclose(call(lazy, inputs), eager, atol=2e-6)
-
-
 def test_it_is_saved_and_loaded_with_its_routers(lazy, inputs, tmp_path):
     lazy.save_pretrained(tmp_path)
     scored(lazy, compression=0.3)
