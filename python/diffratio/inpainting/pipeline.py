@@ -47,6 +47,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, vae=vae)
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.register_to_config(system=system)
+        self.dataset = None  # of `pipeline_of`: whose text a model on pixels reads
         self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
@@ -147,6 +148,10 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
                     f"negative_prompt_embeds must be given beside prompt_embeds: guidance_scale is {guidance}"
                 )
             text = Text(given.embeds, given.negative_embeds, given.mask, given.negative_mask)
+        elif self.dataset is not None:
+            null = self.dataset.null_tokens[None]
+            null = torch.cat([self.dataset.encode([one]) if one else null for one in given.negatives])
+            text = Text(self.dataset.encode(given.prompts), null)
         elif self.tokenizer is None or self.text_encoder is None:
             raise ValueError("prompt: there is no text encoder here, so prompt_embeds must be given")
         else:
@@ -154,7 +159,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
 
             parts = self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler
             tokens, mask, null, null_mask = PixArtAlphaPipeline(*parts).encode_prompt(
-                given.prompts, guided, negative_prompt=given.negative, device=self._execution_device,
+                given.prompts, guided, negative_prompt=given.negatives, device=self._execution_device,
                 clean_caption=False, max_sequence_length=length,
             )  # fmt: skip
             text = Text(tokens, null, mask, null_mask)
@@ -211,8 +216,10 @@ class Prompts:
     def __post_init__(self):
         if (self.prompt is None) == (self.embeds is None):
             raise ValueError("prompt must be given, or prompt_embeds; not both")
-        if isinstance(self.negative, list) and len(self.negative) != len(self.prompts):
-            raise ValueError(f"negative_prompt: {len(self.negative)} of them for {len(self.prompts)} prompts")
+        if self.embeds is None and len(self.negatives) != len(self.prompts):
+            raise ValueError(
+                f"negative_prompt: {len(self.negatives)} of them for {len(self.prompts)} prompts"
+            )
         if (self.mask is None) != (self.negative_mask is None) and self.negative_embeds is not None:
             raise ValueError("prompt_attention_mask and negative_prompt_attention_mask go together")
 
@@ -220,6 +227,12 @@ class Prompts:
     def prompts(self) -> list[str]:
         """As a list; empty where there are embeddings."""
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+
+    @property
+    def negatives(self) -> list[str]:
+        """One for each prompt."""
+        one = isinstance(self.negative, str)
+        return [self.negative] * len(self.prompts) if one else list(self.negative)
 
 
 @dataclass(frozen=True)
