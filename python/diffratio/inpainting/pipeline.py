@@ -56,7 +56,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
-        negative_prompt: str | list[str] = "",
+        negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         strength: float = 1.0,
@@ -81,7 +81,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
             prompt: what is to be seen there, one for all pictures or one of each.
             image: one or a batch: PIL, an array [H, W, C] or a tensor [C, H, W] in [0, 1].
             mask_image: of the same size; white, from one half on, is repainted. One for all or one of each.
-            negative_prompt: what guidance leads away from; "" is no text.
+            negative_prompt: what guidance leads away from; None is no text.
             height, width: at which the model works, multiples of a token's side; None: those of the picture,
                 rounded up. The result has the picture's size.
             strength: below 1 the hole begins with what is there and noise upon it.
@@ -110,7 +110,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         picture = tensor_of(image, "image", system.channels(model) if self.vae is None else 3)
         mask = mask_of(mask_image, picture)
         masks = prompt_attention_mask, negative_prompt_attention_mask
-        given = Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)
+        given = _Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)
         text = self._text(given, guidance_scale, max_sequence_length)
         rows = _Rows.of(num_images_per_prompt, image=picture, mask_image=mask, prompt=text.tokens)
         picture, mask, text = rows(picture), rows(mask), text.map(rows)
@@ -140,7 +140,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _text(self, given: "Prompts", guidance: float, length: int) -> Text:
+    def _text(self, given: "_Prompts", guidance: float, length: int) -> Text:
         guided = guidance != 1
         if given.embeds is not None:
             if guided and given.negative_embeds is None:
@@ -203,11 +203,11 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
 
 
 @dataclass(frozen=True)
-class Prompts:
+class _Prompts:
     """Text, or what an encoder made of it."""
 
     prompt: str | list[str] | None
-    negative: str | list[str]
+    negative: str | list[str] | None
     embeds: Tensor | None
     negative_embeds: Tensor | None
     mask: Tensor | None
@@ -231,8 +231,8 @@ class Prompts:
     @property
     def negatives(self) -> list[str]:
         """One for each prompt."""
-        one = isinstance(self.negative, str)
-        return [self.negative] * len(self.prompts) if one else list(self.negative)
+        negative = self.negative or ""
+        return [negative] * len(self.prompts) if isinstance(negative, str) else list(negative)
 
 
 @dataclass(frozen=True)
