@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.schedules import target_of
 from diffratio.inpainting.regenerate import regenerate_from_pixart
-from diffratio.inpainting.sampling import Steps, Text, paint
+from diffratio.inpainting.sampling import Steps, Text, guided, paint
 from diffratio.inpainting.systems import SYSTEMS, system_of
 
 NAMES = tuple(SYSTEMS)
@@ -111,6 +111,12 @@ def test_guidance_changes_the_text_and_not_the_context(lazy, masks):
     first, second = calls[0]["context"].chunk(2)
     assert torch.equal(first, second) and calls[0]["hole"].counts == [12, 64, 3] * 2
     assert calls[0]["encoder_hidden_states"].flatten(1).amax(1).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_mean_is_guided_and_the_variance_is_that_of_the_text():
+    without, with_text = torch.tensor([1.0, 5.0]), torch.tensor([3.0, 7.0])  # mean, variance
+    predicted = torch.stack([without, with_text])[:, :, None, None]
+    assert guided(predicted, 1, 4.0).flatten().tolist() == [1 + 4 * (3 - 1), 7]
 
 
 def test_bad_settings_are_named(lazy, masks):
