@@ -99,6 +99,18 @@ def test_it_samples_with_any_scheduler(name, variance, tiny, pixart, masks):
     assert not torch.equal(made[~outside], edit.clean[~outside])
 
 
+def test_a_model_that_is_told_sizes_is_told_those_of_the_pixels(tiny, masks):
+    sized = {"num_attention_heads": 3, "cross_attention_dim": 48, "use_additional_conditions": True}
+    model = system_of("lazy").from_pixart(tiny.pixart(**sized))
+    told = []
+    model.register_forward_pre_hook(lambda m, args, kwargs: told.append(kwargs), with_kwargs=True)
+    system, edit = edit_of("lazy", torch.randn(3, 4, 16, 16), masks)
+    text = Text(torch.ones(3, 6, 24), torch.zeros(3, 6, 24))
+    paint(system, model, edit, text, Steps(DDPMScheduler(), 1, size=(64, 128)))
+    sizes = told[0]["added_cond_kwargs"]
+    assert sizes["resolution"].tolist() == [[64, 128]] * 6 and sizes["aspect_ratio"].tolist() == [[0.5]] * 6
+
+
 def test_guidance_changes_the_text_and_not_the_context(lazy, masks):
     calls = []
     lazy.register_forward_pre_hook(lambda m, args, kwargs: calls.append(kwargs), with_kwargs=True)
