@@ -1,11 +1,10 @@
-"""Samples side by side, and which tokens every layer keeps at every timestep of them (paper fig. 2 and 9)."""
+"""Samples, of several models side by side (paper fig. 6 and 12), and which tokens layers keep for them."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
@@ -36,6 +35,21 @@ def draw_grid(path: Path, images: Tensor, captions: Sequence[str], columns: int,
         axes.imshow(picture(image), interpolation="nearest")
         axes.set_xlabel(textwrap.fill(caption, 22), fontsize=6, color=MUTED)
     return save(figure, path)
+
+
+def side_by_side(rows: Mapping[str, Tensor], captions: Sequence[str], title: str) -> Figure:
+    """Draw the samples ``[n, C, H, W]`` in [-1, 1] of each model in a row, with n captions above them."""
+    figure = new_figure(1.3 * len(captions) + 1.2, 1.3 * len(rows) + 1.0, title)
+    grid = figure.subplots(len(rows), len(captions), squeeze=False)
+    for axes in grid.flat:
+        bare(axes)
+    for row, (name, images) in zip(grid, rows.items(), strict=True):
+        row[0].set_ylabel(textwrap.fill(name, 16), fontsize=9, color=INK)
+        for axes, image in zip(row, images, strict=True):
+            axes.imshow(picture(image), interpolation="nearest")
+    for axes, caption in zip(grid[0], captions, strict=True):
+        axes.set_title(textwrap.fill(caption, 20), fontsize=7, color=MUTED)
+    return figure
 
 
 def draw_rows(axes: Axes, rows: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -83,29 +97,12 @@ def router_maps(images: Tensor, kept: Tensor, timesteps: Sequence[int], title: s
             axes.imshow(shown, interpolation="nearest")
         grid[0, 0].imshow(picture(images[sample]), interpolation="nearest")
         grid[0, 0].set_title("sample", fontsize=9, color=INK)
-        _name(grid[0, 1:], timesteps)
+        name_columns(grid[0, 1:], timesteps)
         for layer, axes in enumerate(grid[:, 0]):
             axes.set_ylabel(f"layer {layer}", fontsize=9, color=MUTED)
         for axes in grid.flat:
             bare(axes)
     return figure
-
-
-def kept_maps(log: Sequence) -> tuple[Tensor, list[int]]:
-    """Return ``(kept, timesteps)`` from what ``record_routing`` saw during one call of ``sample``.
-
-    ``kept`` is bool ``[n, len(timesteps), L, N]``, of the half of every batch that has its text. Timesteps
-    come in the order of sampling.
-    """
-    timesteps = list(dict.fromkeys(int(entry.timestep) for entry in log))
-    layers = range(1 + max(entry.layer for entry in log))
-    masks: dict[tuple[int, int], list[Tensor]] = {(t, layer): [] for t in timesteps for layer in layers}
-    for entry in log:
-        mask = entry.kept()
-        masks[int(entry.timestep), entry.layer].append(mask[len(mask) // 2 :].cpu())
-    # Images are made in chunks, one after the other.
-    columns = [torch.stack([torch.cat(masks[t, layer]) for layer in layers], dim=1) for t in timesteps]
-    return torch.stack(columns, dim=1), timesteps
 
 
 def draw_shares(figure: FigureBase, shares: Tensor, timesteps: Sequence[int]) -> None:
@@ -121,11 +118,12 @@ def draw_shares(figure: FigureBase, shares: Tensor, timesteps: Sequence[int]) ->
     for (layer, column), axes in np.ndenumerate(grid):
         bare(axes)
         image = axes.imshow(shares[column, layer].view(side, side).numpy(), cmap=KEPT, vmin=0, vmax=1)
-    _name(grid[0], timesteps)
+    name_columns(grid[0], timesteps)
     bar = colour_bar(figure, image, grid, ticks=(0, 0.5, 1))
     bar.set_yticklabels(("never", "half", "always"), fontsize=9, color=MUTED)
 
 
-def _name(columns: Sequence[Axes], timesteps: Sequence[int]) -> None:
+def name_columns(columns: Sequence[Axes], timesteps: Sequence[int]) -> None:
+    """Write the timesteps above the columns of a grid."""
     for axes, timestep in zip(columns, timesteps, strict=True):
         axes.set_title(f"t = {timestep}", fontsize=9, color=MUTED)

@@ -56,14 +56,14 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
     index, keep = _selection(layer, call, args, kwargs)
     if not any(keep) and call.one_stream and call.layout is None:
         if model.record is not None:
-            layer.record(given.shape[:2], torch.empty(0, dtype=torch.int64, device=given.device))
+            layer.record(torch.empty(0, dtype=torch.int64, device=given.device), given.shape[:2])
         return call.output(image.tokens, None)
     run = run_of("mod_block", "auto", "auto", image.tokens, _direct(image.tokens))
     rows, logits = _select(layer, run, call, keep, index)
     if index is None and not torch.compiler.is_compiling():
         if torch.is_grad_enabled():
             layer.saved.put(args, kwargs, rows.index, keep, model.told)
-        layer.record(logits.shape, rows.index)
+        layer.record(rows.index, logits.shape, logits)
     if call.layout is not None:
         rows, logits = with_pinned(call.layout, rows, logits, model.rescale.score_scale)
     return routed(call, rows, logits, model.rescale, run)
@@ -227,7 +227,7 @@ def _two_bins(layer: RoutedLayer, call: Call, args, kwargs):
     rows, logits = _select(layer, run, call, keep_large, index, keep_small)
     if index is None:  # without a gradient too: re-entrant checkpointing runs the forward pass like that
         layer.saved.put(args, kwargs, rows.index, regions, decided, layer.model.told)
-        layer.record(logits.shape, rows.index)
+        layer.record(rows.index, logits.shape, logits)
     layout, rescale = call.layout, layer.model.rescale
     if layout is not None:  # pinned tokens in front, so that the small set is a prefix of the large one
         rows, logits = with_pinned(layout, rows, logits, rescale.score_scale, pinned_first=True)

@@ -101,10 +101,18 @@ def _checksums(tensors: list[Tensor]) -> Tensor:
 
 
 class Routing:
-    """One recorded selection: `index` [T] holds rows of the flattened [B*N], `shape` is (B, N)."""
+    """One recorded selection: `index` [T] holds rows of the flattened [B*N], `shape` is (B, N); `logits`
+    [B, N] are the router's, None where it was not asked because nothing is kept."""
 
-    def __init__(self, layer: int, timesteps: list[float] | None, index: Tensor, shape: tuple[int, int]):
-        self.layer, self.index, self.shape = layer, index, shape
+    def __init__(
+        self,
+        layer: int,
+        timesteps: list[float] | None,
+        index: Tensor,
+        shape: tuple[int, int],
+        logits: Tensor | None = None,
+    ):
+        self.layer, self.index, self.shape, self.logits = layer, index, shape, logits
         self.timestep = None if not timesteps or len(set(timesteps)) > 1 else timesteps[0]
         self.timesteps = timesteps
 
@@ -112,6 +120,12 @@ class Routing:
         """[B, N] bool: which tokens were kept."""
         mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.index.device)
         return mask.index_fill(0, self.index, True).view(self.shape)
+
+    def scores(self) -> Tensor:
+        """[B, N] fp32: what the router thinks of each token, in 0..1 (paper fig. 2); NaN without logits."""
+        if self.logits is None:
+            return torch.full(self.shape, torch.nan, device=self.index.device)
+        return self.logits.float().sigmoid()
 
 
 def check_batch(regions: list[int], batch: int) -> None:
@@ -316,8 +330,8 @@ class RoutedLayer:
         table = self.model.ratios
         return self.kept if table is None else table.nearest()[self.row]
 
-    def record(self, shape: tuple[int, int], index: Tensor) -> None:
+    def record(self, index: Tensor, shape: tuple[int, int], logits: Tensor | None = None) -> None:
         """Record a selection among [B, N] tokens where that is asked for."""
         if self.model.record is not None:
-            shape = tuple(shape)
-            self.model.record.append(Routing(self.number, self.model.timesteps, index, shape))
+            logits = None if logits is None else logits.detach()
+            self.model.record.append(Routing(self.number, self.model.timesteps, index, tuple(shape), logits))

@@ -96,7 +96,19 @@ class TrainArguments:
     target_compression: float = _arg(
         0.3, "Part of the tokens that the layers skip on average.", least=0, most=1
     )
+    ramp: float | None = _arg(
+        None,
+        "Part of the steps in which compression grows to its target. Default: 0.4 for l and lt, 0 for mod.",
+        least=0,
+        most=0.8,
+    )
     num_regions: int = _arg(4, "Timestep regions of lt, and of the validation loss.", least=1, most=1000)
+    dense_regions: int = _arg(
+        0,
+        "So many of the regions, the cleanest, skip nothing in mod; the others skip more, so that the target "
+        "is still the mean.",
+        least=0,
+    )
     ratio_lr: float | None = _arg(None, "Learning rate of the ratios. Default: by steps and target.", least=0)
     ratio_loss_weight: str = _arg("auto", "A number (0.3 in the paper), or auto: from the measured gradient.")
     ratio_mode: str = _arg("default", "faithful: the authors' clamp and bins.", ("default", "faithful"))
@@ -119,6 +131,17 @@ class TrainArguments:
         if self.learns_ratios and target > 0.7:
             self._refuse("target_compression", "must not exceed 0.7, the bins of the ratios")
         self.fixed_ratio_weight()
+        if self.ramp is not None and (self.method == "dense" or self._penalised):
+            self._refuse("ramp", "is not for method dense, nor for the penalty, which has no schedule")
+        if self.dense_regions:
+            self._check_dense_regions()
+
+    def _check_dense_regions(self) -> None:
+        if self.method != "mod" or self.dense_regions >= self.num_regions:
+            self._refuse("dense_regions", f"is for mod, and must be below num_regions={self.num_regions}")
+        if min(self.tenths_by_region) < 0:
+            most = 1 - self.dense_regions / self.num_regions
+            self._refuse("target_compression", f"must not exceed {most:g} with dense_regions")
 
     def _check(self, one: Field) -> None:
         """Check type, choices and range of one argument."""
@@ -154,9 +177,21 @@ class TrainArguments:
         return weight
 
     @property
+    def _penalised(self) -> bool:
+        return self.learns_ratios and (self.ratio_mode == "faithful" or self.ratio_loss_weight != "auto")
+
+    @property
     def regions(self) -> int:
         """R of the model: timestep regions that may keep differently."""
-        return self.num_regions if self.method == "lt" else 1
+        return self.num_regions if self.method == "lt" or self.dense_regions else 1
+
+    @property
+    def tenths_by_region(self) -> list[int]:
+        """Kept tenths [R] of mod, the cleanest region first: the target is their mean."""
+        others = self.regions - self.dense_regions
+        kept = round(10 * (1 - self.target_compression) * self.regions) - 10 * self.dense_regions
+        each, more = divmod(kept, others)
+        return [10] * self.dense_regions + [each + 1] * more + [each] * (others - more)
 
     @property
     def learns_ratios(self) -> bool:

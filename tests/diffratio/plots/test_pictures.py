@@ -7,38 +7,12 @@ from diffratio.plots.pictures import (
     draw_grid,
     draw_rows,
     draw_shares,
-    kept_maps,
     kept_picture,
     picture,
     router_maps,
+    side_by_side,
 )
 from diffratio.plots.style import draw_table, new_figure
-
-
-class Entry:
-    """What record_routing collects, as far as the maps read it: 2 samples without text and 2 with."""
-
-    shape = (4, 4)
-
-    def __init__(self, layer: int, timestep: float, tokens: list[int]):
-        self.layer, self.timestep, self.tokens = layer, timestep, tokens
-
-    def kept(self) -> torch.Tensor:
-        return torch.zeros(16, dtype=torch.bool).index_fill(0, torch.tensor(self.tokens), True).view(4, 4)
-
-
-def test_kept_maps_are_those_of_the_samples_with_text():
-    log = [Entry(0, 999.0, [0, 8, 13]), Entry(1, 999.0, [12]), Entry(0, 499.0, [15]), Entry(1, 499.0, [4])]
-    kept, timesteps = kept_maps(log)
-    assert timesteps == [999, 499] and kept.shape == (2, 2, 2, 4)
-    assert kept.nonzero().tolist() == [[0, 0, 0, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 3]]
-
-
-def test_kept_maps_of_chunks_stand_one_after_the_other():
-    log = [Entry(0, 999.0, [8]), Entry(0, 499.0, [13]), Entry(0, 999.0, [9, 3]), Entry(0, 499.0, [14])]
-    kept, timesteps = kept_maps(log)
-    assert timesteps == [999, 499] and kept.shape == (4, 2, 1, 4)
-    assert kept.nonzero().tolist() == [[0, 0, 0, 0], [1, 1, 0, 1], [2, 0, 0, 1], [3, 1, 0, 2]]
 
 
 def test_shares_have_layers_down_and_timesteps_right():
@@ -122,3 +96,12 @@ def test_a_grid_of_samples_is_written_with_its_captions(tmp_path, monkeypatch):
     assert not axes[5].images
     with pytest.raises(ValueError, match="captions: 1 for 5 images"):
         draw_grid(path, images, ["a"], 3, "")
+
+
+def test_models_stand_below_each_other_with_the_prompts_above():
+    rows = {name: torch.rand(3, 3, 4, 4) * 2 - 1 for name in ("dense", "lt")}
+    figure = side_by_side(rows, ["a red box", "b", "c"], "same noise")
+    grid = np.array(figure.axes).reshape(2, 3)
+    assert [axes.get_title() for axes in grid[0]] == ["a red box", "b", "c"]
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["dense", "lt"]
+    np.testing.assert_allclose(grid[1, 2].images[0].get_array(), picture(rows["lt"][2]))

@@ -1,0 +1,74 @@
+"""What routers think of tokens: over the image (paper fig. 2 and 9), and beside learned ratios (fig. 10)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .pictures import name_columns, picture
+from .ratios import few
+from .style import INK, KEPT, LAYERS, MUTED, bare, colour_bar, new_figure, plain
+
+
+def score_maps(noisy: Tensor, scores: Tensor, timesteps: Sequence[int], title: str) -> Figure:
+    """Draw one panel per sample: the image as the model was given it, and below it each layer's scores.
+
+    ``noisy`` is ``[n, T, C, H, W]``, ``scores`` ``[n, T, L, N]`` in [0, 1], T the number of ``timesteps``,
+    which come in the order of sampling, from noise to image.
+    """
+    if noisy.shape[:2] != scores.shape[:2] or len(timesteps) != scores.shape[1]:
+        shapes = f"scores is {tuple(scores.shape)}, noisy {tuple(noisy.shape)}"
+        raise ValueError(f"{shapes}, timesteps {len(timesteps)}: n or T differ")
+    samples, columns, layers, tokens = scores.shape
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise ValueError(f"scores has {tokens} tokens, which are no square")
+    figure = new_figure(samples * (0.72 * columns + 0.5) + 0.8, 0.72 * (layers + 1) + 1.2, title)
+    maps = []
+    for sample, part in enumerate(np.atleast_1d(figure.subfigures(1, samples))):
+        grid = part.subplots(layers + 1, columns, squeeze=False)
+        for axes in grid.flat:
+            bare(axes)
+        for axes, image in zip(grid[0], noisy[sample], strict=True):
+            axes.imshow(picture(image), interpolation="nearest")
+        for (layer, column), axes in np.ndenumerate(grid[1:]):
+            values = scores[sample, column, layer].view(side, side).numpy()
+            maps.append(axes.imshow(values, cmap=KEPT, interpolation="nearest", vmin=0, vmax=1))
+        name_columns(grid[0], timesteps)
+        for row, axes in enumerate(grid[:, 0]):
+            axes.set_ylabel(f"layer {row - 1}" if row else "image", fontsize=9, color=MUTED)
+        if sample == samples - 1:
+            colour_bar(part, maps[-1], grid, label="score", shrink=0.5)
+    return figure
+
+
+def scores_of_ratios(ratios: np.ndarray, scores: np.ndarray, title: str) -> Figure:
+    """Draw the mean score over the kept ratio, a point for each layer and timestep region.
+
+    Both are ``[L, R]`` in [0, 1]. Larger points stand for noisier regions, numbers for layers; Pearson's
+    correlation is written beside them, over points that do not all keep the same.
+    """
+    if ratios.shape != scores.shape or ratios.ndim != 2:
+        raise ValueError(f"ratios and scores must be [L, R] alike, got {ratios.shape} and {scores.shape}")
+    layers, regions = ratios.shape
+    figure = new_figure(6.4, 5.0, title)
+    axes = figure.subplots()
+    sizes = 30 + 90 * np.arange(regions) / max(1, regions - 1)
+    points = axes.scatter(
+        100 * ratios.ravel(),
+        scores.ravel(),
+        s=np.tile(sizes, layers),
+        c=np.repeat(np.arange(layers), regions),
+        cmap=LAYERS,
+        alpha=0.8,
+    )
+    plain(axes, "kept tokens (%)", "mean score")
+    axes.margins(0.08)
+    seen = np.isfinite(scores) & np.isfinite(ratios)
+    if np.ptp(ratios[seen]) > 0 and np.ptp(scores[seen]) > 0:
+        correlation = np.corrcoef(ratios[seen], scores[seen])[0, 1]
+        axes.set_title(f"correlation {correlation:.2f}", fontsize=10, color=INK, loc="left")
+    bar = colour_bar(figure, points, axes, pad=0.02, ticks=few(layers), label="layer")
+    bar.set_yticks(few(layers))
+    return figure
