@@ -160,6 +160,8 @@ class RoutedModel:
     """Of the model's forward, whose arguments they are given by name."""
     dense: dict[str, str] = field(default_factory=dict)
     """Blocks that a spec leaves as they are, and why."""
+    baseline: Any = None
+    """Of `diffratio.baselines`: what runs the blocks where there are no routers."""
     enabled: bool = True
     ratios: RatioTable | None = None
     """The model's `diffratio_ratios` while it learns them."""
@@ -297,8 +299,10 @@ class RoutedLayer:
 
         False where the values cannot be seen: on the meta device, in shards.
         """
+        if self.drawn is None:
+            return False
         weight = self.block.diffratio.router_weight.detach()
-        if self.drawn is None or weight.is_meta or type(weight) is not Tensor:
+        if weight.is_meta or type(weight) is not Tensor:
             return False
         return torch.equal(self.drawn.to(weight), weight)
 
@@ -320,7 +324,8 @@ class RoutedLayer:
         if reason is not None:
             raise ValueError(f"{self.name}: {reason}; remove that, or remove_diffratio first")
         self.inspected = self.spec.inspect(block)
-        reason = foreign(block.diffratio, Router)
+        router = block._modules.get("diffratio")
+        reason = "there is no router" if router is None else foreign(router, Router)
         self.router_reason = reason and f"diffratio: {reason}"
         fingerprint = Fingerprint(block)
         self._fingerprint = fingerprint, fingerprint.now()
