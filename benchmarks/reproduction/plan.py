@@ -39,7 +39,7 @@ SAMPLING = {"samples": 512, "seed": 0, "steps": 20, "guidance": 2.0}
 
 @dataclass(frozen=True)
 class System:
-    """What is compared: its name in the tables, its method, and what its training is given beside `TRAINING`.
+    """What is compared: its name in the tables, its method, what its training is given beside `TRAINING`.
 
     `targets` are compressions of its own, by the target in whose table it stands.
     """
@@ -67,12 +67,12 @@ SYSTEMS = {
 }
 """In the order of the tables. Uniform MoD rounds its tokens up: hence the targets of lt-matched."""
 TRAINING_FREE = {
-    "tome-mlp": "tome:mlp",
-    "tome-attn": "tome:attn",
-    "tome-all": "tome:all",
-    "atedm": "atedm",
+    "tome-mlp": System("ToMe in the MLP, not trained", "tome:mlp"),
+    "tome-attn": System("ToMe in attention, not trained", "tome:attn"),
+    "tome-all": System("ToMe in both, not trained", "tome:all", targets={0.2: 0.21}),
+    "atedm": System("AT-EDM, not trained", "atedm"),
 }
-"""Baselines on the model before any fine-tuning, by what `diffratio eval --baseline` calls them."""
+"""Baselines of `diffratio eval` on the model before any fine-tuning; one token more makes 0.21 of 0.2."""
 LEARNED = ("l", "lt")
 """Those whose ratios are held to the target."""
 
@@ -80,7 +80,7 @@ LEARNED = ("l", "lt")
 @cache
 def setup(dataset: str, method: str = "dense") -> str:
     """A digest of what decides a result besides method, target and seed: starting weights and settings."""
-    system = SYSTEMS.get(method, SYSTEMS["dense"])
+    system = (SYSTEMS | TRAINING_FREE)[method]
     own = system.extra | ({"targets": system.targets} if system.targets else {})
     digest = hashlib.sha256(json.dumps([TRAINING | own, SAMPLING], sort_keys=True).encode())
     digest.update((PRETRAINED[dataset] / "fp32.sha256").read_bytes())
@@ -118,13 +118,19 @@ class Run:
         return RUNS / self.setup / self.name
 
     @property
+    def compression(self) -> float:
+        """What is asked for, near the target in whose table the run stands."""
+        system = (SYSTEMS | TRAINING_FREE)[self.method]
+        return system.targets.get(self.target, self.target)
+
+    @property
     def training(self) -> dict[str, Any]:
         """The arguments of `diffratio train`, without its folder."""
         system = SYSTEMS[self.method]
         return TRAINING | system.extra | {
             "pretrained_model_name_or_path": self.dataset,
             "method": system.method,
-            "target_compression": system.targets.get(self.target, self.target),
+            "target_compression": self.compression,
             "seed": self.seed,
         }  # fmt: skip
 

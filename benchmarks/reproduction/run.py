@@ -44,6 +44,7 @@ from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.router_maps import router_auc
 from diffratio.evaluation.target import Target, load_target
 from diffratio.progress import progress_bar
+from diffratio.routing.find import routed_model
 from diffratio.train import TrainArguments, train
 from diffratio_kernels import kept_tokens
 
@@ -68,19 +69,19 @@ def finish(run: Run, facts: dict) -> str:
 
 def judged_by_eval(run: Run) -> dict:
     """Quality and FLOPs of what needs no training, by the command that anybody would type."""
-    baseline = f"{TRAINING_FREE[run.method]}:{run.target}"
+    baseline = f"{TRAINING_FREE[run.method].method}:{run.compression}"
     settings = [word for name, value in SAMPLING.items() for word in (f"--{name}", str(value))]
     command = ["eval", run.dataset, "--baseline", baseline, *settings, "--device", "cpu", "--json"]
     done = subprocess.run([sys.executable, "-m", "diffratio", *command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"diffratio {' '.join(command)}: {done.stderr}")
     report = json.loads(done.stdout)
-    cost = report["cost"]
+    dense, own = report["cost"].values()
     return {
         "command": command,
         "quality": report["quality"],
         "mean_kept_in_bins": None,
-        "flops_of_dense": cost["sparse"]["gflop"] / cost["dense"]["gflop"],
+        "flops_of_dense": own["gflop"] / dense["gflop"],
     }
 
 
@@ -91,8 +92,11 @@ def judged(target: Target) -> dict:
     shape = TransformerShape.from_model(target.model, text_tokens=judge.held_out.text_tokens)
     dense = transformer_flops(shape).total
     table = target.kept_tenths
-    kept = None if table is None else [[kept_tokens(n, shape.tokens) for n in row] for row in table]
-    auc = router_auc(target.model, judge.held_out) if target.routed else None
+    kept = auc = None
+    if target.routed:
+        rounding = routed_model(target.model).config.rounding
+        kept = [[kept_tokens(n, shape.tokens, rounding) for n in row] for row in table]
+        auc = router_auc(target.model, judge.held_out)
     return {
         "quality": quality,
         "kept_tenths": table,

@@ -25,12 +25,7 @@ from benchmarks.reproduction.plan import (
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 PICTURE = DOCUMENT.with_suffix(".png")
 START, END = "<!-- measured: tables.py writes from here -->", "<!-- to here -->"
-NAMES = {method: system.label for method, system in SYSTEMS.items()} | {
-    "tome-mlp": "ToMe in the MLP, not trained",
-    "tome-attn": "ToMe in attention, not trained",
-    "tome-all": "ToMe in both, not trained",
-    "atedm": "AT-EDM, not trained",
-}
+NAMES = {method: system.label for method, system in (SYSTEMS | TRAINING_FREE).items()}
 HEAD = (
     "| model | seeds | mean kept (ratios) | mean kept (bins) | FLOPs of dense | v-MSE | Frechet | attributes "
     "| all right |\n"

@@ -154,11 +154,11 @@ def test_one_command_makes_one_run_with_another_seed():
 
 
 def test_what_is_not_trained_is_judged_by_the_command(monkeypatch):
-    report = {"quality": {"v_mse": 1}, "cost": {"sparse": {"gflop": 3}, "dense": {"gflop": 4}}}
+    report = {"quality": {"v_mse": 1}, "cost": {"dense": {"gflop": 4}, "tome": {"gflop": 3}}}
     done = subprocess.CompletedProcess([], 0, json.dumps(report), "")
     monkeypatch.setattr(subprocess, "run", lambda words, **_: done)
-    found = command.judged_by_eval(plan.Run("shapes", "tome-mlp", 0.2, 0))
-    assert found["command"][:4] == ["eval", "shapes", "--baseline", "tome:mlp:0.2"]
+    found = command.judged_by_eval(plan.Run("shapes", "tome-all", 0.2, 0))
+    assert found["command"][:4] == ["eval", "shapes", "--baseline", "tome:all:0.21"]
     assert found["flops_of_dense"] == 0.75 and found["quality"] == {"v_mse": 1}
     done.returncode, done.stderr = 2, "no such option"
     with pytest.raises(RuntimeError, match="diffratio eval shapes .*: no such option"):

@@ -36,6 +36,13 @@ def plot(
             metavar="TEXT", help="Of side-by-side, repeatable. Default: the first held-out captions."
         ),
     ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of side-by-side, repeatable: rows of the first path with a baseline of `eval`.",
+        ),
+    ] = None,
     seed: Seed = 0,
     steps: Steps = 20,
     guidance: Guidance = 2.0,
@@ -87,10 +94,10 @@ def plot(
     written += [path for run in runs for path in draw_run(run, out / run.path.name, figures, **options)]
     if runs and "quality" in figures:
         written += draw_quality(runs, out, SampleSettings(samples, seed, steps, guidance), **options)
-    alone = figure is None and len(models) == len(runs) == 1
+    alone = figure is None and len(models) == len(runs) == 1 and not baseline
     if models and "side-by-side" in figures and not alone:
         settings = SampleSettings(_PROMPTS, seed, steps, guidance)
-        written.append(draw_side_by_side(models, out, settings, prompt, **options))
+        written.append(draw_side_by_side(models, out, settings, prompt or (), baseline or (), **options))
     if as_json:
         typer.echo(json.dumps([str(path) for path in written], indent=2))
     else:

@@ -166,7 +166,8 @@ def draw_side_by_side(
     paths: Sequence[Path],
     out: Path,
     settings: SampleSettings,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] = (),
+    baselines: Sequence[str] = (),
     *,
     device: str = "cpu",
     progress: bool = True,
@@ -177,7 +178,8 @@ def draw_side_by_side(
         paths: runs, and whatever ``load_target`` takes.
         out: the folder of the picture.
         settings: how every model is sampled.
-        prompts: None are the captions of the first held-out images, as many as ``settings`` has samples.
+        prompts: none are the captions of the first held-out images, as many as ``settings`` has samples.
+        baselines: what is put on the first of ``paths``, one after the other, for further rows.
         device: cpu or cuda.
         progress: show progress bars on standard error.
 
@@ -186,15 +188,15 @@ def draw_side_by_side(
     """
     rows: dict[str, Tensor] = {}
     judge = None
-    for path in paths:
-        target = load_target(path, device=device)
+    for path, baseline in [*((path, None) for path in paths), *((paths[0], one) for one in baselines)]:
+        target = load_target(path, device=device, baseline=baseline)
+        name = target.name if baseline is None else f"{target.name}, {baseline}"
         judge = Judge.of(target, settings, progress) if judge is None else judge
         if (reason := judge.why_not(target)) is not None:
-            raise ValueError(f"side-by-side: {target.name}: {reason}")
-        if target.name in rows:
-            raise ValueError(f"paths: two of them have the name {target.name!r}")
-        images = judge.samples(target, f"sampling {target.name}", captions=list(prompts or []) or None)
-        rows[target.name] = images
-    captions = list(prompts or judge.held_out.captions(judge.wanted))
+            raise ValueError(f"side-by-side: {name}: {reason}")
+        if name in rows:
+            raise ValueError(f"paths: two of them have the name {name!r}")
+        rows[name] = judge.samples(target, f"sampling {name}", captions=list(prompts) or None)
+    captions = list(prompts) or judge.held_out.captions(judge.wanted)
     title = f"Same prompts and noise, {settings.steps} steps, guidance {settings.guidance:g}"
     return save(side_by_side(rows, captions, title), out / "side-by-side.png")

@@ -26,7 +26,7 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         try:
             report = json.loads(path.read_text())
-            quality, _ = report["quality"], report["cost"]["sparse"]
+            quality, _ = report["quality"], report["cost"]["dense"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"paths: {path} is no report of `diffratio eval --json` ({error!r})") from None
         if quality is None:
@@ -42,15 +42,17 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def points(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what each report measured, and once the model that runs began with: ``name``, ``quality``, and
-    each of `COSTS` as a part of the dense model's, which took turns with it."""
+    """Return what each report measured, and once the dense model that they all began with: ``name``,
+    ``quality``, and each of `COSTS` as a part of the dense model's, which took turns with it."""
     found = []
     for report in reports:
-        base, cost = report.get("base"), report["cost"]
+        base = report.get("base", report.get("dense"))
         if base is not None and all(base != one["quality"] for one in found):
-            found.append({"name": "base, dense", "quality": base, **{key: 1.0 for key, _ in COSTS}})
-        parts = {key: cost["sparse"][key] / cost["dense"][key] for key, _ in COSTS}
-        found.append({"name": report["name"], "quality": report["quality"], **parts})
+            found.append({"name": "dense", "quality": base, **{key: 1.0 for key, _ in COSTS}})
+        dense, *_, own = report["cost"].values()
+        parts = {key: own[key] / dense[key] for key, _ in COSTS}
+        name = report["name"] + (f", {report['baseline']}" if report.get("baseline") else "")
+        found.append({"name": name, "quality": report["quality"], **parts})
     return found
 
 

@@ -89,8 +89,10 @@ def test_runs_and_models_draw_the_same_prompts_from_the_same_noise(synthetic_run
     judge = Judge("digits", settings, progress=False)
     assert rows["digits"].equal(judge.samples(load_target("digits"), captions=captions))
     assert not rows["lt"].equal(rows["digits"]) and "2 steps, guidance 2" in title
-    draw_side_by_side(paths[:1], tmp_path, settings, progress=False)
-    assert drawn[1][1] == judge.held_out.captions(range(2))
+    draw_side_by_side(paths[1:], tmp_path, settings, baselines=["tome:mlp:0.3"], progress=False)
+    rows, captions, _ = drawn[1]
+    assert list(rows) == ["digits", "digits, tome:mlp:0.3"] and captions == judge.held_out.captions(range(2))
+    assert not rows["digits"].equal(rows["digits, tome:mlp:0.3"])
     with pytest.raises(ValueError, match="side-by-side: shapes: the model does not fit 'digits'"):
         draw_side_by_side([*paths, Path("shapes")], tmp_path, settings, progress=False)
     with pytest.raises(ValueError, match="two of them have the name 'digits'"):

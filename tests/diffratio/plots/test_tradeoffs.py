@@ -6,8 +6,8 @@ import pytest
 from diffratio.plots.tradeoffs import draw_tradeoffs, points, read_reports, tradeoffs
 
 
-def report(name, error, latency, flops, **more):
-    cost = {"dense": {"milliseconds": 20, "gflop": 8}, "sparse": {"milliseconds": latency, "gflop": flops}}
+def report(name, error, latency, flops, own="sparse", **more):
+    cost = {"dense": {"milliseconds": 20, "gflop": 8}, own: {"milliseconds": latency, "gflop": flops}}
     quality = {"frechet": 10 * error, "v_mse": error}
     alike = {"dataset": "shapes", "device": "cpu", "dtype": "fp32", "batch": 16, "samples": 8, "steps": 4}
     return alike | {"name": name, "quality": quality, "cost": cost} | more
@@ -15,16 +15,20 @@ def report(name, error, latency, flops, **more):
 
 @pytest.fixture
 def files(tmp_path):
-    base = {"base": {"frechet": 1.0, "v_mse": 0.1}}
-    reports = report("lt", 0.2, 14, 6, **base), report("mod", 0.3, 16, 6, **base), report("tome", 0.4, 18, 7)
-    for one in reports:
-        (tmp_path / f"{one['name']}.json").write_text(json.dumps(one))
-    return [tmp_path / f"{name}.json" for name in ("lt", "mod", "tome")]
+    dense = {"frechet": 1.0, "v_mse": 0.1}
+    reports = {
+        "lt": report("lt", 0.2, 14, 6, base=dense, dense={"frechet": 2.0, "v_mse": 0.2}),
+        "mod": report("mod", 0.3, 16, 6, base=dense),
+        "tome": report("shapes", 0.4, 18, 7, "tome:mlp:0.2", baseline="tome:mlp:0.2", dense=dense),
+    }
+    for name, one in reports.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(one))
+    return [tmp_path / f"{name}.json" for name in reports]
 
 
 def test_every_system_is_a_point_and_the_base_one_for_all(files):
     found = points(read_reports(files))
-    assert [one["name"] for one in found] == ["base, dense", "lt", "mod", "tome"]
+    assert [one["name"] for one in found] == ["dense", "lt", "mod", "shapes, tome:mlp:0.2"]
     assert [one["milliseconds"] for one in found] == [1, 0.7, 0.8, 0.9]
     grid = np.array(tradeoffs(found, "all").axes).reshape(2, 2)
     assert [axes.get_ylabel() for axes in grid[:, 0]] == ["Fréchet distance", "v-MSE"]
