@@ -16,7 +16,8 @@ def test_below_what_the_model_is_given_stand_the_scores_of_each_layer():
         np.testing.assert_allclose(grid[0, 1].images[0].get_array(), picture(noisy[sample, 1]))
         shown = grid[3, 1].images[0]
         np.testing.assert_allclose(shown.get_array(), scores[sample, 1, 2].view(4, 4))
-        assert shown.get_clim() == (0, 1)
+        assert shown.get_clim() == (scores.min().item(), scores.max().item())
+    assert figure.subfigs[2].axes[-1].get_ylabel() == "score"
 
 
 def test_scores_that_do_not_fit_are_refused():
@@ -34,7 +35,10 @@ def test_there_is_a_point_for_each_layer_and_region_and_their_correlation():
     axes = figure.axes[0]
     points = axes.collections[0].get_offsets()
     np.testing.assert_allclose(points, [[100, 0.7], [50, 0.45], [80, 0.6], [30, 0.35]])
-    assert axes.get_title(loc="left") == "correlation 1.00" and figure.axes[1].get_ylabel() == "layer"
+    assert (
+        axes.get_title(loc="left") == "correlation 1.00; larger: noisier timesteps"
+        and figure.axes[1].get_ylabel() == "layer"
+    )
     np.testing.assert_allclose(axes.collections[0].get_array(), [0, 0, 1, 1])
 
 
