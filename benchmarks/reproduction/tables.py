@@ -127,11 +127,39 @@ def learned_table(runs: dict) -> list[str]:
         mean_regions = [statistics.mean(column) for column in zip(*regions, strict=True)]
         deviation = [statistics.pstdev(row) for row in layers]
         lines.append(
-            f"| {dataset} {NAMES[method]} {target:.0%} | {' '.join(f'{v:.2f}' for v in mean_layers)} | "
+            f"| {row_name(dataset, method, target)} | {' '.join(f'{v:.2f}' for v in mean_layers)} | "
             f"{spread(deviation, 3)} | "
             f"{' '.join(f'{v:.2f}' for v in mean_regions) if len(mean_regions) > 1 else ''} |"
         )
     return [*lines, ""]
+
+
+def quarters_table(runs: dict) -> list[str]:
+    """v-MSE in each quarter of the timesteps, and how much of the excess over dense lies in the cleanest."""
+    lines = [
+        "| run | t 0 to 249 | 250 to 499 | 500 to 749 | 750 to 999 | of the excess over dense in 0 to 249 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for dataset in DATASETS:
+        dense = by_quarter(runs[dataset, "dense", 0.0])
+        for key in (key for key in keys(dataset) if key in runs):
+            _, method, target = key
+            found = by_quarter(runs[key])
+            excess = [own - least for own, least in zip(found, dense, strict=True)]
+            share = f"{excess[0] / sum(excess):.0%}" if sum(excess) > 0 else ""
+            cells = " | ".join(f"{error:.4f}" for error in found)
+            lines.append(f"| {row_name(dataset, method, target)} | {cells} | {share} |")
+    return [*lines, ""]
+
+
+def by_quarter(results: list[dict]) -> list[float]:
+    """Means over seeds, from clean to noisy."""
+    errors = [result["quality"]["v_mse_by_quartile"] for result in results]
+    return [statistics.mean(column) for column in zip(*errors, strict=True)]
+
+
+def row_name(dataset: str, method: str, target: float) -> str:
+    return f"{dataset} {NAMES[method]}" + (f" {target:.0%}" if target else "")
 
 
 def claims_table(runs: dict) -> list[str]:
@@ -219,6 +247,7 @@ def main() -> None:
     lines = missing_lines()
     for dataset in DATASETS:
         lines += quality_table(dataset, starts[dataset], runs)
+    lines += ["### Where the error is", "", *quarters_table(runs)]
     lines += ["### What was learned", "", *learned_table(runs)]
     lines += ["### Claims", "", *claims_table(runs), "### Against each other", "", *pairs_table(runs)]
     text = DOCUMENT.read_text()

@@ -104,6 +104,17 @@ def test_rows_tell_their_seeds_and_what_is_missing_is_named(monkeypatch, tmp_pat
     assert "uniform MoD (12 of 12 runs)" in line and "AT-EDM, not trained (4 of 4 runs)" in line
 
 
+def test_the_excess_of_the_cleanest_quarter_is_a_share_of_all():
+    runs = results(lambda run: 0.1, ("dense", "mod"))
+    for (_, method, _), found in runs.items():
+        for seed, one in enumerate(found):
+            quarters = [0.1, 0.2, 0.3, 0.4] if method == "dense" else [0.4 + seed, 0.3, 0.3, 0.4]
+            one["quality"]["v_mse_by_quartile"] = quarters
+    found = rows(tables.quarters_table(runs))
+    assert found["digits dense, the same steps"] == ["0.1000", "0.2000", "0.3000", "0.4000"]
+    assert found["shapes uniform MoD 20%"] == ["1.4000", "0.3000", "0.3000", "0.4000", "93%"]
+
+
 def test_results_of_another_start_are_not_done(tmp_path, monkeypatch):
     path = tmp_path / "digits-l-20-seed0.json"
     assert not plan.is_done(path, plan.setup("digits"))
