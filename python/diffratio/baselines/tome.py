@@ -53,11 +53,9 @@ class Matching:
             choice = choice.to(device)
             rows, columns = rows + choice // 2, columns + choice % 2
         goals = (rows * width + columns).flatten()
-        others = (
-            torch.ones(tokens, device=device).index_fill(0, goals, 0).argsort(descending=True, stable=True)
-        )
-        sources = others[: tokens - len(goals)]
-        metric = F.normalize(x, dim=-1)
+        is_goal = torch.zeros(tokens, dtype=torch.uint8, device=device).index_fill(0, goals, 1)
+        sources = is_goal.argsort(stable=True)[: tokens - len(goals)]
+        metric = F.normalize(x.detach(), dim=-1)
         likeness = metric[:, sources] @ metric[:, goals].mT
         best, goal = likeness.max(-1)
         order = best.argsort(dim=-1, descending=True, stable=True)
@@ -172,9 +170,7 @@ class Tome(Baseline):
         self.refuse(layer, self.why_not(call))
         size = layer.model.told.get(type(self))
         if size is None or size[0] * size[1] != tokens:
-            raise RuntimeError(
-                f"{layer.name}: {self.name} is told the size of the image by the model; call it"
-            )
+            raise RuntimeError(f"{layer.name}: the model tells {self.name} the size of the image; call it")
         return self.alone(call, run, size)
 
     def alone(self, call, run, size):

@@ -172,5 +172,5 @@ def test_a_bad_argument_is_named_and_nothing_changes(call, text, tiny):
 def test_a_block_alone_does_not_know_its_image(tiny):
     model = apply_tome(tiny.make("dit"), 0.2)
     x, more = torch.randn(2, 64, 32), {"timestep": torch.tensor([1, 1]), "class_labels": torch.tensor([1, 2])}
-    with pytest.raises(RuntimeError, match="is told the size of the image by the model; call it"):
+    with pytest.raises(RuntimeError, match="the model tells tome:attn:0.2 the size of the image; call it"):
         model.transformer_blocks[0](x, **more)
