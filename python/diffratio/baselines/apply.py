@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from ..config import DiffRatioConfig
-from ..routing.apply import patch, refuse_reducer, unpatch
+from ..routing.apply import apply_diffratio, patch, refuse_reducer, unpatch
 from ..routing.find import routed_model, transformers_of, unwrapped
 from .atedm import ITERATIONS, OPEN_STEPS, AtEdm
 from .calls import Baseline
+from .named import UniformMod, parse_baseline
 from .tome import Tome
 
 
@@ -75,6 +76,29 @@ def apply_atedm(
         >>> model = remove_baseline(model)
     """
     return put(model_or_pipe, AtEdm(ratio, refill, iterations, open_layers, open_steps))
+
+
+def apply_baseline(model_or_pipe, text: str):
+    """Put the baseline of a name on a model.
+
+    Args:
+        model_or_pipe: as of `apply_tome`; for mod also one that is routed, whose routers stay.
+        text: as of `parse_baseline`.
+
+    Returns:
+        What it was given.
+
+    Raises:
+        ValueError: as of `parse_baseline` and `apply_tome`.
+
+    Example:
+        >>> from diffratio.baselines import apply_baseline, remove_baseline
+        >>> model = remove_baseline(apply_baseline(model, "atedm:0.2"))
+    """
+    baseline = parse_baseline(text)
+    if isinstance(baseline, UniformMod):
+        return apply_diffratio(model_or_pipe, DiffRatioConfig(baseline.ratio, rounding=baseline.rounding))
+    return put(model_or_pipe, baseline)
 
 
 def put(model_or_pipe, baseline: Baseline):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,11 +21,11 @@ from torch import Tensor
 from diffratio_kernels.blocks import products
 from diffratio_kernels.blocks.joint import heads_of, prepared
 from diffratio_kernels.blocks.routed import called
-from diffratio_kernels.blocks.stream import Call, SecondAttention, SelfAttention
+from diffratio_kernels.blocks.stream import Call, CrossAttention, SecondAttention, SelfAttention
 from diffratio_kernels.ops.route.op import run_select
 from diffratio_kernels.types import PackedRows, Run
 
-from .calls import Baseline, between, check_part, check_whole, exact, why_not
+from .calls import Baseline, check_part, check_whole, cross_attention, exact, why_not
 
 REFILLS = ("copy", "residual")
 MOST = 0.9
@@ -109,7 +110,9 @@ class Pruning:
     def after_attention(self, hidden: Tensor, rows: PackedRows) -> Tensor:
         """Attention of the kept rows to a text."""
         after = self.call.after_attention
-        return self._on_kept(lambda some, kept: between(self.run, after, some, kept), hidden)
+        known = isinstance(after, CrossAttention)
+        branch = partial(cross_attention, self.run, after) if known else partial(called, "text", after)
+        return self._on_kept(branch, hidden)
 
     def mlp(self, normed: Tensor, rows: PackedRows) -> Tensor:
         """The MLP of the kept rows."""
@@ -162,15 +165,22 @@ class AtEdm(Baseline):
         both = self.is_open(layer, layers) and self.open_steps > 0
         return (1 - self.ratio, 1.0) if both else (1 - self.ratio,)
 
+    def _open(self, layer, batch: int | None, args, kwargs) -> list[bool]:
+        """Of each sample, or of all, whether the layer prunes nothing in this call."""
+        if self.ratio == 0 or not self.is_open(layer.number, len(layer.model.layers)):
+            return [self.ratio == 0] * (batch or 1)
+        first = self.regions - round(10 * self.open_steps)
+        return [region >= first for region in layer.model.regions_now(layer, batch, args, kwargs)]
+
+    def leaves(self, layer, args, kwargs):
+        return all(self._open(layer, None, args, kwargs))
+
     def changed(self, layer, call, run, args, kwargs):
         batch, tokens = call.image.tokens.shape[:2]
-        keep = [self.left(tokens)] * batch
-        if self.is_open(layer.number, len(layer.model.layers)):
-            first = self.regions - round(10 * self.open_steps)
-            regions = layer.model.regions_now(layer, batch, args, kwargs)
-            keep = [tokens if region >= first else k for region, k in zip(regions, keep, strict=True)]
-        if min(keep) == tokens:
+        if self.left(tokens) == tokens:
             return None
+        is_open = self._open(layer, batch, args, kwargs)
+        keep = [tokens if one else self.left(tokens) for one in is_open]
         self.refuse(layer, self.why_not(call))
         return Pruning(call, run, keep, self).changed()
 
@@ -184,7 +194,7 @@ class AtEdm(Baseline):
         if call.text is not None or isinstance(call.after_attention, SecondAttention):
             return "its tokens attend to those of a text too, and are ranked by attention to each other"
         if not isinstance(own, SelfAttention):
-            return "its attention is a module that gives no maps (a hook, a processor or dropout of its own)"
+            return "its attention is a module that gives no maps"
         if own.key_scale is not None or own.more is not None:
             return "its attention is to more than its tokens"
         return why_not(call)

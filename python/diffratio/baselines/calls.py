@@ -6,7 +6,7 @@ from numbers import Real
 from torch import Tensor
 
 from diffratio_kernels.blocks import products
-from diffratio_kernels.blocks.routed import called, cross_attend
+from diffratio_kernels.blocks.routed import cross_attend
 from diffratio_kernels.blocks.stream import Call, CrossAttention, Exchange, Parallel
 from diffratio_kernels.types import PackedRows, Run
 
@@ -14,7 +14,7 @@ from diffratio_kernels.types import PackedRows, Run
 class Baseline:
     """What runs the blocks of a model in place of routers, without training.
 
-    `routing` asks it in every call of a block; it holds no tensor, so that copies of the model have their own.
+    `routing` asks it in every call of a block. Copies of a model have their own.
     """
 
     regions: int = 1
@@ -35,10 +35,14 @@ class Baseline:
 
     def layout(self, model, given: dict):
         """What a call of the model tells: its arguments by name."""
-        return None
+        return
+
+    def leaves(self, layer, args: tuple, kwargs: dict) -> bool:
+        """Whether the block runs as it is, whatever its call holds."""
+        raise NotImplementedError
 
     def changed(self, layer, call: Call, run: Run, args: tuple, kwargs: dict) -> Call | None:
-        """The call as it is computed; None where the block is to run as it is.
+        """The call as it is computed; None where too few tokens leave the block as it is.
 
         Args:
             layer: the `RoutedLayer`.
@@ -59,8 +63,9 @@ class Baseline:
     def refuse(self, layer, reason: str | None) -> None:
         """A ValueError with the reason why it does not apply to a block, where there is one."""
         if reason is not None:
-            kind = type(layer.block).__name__
-            raise ValueError(f"{self.name} does not apply to {layer.name}, a {kind}: {reason}")
+            kind, slow = type(layer.block).__name__, layer.spec.slow_reason(layer.block)
+            reason = reason if slow is None else f"{reason} ({slow})"
+            raise ValueError(f"{self.name} does not apply to {layer.name}, {kind}: {reason}")
 
 
 def why_not(call: Call) -> str | None:
@@ -91,8 +96,6 @@ def exact(ratio: float) -> Fraction:
     return Fraction(str(ratio))
 
 
-def between(run: Run, part, hidden: Tensor, rows: PackedRows) -> Tensor:
-    """What stands between attention and MLP, a `CrossAttention` or a part that is not known, of rows [T, D]."""
-    if isinstance(part, CrossAttention):
-        return products.product(run, cross_attend(run, hidden, rows, part), part.out)
-    return called("after_attention", part, hidden, rows)
+def cross_attention(run: Run, cross: CrossAttention, hidden: Tensor, rows: PackedRows) -> Tensor:
+    """The branch [T, D] of rows that attend to a text."""
+    return products.product(run, cross_attend(run, hidden, rows, cross), cross.out)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from diffratio_kernels.blocks.bins import ROUNDINGS
 
 from ..config import DiffRatioConfig
-from ..routing.apply import apply_diffratio
-from .apply import put
 from .atedm import REFILLS, AtEdm
 from .calls import Baseline
 from .tome import MERGES, Tome
@@ -69,26 +67,3 @@ def parse_baseline(text: str) -> Baseline | UniformMod:
     except ValueError as error:
         raise ValueError(f"baseline={text!r}: {error}") from None
     raise ValueError(f"baseline={text!r} must be {GRAMMAR}")
-
-
-def apply_baseline(model_or_pipe, text: str):
-    """Put the baseline of a name on a model.
-
-    Args:
-        model_or_pipe: as of `apply_tome`; for mod also one that is routed, whose routers stay.
-        text: as of `parse_baseline`.
-
-    Returns:
-        What it was given.
-
-    Raises:
-        ValueError: as of `parse_baseline` and `apply_tome`.
-
-    Example:
-        >>> from diffratio.baselines import apply_baseline, remove_baseline
-        >>> model = remove_baseline(apply_baseline(model, "atedm:0.2"))
-    """
-    baseline = parse_baseline(text)
-    if isinstance(baseline, UniformMod):
-        return apply_diffratio(model_or_pipe, DiffRatioConfig(baseline.ratio, rounding=baseline.rounding))
-    return put(model_or_pipe, baseline)

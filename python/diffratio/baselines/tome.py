@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,10 @@ from torch import Tensor
 
 from diffratio_kernels.blocks import products
 from diffratio_kernels.blocks.joint import every_row
-from diffratio_kernels.blocks.routed import called
-from diffratio_kernels.blocks.stream import Call, SecondAttention, SelfAttention
+from diffratio_kernels.blocks.stream import Call, CrossAttention, SecondAttention, SelfAttention
 from diffratio_kernels.types import PackedRows, Run
 
-from .calls import Baseline, between, check_part, check_whole, why_not
+from .calls import Baseline, check_part, check_whole, cross_attention, why_not
 
 MERGES = ("attn", "mlp", "all")
 MOST = 0.75
@@ -44,7 +44,7 @@ class Matching:
 
     def __init__(self, x: Tensor, size: tuple[int, int], merged: int, choice: Tensor | None = None):
         height, width = size
-        batch, tokens, device = x.shape[0], height * width, x.device
+        tokens, device = height * width, x.device
         rows, columns = torch.meshgrid(
             2 * torch.arange(height // 2, device=device), 2 * torch.arange(width // 2, device=device),
             indexing="ij",
@@ -53,11 +53,9 @@ class Matching:
             choice = choice.to(device)
             rows, columns = rows + choice // 2, columns + choice % 2
         goals = (rows * width + columns).flatten()
-        others = (
-            torch.ones(tokens, device=device).index_fill(0, goals, 0).argsort(descending=True, stable=True)
-        )
-        sources = others[: tokens - len(goals)]
-        metric = F.normalize(x, dim=-1)
+        is_goal = torch.zeros(tokens, dtype=torch.uint8, device=device).index_fill(0, goals, 1)
+        sources = is_goal.argsort(stable=True)[: tokens - len(goals)]
+        metric = F.normalize(x.detach(), dim=-1)
         likeness = metric[:, sources] @ metric[:, goals].mT
         best, goal = likeness.max(-1)
         order = best.argsort(dim=-1, descending=True, stable=True)
@@ -107,14 +105,11 @@ def merged(call: Call, run: Run, matching: Matching, merge: str) -> Call:
 
         return branch
 
-    def attending(own):
-        if not isinstance(own, SelfAttention):
-            return on_merged(lambda rows, which: called("attention", own, rows, which))
-        return replace(
-            own,
-            merge=matching.merge_rows,
-            out=lambda rows: matching.unmerge_rows(products.product(run, rows, own.out)),
-        )
+    def attending(own: SelfAttention) -> SelfAttention:
+        def out(rows: Tensor) -> Tensor:
+            return matching.unmerge_rows(products.product(run, rows, own.out))
+
+        return replace(own, merge=matching.merge_rows, out=out)
 
     if merge in ("mlp", "all") and image.mlp is not None:
         mlp = image.mlp
@@ -123,9 +118,8 @@ def merged(call: Call, run: Run, matching: Matching, merge: str) -> Call:
         image = replace(image, attention=attending(image.attention))
         if isinstance(after, SecondAttention):
             after = replace(after, attention=attending(after.attention))
-        elif merge == "all" and after is not None:
-            text = after
-            after = on_merged(lambda rows, which: between(run, text, rows, which))
+        elif merge == "all" and isinstance(after, CrossAttention):
+            after = on_merged(partial(cross_attention, run, after))
     return replace(call, image=image, after_attention=after)
 
 
@@ -166,6 +160,9 @@ class Tome(Baseline):
             )
         return image.shape[2] // patch, image.shape[3] // patch
 
+    def leaves(self, layer, args, kwargs):
+        return self.ratio == 0
+
     def changed(self, layer, call, run, args, kwargs):
         tokens = call.image.tokens.shape[1]
         if self.left(tokens) == tokens:
@@ -173,9 +170,7 @@ class Tome(Baseline):
         self.refuse(layer, self.why_not(call))
         size = layer.model.told.get(type(self))
         if size is None or size[0] * size[1] != tokens:
-            raise RuntimeError(
-                f"{layer.name}: {self.name} is told the size of the image by the model; call it"
-            )
+            raise RuntimeError(f"{layer.name}: the model tells {self.name} the size of the image; call it")
         return self.alone(call, run, size)
 
     def alone(self, call, run, size):
@@ -187,10 +182,14 @@ class Tome(Baseline):
 
     def why_not(self, call: Call) -> str | None:
         """Why the call cannot be merged, None where it can."""
-        reason, own = why_not(call), call.image.attention
-        if reason is None and self.merge != "mlp" and isinstance(own, SelfAttention):
-            if own.rope is not None or own.key_scale is not None:
-                reason = (
-                    "a merged token has no place, by which its attention turns or scales (tome:mlp applies)"
-                )
-        return reason
+        reason, own, after = why_not(call), call.image.attention, call.after_attention
+        if reason is not None or self.merge == "mlp":
+            return reason
+        alone = "a merged token has none (tome:mlp applies)"
+        if not isinstance(own, SelfAttention):
+            return f"its attention is a module that may know tokens by their places, and {alone}"
+        if own.rope is not None or own.key_scale is not None:
+            return f"its attention knows tokens by their places (rope), and {alone}"
+        if self.merge == "all" and not isinstance(after, (CrossAttention, SecondAttention, type(None))):
+            return f"its attention to the text is a module that may know tokens by their places, and {alone}"
+        return None

@@ -6,8 +6,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffratio_kernels import kept_tokens
 
@@ -15,6 +13,7 @@ from .. import DiffRatioConfig, disable_diffratio, enable_diffratio
 from ..routing.apply import route_blocks
 from ..routing.find import routed_layers, routed_model
 from .flops import TransformerShape, transformer_flops
+from .flops.counted import Counting
 from .latency import rotating_times
 from .memory import peak_bytes
 
@@ -62,10 +61,10 @@ def compare(
 
 
 def _counted(call: Callable[[], object]) -> int:
-    """FLOPs of a call; torch does not know the CPU's fused attention, so attention runs as products."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """FLOPs of a call, as torch's `FlopCounterMode` counts them, without its hooks on every module."""
+    with Counting() as counting:
         call()
-    return counter.get_total_flops()
+    return counting.count.flops
 
 
 def _route(model: nn.Module, config: DiffRatioConfig | None) -> None:

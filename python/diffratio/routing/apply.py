@@ -99,7 +99,7 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
 
 
 def patch(model: nn.Module, config: DiffRatioConfig, baseline=None) -> None:
-    """Patch every block that a spec knows, with a router or for a baseline; errors as of `apply_diffratio`."""
+    """Patch every block that a spec knows, with a router or for a baseline; raises as `apply_diffratio`."""
     found, dense = _find_blocks(model)
     config.kept_tenths(len(found))  # complains before anything is changed
     specs = [spec for _, _, spec in found]

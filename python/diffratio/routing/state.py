@@ -245,10 +245,11 @@ class RoutedModel:
         inside = [region(t, regions, self.units) for t in timesteps]
         return inside[:1] if len(set(inside)) == 1 else inside
 
-    def regions_now(self, layer: RoutedLayer, batch: int, args: tuple, kwargs: dict) -> list[int]:
-        """The region of each sample, told by the model, its embedding of the timestep or the block."""
+    def regions_now(self, layer: RoutedLayer, batch: int | None, args: tuple, kwargs: dict) -> list[int]:
+        """The region of each sample, told by the model, its embedding of the timestep or the block; where no
+        batch is given one may stand for all samples."""
         if self.config.num_regions == 1:
-            return [0] * batch
+            return [0] * (batch or 1)
         if self.regions is None or self.memo is None:
             timestep = layer.spec.timestep(layer.block, *args, **kwargs)
             if timestep is not None:
@@ -258,6 +259,8 @@ class RoutedModel:
                 f"{layer.name}: no timestep was seen, and this model has {self.config.num_regions} timestep "
                 "regions; call the model, or whatever embeds its timestep, before its blocks"
             )
+        if batch is None:
+            return self.regions
         check_batch(self.regions, batch)
         return self.regions if len(self.regions) > 1 else self.regions * batch
 

@@ -90,7 +90,8 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     Returns:
         A `LayerSummary` per block. path: "mod_block" (raw weights alone) or "operators" (families with
         norms, positions or a text stream in attention: our operators, the block's plain products between
-        them), or "modules" (some parts are no plain ones); reason: why; backend: which kernels.
+        them), or "modules" (some parts are no plain ones); or the name of a baseline; reason: why;
+        backend: which kernels.
 
     Raises:
         ValueError: no block is patched; `tokens` is no positive integer; learned ratios have no values to
@@ -127,14 +128,15 @@ def _row(layer: RoutedLayer, tokens: int | None) -> LayerSummary:
         reason = layer.spec.slow_reason(layer.block) or (None if baseline else layer.router_reason)
     except ValueError as error:  # what a call would raise
         reason = str(error)
+    path = baseline.name if baseline else layer.spec.path if reason is None else "modules"
     return LayerSummary(
         layer=layer.number,
         name=layer.name,
         kept_ratio=ratios,
         kept_tokens=kept,
         tokens=n,
-        path=layer.spec.path if reason is None else "modules",
-        backend=_backend(layer.block, reason is None),
+        path=path,
+        backend=_backend(layer.block, path == layer.spec.path),
         reason=reason,
         learned_ratio=None if table is None else tuple(table.host()[layer.row]),
         untrained_router=layer.untrained,
