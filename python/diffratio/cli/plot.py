@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .eval import Device, Guidance, Seed, Steps, device_of
+from .eval import Device, Seed, device_of
 from .output import check_folder, names_errors
 
 _PROMPTS = 8  # held-out captions of the models side by side
@@ -44,8 +44,8 @@ def plot(
         ),
     ] = None,
     seed: Seed = 0,
-    steps: Steps = 20,
-    guidance: Guidance = 2.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of DPM-Solver++ for every sample.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Weight of guidance, 1 is none.")] = 2.0,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the files' names as JSON.")] = False,
 ) -> None:

@@ -15,6 +15,9 @@ PREDICTED = {"v_prediction": "v", "epsilon": "noise", "sample": "image"}
 """What a model predicts, by the ``prediction_type`` of its scheduler: its error is the v-MSE, noise-MSE or
 image-MSE, the mean squared error of that on held-out images; in JSON ``v_mse`` and so on."""
 
+SAMPLERS = ("dpm++", "ddpm")
+"""DPM-Solver++, and the ancestral steps of (I)DDPM."""
+
 TIMESTEPS = 1000
 SCHEDULE_FILE = Path("scheduler", "scheduler_config.json")
 
@@ -44,15 +47,28 @@ def target_of(schedule: DDPMScheduler, clean: Tensor, noise: Tensor, timestep: T
     return noise if schedule.config.prediction_type == "epsilon" else clean
 
 
-def sampling_scheduler(schedule: DDPMScheduler | None = None) -> DPMSolverMultistepScheduler:
-    """Return DPM-Solver++ (second order) on a training ``schedule`` (None: ``noise_schedule()``).
+def sampling_scheduler(
+    schedule: DDPMScheduler | None = None, sampler: str = "dpm++", learned_variance: bool = False
+) -> DPMSolverMultistepScheduler | DDPMScheduler:
+    """Return what samples on a training ``schedule`` (None: ``noise_schedule()``).
 
-    Trailing timesteps start from pure noise, as training does; the predicted image is clipped to [-1, 1] at
-    every step, without which guidance drives pixels out of range.
+    Both start from noise as strong as in training; the predicted image is clipped to [-1, 1] at every step,
+    without which guidance drives pixels out of range.
+
+    Args:
+        schedule: the noise of the training, and what the model predicts.
+        sampler: "dpm++" is DPM-Solver++ of second order; "ddpm" draws every step's noise, and needs more.
+        learned_variance: with "ddpm", read each step's variance off the second half of the model's channels;
+            else it is that of the true step back, the smaller one of the two that DDPM knows.
     """
     config = (noise_schedule() if schedule is None else schedule).config
+    noise = {name: config[name] for name in _NAMES}
+    if sampler == "ddpm":
+        variance = "learned_range" if learned_variance else "fixed_small"
+        # From the last timestep to 0, the authors' spacing: behind 0 no noise is added.
+        return DDPMScheduler(**noise, variance_type=variance, timestep_spacing="linspace")
     return DPMSolverMultistepScheduler(
-        **{name: config[name] for name in _NAMES},
+        **noise,
         algorithm_type="dpmsolver++",
         solver_order=2,
         timestep_spacing="trailing",

@@ -12,6 +12,7 @@ from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diff
 from ..routing.apply import route_blocks
 from .cost import model_cost
 from .flops.shapes import PAPER_TEXT_TOKENS
+from .inpainting import RepaintingStep, repainting_report
 from .published import ClipScore, Fid
 from .quality import Judge, SampleSettings
 from .router_maps import TIMESTEPS, router_auc
@@ -47,7 +48,8 @@ def evaluate(
         Quality is None, with ``why_no_quality``, where the model does not make images of the data set,
         nothing tells the noise that it was trained with, or too few images are held out; ``base`` is left
         out, with ``why_no_base``, where it cannot be loaded any more. Of a flow model's pipeline
-        ``not_judged`` says what is missing.
+        ``not_judged`` says what is missing. A run that repaints is judged by ``repainting_report`` instead,
+        and ``edit`` tells what an edit costs once.
     """
     model = target.model
     fid = Fid(fid_weights, model.device) if fid_weights is not None else None
@@ -58,6 +60,7 @@ def evaluate(
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         **vars(settings),
+        "variance": settings.variance(target),
         "kept_tenths": target.kept_tenths,
         "mean_kept": target.mean_kept,
         "baseline": target.baseline,
@@ -65,6 +68,11 @@ def evaluate(
     }
     why_not = "no data set is known for this model (see --dataset)"
     text_tokens, side = PAPER_TEXT_TOKENS if model.config.get("caption_channels") else 0, None
+    if target.repaints:
+        report |= repainting_report(target, settings, progress=progress, pictures=pictures)
+        step = RepaintingStep(model, target.system, batch=batch, text_tokens=text_tokens)
+        cost = _cost(target, partial(step.cost, progress=progress))
+        return report | {"batch": batch, "cost": cost, "edit": step.once()}
     judge = None
     if target.dataset is not None:
         judge = Judge.of(target, settings, progress)

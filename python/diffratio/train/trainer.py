@@ -20,11 +20,12 @@ from .arguments import ArgumentError, TrainArguments
 from .checkpoints import replacing
 from .data import load_splits, origin, training_loader, validation_loader
 from .encoded import EncodedDataset
-from .model import ADAPTER, load_base, prepare_model, write_model
+from .model import ADAPTER, check_variance, load_base, prepare_model, write_model
 from .objective import validate
 from .optimizer import make_optimizer, trained
 from .output import Output
 from .ramp import make_controller
+from .recipes import sampling_of
 from .sharding import full_model, prepare_sharding, reduce_ratio_gradient
 from .state import RunState
 
@@ -63,6 +64,7 @@ class Trainer:
         set_seed(arguments.seed)
         self.output = Output(arguments, self.accelerator)
         self.base = load_base(arguments)
+        check_variance(self.base, arguments)
         self.dataset, held_out = load_splits(arguments, self.base, self.accelerator, self.progress)
         model = prepare_model(self.base, arguments)
         optimizer = make_optimizer(model, arguments)
@@ -125,6 +127,7 @@ class Trainer:
             "loss": self.base.objective.name,
             "latents": isinstance(self.dataset, EncodedDataset),
             "flow": self.base.family is not None,
+            "sampling": sampling_of(self.arguments.recipe),
             "processes": self.accelerator.num_processes,
             "parameters": {
                 "total": sum(p.numel() for p in parameters),
