@@ -61,9 +61,9 @@ def plot(
         Run,
         draw_quality,
         draw_run,
-        draw_side_by_side,
         why_no_samples,
     )
+    from ..plots.side_by_side import draw_side_by_side
     from ..plots.tradeoffs import draw_tradeoffs
     from ..train.run_log import RUN
 

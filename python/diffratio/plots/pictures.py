@@ -13,6 +13,7 @@ from .style import INK, KEPT, MUTED, bare, colour_bar, new_figure, save
 
 _DROPPED = (0.97, 0.80, 0.82)
 _FADE = 0.85  # how far a token that is not kept goes towards that colour, which no picture of the project has
+_PALE = 0.6  # how far what is not made goes from grey to white
 
 
 def picture(image: Tensor) -> np.ndarray:
@@ -66,22 +67,36 @@ def draw_rows(axes: Axes, rows: Sequence[Tensor], names: Sequence[str]) -> None:
     axes.tick_params(length=0, labelsize=9, labelcolor=MUTED)
 
 
-def kept_picture(image: Tensor, kept: Tensor) -> np.ndarray:
-    """Return the picture of ``image`` ``[C, H, W]``, tokens not ``kept`` (bool ``[N]``) in pale red."""
+def kept_picture(image: Tensor, kept: Tensor, hole: Tensor | None = None) -> np.ndarray:
+    """Return the picture of ``image`` ``[C, H, W]``, tokens not ``kept`` (bool ``[N]``) in pale red, those
+    outside of the ``hole`` that is made (bool ``[N]``, None: all are) in pale grey."""
     side = round(len(kept) ** 0.5)
     if side * side != len(kept) or image.shape[-1] % side:
         raise ValueError(f"kept has {len(kept)} tokens, not a grid on an image of {image.shape[-1]} pixels")
-    mask = kept.view(side, side).repeat_interleave(image.shape[-1] // side, 0)
-    mask = mask.repeat_interleave(image.shape[-1] // side, 1)[..., None].numpy()
     colours = picture(image)
-    return np.where(mask, colours, colours + _FADE * (np.array(_DROPPED) - colours))
+    skipped = ~kept if hole is None else hole & ~kept
+    colours = np.where(_pixels(skipped, image), colours + _FADE * (np.array(_DROPPED) - colours), colours)
+    if hole is not None:
+        grey = colours.mean(-1, keepdims=True)
+        colours = np.where(_pixels(~hole, image), grey + _PALE * (1 - grey), colours)
+    return colours
 
 
-def router_maps(images: Tensor, kept: Tensor, timesteps: Sequence[int], title: str) -> Figure:
+def _pixels(tokens: Tensor, image: Tensor) -> np.ndarray:
+    """[S, S, 1] of [N]: the pixels of marked tokens."""
+    side = round(len(tokens) ** 0.5)
+    factor = image.shape[-1] // side
+    grid = tokens.view(side, side).repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    return grid[..., None].numpy()
+
+
+def router_maps(
+    images: Tensor, kept: Tensor, timesteps: Sequence[int], title: str, hole: Tensor | None = None
+) -> Figure:
     """Draw one panel per sample: the sample itself, then layers downwards and timesteps to the right.
 
     ``images`` is ``[n, C, H, W]`` in [-1, 1], ``kept`` bool ``[n, len(timesteps), L, N]``; timesteps come in
-    the order of sampling, from noise to image.
+    the order of sampling, from noise to image. ``hole`` bool ``[n, N]`` are the tokens that are made at all.
     """
     if kept.shape[:2] != (len(images), len(timesteps)):
         raise ValueError(
@@ -93,7 +108,8 @@ def router_maps(images: Tensor, kept: Tensor, timesteps: Sequence[int], title: s
     for sample, part in enumerate(np.atleast_1d(figure.subfigures(1, samples))):
         grid = part.subplots(layers, columns + 1, squeeze=False)
         for (layer, column), axes in np.ndenumerate(grid[:, 1:]):
-            shown = kept_picture(images[sample], kept[sample, column, layer])
+            own = None if hole is None else hole[sample]
+            shown = kept_picture(images[sample], kept[sample, column, layer], own)
             axes.imshow(shown, interpolation="nearest")
         grid[0, 0].imshow(picture(images[sample]), interpolation="nearest")
         grid[0, 0].set_title("sample", fontsize=9, color=INK)

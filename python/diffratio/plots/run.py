@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.target import load_target
 from ..train.checkpoints import Checkpoints
 from ..train.run_log import RATIOS, RUN, read_lines
-from .pictures import router_maps, side_by_side
+from .judges import Painter, judge_of
+from .pictures import router_maps
 from .quality import quality_curves
 from .ratios import region_map, trajectories
 from .recorded import Recorded, record_samples
@@ -83,7 +83,7 @@ def why_no_samples(run: Run) -> str | None:
     target = load_target(run.path, checkpoint=run.models()[-1][1])
     if target.flow is not None and not target.flow.family.on_pixels:
         return "a pipeline with a VAE is judged by diffratio eval alone"
-    return Judge.of(target, SampleSettings()).why_not(target, quality=True)
+    return judge_of(target, SampleSettings()).why_not(target, quality=True)
 
 
 def draw_run(
@@ -100,7 +100,7 @@ def draw_run(
         written.append(save(region_map(run.ratios[-1], title, run.flow), out / "regions.png"))
     if routed := [name for name in ROUTED if name in drawn]:
         target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
-        judge = Judge.of(target, SampleSettings(_RECORDED), progress)
+        judge = judge_of(target, SampleSettings(_RECORDED), progress)
         if (reason := judge.why_not(target, quality=True)) is not None:
             raise ValueError(f"{routed[0]}: {reason}")
         recorded = record_samples(judge, target, "sampling with routing recorded")
@@ -114,14 +114,16 @@ def _routed(run: Run, recorded: Recorded, ratios: np.ndarray) -> dict[str, Calla
     shown = np.linspace(0, len(recorded.timesteps) - 1, _MAP_COLUMNS).round().astype(int).tolist()
     timesteps, few = [recorded.timesteps[i] for i in shown], slice(_MAP_SAMPLES)
     kept, scores, noisy = (x[few][:, shown] for x in (recorded.kept, recorded.scores, recorded.noisy))
+    hole = None if recorded.hole is None else recorded.hole[few]
     means = recorded.mean_scores(ratios.shape[1]).numpy()
+    colours = "pale red: skipped" if hole is None else "pale red: skipped, pale grey: not made"
     titles = (
-        f"Tokens that each layer keeps (pale red: skipped)\n{run.title}",
+        f"Tokens that each layer keeps ({colours})\n{run.title}",
         f"Scores of the routers, and what the model is given\n{run.title}",
         f"Scores of the routers and learned ratios\n{run.title}",
     )
     return {
-        "maps": lambda: router_maps(recorded.images[few], kept, timesteps, titles[0]),
+        "maps": lambda: router_maps(recorded.images[few], kept, timesteps, titles[0], hole),
         "scores": lambda: score_maps(noisy, scores, timesteps, titles[1]),
         "scores-of-ratios": lambda: scores_of_ratios(ratios, means, titles[2]),
     }
@@ -132,7 +134,7 @@ def measure_runs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the figures of ``Judge`` for every model of every run, by the run's name, with ``step`` and
     ``mean_kept``. Of a run that learns no ratios the last model counts alone."""
-    judges: dict[tuple, Judge] = {}
+    judges: dict[tuple, Judge | Painter] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         models = run.models() if run.method in _LEARNED else run.models()[-1:]
@@ -140,8 +142,10 @@ def measure_runs(
         for step, checkpoint in models:
             target = load_target(run.path, checkpoint=checkpoint, device=device)
             data = (target.dataset, *target.options.values())
+            if target.repaints:
+                data += tuple(target.run["arguments"][name] for name in ("system", "masks"))
             if data not in judges:
-                judges[data] = Judge.of(target, settings, progress)
+                judges[data] = judge_of(target, settings, progress)
             if (reason := judges[data].why_not(target, quality=True)) is not None:
                 raise ValueError(f"quality: {reason}")
             _, quality = judges[data](target, f"sampling {target.name}")
@@ -160,43 +164,3 @@ def draw_quality(
     content = {"settings": vars(settings), "runs": measured}
     written[1].write_text(json.dumps(content, indent=2) + "\n")
     return written
-
-
-def draw_side_by_side(
-    paths: Sequence[Path],
-    out: Path,
-    settings: SampleSettings,
-    prompts: Sequence[str] = (),
-    baselines: Sequence[str] = (),
-    *,
-    device: str = "cpu",
-    progress: bool = True,
-) -> Path:
-    """Write ``side-by-side.png``: of the same prompts and noise what each run or model draws, a row each.
-
-    Args:
-        paths: runs, and whatever ``load_target`` takes.
-        out: the folder of the picture.
-        settings: how every model is sampled.
-        prompts: none are the captions of the first held-out images, as many as ``settings`` has samples.
-        baselines: what is put on the first of ``paths``, one after the other, for further rows.
-        device: cpu or cuda.
-        progress: show progress bars on standard error.
-
-    Raises:
-        ValueError: a model makes no images of the data set of the first.
-    """
-    rows: dict[str, Tensor] = {}
-    judge = None
-    for path, baseline in [*((path, None) for path in paths), *((paths[0], one) for one in baselines)]:
-        target = load_target(path, device=device, baseline=baseline)
-        name = target.name if baseline is None else f"{target.name}, {baseline}"
-        judge = Judge.of(target, settings, progress) if judge is None else judge
-        if (reason := judge.why_not(target)) is not None:
-            raise ValueError(f"side-by-side: {name}: {reason}")
-        if name in rows:
-            raise ValueError(f"paths: two of them have the name {name!r}")
-        rows[name] = judge.samples(target, f"sampling {name}", captions=list(prompts) or None)
-    captions = list(prompts) or judge.held_out.captions(judge.wanted)
-    title = f"Same prompts and noise, {settings.steps} steps, guidance {settings.guidance:g}"
-    return save(side_by_side(rows, captions, title), out / "side-by-side.png")

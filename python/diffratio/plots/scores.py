@@ -17,8 +17,9 @@ def score_maps(noisy: Tensor, scores: Tensor, timesteps: Sequence[int], title: s
     """Draw one panel per sample: the image as the model was given it, and below it each layer's scores.
 
     ``noisy`` is ``[n, T, C, H, W]``, ``scores`` ``[n, T, L, N]`` in [0, 1], T the number of ``timesteps``,
-    which come in the order of sampling, from noise to image. Colours span the scores that are shown: those of
-    routers that start at one half hardly differ on a scale from 0 to 1.
+    which come in the order of sampling, from noise to image; tokens without a score (NaN) are left white.
+    Colours span the scores that are shown: those of routers that start at one half hardly differ on a scale
+    from 0 to 1.
     """
     if noisy.shape[:2] != scores.shape[:2] or len(timesteps) != scores.shape[1]:
         shapes = f"scores is {tuple(scores.shape)}, noisy {tuple(noisy.shape)}"
@@ -30,7 +31,8 @@ def score_maps(noisy: Tensor, scores: Tensor, timesteps: Sequence[int], title: s
     panel, bar = 0.72 * columns + 0.5, 0.9
     figure = new_figure(samples * panel + bar, 0.72 * (layers + 1) + 1.2, title)
     *parts, last = figure.subfigures(1, samples + 1, width_ratios=[panel] * samples + [bar])
-    colours = {"cmap": KEPT, "norm": Normalize(scores.min().item(), scores.max().item())}
+    there = scores[scores.isfinite()]
+    colours = {"cmap": KEPT, "norm": Normalize(there.min().item(), there.max().item())}
     for sample, part in enumerate(parts):
         grid = part.subplots(layers + 1, columns, squeeze=False)
         for axes in grid.flat:

@@ -59,6 +59,16 @@ def test_tokens_that_are_dropped_turn_pale_red():
     np.testing.assert_allclose(shown[dropped], 0.15 * plain[dropped] + 0.85 * np.array(_DROPPED), atol=1e-6)
 
 
+def test_what_is_outside_of_the_hole_turns_pale_grey():
+    image = torch.linspace(-1, 1, 48).view(3, 4, 4)
+    kept, hole = torch.tensor([True, False, False, False]), torch.tensor([True, True, False, False])
+    shown, plain = kept_picture(image, kept, hole), picture(image)
+    whole = kept_picture(image, kept)
+    np.testing.assert_allclose(shown[:2], whole[:2], atol=1e-6)
+    grey = plain[2:].mean(-1, keepdims=True).repeat(3, -1)
+    np.testing.assert_allclose(shown[2:], grey + 0.6 * (1 - grey), atol=1e-6)
+
+
 def test_one_channel_is_dark_on_white():
     image = torch.tensor([[[-1.0, 1.0]]])
     assert picture(image).tolist() == [[[1.0] * 3, [0.0] * 3]]
