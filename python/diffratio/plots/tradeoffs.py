@@ -42,16 +42,19 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def points(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what each report measured, and once the dense model that they all began with: ``name``,
-    ``quality``, and each of `COSTS` as a part of the dense model's, which took turns with it."""
+    """Return what each report measured, and the dense model that it began with, one for all where it is the
+    same: ``name``, ``quality``, and each of `COSTS` as a part of the dense model's, which took turns with it.
+    Where nothing tells what it began with, its own weights dense take that place."""
     found = []
     for report in reports:
-        base = report.get("base", report.get("dense"))
-        if base is not None and all(base != one["quality"] for one in found):
-            found.append({"name": "dense", "quality": base, **{key: 1.0 for key, _ in COSTS}})
+        name, baseline = report["name"], report.get("baseline")
+        began = report.get("base", report.get("dense"))
+        if began is not None and all(began != one["quality"] for one in found):
+            whose = "dense" if "base" in report or baseline else f"{name}, dense"
+            found.append({"name": whose, "quality": began, **{key: 1.0 for key, _ in COSTS}})
         dense, *_, own = report["cost"].values()
         parts = {key: own[key] / dense[key] for key, _ in COSTS}
-        name = report["name"] + (f", {report['baseline']}" if report.get("baseline") else "")
+        name += f", {baseline}" if baseline else ""
         found.append({"name": name, "quality": report["quality"], **parts})
     return found
 

@@ -38,6 +38,11 @@ def test_every_system_is_a_point_and_the_base_one_for_all(files):
     np.testing.assert_allclose(grid[0, 1].collections[3].get_offsets()[0], [87.5, 4.0])
 
 
+def test_weights_of_which_nobody_knows_the_beginning_stand_beside_themselves():
+    found = points([report("lazy", 0.2, 14, 6, dense={"v_mse": 0.1}), report("own", 0.3, 20, 8)])
+    assert [one["name"] for one in found] == ["lazy, dense", "lazy", "own"]
+
+
 def test_more_systems_than_colours_differ_in_shape():
     found = [{"name": str(i), "quality": {"v_mse": 1.0}, "milliseconds": 1, "gflop": 1} for i in range(8)]
     drawn = tradeoffs(found, "").axes[0].collections
