@@ -54,15 +54,7 @@ def plot(
     latency and memory against compression, and the roofline."""
     from ..evaluation.quality import SampleSettings
     from ..plots.results import draw_results
-    from ..plots.run import (
-        FIGURES,
-        RATIOS_ONLY,
-        ROUTED,
-        Run,
-        draw_quality,
-        draw_run,
-        why_no_samples,
-    )
+    from ..plots.run import FIGURES, RATIOS_ONLY, ROUTED, Run, draw_quality, draw_run, why_no_samples
     from ..plots.side_by_side import draw_side_by_side
     from ..plots.tradeoffs import draw_tradeoffs
     from ..train.run_log import RUN
@@ -85,6 +77,9 @@ def plot(
         if figure is not None:
             raise ValueError(f"figure={routed[0]!r} is not drawn for flow models")
         typer.echo(f"no {', '.join(routed)} of flow models", err=True)
+    possible = {"side-by-side", *(name for run in runs for name in run.figures())}
+    if impossible := [name for name in figure or () if name not in possible]:
+        raise ValueError(f"figure={impossible[0]!r} needs routers, or learned ratios, which no run has")
     if figure is None and (reason := next(filter(None, map(why_no_samples, runs)), None)):
         typer.echo(f"only ratios are drawn: {reason}", err=True)
         figures = list(RATIOS_ONLY)

@@ -243,5 +243,7 @@ def test_plot_writes_what_is_asked_for(synthetic_runs, tmp_path: Path):
     assert result.exit_code == 0, result.output
     names = [str(Path(path).relative_to(tmp_path)) for path in json.loads(result.stdout)]
     assert names == ["lt/trajectories.png", "lt/regions.png"]
+    none = call(plot, synthetic_runs / "mod", "--out", tmp_path, "--figure", "regions")
+    assert none.exit_code == 2 and "figure='regions' needs routers, or learned ratios" in flat(none)
     twice = call(plot, synthetic_runs / "lt", synthetic_runs / "lt", "--out", tmp_path)
     assert twice.exit_code == 2 and "two of the runs have the same name" in twice.output
