@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 from PIL import Image, UnidentifiedImageError
 
@@ -53,12 +54,12 @@ def inpaint(
     from ..inpainting import inpaint as repaint
 
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
-    pipe, data = editor_of(target, path, system)
+    pipe = editor_of(target, path, system)
     pipe.set_progress_bar_config(disable=True if as_json else None)  # else: where there is no terminal
     begun = time.perf_counter()
     [made] = repaint(
-        pipe, picture, white, prompt, system=pipe.config.system, steps=steps, guidance=guidance, seed=seed,
-        dataset=data, negative_prompt=negative_prompt, strength=strength,
+        pipe, picture, white, prompt, pipe.config.system, steps, guidance, strength=strength,
+        negative_prompt=negative_prompt, generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     report = {"picture": str(out), "system": pipe.config.system, "steps": steps, "guidance": guidance}
     report |= {"strength": strength, "seed": seed, "seconds": time.perf_counter() - begun}

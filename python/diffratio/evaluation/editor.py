@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from ..data import CaptionedDataset, load_dataset
+from ..data import load_dataset
 from ..diffusion import sampling_scheduler
 from ..diffusion.variance import predicts_variance
 from ..inpainting.edit import pipeline_of
@@ -14,10 +14,8 @@ from ..inpainting.systems import system_of
 from .target import Target
 
 
-def editor_of(
-    target: Target, path: str, system: str | None = None
-) -> tuple[DiffRatioInpaintPipeline, CaptionedDataset | None]:
-    """Return the pipeline around a target's model, and the data set whose text it reads (None: its own).
+def editor_of(target: Target, path: str, system: str | None = None) -> DiffRatioInpaintPipeline:
+    """Return the pipeline around a target's model.
 
     Args:
         target: of ``load_target``.
@@ -38,12 +36,13 @@ def editor_of(
         if (Path(folder) / DiffusionPipeline.config_name).is_file():
             options = {"transformer": target.model, "system": system, "local_files_only": True}
             pipe = DiffRatioInpaintPipeline.from_pretrained(folder, **options)
-            return pipe.to(target.model.device), None
+            return pipe.to(target.model.device)
     if target.dataset is None:
         raise ValueError(f"dataset: none is known for {target.name!r}, so nothing tells what its text is")
     if target.why_no_schedule is not None:
         raise ValueError(f"path: {target.why_no_schedule}")
     sampler = (target.run or {}).get("sampling", {}).get("sampler", "dpm++")
     learned = predicts_variance(target.model, system_of(system).channels(target.model))
-    pipe = pipeline_of(target.model, system, sampling_scheduler(target.schedule, sampler, learned))
-    return pipe, load_dataset(target.dataset, split="held_out", **target.options)
+    scheduler = sampling_scheduler(target.schedule, sampler, learned)
+    dataset = load_dataset(target.dataset, split="held_out", **target.options)
+    return pipeline_of(target.model, system, scheduler, dataset)

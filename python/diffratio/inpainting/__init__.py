@@ -3,7 +3,7 @@
 from ..extras import on_first_use
 
 _NAMES = {
-    "edit": ("inpaint",),
+    "edit": ("inpaint", "pipeline_of"),
     "lazy": ("LazyPixArt",),
     "load": ("load_transformer",),
     "pipeline": ("DiffRatioInpaintPipeline",),

@@ -47,6 +47,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, vae=vae)
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.register_to_config(system=system)
+        self.dataset = None  # of `pipeline_of`: whose text a model on pixels reads
         self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
@@ -55,7 +56,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
         image: Pictures | None = None,
         mask_image: Pictures | None = None,
-        negative_prompt: str | list[str] = "",
+        negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         strength: float = 1.0,
@@ -80,7 +81,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
             prompt: what is to be seen there, one for all pictures or one of each.
             image: one or a batch: PIL, an array [H, W, C] or a tensor [C, H, W] in [0, 1].
             mask_image: of the same size; white, from one half on, is repainted. One for all or one of each.
-            negative_prompt: what guidance leads away from; "" is no text.
+            negative_prompt: what guidance leads away from; None is no text.
             height, width: at which the model works, multiples of a token's side; None: those of the picture,
                 rounded up. The result has the picture's size.
             strength: below 1 the hole begins with what is there and noise upon it.
@@ -109,7 +110,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         picture = tensor_of(image, "image", system.channels(model) if self.vae is None else 3)
         mask = mask_of(mask_image, picture)
         masks = prompt_attention_mask, negative_prompt_attention_mask
-        given = Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)
+        given = _Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)
         text = self._text(given, guidance_scale, max_sequence_length)
         rows = _Rows.of(num_images_per_prompt, image=picture, mask_image=mask, prompt=text.tokens)
         picture, mask, text = rows(picture), rows(mask), text.map(rows)
@@ -139,7 +140,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _text(self, given: "Prompts", guidance: float, length: int) -> Text:
+    def _text(self, given: "_Prompts", guidance: float, length: int) -> Text:
         guided = guidance != 1
         if given.embeds is not None:
             if guided and given.negative_embeds is None:
@@ -147,6 +148,10 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
                     f"negative_prompt_embeds must be given beside prompt_embeds: guidance_scale is {guidance}"
                 )
             text = Text(given.embeds, given.negative_embeds, given.mask, given.negative_mask)
+        elif self.dataset is not None:
+            null = self.dataset.null_tokens[None]
+            null = torch.cat([self.dataset.encode([one]) if one else null for one in given.negatives])
+            text = Text(self.dataset.encode(given.prompts), null)
         elif self.tokenizer is None or self.text_encoder is None:
             raise ValueError("prompt: there is no text encoder here, so prompt_embeds must be given")
         else:
@@ -154,7 +159,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
 
             parts = self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler
             tokens, mask, null, null_mask = PixArtAlphaPipeline(*parts).encode_prompt(
-                given.prompts, guided, negative_prompt=given.negative, device=self._execution_device,
+                given.prompts, guided, negative_prompt=given.negatives, device=self._execution_device,
                 clean_caption=False, max_sequence_length=length,
             )  # fmt: skip
             text = Text(tokens, null, mask, null_mask)
@@ -198,11 +203,11 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
 
 
 @dataclass(frozen=True)
-class Prompts:
+class _Prompts:
     """Text, or what an encoder made of it."""
 
     prompt: str | list[str] | None
-    negative: str | list[str]
+    negative: str | list[str] | None
     embeds: Tensor | None
     negative_embeds: Tensor | None
     mask: Tensor | None
@@ -211,8 +216,10 @@ class Prompts:
     def __post_init__(self):
         if (self.prompt is None) == (self.embeds is None):
             raise ValueError("prompt must be given, or prompt_embeds; not both")
-        if isinstance(self.negative, list) and len(self.negative) != len(self.prompts):
-            raise ValueError(f"negative_prompt: {len(self.negative)} of them for {len(self.prompts)} prompts")
+        if self.embeds is None and len(self.negatives) != len(self.prompts):
+            raise ValueError(
+                f"negative_prompt: {len(self.negatives)} of them for {len(self.prompts)} prompts"
+            )
         if (self.mask is None) != (self.negative_mask is None) and self.negative_embeds is not None:
             raise ValueError("prompt_attention_mask and negative_prompt_attention_mask go together")
 
@@ -220,6 +227,12 @@ class Prompts:
     def prompts(self) -> list[str]:
         """As a list; empty where there are embeddings."""
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+
+    @property
+    def negatives(self) -> list[str]:
+        """One for each prompt."""
+        negative = self.negative or ""
+        return [negative] * len(self.prompts) if isinstance(negative, str) else list(negative)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ def solved(made, picture, mask):
 
 def test_the_poisson_equation_is_solved():
     torch.manual_seed(1)
-    made, picture = torch.rand(2, 3, 14, 11), torch.rand(2, 3, 14, 11)
-    mask = torch.rand(2, 1, 14, 11) < 0.6  # many parts, at the border of the picture too
+    made, picture = torch.rand(2, 2, 24, 21), torch.rand(2, 2, 24, 21)
+    mask = torch.rand(2, 1, 24, 21) < 0.3  # many parts, at the border of the picture too
+    mask[:, :, 3:20, 6:] = True
     result = poisson_blended(made, picture, mask)
     for sample in range(2):
-        for channel in range(3):
+        for channel in range(2):
             wanted = solved(made[sample, channel], picture[sample, channel], mask[sample, 0])
             assert (result[sample, channel] - wanted).abs().max() < 1e-3
     outside = ~mask.expand_as(result)

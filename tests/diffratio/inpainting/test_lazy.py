@@ -6,6 +6,7 @@ import torch
 from diffratio import (
     DiffRatioConfig,
     apply_diffratio,
+    cuda_graphs,
     learn_ratios,
     load_diffratio,
     record_routing,
@@ -139,6 +140,24 @@ def test_gradient_checkpointing_changes_nothing(lazy, inputs):
         call(lazy, inputs).square().mean().backward()
         found.append({name: p.grad.clone() for name, p in lazy.named_parameters()})
     assert all(torch.allclose(one, found[1][name], atol=1e-6) for name, one in found[0].items())
+
+
+def test_cuda_graphs_read_the_places_anew(lazy, inputs, masks, monkeypatch, op_recorder):
+    """One graph for all holes of the same sizes."""
+    op_recorder().install(monkeypatch)
+    scored(lazy, compression=0.3)
+    inputs |= {"encoder_attention_mask": None}
+    moved = inputs | {"hole": Hole.of(token_mask(masks.flip(2, 3), 2))}
+    fewer = {name: x if name == "hole" else x[:2] for name, x in inputs.items() if x is not None}
+    fewer |= {"hole": Hole.of(token_mask(masks[:2], 2))}
+    with torch.no_grad():
+        eager = [call(lazy, given) for given in (inputs, moved, fewer)]
+        with cuda_graphs(lazy) as graphs:
+            assert all(
+                torch.equal(call(lazy, given), wanted)
+                for given, wanted in zip((inputs, moved, fewer), eager, strict=True)
+            )
+            assert len(graphs) == 2
 
 
 def test_it_is_saved_and_loaded_with_its_routers(lazy, inputs, tmp_path):

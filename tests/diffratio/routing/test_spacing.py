@@ -4,7 +4,12 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from diffratio import DiffRatioConfig, apply_diffratio, load_diffratio, save_diffratio
 from diffratio.routing.spacing import steps_by_region
@@ -35,6 +40,7 @@ def test_diffusers_default_is_not_even(tiny, tmp_path):
         DPMSolverMultistepScheduler(timestep_spacing="trailing"),
         DDIMScheduler(timestep_spacing="linspace"),
         FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
     ],
     ids=lambda one: type(one).__name__,
 )

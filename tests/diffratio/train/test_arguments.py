@@ -109,7 +109,8 @@ def test_a_recipe_fills_in_what_is_not_given():
     made = TrainArguments.of(recipe="inpaint", num_regions=4)
     assert (made.train_mode, made.adam_weight_decay, made.learn_variance) == ("full", 3e-2, True)
     assert (made.num_regions, made.fixed_ratio_weight()) == (4, 0.3)
-    assert TrainArguments.of(recipe="inpaint", train_mode="lora").train_mode == "lora", "also a default"
+    images = TrainArguments.of(recipe="inpaint", task="t2i", train_mode="lora")
+    assert (images.task, images.train_mode) == ("t2i", "lora"), "also where it is the default"
     assert TrainArguments.of() == TrainArguments()
 
 
@@ -132,6 +133,7 @@ def test_the_command_has_an_option_for_every_argument_and_its_default(monkeypatc
         given = [f"--{one.name}", *([] if value is True else [str(value)])]
         fitting = {
             "lr_warmup_steps": ["--lr_scheduler", "linear"],
+            "task": ["--train_mode", "full"],
             "dense_regions": ["--method", "mod", "--target_compression", "0.2"],
         }
         result = run(*given, *fitting.get(one.name, []))
@@ -142,12 +144,12 @@ def test_the_command_has_an_option_for_every_argument_and_its_default(monkeypatc
 def test_the_command_prints_a_recipe_and_what_was_typed_wins(monkeypatch):
     seen = []
     monkeypatch.setattr("diffratio.train.train", lambda arguments, progress: seen.append(arguments) or {})
-    told = run("--recipe", "inpaint", "--train_mode", "lora", "--no_learn_variance").output
-    assert seen[-1] == TrainArguments.of(recipe="inpaint", train_mode="lora", learn_variance=False)
+    told = run("--recipe", "inpaint", "--num_regions", "4", "--no_learn_variance").output
+    assert seen[-1] == TrainArguments.of(recipe="inpaint", num_regions=4, learn_variance=False)
     assert told.startswith(
-        "recipe inpaint: learn_variance False (given), ratio_loss_weight 0.3, train_mode lora (gi"
+        "recipe inpaint: learn_variance False (given), ratio_loss_weight 0.3, task inpaint"
     )
-    assert "num_regions 10; samples with sampler ddpm, steps 100, guidance 4.5" in told
+    assert "num_regions 4 (given); samples with sampler ddpm, steps 100, guidance 4.5" in told
     assert run("--recipe", "t2i", "--json").output == ""
 
 
