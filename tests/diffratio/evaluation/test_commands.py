@@ -227,8 +227,10 @@ def test_sample_writes_a_picture(tmp_path: Path):
 
 
 def test_plot_sets_models_and_reports_side_by_side(synthetic_runs, tmp_path: Path):
-    arguments = (synthetic_runs / "lt", "--samples", 4, "--batch", 1, "--json", *FAST)
-    (tmp_path / "lt.json").write_text(call(eval_command, *arguments).stdout)
+    costs = {name: {"milliseconds": 2, "gflop": 1} for name in ("dense", "all_tokens", "sparse")}
+    told = {"dataset": "digits", "samples": 4, "steps": 2, "batch": 1, "dtype": "float32", "device": "cpu"}
+    told |= {"name": "lt", "quality": {"v_mse": 0.1}, "cost": costs}
+    (tmp_path / "lt.json").write_text(json.dumps(told))
     paths = ["digits", synthetic_runs / "lt", tmp_path / "lt.json"]
     result = call(plot, *paths, "--figure", "side-by-side", "--out", tmp_path, "--json", *FAST)
     assert result.exit_code == 0, result.output
