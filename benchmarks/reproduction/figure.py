@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from benchmarks.reproduction.plan import DATASETS, LEARNED, TARGETS
+from benchmarks.reproduction.plan import DATASETS, TARGETS
 from diffratio.plots.style import INK, KEPT, MUTED, RUNS, bare, new_figure, plain, save
 
-COLOURS = {"mod": RUNS[1], "l": RUNS[0], "lt": RUNS[2]}
+COLOURS = {"mod": RUNS[1], "mod-clean": RUNS[4], "l": RUNS[0], "lt": RUNS[2]}
 
 
 def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
@@ -25,11 +25,15 @@ def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
 def quality(axes, dataset: str, runs: dict, names: dict[str, str]) -> None:
     dense = [result["quality"]["v_mse"] for result in runs[dataset, "dense", 0.0]]
     axes.axhline(statistics.mean(dense), color=MUTED, linewidth=1, linestyle="--", label="dense")
-    for shift, method in enumerate(("mod", *LEARNED), start=-1):
-        errors = [
-            [result["quality"]["v_mse"] for result in runs[dataset, method, target]] for target in TARGETS
-        ]
-        places = [100 * target + 0.4 * shift for target in TARGETS]
+    for shift, method in enumerate(COLOURS, start=-1):
+        found = {
+            target: [result["quality"]["v_mse"] for result in runs[dataset, method, target]]
+            for target in TARGETS
+            if (dataset, method, target) in runs
+        }
+        if not found:
+            continue
+        places, errors = [100 * target + 0.4 * shift for target in found], list(found.values())
         axes.plot(
             places, [statistics.mean(one) for one in errors], color=COLOURS[method], label=names[method]
         )

@@ -1,9 +1,12 @@
-"""The small-scale reproduction: python -m benchmarks.reproduction.run [--jobs 2] [--only TEXT].
+"""The small-scale reproduction, all of it or a part:
 
-Fine-tunes the shipped dense models by every method and judges the results. What is done with today's models
-and settings is left alone, so a stopped reproduction goes on where it was. One thread per run; the logs lie
-in out/reproduction/, and one file of results per run in benchmarks/results/reproduction/. `tables.py` writes
-docs/reproduction.md from them.
+    python -m benchmarks.reproduction.run
+    python -m benchmarks.reproduction.run --dataset shapes --method lt --target 0.2 --seed 3
+
+Fine-tunes the shipped dense models by every method, runs what needs no training on them, and judges the
+results. What is done with today's models and settings is left alone, so a stopped reproduction goes on where
+it was. One thread per run; the logs lie in out/reproduction/, and one file of results per run in
+benchmarks/results/reproduction/. `tables.py` writes docs/reproduction.md from those of the plan's seeds.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ from benchmarks.reproduction.plan import (
     RESULTS,
     ROOT,
     SAMPLING,
+    SEEDS,
+    SYSTEMS,
+    TARGETS,
     TRAINING,
+    TRAINING_FREE,
     Run,
     all_runs,
     is_done,
@@ -37,30 +44,45 @@ from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.router_maps import router_auc
 from diffratio.evaluation.target import Target, load_target
 from diffratio.progress import progress_bar
+from diffratio.routing.find import routed_model
 from diffratio.train import TrainArguments, train
 from diffratio_kernels import kept_tokens
 
 
 def finish(run: Run, facts: dict) -> str:
-    """Train and judge one run, in a process of its own."""
+    """Do and judge one run, in a process of its own. Returns a line about it."""
     torch.set_num_threads(1)
-    if not (run.folder / "final").is_dir():
-        resume = "latest" if run.folder.is_dir() else None
-        train(
-            TrainArguments(
-                pretrained_model_name_or_path=run.dataset,
-                output_dir=str(run.folder),
-                method=run.method,
-                target_compression=run.target,
-                seed=run.seed,
-                resume_from_checkpoint=resume,
-                **TRAINING,
-            ),
-            progress=False,
-        )
-    facts = {"name": run.name, **vars(run), "setup": setup(run.dataset), **facts}
-    write(run.result, facts | judged(load_target(run.folder)) | logged(run))
-    return run.name
+    facts = {"name": run.name, **vars(run), "setup": run.setup, **facts}
+    if run.method in TRAINING_FREE:
+        found = facts | judged_by_eval(run)
+    else:
+        if not (run.folder / "final").is_dir():
+            resume = "latest" if run.folder.is_dir() else None
+            folder = {"output_dir": str(run.folder), "resume_from_checkpoint": resume}
+            train(TrainArguments(**run.training, **folder), progress=False)
+        found = facts | {"training": run.training} | judged(load_target(run.folder)) | logged(run)
+    write(run.result, found)
+    quality, flops = found["quality"], found["flops_of_dense"]
+    right = f"all right {quality['accuracy_joint']:.3f}"
+    return f"{run.name}: v-MSE {quality['v_mse']:.4f}, {right}, FLOPs {flops:.3f} of dense"
+
+
+def judged_by_eval(run: Run) -> dict:
+    """Quality and FLOPs of what needs no training, by the command that anybody would type."""
+    baseline = f"{TRAINING_FREE[run.method].method}:{run.compression}"
+    settings = [word for name, value in SAMPLING.items() for word in (f"--{name}", str(value))]
+    command = ["eval", run.dataset, "--baseline", baseline, *settings, "--device", "cpu", "--json"]
+    done = subprocess.run([sys.executable, "-m", "diffratio", *command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"diffratio {' '.join(command)}: {done.stderr}")
+    report = json.loads(done.stdout)
+    dense, own = report["cost"].values()
+    return {
+        "command": command,
+        "quality": report["quality"],
+        "mean_kept_in_bins": None,
+        "flops_of_dense": own["gflop"] / dense["gflop"],
+    }
 
 
 def judged(target: Target) -> dict:
@@ -70,8 +92,11 @@ def judged(target: Target) -> dict:
     shape = TransformerShape.from_model(target.model, text_tokens=judge.held_out.text_tokens)
     dense = transformer_flops(shape).total
     table = target.kept_tenths
-    kept = None if table is None else [[kept_tokens(n, shape.tokens) for n in row] for row in table]
-    auc = router_auc(target.model, judge.held_out) if target.routed else None
+    kept = auc = None
+    if target.routed:
+        rounding = routed_model(target.model).config.rounding
+        kept = [[kept_tokens(n, shape.tokens, rounding) for n in row] for row in table]
+        auc = router_auc(target.model, judge.held_out)
     return {
         "quality": quality,
         "kept_tenths": table,
@@ -110,18 +135,35 @@ def prepare(facts: dict, datasets: set[str]) -> None:
     """The models before any fine-tuning, and what real held-out images get: the two ends of the tables."""
     for name in sorted(datasets):
         path = RESULTS / f"{name}-start.json"
-        if is_done(path, name):
+        if is_done(path, setup(name)):
             continue
         judge = Judge(name, SampleSettings(**SAMPLING))
         about = {"name": f"{name}-start", "setup": setup(name), **facts, "real": judge.real}
         write(path, about | judged(load_target(name)))
 
 
+def chosen(arguments: argparse.Namespace) -> list[Run]:
+    """The runs that the command line asks for; without an argument all of the plan."""
+    wanted = {name: value for name, value in vars(arguments).items() if name != "jobs" and value}
+    runs = all_runs(arguments.seed or SEEDS)
+    return [run for run in runs if all(getattr(run, name) in value for name, value in wanted.items())]
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--jobs", type=int, default=os.cpu_count())
+    found.add_argument("--dataset", choices=DATASETS, action="append", help="repeatable, like the others")
+    found.add_argument("--method", choices=[*SYSTEMS, *TRAINING_FREE], action="append")
+    found.add_argument("--target", type=float, choices=TARGETS, action="append")
+    found.add_argument("--seed", type=int, action="append", help="any; the tables read 0, 1 and 2")
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--only", default="", help="runs whose name holds this text")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
+    runs = chosen(arguments)
+    if not runs:
+        raise SystemExit("no such run: dense has no target, what is not trained has seed 0 alone")
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -129,9 +171,8 @@ def main() -> None:
         "commit": commit.stdout.strip(), "date": str(date.today()), "torch": torch.__version__,
         "python": platform.python_version(), "training": TRAINING, "sampling": SAMPLING,
     }  # fmt: skip
-    runs = [run for run in all_runs() if arguments.only in run.name]
     prepare(facts, {run.dataset for run in runs} & set(DATASETS))
-    todo = [run for run in runs if not is_done(run.result, run.dataset)]
+    todo = [run for run in runs if not run.done]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with (

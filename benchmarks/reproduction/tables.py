@@ -4,28 +4,60 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import product
 
 from benchmarks.reproduction.figure import draw
-from benchmarks.reproduction.plan import DATASETS, LEARNED, RESULTS, ROOT, SEEDS, TARGETS, is_done
+from benchmarks.reproduction.plan import (
+    DATASETS,
+    LEARNED,
+    RESULTS,
+    ROOT,
+    SYSTEMS,
+    TARGETS,
+    TRAINING_FREE,
+    all_runs,
+    is_done,
+    setup,
+)
 
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 PICTURE = DOCUMENT.with_suffix(".png")
 START, END = "<!-- measured: tables.py writes from here -->", "<!-- to here -->"
-NAMES = {"dense": "dense", "mod": "uniform MoD", "l": "DiffRatio-L", "lt": "DiffRatio-LT"}
+NAMES = {method: system.label for method, system in (SYSTEMS | TRAINING_FREE).items()}
 HEAD = (
-    "| model | mean kept (ratios) | mean kept (bins) | FLOPs of dense | v-MSE | Frechet | attributes "
+    "| model | seeds | mean kept (ratios) | mean kept (bins) | FLOPs of dense | v-MSE | Frechet | attributes "
     "| all right |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "|---|---|---|---|---|---|---|---|---|"
 )
+PAIRS = (
+    ("l", "mod"),
+    ("lt", "mod"),
+    ("lt-matched", "mod"),
+    ("lt", "l"),
+    ("mod-ramp", "mod"),
+    ("lt-matched", "mod-ramp"),
+    ("lt", "mod-clean"),
+    ("lt", "tome-all"),
+)
+"""What is compared, the first with the second."""
+EQUAL = 0.005
+"""FLOPs that differ by no more than this part count as equal."""
 
 
 def load() -> list[dict]:
-    """Every result that stands for today's models and settings, seeds in order."""
-    paths = [
-        path for name in DATASETS for path in sorted(RESULTS.glob(f"{name}-*.json")) if is_done(path, name)
-    ]
-    return [json.loads(path.read_text()) for path in paths]
+    """Every result of the plan that stands for today's models and settings, seeds in order."""
+    return [json.loads(run.result.read_text()) for run in all_runs() if run.done]
+
+
+def load_starts() -> dict[str, dict]:
+    """What the models before fine-tuning, and real images, come to."""
+    paths = {name: RESULTS / f"{name}-start.json" for name in DATASETS}
+    missing = [path.name for name, path in paths.items() if not is_done(path, setup(name))]
+    if missing:
+        raise SystemExit(f"the reproduction has not begun: {', '.join(missing)}")
+    return {name: json.loads(path.read_text()) for name, path in paths.items()}
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -34,8 +66,8 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
-def mean_ratio(result: dict) -> float:
-    """The mean of the learned ratios; of the bins where nothing is learned."""
+def mean_ratio(result: dict) -> float | None:
+    """The mean of the learned ratios; of the bins where nothing is learned; None where tokens are merged."""
     if not result.get("ratios"):
         return result["mean_kept_in_bins"]
     return statistics.mean(ratio for row in result["ratios"][-1]["ratios"] for ratio in row)
@@ -43,9 +75,11 @@ def mean_ratio(result: dict) -> float:
 
 def row(name: str, results: list[dict]) -> str:
     quality = [result["quality"] for result in results]
+    kept = [mean_ratio(result) for result in results]
     cells = [
-        spread([mean_ratio(result) for result in results], 3),
-        spread([result["mean_kept_in_bins"] for result in results], 3),
+        str(len(results)),
+        "" if None in kept else spread(kept, 3),
+        "" if None in kept else spread([result["mean_kept_in_bins"] for result in results], 3),
         spread([result["flops_of_dense"] for result in results], 3),
         spread([one["v_mse"] for one in quality], 4),
         spread([one["frechet"] for one in quality], 2),
@@ -56,20 +90,24 @@ def row(name: str, results: list[dict]) -> str:
 
 
 def quality_table(dataset: str, start: dict, runs: dict) -> list[str]:
+    """A row for each system of which there is a result, target by target."""
     real = start["real"]
     lines = [f"### {dataset}", "", HEAD]
     lines.append(
-        f"| real held-out images | | | | | {real['frechet']:.2f} | {real['accuracy_mean']:.3f} | "
+        f"| real held-out images | | | | | | {real['frechet']:.2f} | {real['accuracy_mean']:.3f} | "
         f"{real['accuracy_joint']:.3f} |"
     )
     lines.append(row("dense, before", [start]))
-    lines.append(row("dense, the same steps", runs[dataset, "dense", 0.0]))
-    for target in TARGETS:
-        lines += [
-            row(f"{NAMES[method]}, {target:.0%}", runs[dataset, method, target])
-            for method in ("mod", *LEARNED)
-        ]
+    for (_, method, target), results in ((key, runs[key]) for key in keys(dataset) if key in runs):
+        lines.append(row(f"{NAMES[method]}, {target:.0%}" if target else NAMES[method], results))
     return [*lines, ""]
+
+
+def keys(dataset: str) -> list[tuple[str, str, float]]:
+    """(dataset, method, target) of every row, in the order of the table."""
+    compressed = [method for method in (*SYSTEMS, *TRAINING_FREE) if method != "dense"]
+    rows = [(dataset, method, target) for target in TARGETS for method in compressed]
+    return [(dataset, "dense", 0.0), *rows]
 
 
 def learned_table(runs: dict) -> list[str]:
@@ -78,9 +116,10 @@ def learned_table(runs: dict) -> list[str]:
         "| run | kept per layer, mean over seeds | deviation over layers | kept per region, clean to noisy |",
         "|---|---|---|---|",
     ]
-    for (dataset, method, target), results in runs.items():
-        if method not in LEARNED:
+    for dataset, method, target in (key for name in DATASETS for key in keys(name) if key in runs):
+        if method in TRAINING_FREE or SYSTEMS[method].method not in LEARNED:
             continue
+        results = runs[dataset, method, target]
         tables = [result["ratios"][-1]["ratios"] for result in results]
         layers = [[statistics.mean(row) for row in table] for table in tables]
         regions = [[statistics.mean(column) for column in zip(*table, strict=True)] for table in tables]
@@ -88,11 +127,39 @@ def learned_table(runs: dict) -> list[str]:
         mean_regions = [statistics.mean(column) for column in zip(*regions, strict=True)]
         deviation = [statistics.pstdev(row) for row in layers]
         lines.append(
-            f"| {dataset} {NAMES[method]} {target:.0%} | {' '.join(f'{v:.2f}' for v in mean_layers)} | "
+            f"| {row_name(dataset, method, target)} | {' '.join(f'{v:.2f}' for v in mean_layers)} | "
             f"{spread(deviation, 3)} | "
             f"{' '.join(f'{v:.2f}' for v in mean_regions) if len(mean_regions) > 1 else ''} |"
         )
     return [*lines, ""]
+
+
+def quarters_table(runs: dict) -> list[str]:
+    """v-MSE in each quarter of the timesteps, and how much of the excess over dense lies in the cleanest."""
+    lines = [
+        "| run | t 0 to 249 | 250 to 499 | 500 to 749 | 750 to 999 | of the excess over dense in 0 to 249 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for dataset in DATASETS:
+        dense = by_quarter(runs[dataset, "dense", 0.0])
+        for key in (key for key in keys(dataset) if key in runs):
+            _, method, target = key
+            found = by_quarter(runs[key])
+            excess = [own - least for own, least in zip(found, dense, strict=True)]
+            share = f"{excess[0] / sum(excess):.0%}" if sum(excess) > 0 else ""
+            cells = " | ".join(f"{error:.4f}" for error in found)
+            lines.append(f"| {row_name(dataset, method, target)} | {cells} | {share} |")
+    return [*lines, ""]
+
+
+def by_quarter(results: list[dict]) -> list[float]:
+    """Means over seeds, from clean to noisy."""
+    errors = [result["quality"]["v_mse_by_quartile"] for result in results]
+    return [statistics.mean(column) for column in zip(*errors, strict=True)]
+
+
+def row_name(dataset: str, method: str, target: float) -> str:
+    return f"{dataset} {NAMES[method]}" + (f" {target:.0%}" if target else "")
 
 
 def claims_table(runs: dict) -> list[str]:
@@ -100,6 +167,8 @@ def claims_table(runs: dict) -> list[str]:
     learned = [result for key, results in runs.items() if key[1] in LEARNED for result in results]
     gaps = [abs(mean_ratio(result) - (1 - result["target"])) for result in learned]
     bins = [abs(result["mean_kept_in_bins"] - (1 - result["target"])) for result in learned]
+    paper = [result for key, results in runs.items() if key[1] == "paper" for result in results]
+    missed = [mean_ratio(result) - (1 - result["target"]) for result in paper]
     lt = [result for result in learned if result["method"] == "lt"]
     regions = [
         [statistics.mean(column) for column in zip(*result["ratios"][-1]["ratios"], strict=True)]
@@ -114,45 +183,73 @@ def claims_table(runs: dict) -> list[str]:
     lines = [
         "| claim | counted |",
         "|---|---|",
-        f"| mean ratio within 1 point of the target | {sum(g <= 0.01 for g in gaps)} of {len(gaps)} runs, "
-        f"largest gap {100 * max(gaps):.2f} points |",
+        f"| mean ratio within 1 point of the target, by construction | {sum(g <= 0.01 for g in gaps)} of "
+        f"{len(gaps)} runs, largest gap {100 * max(gaps):.2f} points |",
         f"| mean of the bins at inference within 1 point | {sum(g <= 0.01 + 1e-9 for g in bins)} of "
         f"{len(bins)}, largest gap {100 * max(bins):.2f} points |",
+    ]
+    if missed:
+        lines.append(
+            f"| the same by the paper's own recipe | {sum(abs(g) <= 0.01 for g in missed)} of "
+            f"{len(missed)} runs, gaps of {100 * min(missed):+.1f} to {100 * max(missed):+.1f} points |"
+        )
+    lines += [
         f"| layers differ (deviation above 0.01) | {sum(d > 0.01 for d in layers)} of {len(layers)} |",
         f"| the cleanest region keeps most, the noisiest less | {noisier} of {len(lt)} LT runs; "
         f"monotone over all four: {monotone} |",
     ]
-    for better, worse in (("l", "mod"), ("lt", "mod"), ("lt", "l")):
-        counts = {}
-        for metric, sign in (("v_mse", 1), ("frechet", 1), ("accuracy_joint", -1)):
-            pairs = [
-                (a["quality"][metric], b["quality"][metric])
-                for dataset in DATASETS
-                for target in TARGETS
-                for a, b in zip(runs[dataset, better, target], runs[dataset, worse, target], strict=True)
-            ]
-            counts[metric] = f"{sum(sign * a < sign * b for a, b in pairs)} of {len(pairs)}"
-        lines.append(
-            f"| {NAMES[better]} better than {NAMES[worse]} | v-MSE {counts['v_mse']}, "
-            f"Frechet {counts['frechet']}, all attributes {counts['accuracy_joint']} |"
-        )
     return [*lines, ""]
 
 
+def pairs_table(runs: dict) -> list[str]:
+    """One system against another, seed by seed, and how far their FLOPs are apart."""
+    lines = ["| better by | FLOPs apart | v-MSE | Frechet | all attributes |", "|---|---|---|---|---|"]
+    for one, other in PAIRS:
+        pairs = list(paired(runs, one, other))
+        if not pairs:
+            continue
+        apart = [a["flops_of_dense"] / b["flops_of_dense"] - 1 for a, b in pairs]
+        counts = [
+            sum(sign * a["quality"][metric] < sign * b["quality"][metric] for a, b in pairs)
+            for metric, sign in (("v_mse", 1), ("frechet", 1), ("accuracy_joint", -1))
+        ]
+        equal = " (equal)" if max(map(abs, apart)) <= EQUAL else ""
+        cells = [f"{100 * min(apart):+.1f} to {100 * max(apart):+.1f} %{equal}"]
+        cells += [f"{count} of {len(pairs)}" for count in counts]
+        lines.append(f"| {NAMES[one]} than {NAMES[other]} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def paired(runs: dict, one: str, other: str) -> Iterator[tuple[dict, dict]]:
+    """Results of two systems on the same data, target and seed; what is not trained is the same for all."""
+    for dataset, target in product(DATASETS, TARGETS):
+        others = {result["seed"]: result for result in runs.get((dataset, other, target), [])}
+        for result in runs.get((dataset, one, target), []):
+            match = others.get(0 if other in TRAINING_FREE else result["seed"])
+            if match is not None:
+                yield result, match
+
+
+def missing_lines() -> list[str]:
+    """What of the plan has not been run, and how to run it."""
+    left = Counter(run.method for run in all_runs() if not run.done)
+    if not left:
+        return []
+    planned = Counter(run.method for run in all_runs())
+    words = [f"{NAMES[method]} ({count} of {planned[method]} runs)" for method, count in left.items()]
+    return [f"Not run yet (`make reproduction` does): {'; '.join(words)}.", ""]
+
+
 def main() -> None:
-    starts, runs = {}, defaultdict(list)
+    starts, runs = load_starts(), defaultdict(list)
     for result in load():
-        if "method" in result:
-            runs[result["dataset"], result["method"], result["target"]].append(result)
-        else:
-            starts[result["name"].removesuffix("-start")] = result
-    missing = [key for key, results in runs.items() if len(results) != len(SEEDS)]
-    if missing or len(runs) != len(DATASETS) * (1 + 3 * len(TARGETS)) or len(starts) != len(DATASETS):
-        raise SystemExit(f"the reproduction is not complete: {missing or sorted(runs)}")
-    lines = []
+        runs[result["dataset"], result["method"], result["target"]].append(result)
+    lines = missing_lines()
     for dataset in DATASETS:
         lines += quality_table(dataset, starts[dataset], runs)
-    lines += ["### What was learned", "", *learned_table(runs), "### Claims", "", *claims_table(runs)]
+    lines += ["### Where the error is", "", *quarters_table(runs)]
+    lines += ["### What was learned", "", *learned_table(runs)]
+    lines += ["### Claims", "", *claims_table(runs), "### Against each other", "", *pairs_table(runs)]
     text = DOCUMENT.read_text()
     before, rest = text.split(START)
     _, after = rest.split(END)

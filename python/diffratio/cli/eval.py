@@ -8,7 +8,7 @@ import torch
 import typer
 from rich.console import Console
 
-from .output import check_file, names_errors, print_table
+from .output import Baseline, check_file, names_errors, print_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,6 +61,7 @@ def eval(
     checkpoint: Checkpoint = None,
     base: Base = None,
     dataset: Dataset = None,
+    baseline: Baseline = None,
     samples: Annotated[
         int | None,
         typer.Option(
@@ -89,7 +90,8 @@ def eval(
     from ..evaluation.evaluate import evaluate
     from ..evaluation.quality import SampleSettings
 
-    target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset, dtype=DTYPES[dtype])
+    options = {"checkpoint": checkpoint, "base": base, "dataset": dataset, "dtype": DTYPES[dtype]}
+    target = load(path, device, baseline=baseline, **options)
     if samples is None:
         samples = 512 if target.flow is None or target.flow.family.on_pixels else 8
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
@@ -108,7 +110,8 @@ def _draw(pictures: dict[str, torch.Tensor], path: Path, title: str) -> None:
     """Write the first samples of each model, a row each."""
     from ..plots.pictures import draw_grid
 
-    rows = [name for name in ("given", *COLUMNS, "model") if name in pictures]
+    order = ["given", *COLUMNS]
+    rows = sorted(pictures, key=lambda name: order.index(name) if name in order else len(order))
     columns = min(_COLUMNS, len(pictures[rows[0]]))
     images = torch.cat([pictures[name][:columns] for name in rows])
     draw_grid(path, images, [name for name in rows for _ in range(columns)], columns, title)
@@ -139,6 +142,7 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(f"no quality: {report['why_no_quality']}")
     else:
         own = "sparse" if "dense" in report else "trained" if "base" in report else "model"
+        own = report["baseline"] or own
         columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
         columns["hidden"] = report.get("hidden")
         columns = {name: one for name, one in columns.items() if one is not None}
@@ -150,6 +154,8 @@ def print_report(report: dict[str, Any]) -> None:
         for name, what in COLUMNS.items():
             if name in columns:
                 console.print(f"{name}: {what}")
+        if report["baseline"]:
+            console.print(f"{own}: the same weights by that baseline")
         if report["variance"] is not None:
             console.print(f"variance of ddpm: {report['variance']}")
         if report.get("not_judged"):
@@ -162,12 +168,13 @@ def print_report(report: dict[str, Any]) -> None:
         layers = enumerate(report["router_auc"])
         print_table(console, title, header, [(str(i), *(f"{auc:.2f}" for auc in row)) for i, row in layers])
     title = f"one forward of {report['batch']} samples, {report['dtype']} on {report['device']}, "
-    title += f"{report['mean_kept']:.1%} of the tokens kept"
+    title += report["baseline"] or f"{report['mean_kept']:.1%} of the tokens kept"
     cost, rows = report["cost"], []
     for key, what, unit in COSTS:
-        dense, every, sparse = (cost[name][key] for name in ("dense", "all_tokens", "sparse"))
-        rows.append((what, *(f"{x:.3g} {unit}" for x in (dense, every, sparse)), f"{sparse / dense:.1%}"))
-    print_table(console, title, ("", "dense", "routed, all kept", "sparse", "sparse / dense"), rows)
+        values = [one[key] for one in cost.values()]
+        rows.append((what, *(f"{x:.3g} {unit}" for x in values), f"{values[-1] / values[0]:.1%}"))
+    columns = [{"all_tokens": "routed, all kept"}.get(name, name) for name in cost]
+    print_table(console, title, ("", *columns, f"{columns[-1]} / dense"), rows)
     if "edit" in report:
         told = f"holes of {report['edit']['hole']:.1%} of the tokens"
         if "encoder_milliseconds" in report["edit"]:

@@ -88,7 +88,8 @@ def kept_lines(run: dict[str, Any]) -> list[str]:
     """Return how many tokens are kept: a line for each timestep region, a column for each layer."""
     arguments = run["arguments"]
     if arguments["method"] == "mod":
-        return [f"tokens kept in every layer: {1 - arguments['target_compression']:.0%}"]
+        where = "on average" if arguments.get("dense_regions") else "in every layer"
+        return [f"tokens kept {where}: {1 - arguments['target_compression']:.0%}"]
     if "ratios" not in run:
         return []
     return ratio_lines(run["ratios"], run.get("flow", False))

@@ -15,7 +15,7 @@ from ..evaluation.cost import model_cost
 from ..evaluation.flops.shapes import PAPER_TEXT_TOKENS
 from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.target import load_target
-from ..plots.pictures import kept_maps
+from ..plots.recorded import kept_maps
 from ..plots.style import save
 from ..routing.apply import route_blocks
 from ..toy import DIGITS_LT30

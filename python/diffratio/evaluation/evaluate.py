@@ -40,7 +40,8 @@ def evaluate(
         pictures: filled with the samples of each model, by its column: base, dense, sparse.
 
     Returns:
-        ``kept_tenths`` [L][R] (None for a dense model), ``mean_kept`` and ``untrained_routers``, layers whose
+        ``baseline``, the name of what was put on the model, or None; ``kept_tenths`` [L][R] (None without
+        routers), ``mean_kept`` (None with a training-free baseline) and ``untrained_routers``, layers whose
         router nothing has trained; ``quality`` of ``Judge``, and the same figures for ``dense``, the same
         weights without routing, for ``base``, the model that a run started from, and for ``real`` held-out
         images; ``router_auc`` [L][timestep] where the data has object masks; ``cost`` of ``model_cost``.
@@ -62,6 +63,7 @@ def evaluate(
         "variance": settings.variance(target),
         "kept_tenths": target.kept_tenths,
         "mean_kept": target.mean_kept,
+        "baseline": target.baseline,
         "untrained_routers": target.untrained_routers,
     }
     why_not = "no data set is known for this model (see --dataset)"
@@ -111,7 +113,7 @@ def _quality(
             quality["clip_score"] = clip_score(images, judge.held_out.captions(judge.wanted))
         return quality
 
-    own = "sparse" if target.routed else "model"
+    own = target.baseline or ("sparse" if target.routed else "model")
     found = {"quality": figures(target, "sampling", own), "real": judge.real}
     if target.routed:
         auc = None
@@ -119,6 +121,7 @@ def _quality(
             auc = router_auc(target.model, judge.held_out, schedule=target.schedule)
         if auc is not None:
             found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
+    if target.patched:
         disable_diffratio(target.model)
         try:
             found["dense"] = figures(target, "sampling dense", "dense")
@@ -135,7 +138,7 @@ def _quality(
 
 def _cost(target: Target, measure: Callable[[nn.Module], dict]) -> dict[str, Any]:
     model = target.model
-    if target.routed:
+    if target.patched:
         return measure(model)
     route_blocks(model, DiffRatioConfig(compression=0.0))
     try:

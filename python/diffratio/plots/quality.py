@@ -12,8 +12,10 @@ from .style import MUTED, RUNS, new_figure, plain
 
 # Entry of `Judge`'s figures, name on the axis, factor.
 PANELS = (
+    ("fid", "FID", 1),
     ("frechet", "Fréchet distance", 1),
     ("accuracy_joint", "all attributes right (%)", 100),
+    ("hole_error", "MSE in the hole", 1),
     *((f"{kind}_mse", f"{kind}-MSE", 1) for kind in (*PREDICTED.values(), "velocity")),
 )
 

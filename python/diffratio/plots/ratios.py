@@ -35,7 +35,7 @@ def trajectories(steps: np.ndarray, ratios: np.ndarray, target: float, title: st
     axes.set_ylim(0, 103)
     axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
     axes.legend(handles=axes.lines[-2:], loc="lower left", fontsize=10, frameon=False)
-    colour_bar(figure, colours, axes, pad=0.02, ticks=_few(layers), label="layer")
+    colour_bar(figure, colours, axes, pad=0.02, ticks=few(layers), label="layer")
     return figure
 
 
@@ -61,7 +61,7 @@ def draw_regions(axes: Axes, ratios: np.ndarray, flow: bool = False) -> AxesImag
         names = [f"{r / regions:.2f}–{(r + 1) / regions:.2f}" for r in range(regions)]
     bare(axes)
     axes.set_xticks(range(regions), names, rotation=0 if regions <= 6 else 60)
-    axes.set_yticks(_few(layers))
+    axes.set_yticks(few(layers))
     axes.set_xlabel(
         f"{'noise level' if flow else 'training timestep'}, from clean to noisy", fontsize=11, color=INK
     )
@@ -74,6 +74,6 @@ def draw_regions(axes: Axes, ratios: np.ndarray, flow: bool = False) -> AxesImag
     return image
 
 
-def _few(count: int) -> list[int]:
+def few(count: int) -> list[int]:
     """Ticks for ``count`` layers, at most about 14."""
     return list(range(0, count, -(-count // 14)))

@@ -1,25 +1,32 @@
 """All figures of a run directory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from .. import record_routing
 from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.target import load_target
 from ..train.checkpoints import Checkpoints
 from ..train.run_log import RATIOS, RUN, read_lines
-from .pictures import kept_maps, router_maps
+from .judges import Painter, judge_of
+from .pictures import router_maps
 from .quality import quality_curves
 from .ratios import region_map, trajectories
+from .recorded import Recorded, record_samples
+from .scores import score_maps, scores_of_ratios
 from .style import save
 
-FIGURES = ("trajectories", "regions", "maps", "quality")
+RATIOS_ONLY = ("trajectories", "regions")
+"""Figures that need no model."""
+ROUTED = ("maps", "scores", "scores-of-ratios")
+"""Figures of what routers do while samples are made."""
+FIGURES = (*RATIOS_ONLY, *ROUTED, "quality", "side-by-side")
 QUALITY_FILE = "quality.json"
+_RECORDED = 16  # samples whose scores are averaged
 _MAP_SAMPLES = 3
 _MAP_COLUMNS = 5
 _LEARNED = ("l", "lt")
@@ -51,10 +58,12 @@ class Run:
         return f"{self.path.name}: {self.method}, target {100 * self.target:.0f} % kept"
 
     def figures(self) -> tuple[str, ...]:
-        """What can be drawn: a run without learned ratios has no trajectories, a dense one and one of a flow
-        model no router maps."""
-        found = FIGURES if self.method in _LEARNED and len(self.steps) else ("maps", "quality")
-        return tuple(name for name in found if name != "maps" or not (self.flow or self.method == "dense"))
+        """What can be drawn: a run without learned ratios has no trajectories, and no scores to compare with
+        them; a dense one and one of a flow model nothing of routers."""
+        learned = self.method in _LEARNED and len(self.steps)
+        left_out = () if learned else (*RATIOS_ONLY, "scores-of-ratios")
+        left_out += ROUTED if self.flow or self.method == "dense" else ()
+        return tuple(name for name in FIGURES if name not in left_out)
 
     def models(self) -> list[tuple[int, int | None]]:
         """(step, checkpoint) of every whole model in the order of training; None is the finished one."""
@@ -74,13 +83,13 @@ def why_no_samples(run: Run) -> str | None:
     target = load_target(run.path, checkpoint=run.models()[-1][1])
     if target.flow is not None and not target.flow.family.on_pixels:
         return "a pipeline with a VAE is judged by diffratio eval alone"
-    return Judge.of(target, SampleSettings()).why_not(target, quality=True)
+    return judge_of(target, SampleSettings()).why_not(target, quality=True)
 
 
 def draw_run(
     run: Run, out: Path, figures: Sequence[str], *, device: str = "cpu", progress: bool = True
 ) -> list[Path]:
-    """Write ``trajectories.png``, ``regions.png`` and ``maps.png``, as far as asked for and possible."""
+    """Write the pictures of one run, as far as asked for and possible, each named after its figure."""
     drawn, written = [name for name in figures if name in run.figures()], []
     if "trajectories" in drawn:
         title = f"Kept tokens by layer\n{run.title}"
@@ -89,22 +98,35 @@ def draw_run(
     if "regions" in drawn:
         title = f"Learned ratios after step {run.steps[-1]}\n{run.title}"
         written.append(save(region_map(run.ratios[-1], title, run.flow), out / "regions.png"))
-    if "maps" in drawn:
-        written.append(save(_maps(run, device, progress), out / "maps.png"))
+    if routed := [name for name in ROUTED if name in drawn]:
+        target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
+        judge = judge_of(target, SampleSettings(_RECORDED), progress)
+        if (reason := judge.why_not(target, quality=True)) is not None:
+            raise ValueError(f"{routed[0]}: {reason}")
+        recorded = record_samples(judge, target, "sampling with routing recorded")
+        figures = _routed(run, recorded, np.array(target.kept_tenths) / 10)
+        written += [save(figures[name](), out / f"{name}.png") for name in routed]
     return written
 
 
-def _maps(run: Run, device: str, progress: bool) -> Figure:
-    target = load_target(run.path, checkpoint=run.models()[-1][1], device=device)
-    judge = Judge.of(target, SampleSettings(_MAP_SAMPLES), progress)
-    if (reason := judge.why_not(target, quality=True)) is not None:
-        raise ValueError(f"maps: {reason}")
-    with record_routing(target.model) as log:
-        images = judge.samples(target, "sampling with routing recorded")
-    kept, timesteps = kept_maps(log)
-    shown = np.linspace(0, len(timesteps) - 1, _MAP_COLUMNS).round().astype(int).tolist()
-    title = f"Tokens that each layer keeps (pale red: skipped)\n{run.title}"
-    return router_maps(images, kept[:, shown], [timesteps[i] for i in shown], title)
+def _routed(run: Run, recorded: Recorded, ratios: np.ndarray) -> dict[str, Callable[[], Figure]]:
+    """How each figure of `ROUTED` is drawn; ``ratios`` are the kept ones [L, R]."""
+    shown = np.linspace(0, len(recorded.timesteps) - 1, _MAP_COLUMNS).round().astype(int).tolist()
+    timesteps, few = [recorded.timesteps[i] for i in shown], slice(_MAP_SAMPLES)
+    kept, scores, noisy = (x[few][:, shown] for x in (recorded.kept, recorded.scores, recorded.noisy))
+    hole = None if recorded.hole is None else recorded.hole[few]
+    means = recorded.mean_scores(ratios.shape[1]).numpy()
+    colours = "pale red: skipped" if hole is None else "pale red: skipped, pale grey: not made"
+    titles = (
+        f"Tokens that each layer keeps ({colours})\n{run.title}",
+        f"Scores of the routers, and what the model is given\n{run.title}",
+        f"Scores of the routers and learned ratios\n{run.title}",
+    )
+    return {
+        "maps": lambda: router_maps(recorded.images[few], kept, timesteps, titles[0], hole),
+        "scores": lambda: score_maps(noisy, scores, timesteps, titles[1]),
+        "scores-of-ratios": lambda: scores_of_ratios(ratios, means, titles[2]),
+    }
 
 
 def measure_runs(
@@ -112,7 +134,7 @@ def measure_runs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the figures of ``Judge`` for every model of every run, by the run's name, with ``step`` and
     ``mean_kept``. Of a run that learns no ratios the last model counts alone."""
-    judges: dict[tuple, Judge] = {}
+    judges: dict[tuple, Judge | Painter] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         models = run.models() if run.method in _LEARNED else run.models()[-1:]
@@ -120,8 +142,10 @@ def measure_runs(
         for step, checkpoint in models:
             target = load_target(run.path, checkpoint=checkpoint, device=device)
             data = (target.dataset, *target.options.values())
+            if target.repaints:
+                data += tuple(target.run["arguments"][name] for name in ("system", "masks"))
             if data not in judges:
-                judges[data] = Judge.of(target, settings, progress)
+                judges[data] = judge_of(target, settings, progress)
             if (reason := judges[data].why_not(target, quality=True)) is not None:
                 raise ValueError(f"quality: {reason}")
             _, quality = judges[data](target, f"sampling {target.name}")

@@ -40,7 +40,7 @@ def plain(axes: Axes, x: str, y: str) -> None:
         axes.spines[side].set_color(MUTED)
 
 
-def colour_bar(figure: FigureBase, image: ScalarMappable, axes: Axes | np.ndarray, **options) -> Axes:
+def colour_bar(figure: FigureBase, image: ScalarMappable, axes: Axes | np.ndarray | None, **options) -> Axes:
     """Return the axes of a bar of the colours of ``image``; ``options`` are matplotlib's."""
     bar = figure.colorbar(image, ax=axes, **options)
     bar.ax.yaxis.label.set(fontsize=11, color=INK)

@@ -1,4 +1,4 @@
-"""Which tokens every routed block keeps, recorded."""
+"""Which tokens every routed block keeps, and how its router scores them, recorded."""
 
 from contextlib import contextmanager
 
@@ -13,8 +13,8 @@ def record_routing(model_or_pipe):
         model_or_pipe: a routed model, or a pipeline with one.
 
     Yields:
-        A list of `Routing`, one per call of a block: layer, timestep, index [T], shape (B, N), and `kept()`,
-        a mask [B, N].
+        A list of `Routing`, one per call of a block: layer, timestep, index [T], shape (B, N), logits [B, N],
+        and `kept()`, a mask [B, N], and `scores()` [B, N] in 0..1.
 
     Raises:
         ValueError: the model is not patched.

@@ -101,10 +101,18 @@ def _checksums(tensors: list[Tensor]) -> Tensor:
 
 
 class Routing:
-    """One recorded selection: `index` [T] holds rows of the flattened [B*N], `shape` is (B, N)."""
+    """One recorded selection: `index` [T] holds rows of the flattened [B*N], `shape` is (B, N); `logits`
+    [B, N] are the router's, None where it was not asked because nothing is kept."""
 
-    def __init__(self, layer: int, timesteps: list[float] | None, index: Tensor, shape: tuple[int, int]):
-        self.layer, self.index, self.shape = layer, index, shape
+    def __init__(
+        self,
+        layer: int,
+        timesteps: list[float] | None,
+        index: Tensor,
+        shape: tuple[int, int],
+        logits: Tensor | None = None,
+    ):
+        self.layer, self.index, self.shape, self.logits = layer, index, shape, logits
         self.timestep = None if not timesteps or len(set(timesteps)) > 1 else timesteps[0]
         self.timesteps = timesteps
 
@@ -112,6 +120,12 @@ class Routing:
         """[B, N] bool: which tokens were kept."""
         mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.index.device)
         return mask.index_fill(0, self.index, True).view(self.shape)
+
+    def scores(self) -> Tensor:
+        """[B, N] fp32: what the router thinks of each token, in 0..1 (paper fig. 2); NaN without logits."""
+        if self.logits is None:
+            return torch.full(self.shape, torch.nan, device=self.index.device)
+        return self.logits.float().sigmoid()
 
 
 def check_batch(regions: list[int], batch: int) -> None:
@@ -146,6 +160,8 @@ class RoutedModel:
     """Of the model's forward, whose arguments they are given by name."""
     dense: dict[str, str] = field(default_factory=dict)
     """Blocks that a spec leaves as they are, and why."""
+    baseline: Any = None
+    """Of `diffratio.baselines`: what runs the blocks where there are no routers."""
     enabled: bool = True
     ratios: RatioTable | None = None
     """The model's `diffratio_ratios` while it learns them."""
@@ -229,10 +245,11 @@ class RoutedModel:
         inside = [region(t, regions, self.units) for t in timesteps]
         return inside[:1] if len(set(inside)) == 1 else inside
 
-    def regions_now(self, layer: RoutedLayer, batch: int, args: tuple, kwargs: dict) -> list[int]:
-        """The region of each sample, told by the model, its embedding of the timestep or the block."""
+    def regions_now(self, layer: RoutedLayer, batch: int | None, args: tuple, kwargs: dict) -> list[int]:
+        """The region of each sample, told by the model, its embedding of the timestep or the block; where no
+        batch is given one may stand for all samples."""
         if self.config.num_regions == 1:
-            return [0] * batch
+            return [0] * (batch or 1)
         if self.regions is None or self.memo is None:
             timestep = layer.spec.timestep(layer.block, *args, **kwargs)
             if timestep is not None:
@@ -242,6 +259,8 @@ class RoutedModel:
                 f"{layer.name}: no timestep was seen, and this model has {self.config.num_regions} timestep "
                 "regions; call the model, or whatever embeds its timestep, before its blocks"
             )
+        if batch is None:
+            return self.regions
         check_batch(self.regions, batch)
         return self.regions if len(self.regions) > 1 else self.regions * batch
 
@@ -283,8 +302,10 @@ class RoutedLayer:
 
         False where the values cannot be seen: on the meta device, in shards.
         """
+        if self.drawn is None:
+            return False
         weight = self.block.diffratio.router_weight.detach()
-        if self.drawn is None or weight.is_meta or type(weight) is not Tensor:
+        if weight.is_meta or type(weight) is not Tensor:
             return False
         return torch.equal(self.drawn.to(weight), weight)
 
@@ -306,7 +327,8 @@ class RoutedLayer:
         if reason is not None:
             raise ValueError(f"{self.name}: {reason}; remove that, or remove_diffratio first")
         self.inspected = self.spec.inspect(block)
-        reason = foreign(block.diffratio, Router)
+        router = block._modules.get("diffratio")
+        reason = "there is no router" if router is None else foreign(router, Router)
         self.router_reason = reason and f"diffratio: {reason}"
         fingerprint = Fingerprint(block)
         self._fingerprint = fingerprint, fingerprint.now()
@@ -316,8 +338,8 @@ class RoutedLayer:
         table = self.model.ratios
         return self.kept if table is None else table.nearest()[self.row]
 
-    def record(self, shape: tuple[int, int], index: Tensor) -> None:
+    def record(self, index: Tensor, shape: tuple[int, int], logits: Tensor | None = None) -> None:
         """Record a selection among [B, N] tokens where that is asked for."""
         if self.model.record is not None:
-            shape = tuple(shape)
-            self.model.record.append(Routing(self.number, self.model.timesteps, index, shape))
+            logits = None if logits is None else logits.detach()
+            self.model.record.append(Routing(self.number, self.model.timesteps, index, tuple(shape), logits))

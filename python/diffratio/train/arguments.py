@@ -7,7 +7,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import NoReturn
 
 from diffratio_kernels._checks import RESCALE
-from diffratio_kernels.blocks.bins import DEFAULT_BINS
+from diffratio_kernels.blocks.bins import DEFAULT_BINS, ROUNDINGS
 from diffratio_kernels.blocks.router import STARTS
 
 from .recipes import RECIPES
@@ -129,7 +129,19 @@ class TrainArguments:
     target_compression: float = _arg(
         0.3, "Part of the tokens that the layers skip on average.", least=0, most=1
     )
+    ramp: float | None = _arg(
+        None,
+        "Part of the steps in which compression grows to its target. Default: 0.4 for l and lt, 0 for mod.",
+        least=0,
+        most=0.8,
+    )
     num_regions: int = _arg(4, "Timestep regions of lt, and of the validation loss.", least=1, most=1000)
+    dense_regions: int = _arg(
+        0,
+        "So many of the regions, the cleanest, skip nothing in mod; the others skip more, so that the target "
+        "is still the mean.",
+        least=0,
+    )
     ratio_lr: float | None = _arg(None, "Learning rate of the ratios. Default: by steps and target.", least=0)
     ratio_loss_weight: str = _arg(
         "auto",
@@ -144,6 +156,7 @@ class TrainArguments:
     )
     ratio_mode: str = _arg("default", "faithful: the authors' clamp and bins.", ("default", "faithful"))
     router_start: str = _arg("identity", "faithful: the authors' sigmoid.", STARTS)
+    rounding: str = _arg("ceil", "Of kept tokens; floor: as the authors' uniform MoD.", ROUNDINGS)
     rescale: str = _arg("mlp", "What the router's score multiplies.", RESCALE)
     router_lr: float | None = _arg(None, "Learning rate of the routers. Default: learning_rate.", least=0)
 
@@ -172,6 +185,17 @@ class TrainArguments:
                 f"must not exceed {round(1 - self.smallest_bin, 1)}, since smallest_bin={self.smallest_bin}",
             )
         self.fixed_ratio_weight()
+        if self.ramp is not None and (self.method == "dense" or self._penalised):
+            self._refuse("ramp", "is not for method dense, nor for the penalty, which has no schedule")
+        if self.dense_regions:
+            self._check_dense_regions()
+
+    def _check_dense_regions(self) -> None:
+        if self.method != "mod" or self.dense_regions >= self.num_regions:
+            self._refuse("dense_regions", f"is for mod, and must be below num_regions={self.num_regions}")
+        if min(self.tenths_by_region) < 0:
+            most = 1 - self.dense_regions / self.num_regions
+            self._refuse("target_compression", f"must not exceed {most:g} with dense_regions")
 
     @classmethod
     def of(cls, **given) -> TrainArguments:
@@ -214,6 +238,10 @@ class TrainArguments:
         return weight
 
     @property
+    def _penalised(self) -> bool:
+        return self.learns_ratios and (self.ratio_mode == "faithful" or self.ratio_loss_weight != "auto")
+
+    @property
     def bins(self) -> tuple[int, ...]:
         """Kept tenths that ratios lie between."""
         return tuple(range(10, round(10 * self.smallest_bin) - 1, -1))
@@ -221,7 +249,15 @@ class TrainArguments:
     @property
     def regions(self) -> int:
         """R of the model: timestep regions that may keep differently."""
-        return self.num_regions if self.method == "lt" else 1
+        return self.num_regions if self.method == "lt" or self.dense_regions else 1
+
+    @property
+    def tenths_by_region(self) -> list[int]:
+        """Kept tenths [R] of mod, the cleanest region first: the target is their mean."""
+        others = self.regions - self.dense_regions
+        kept = round(10 * (1 - self.target_compression) * self.regions) - 10 * self.dense_regions
+        each, more = divmod(kept, others)
+        return [10] * self.dense_regions + [each + 1] * more + [each] * (others - more)
 
     @property
     def learns_ratios(self) -> bool:

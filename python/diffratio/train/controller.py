@@ -13,6 +13,8 @@ from diffratio_kernels.blocks.ratio_table import RatioTable
 from ..routing.ratios import diffratio_loss
 
 FAITHFUL_WEIGHT = 0.3
+RAMP = 0.4
+"""Part of the steps in which compression grows to its target."""
 _WATER_FILLING = 5  # passes; what ratios that meet a bound leave over goes to the others in the next one
 
 _PATIENCE = 10
@@ -72,7 +74,7 @@ class RatioController:
         steps: int,
         *,
         weight: float | None = None,
-        ramp: float = 0.4,
+        ramp: float = RAMP,
         settle: float = 0.2,
     ):
         if not isinstance(table, RatioTable):

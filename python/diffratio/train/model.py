@@ -28,8 +28,8 @@ from ..names import is_hub_id, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
 from ..routing.adapter_file import check_files
 from ..routing.apply import route_blocks
-from ..routing.find import transformer_of
-from ..routing.ratios import learn_ratios
+from ..routing.find import routed_layers, transformer_of
+from ..routing.ratios import frozen_config, learn_ratios
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import Checkpoints
@@ -179,7 +179,7 @@ def prepare_model(base: Base, arguments: TrainArguments) -> nn.Module:
 
 
 def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
-    """Add routers for every method but dense, and ratios for l and lt.
+    """Add routers for every method but dense, and ratios for l, lt and a mod whose compression grows.
 
     Raises:
         ArgumentError: the model has no block that can be routed.
@@ -192,13 +192,19 @@ def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
         num_regions=arguments.regions,
         rescale=arguments.rescale,
         router_start=arguments.router_start,
+        rounding=arguments.rounding,
     )
     try:
         route_blocks(model, config)
     except ValueError as error:
         raise ArgumentError(f"pretrained_model_name_or_path: {error}") from None
+    if arguments.dense_regions:
+        layers = len(routed_layers(transformer_of(model)))
+        route_blocks(model, frozen_config(config, [arguments.tenths_by_region] * layers))
     if arguments.learns_ratios:
         learn_ratios(model, mode=arguments.ratio_mode, bins=arguments.bins)
+    elif arguments.ramp:
+        learn_ratios(model, bins=tuple(range(11))).requires_grad_(False)
 
 
 def write_model(model: nn.Module, folder: Path) -> None:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..routing.find import transformer_of
 from .controller import RatioController
 from .optimizer import trained
+from .ramp import RatioRamp
 from .sharding import is_sharded
 
 TRAINED, PROGRESS = "trained.safetensors", "progress.json"
@@ -29,7 +30,7 @@ class RunState:
         accelerator: saves the optimiser it prepared and each process's random number generators.
         model: as `accelerator.prepare` returned it; only its trained parameters are saved.
         schedule: of the learning rates.
-        controller: of the ratios; None where none are learned.
+        controller: of the ratios; None where there are none.
         ema: the moving average of `weights`; None where none is kept.
         step: optimiser steps done.
     """
@@ -37,7 +38,7 @@ class RunState:
     accelerator: Accelerator
     model: nn.Module
     schedule: LRScheduler
-    controller: RatioController | None
+    controller: RatioController | RatioRamp | None
     ema: EMAModel | None
     step: int = 0
 

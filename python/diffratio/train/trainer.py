@@ -16,16 +16,15 @@ from tqdm import tqdm
 
 from ..progress import progress_bar
 from ..routing.find import transformer_of
-from ..routing.ratios import table_of
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import replacing
-from .controller import RatioController
 from .data import load_splits, origin, training_loader, validation_loader
 from .encoded import EncodedDataset
 from .model import ADAPTER, check_variance, load_base, prepare_model, write_model
 from .objective import validate
 from .optimizer import make_optimizer, trained
 from .output import Output
+from .ramp import make_controller
 from .recipes import sampling_of
 from .sharding import full_model, prepare_sharding, reduce_ratio_gradient
 from .state import RunState
@@ -78,14 +77,7 @@ class Trainer:
         model, self.optimizer, self.validation = self.accelerator.prepare(
             model, optimizer, validation_loader(arguments, self.base, held_out)
         )
-        controller = ema = None
-        if arguments.learns_ratios:
-            controller = RatioController(
-                table_of(model),
-                arguments.target_compression,
-                arguments.max_train_steps,
-                weight=arguments.fixed_ratio_weight(),
-            )
+        controller, ema = make_controller(model, arguments), None
         if arguments.use_ema:
             weights = trained(model, "weights", "routers")
             ema = EMAModel(weights, decay=arguments.ema_max_decay, foreach=True)

@@ -112,6 +112,6 @@ def test_plot_draws_ratios_and_says_what_it_leaves_out(run_of, tmp_path):
     result = call("plot", run, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert (tmp_path / run.name / "regions.png").is_file()
-    assert "no maps of flow models" in result.output
+    assert "no maps, scores, scores-of-ratios of flow models" in result.output
     refused = call("plot", run, "--out", tmp_path, "--figure", "maps")
     assert refused.exit_code == 2 and "is not drawn for flow models" in refused.output

@@ -125,6 +125,9 @@ def test_a_run_on_latents_is_drawn_in_its_pipeline():
 
 def test_runs_that_learn_no_ratios_tell_none():
     assert kept_lines(run_of(method="mod")) == ["tokens kept in every layer: 70%"]
+    clean = run_of(method="mod")
+    clean["arguments"]["dense_regions"] = 1
+    assert kept_lines(clean) == ["tokens kept on average: 70%"]
     assert kept_lines(run_of(method="dense")) == []
 
 

@@ -98,6 +98,8 @@ def test_eval_says_why_there_is_no_quality(synthetic_runs):
         (sample, ["digits", "--dataset", "shapes"], "the model does not fit 'shapes'"),
         (plot, ["nowhere"], "path: 'nowhere' holds no run"),
         (plot, ["nowhere", "--figure", "pie"], "figure='pie' must be one of trajectories"),
+        (plot, ["digits", "--figure", "maps"], "figure='maps' is drawn of runs alone"),
+        (plot, ["nowhere.json"], "paths: nowhere.json is no report of `diffratio eval --json`"),
     ],
 )
 def test_wrong_arguments_are_named(command, arguments, words):
@@ -139,7 +141,7 @@ def test_plot_draws_what_needs_no_samples_of_a_run_on_latents(other_data, tmp_pa
     result = call(plot, other_data, "--out", tmp_path / "out", "--json", *FAST)
     assert result.exit_code == 0, result.output
     assert [Path(path).name for path in json.loads(result.stdout)] == ["trajectories.png", "regions.png"]
-    assert "no maps and no quality: the model does not fit 'shapes'" in result.stderr
+    assert "only ratios are drawn: the model does not fit 'shapes'" in result.stderr
     for figure in ("maps", "quality"):
         refused = call(plot, other_data, "--figure", figure, *FAST)
         assert refused.exit_code == 2 and "the model does not fit 'shapes'" in refused.output
@@ -224,11 +226,26 @@ def test_sample_writes_a_picture(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG") and len(told["captions"]) == 2
 
 
+def test_plot_sets_models_and_reports_side_by_side(synthetic_runs, tmp_path: Path):
+    costs = {name: {"milliseconds": 2, "gflop": 1} for name in ("dense", "all_tokens", "sparse")}
+    told = {"dataset": "digits", "samples": 4, "steps": 2, "batch": 1, "dtype": "float32", "device": "cpu"}
+    told |= {"name": "lt", "quality": {"v_mse": 0.1}, "cost": costs}
+    (tmp_path / "lt.json").write_text(json.dumps(told))
+    paths = ["digits", synthetic_runs / "lt", tmp_path / "lt.json"]
+    result = call(plot, *paths, "--figure", "side-by-side", "--out", tmp_path, "--json", *FAST)
+    assert result.exit_code == 0, result.output
+    written = [Path(path) for path in json.loads(result.stdout)]
+    assert [path.name for path in written] == ["tradeoffs.png", "side-by-side.png"]
+    assert all(path.is_file() for path in written)
+
+
 def test_plot_writes_what_is_asked_for(synthetic_runs, tmp_path: Path):
     arguments = (synthetic_runs / "lt", synthetic_runs / "mod", "--out", tmp_path)
     result = call(plot, *arguments, "--figure", "trajectories", "--figure", "regions", "--json")
     assert result.exit_code == 0, result.output
     names = [str(Path(path).relative_to(tmp_path)) for path in json.loads(result.stdout)]
     assert names == ["lt/trajectories.png", "lt/regions.png"]
+    none = call(plot, synthetic_runs / "mod", "--out", tmp_path, "--figure", "regions")
+    assert none.exit_code == 2 and "figure='regions' needs routers, or learned ratios" in flat(none)
     twice = call(plot, synthetic_runs / "lt", synthetic_runs / "lt", "--out", tmp_path)
-    assert twice.exit_code == 2 and "two of them have the same name" in twice.output
+    assert twice.exit_code == 2 and "two of the runs have the same name" in twice.output

@@ -7,38 +7,12 @@ from diffratio.plots.pictures import (
     draw_grid,
     draw_rows,
     draw_shares,
-    kept_maps,
     kept_picture,
     picture,
     router_maps,
+    side_by_side,
 )
 from diffratio.plots.style import draw_table, new_figure
-
-
-class Entry:
-    """What record_routing collects, as far as the maps read it: 2 samples without text and 2 with."""
-
-    shape = (4, 4)
-
-    def __init__(self, layer: int, timestep: float, tokens: list[int]):
-        self.layer, self.timestep, self.tokens = layer, timestep, tokens
-
-    def kept(self) -> torch.Tensor:
-        return torch.zeros(16, dtype=torch.bool).index_fill(0, torch.tensor(self.tokens), True).view(4, 4)
-
-
-def test_kept_maps_are_those_of_the_samples_with_text():
-    log = [Entry(0, 999.0, [0, 8, 13]), Entry(1, 999.0, [12]), Entry(0, 499.0, [15]), Entry(1, 499.0, [4])]
-    kept, timesteps = kept_maps(log)
-    assert timesteps == [999, 499] and kept.shape == (2, 2, 2, 4)
-    assert kept.nonzero().tolist() == [[0, 0, 0, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 3]]
-
-
-def test_kept_maps_of_chunks_stand_one_after_the_other():
-    log = [Entry(0, 999.0, [8]), Entry(0, 499.0, [13]), Entry(0, 999.0, [9, 3]), Entry(0, 499.0, [14])]
-    kept, timesteps = kept_maps(log)
-    assert timesteps == [999, 499] and kept.shape == (4, 2, 1, 4)
-    assert kept.nonzero().tolist() == [[0, 0, 0, 0], [1, 1, 0, 1], [2, 0, 0, 1], [3, 1, 0, 2]]
 
 
 def test_shares_have_layers_down_and_timesteps_right():
@@ -85,6 +59,16 @@ def test_tokens_that_are_dropped_turn_pale_red():
     np.testing.assert_allclose(shown[dropped], 0.15 * plain[dropped] + 0.85 * np.array(_DROPPED), atol=1e-6)
 
 
+def test_what_is_outside_of_the_hole_turns_pale_grey():
+    image = torch.linspace(-1, 1, 48).view(3, 4, 4)
+    kept, hole = torch.tensor([True, False, False, False]), torch.tensor([True, True, False, False])
+    shown, plain = kept_picture(image, kept, hole), picture(image)
+    whole = kept_picture(image, kept)
+    np.testing.assert_allclose(shown[:2], whole[:2], atol=1e-6)
+    grey = plain[2:].mean(-1, keepdims=True).repeat(3, -1)
+    np.testing.assert_allclose(shown[2:], grey + 0.6 * (1 - grey), atol=1e-6)
+
+
 def test_one_channel_is_dark_on_white():
     image = torch.tensor([[[-1.0, 1.0]]])
     assert picture(image).tolist() == [[[1.0] * 3, [0.0] * 3]]
@@ -122,3 +106,12 @@ def test_a_grid_of_samples_is_written_with_its_captions(tmp_path, monkeypatch):
     assert not axes[5].images
     with pytest.raises(ValueError, match="captions: 1 for 5 images"):
         draw_grid(path, images, ["a"], 3, "")
+
+
+def test_models_stand_below_each_other_with_the_prompts_above():
+    rows = {name: torch.rand(3, 3, 4, 4) * 2 - 1 for name in ("dense", "lt")}
+    figure = side_by_side(rows, ["a red box", "b", "c"], "same noise")
+    grid = np.array(figure.axes).reshape(2, 3)
+    assert [axes.get_title() for axes in grid[0]] == ["a red box", "b", "c"]
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["dense", "lt"]
+    np.testing.assert_allclose(grid[1, 2].images[0].get_array(), picture(rows["lt"][2]))

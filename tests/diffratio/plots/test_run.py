@@ -8,7 +8,14 @@ from PIL import Image
 
 from diffratio.evaluation.quality import SampleSettings
 from diffratio.plots import run as module
-from diffratio.plots.run import FIGURES, Run, draw_quality, draw_run
+from diffratio.plots.run import (
+    FIGURES,
+    RATIOS_ONLY,
+    ROUTED,
+    Run,
+    draw_quality,
+    draw_run,
+)
 
 
 def test_a_run_tells_its_ratios_and_models(synthetic, synthetic_runs):
@@ -17,8 +24,8 @@ def test_a_run_tells_its_ratios_and_models(synthetic, synthetic_runs):
     np.testing.assert_allclose(run.ratios[2], 1 - np.array(synthetic.TABLES[3]))
     assert run.target == pytest.approx(0.6) and run.title == "lt: lt, target 60 % kept"
     assert run.models() == [(1, 1), (2, 2), (3, None)] and run.figures() == FIGURES
-    assert Run(synthetic_runs / "mod").figures() == ("maps", "quality")
-    assert Run(synthetic_runs / "dense").figures() == ("quality",)
+    assert Run(synthetic_runs / "mod").figures() == ("maps", "scores", "quality", "side-by-side")
+    assert Run(synthetic_runs / "dense").figures() == ("quality", "side-by-side")
 
 
 def test_an_unfinished_run_ends_with_its_last_whole_checkpoint(synthetic_runs, tmp_path: Path):
@@ -52,7 +59,7 @@ def test_figures_of_a_run_are_written_as_pictures(synthetic_runs, tmp_path: Path
         module, "save", lambda figure, path: figures.update({path.stem: figure}) or real_save(figure, path)
     )
     written = draw_run(Run(synthetic_runs / "lt"), tmp_path / "new", FIGURES, progress=False)
-    assert [path.name for path in written] == ["trajectories.png", "regions.png", "maps.png"]
+    assert [path.stem for path in written] == [*RATIOS_ONLY, *ROUTED]
     for path in written:
         pixels = np.asarray(Image.open(path).convert("RGB"))
         assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
@@ -63,6 +70,9 @@ def test_figures_of_a_run_are_written_as_pictures(synthetic_runs, tmp_path: Path
     assert len(panels) == 3
     titles = [axes.get_title() for axes in panels[0].axes if axes.get_title()]
     assert titles == ["sample", "t = 999", "t = 749", "t = 499", "t = 299", "t = 49"]
+    points = figures["scores-of-ratios"].axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points[:, 0], [80, 60, 70, 30])
+    assert len(figures["scores"].subfigs) == 4  # the last holds the colour bar
     assert draw_run(Run(synthetic_runs / "dense"), tmp_path, FIGURES, progress=False) == []
 
 

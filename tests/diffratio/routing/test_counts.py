@@ -7,6 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from diffratio import DiffRatioConfig, apply_diffratio, record_routing
+from diffratio.routing.find import routed_layers
 
 GRAD = pytest.mark.parametrize("grad", [False, True], ids=["mod_block", "modules"])
 # [layer][region], compression; layer 2 is bypassed in the noisiest region.
@@ -187,3 +188,19 @@ def test_recording_changes_no_bit(tiny, model):
     expected = tiny.run(model, inputs)
     with record_routing(model):
         assert torch.equal(tiny.run(model, inputs), expected)
+
+
+@GRAD
+def test_a_recording_holds_the_logits_that_decided(tiny, model, grad):
+    tiny.route(model, 0.5)
+    with record_routing(model) as log:
+        tiny.run(model, tiny.inputs(model), grad)
+    for entry, layer in zip(log, routed_layers(model), strict=True):
+        assert entry.logits.shape == (2, 64) and not entry.logits.requires_grad
+        worst = entry.scores().masked_fill(~entry.kept(), 1).amin(1)
+        assert (worst >= entry.scores().masked_fill(entry.kept(), 0).amax(1)).all()
+        assert entry.layer == layer.number
+    tiny.route(model, 1.0)
+    with record_routing(model) as log:
+        tiny.run(model, tiny.inputs(model), grad)
+    assert all(entry.logits is None and entry.scores().isnan().all() for entry in log)

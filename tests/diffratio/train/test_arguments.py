@@ -35,6 +35,8 @@ BAD = [
     ("target_compression", 1.2),
     ("target_compression", 0.8),
     ("num_regions", 1001),
+    ("ramp", 0.9),
+    ("dense_regions", 1),
     ("ratio_loss_weight", "much"),
     ("ratio_loss_weight", "-1"),
     ("ratio_mode", "paper"),
@@ -67,6 +69,30 @@ def test_uniform_compression_takes_tenths_and_ratios_take_any_target():
     assert TrainArguments(method="mod", target_compression=0.8).regions == 1
     assert TrainArguments(method="lt", target_compression=0.25).regions == 4
     assert TrainArguments(method="l", target_compression=0).regions == 1
+
+
+def test_a_ramp_is_of_what_compresses_towards_a_constraint():
+    assert TrainArguments(method="mod", ramp=0.4).ramp == 0.4
+    for other in ({"method": "dense"}, {"ratio_loss_weight": "0.3"}, {"ratio_mode": "faithful"}):
+        with pytest.raises(ArgumentError, match="^ramp=0.4 is not for method dense, nor for the penalty"):
+            TrainArguments(ramp=0.4, **other)
+
+
+@pytest.mark.parametrize(
+    ("target", "dense", "kept"),
+    [(0.3, 1, [10, 6, 6, 6]), (0.2, 1, [10, 8, 7, 7]), (0.5, 2, [10, 10, 0, 0]), (0.3, 0, [7])],
+)
+def test_what_dense_regions_keep_the_others_skip(target, dense, kept):
+    arguments = TrainArguments(method="mod", target_compression=target, dense_regions=dense)
+    assert arguments.tenths_by_region == kept and arguments.regions == len(kept)
+    assert sum(kept) == pytest.approx(10 * (1 - target) * len(kept))
+
+
+def test_dense_regions_that_leave_too_little_are_refused():
+    with pytest.raises(ArgumentError, match="^target_compression=0.6 must not exceed 0.5 with dense_regions"):
+        TrainArguments(method="mod", target_compression=0.6, dense_regions=2)
+    with pytest.raises(ArgumentError, match="^dense_regions=4 is for mod, and must be below num_regions=4"):
+        TrainArguments(method="mod", dense_regions=4)
 
 
 def test_bins_bound_the_target():
@@ -105,8 +131,12 @@ def test_the_command_has_an_option_for_every_argument_and_its_default(monkeypatc
             value = one.metadata["choices"][-1]
         value = {"ratio_loss_weight": "0.3", "lr_warmup_steps": 5, "smallest_bin": 0.2}.get(one.name, value)
         given = [f"--{one.name}", *([] if value is True else [str(value)])]
-        others = {"lr_warmup_steps": ("--lr_scheduler", "linear"), "task": ("--train_mode", "full")}
-        result = run(*given, *others.get(one.name, ()))
+        fitting = {
+            "lr_warmup_steps": ["--lr_scheduler", "linear"],
+            "task": ["--train_mode", "full"],
+            "dense_regions": ["--method", "mod", "--target_compression", "0.2"],
+        }
+        result = run(*given, *fitting.get(one.name, []))
         assert result.exit_code == 0, result.output
         assert getattr(seen[-1], one.name) == value
 

@@ -22,6 +22,7 @@ CASES = {
     },
     "lora": {"method": "l", "train_mode": "lora", "rank": 4, "mixed_precision": "bf16"},
     "class labels dropped at random": {"model": "dit", "method": "mod"},
+    "mod that grows": {"method": "mod", "ramp": 0.8, "dense_regions": 1},
     "repainting": {"task": "inpaint", "method": "lt", "num_regions": 10, "gradient_checkpointing": True},
     "faithful": {"method": "lt", "ratio_mode": "faithful", "router_start": "faithful"},
 }
