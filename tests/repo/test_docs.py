@@ -10,7 +10,7 @@ import diffratio_kernels  # noqa: F401  registers torch.ops.diffratio
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md")
+PAGES = ("index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md", "evaluation.md")
 """The pages whose names are held against the sources."""
 WHOLE = ("torch.", "tools.", "diffratio.", "diffratio_kernels.")
 """Dotted names that begin like this are those of imports."""

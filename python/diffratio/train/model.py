@@ -67,7 +67,7 @@ def load_base(arguments: TrainArguments) -> Base:
             family = family_of(index, model)
         except ValueError as error:
             raise ArgumentError(f"pretrained_model_name_or_path={name!r}: {error}") from None
-        if family is not None:
+        if family is not None and family.flow:
             kind = getattr(diffusers, index["scheduler"][1])
             hub = {"revision": arguments.revision, "local_files_only": on_disk(name)}
             scheduler = kind.from_pretrained(name, subfolder="scheduler", **hub)
