@@ -9,9 +9,11 @@ clock and the allocations that torch's profiler saw.
 import os
 import statistics
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -139,14 +141,12 @@ def _peaks_on_cpu(blocks: list[nn.Module], call: Callable[[], object]) -> list[f
         call()
     events = sorted(profile.kineto_results.events(), key=lambda event: event.start_ns())
     memory = [event for event in events if event.name() == "[memory]"]
-    peaks: list[list[int]] = [[] for _ in blocks]
+    times, peaks = [event.start_ns() for event in memory], [[] for _ in blocks]
     for run in (event for event in events if event.name().startswith(_RANGE)):
-        start, end, now, most = run.start_ns(), run.start_ns() + run.duration_ns(), 0, 0
-        for event in memory:
-            if start <= event.start_ns() <= end:
-                now += event.nbytes()
-                most = max(most, now)
-        peaks[int(run.name().removeprefix(_RANGE))].append(most)
+        start, end = run.start_ns(), run.start_ns() + run.duration_ns()
+        inside = memory[bisect_left(times, start) : bisect_right(times, end)]
+        most = max(accumulate(event.nbytes() for event in inside), default=0)
+        peaks[int(run.name().removeprefix(_RANGE))].append(max(most, 0))
     return [_mean(one) for one in peaks]
 
 

@@ -206,7 +206,8 @@ class Judge:
             captions = self.held_out.captions(self.wanted[first : first + len(images)])
             for score in scores:
                 score.add(images, captions)
-            shown.append(images[: max(0, SHOWN - first)])
+            if first < SHOWN:
+                shown.append(images[: SHOWN - first].clone())  # a view would keep them all
             first += len(images)
         return torch.cat(shown), _all_figures(scores) | self._errors(target)
 

@@ -42,7 +42,7 @@ class Target:
     run: dict[str, Any] | None = None
 
     @property
-    def flow(self) -> bool:
+    def is_flow(self) -> bool:
         """Whether the model is one of a flow."""
         return self.pipeline is not None and self.pipeline.family.flow
 
@@ -121,7 +121,7 @@ def load_target(
             target.pipeline = PipelineModel(began, family, model, length, told, revision)
         elif info.get("flow"):
             raise ValueError(f"path: the pipeline {began!r} that the run began with is not there")
-        if not target.flow:
+        if not target.is_flow:
             written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
             _find_schedule(target, [written, Path(began)], began in PRETRAINED)
     elif checkpoint is not None:
@@ -190,7 +190,7 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
     family = _family_of(pipeline, model) if on_disk(pipeline) else None
     if family is not None:
         target.pipeline = PipelineModel(pipeline, family, model)
-    if not target.flow:
+    if not target.is_flow:
         _find_schedule(target, [folder, weights], weights.resolve().is_relative_to(_PACKAGE))
     return target
 

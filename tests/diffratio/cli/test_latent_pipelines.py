@@ -191,6 +191,7 @@ def test_the_error_is_that_of_what_the_model_predicts(name, run_of):
 def test_a_class_is_drawn_by_its_name_and_another_word_is_named(run_of, root, tmp_path: Path):
     few = ["--columns", 1, "--out", tmp_path / "one.png", *FEW]
     assert told("sample", run_of("dit"), "--prompt", "box", *few)["captions"] == ["box"]
+    assert told("sample", run_of("pixart"), "--prompt", "a red box", *few)["captions"] == ["a red box"]
     other = call("sample", run_of("dit"), "--prompt", "dog", *few)
     assert other.exit_code == 2 and "prompt='dog' must be a class: box, circle" in other.output
     report = told("eval", root / "dit", "--dataset", root / "photos", "--batch", 1, *FEW)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from diffratio.diffusion import sampling
+from diffratio.evaluation import quality
 from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.samples import SampleFolder, digest
 from diffratio.evaluation.target import load_target
@@ -83,6 +85,24 @@ def test_scores_see_every_sample_once_in_order_with_its_caption(judged):
     (shown, figures), images = judge(target, scores=[seen]), judge.samples(target)
     assert figures["seen"] == 10 and seen.captions == judge.held_out.captions(judge.wanted)
     assert torch.equal(torch.cat(seen.images), images) and torch.equal(shown, images)
+
+
+def test_samples_that_were_judged_are_let_go(judged, monkeypatch):
+    monkeypatch.setattr(quality, "SHOWN", 3)
+
+    class Watching:
+        storages = []
+
+        def add(self, images, captions):
+            assert sum(not one.expired() for one in self.storages) <= 1  # the part before, at most
+            self.storages.append(StorageWeakRef(images.untyped_storage()))
+
+        def figures(self):
+            return {}
+
+    judge, target = judged
+    shown, _ = judge(target, scores=[Watching()])
+    assert len(Watching.storages) == 3 and len(shown) == 3
 
 
 def test_fid_compares_with_images_that_nothing_trained_on():

@@ -20,6 +20,3 @@ class DiT(Family):
 
     def sized(self, side):
         return {}  # its positions are those of one size
-
-    def images(self, made):
-        return made.images.clamp(0, 1)
