@@ -55,7 +55,7 @@ def compare(
             results[name] = {"milliseconds": times[name].median * 1e3, "peak_megabytes": peak}
             if count:
                 results[name]["gflop"] = _counted(call) / 1e9
-        for name, costs in layer_costs(model, call, routes, progress).items() if layers else ():
+        for name, costs in layer_costs(model, call, routes, repeats, progress).items() if layers else ():
             results[name]["layers"] = costs
     finally:
         _route(model, config)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio
+from ..diffusion.pipelines.pixart import PixArtSigma
 from ..routing.apply import route_blocks
 from .cost import model_cost
 from .flops.shapes import PAPER_TEXT_TOKENS
@@ -99,15 +100,16 @@ def evaluate(
 
 
 def published_row(target: Target) -> Published | None:
-    """Return the row of Table 1 that a run is the like of: its method and ratio, on PixArt-Sigma of full size
-    and in its pipeline; None for all else."""
-    if target.run is None or target.pipeline is None:
+    """Return the row of Table 1 that a run is the like of: its method and the compression that it has come
+    to, in percent, on PixArt-Sigma of full size in its pipeline; None for all else."""
+    if target.run is None or target.pipeline is None or target.options.get("resolution") not in (None, 512):
         return None
-    sigma = type(target.pipeline.family).__name__ == "PixArtSigma"
-    if not sigma or any(target.model.config[name] != size for name, size in PUBLISHED_MODEL.items()):
+    if not isinstance(target.pipeline.family, PixArtSigma):
         return None
-    arguments = target.run["arguments"]
-    return published("t2i", "pixart-sigma", arguments["method"], arguments["target_compression"])
+    if any(target.model.config[name] != size for name, size in PUBLISHED_MODEL.items()):
+        return None
+    compression = round(1 - target.mean_kept, 2)
+    return published("t2i", "pixart-sigma", target.run["arguments"]["method"], compression)
 
 
 def _not_judged(target: Target, networks: Networks) -> list[str]:

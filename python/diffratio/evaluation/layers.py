@@ -20,7 +20,6 @@ from torch import nn
 
 from ..progress import progress_bar
 from ..routing.find import routed_blocks
-from .latency import LEAST_ROUNDS
 
 MEASURED_BY = {
     "cuda": "CUDA events and the allocator's peak",
@@ -33,8 +32,8 @@ def layer_costs(
     model: nn.Module,
     call: Callable[[], object],
     prepare: Mapping[str, Callable[[], object]],
+    rounds: int,
     progress: bool = True,
-    rounds: int = LEAST_ROUNDS,
 ) -> dict[str, dict[str, list[float]]]:
     """Return for each of ``prepare`` the ``milliseconds`` and ``peak_megabytes`` of every routed block.
 
@@ -45,8 +44,8 @@ def layer_costs(
         model: patched.
         call: runs it; once before, so that what it caches is not counted.
         prepare: name of a setting -> what brings it about.
-        progress: whether a bar is shown.
         rounds: of the times.
+        progress: whether a bar is shown.
     """
     blocks, device = routed_blocks(model), next(model.parameters()).device.type
     times: dict[str, list[list[float]]] = {name: [] for name in prepare}

@@ -1,10 +1,12 @@
 """The paper's figures are in one file, hold together, and stand beside the run that they are of alone."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
 from diffratio.cli.eval import print_report
+from diffratio.diffusion.pipelines.pixart import PixArt, PixArtSigma
 from diffratio.evaluation.evaluate import PUBLISHED_MODEL, published_row
 from diffratio.evaluation.published import PAPER, of_dense, published, published_rows
 
@@ -39,21 +41,27 @@ def test_a_row_is_found_only_where_system_ratio_and_task_agree():
     assert of_dense(published("inpaint", "lazy", "mod", 0.3), 16) == {}
 
 
-class Like:
+def like(family=PixArtSigma, method="lt", compression=0.2, side=512, **sizes):
     """What `published_row` looks at of a target."""
-
-    def __init__(self, family="PixArtSigma", method="lt", compression=0.2, **sizes):
-        self.run = {"arguments": {"method": method, "target_compression": compression}}
-        self.pipeline = type("Pipeline", (), {"family": type(family, (), {})()})
-        self.model = type("Model", (), {"config": PUBLISHED_MODEL | sizes})
+    config = SimpleNamespace(sample_size=64, patch_size=2)
+    known = family(config, {"vae": ["diffusers", "AutoencoderKL"]})
+    return SimpleNamespace(
+        run={"arguments": {"method": method}},
+        mean_kept=1 - compression,
+        pipeline=SimpleNamespace(family=known),
+        options={"resolution": side},
+        model=SimpleNamespace(config=PUBLISHED_MODEL | sizes),
+    )
 
 
 def test_a_run_is_beside_the_paper_if_it_is_of_the_papers_model():
-    assert published_row(Like()).figures["fid"] == 10.68
-    assert published_row(Like(method="dense")).figures["fid"] == 11.93
-    for other in (Like("PixArt"), Like(compression=0.3), Like(num_layers=6), Like(sample_size=128)):
+    assert published_row(like()).figures["fid"] == 10.68
+    assert published_row(like(compression=0.2012)).figures["fid"] == 10.68
+    assert published_row(like(method="dense", compression=0.0)).figures["fid"] == 11.93
+    others = {"compression": 0.13}, {"num_layers": 6}, {"sample_size": 128}, {"side": 256}
+    for other in (like(PixArt), *(like(**one) for one in others)):
         assert published_row(other) is None
-    alone = Like()
+    alone = like()
     alone.run = None
     assert published_row(alone) is None
 
