@@ -49,6 +49,13 @@ def bench(
     layers: Annotated[int, typer.Option(min=1, help="Blocks, of model and sampling.")] = 28,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps, of sampling.")] = 20,
     family: Annotated[list[str] | None, typer.Option(help="Blocks of the suite family; repeatable.")] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Beside block, model and sampling: tome:attn|mlp|all:RATIO, atedm:RATIO[:copy|residual], "
+            "mod:RATIO[:ceil|floor]; repeatable. Default: ToMe beside the block."
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; slow subjects take fewer.")] = 30,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16. Default: bf16 on a GPU, else fp32.")] = "auto",
     device: Device = "auto",
@@ -87,7 +94,10 @@ def bench(
         steps=steps,
         compile_mode=_compile_mode(compile_mode, gpu),
         families=tuple(family or ()),
+        baselines=tuple(baseline or ()),
     )
+    if baseline and suite not in ("block", "model", "sampling"):
+        raise typer.BadParameter(f"baseline: not of suite {suite}; of block, model and sampling")
     if options.width % options.heads or options.width // options.heads % 8:
         raise typer.BadParameter(f"width={options.width} must be heads={options.heads} times a multiple of 8")
     facts = machine() | {"compile_mode": options.compile_mode}

@@ -17,7 +17,8 @@ class Options:
     heads, M text tokens, L layers, denoising steps.
 
     compile_mode: of torch.compile; None leaves compiled peers out. families: blocks of the suite "family";
-    none is all.
+    none is all. baselines: names of `diffratio.baselines`, of block, model and sampling; none is ToMe beside
+    the block alone.
     """
 
     device: str = "cpu"
@@ -32,6 +33,7 @@ class Options:
     steps: int = 20
     compile_mode: str | None = None
     families: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
 
     @property
     def transformer(self) -> TransformerShape:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diffratio.baselines.named import parse_baseline
 from diffratio.evaluation.flops import block_flops
+from diffratio.evaluation.flops.baselines import block_kept
 from diffratio_kernels import kept_tokens, mod_block, reference, route
+from diffratio_kernels.blocks.joint import every_row
+from diffratio_kernels.blocks.mod_block import raw_block
+from diffratio_kernels.blocks.products import run_of
+from diffratio_kernels.blocks.routed import routed
 from diffratio_kernels.testing.budget import check_budget
 from diffratio_kernels.testing.cases import cast
+from diffratio_kernels.types import Rescale
 
 from ..harness.options import Options
 from ..harness.subject import Candidate, Subject
 from ..peers.authors import authors_block
-from ..peers.tome import tome_block
 from .case import BlockCase, Cases, dense_name
 
 COMPILED = 0.5
@@ -61,14 +68,43 @@ def _routed_candidates(options: Options) -> Iterator[Candidate]:
         if options.compile_mode is not None and ratio == COMPILED:
             compiled = Compiled(authors_block, options.compile_mode, keep)
             yield Candidate("authors', compiled", compiled, kept=ratio, flops=flops)
-        if keep < options.tokens:
-            yield Candidate("ToMe", way.tome, kept=ratio, flops=_flops(options, keep, "tome-block"))
+        if keep < options.tokens and not options.baselines:
+            yield _baseline(options, f"tome:all:{1 - ratio:.1f}")
         for name in options.backends:
             ours, own = Routed(keep, name), {"kept": ratio, "ours": True}
             flops = _flops(options, keep, cache_text_kv=True)
             yield Candidate(f"mod_block {name}", ours.block, ours.verify, flops=flops, **own)
         yield Candidate("route + gather + scatter", way.row_steps, kept=ratio, ours=True)
         yield Candidate("adaLN + gate + residual", way.unrouted_steps, kept=ratio, ours=True)
+    for name in options.baselines:
+        yield _baseline(options, name)
+
+
+def _baseline(options: Options, name: str) -> Candidate:
+    """A block by a baseline. It is handed the projected text, as `mod_block` is."""
+    kept, method = block_kept(name, options.transformer)
+    flops = _flops(options, kept, method, cache_text_kv=True)
+    if method == "mod":
+        ours = Routed(kept)
+        return Candidate(name, ours.block, ours.verify, kept=kept / options.tokens, flops=flops, ours=True)
+    return Candidate(name, Changed(name), kept=kept / options.tokens, flops=flops)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A case by the training-free baseline of this name."""
+
+    name: str
+
+    def __call__(self, case: BlockCase) -> Tensor:
+        side = isqrt(case.tokens)
+        if side**2 != case.tokens:
+            raise ValueError(f"tokens={case.tokens} must be a square: the image is one")
+        call, x = raw_block("mod_block", **case.arguments(case.tokens)).call, case.x
+        run = run_of("mod_block", "auto", "auto", x, direct=True)
+        call = parse_baseline(self.name).alone(call, run, (side, side))
+        rows = every_row(*x.shape[:2], x.device)
+        return routed(call, rows, x.new_zeros(x.shape[:2]), Rescale("none"), run)
 
 
 @dataclass(frozen=True)
@@ -81,9 +117,6 @@ class Routed:
 
     def authors(self, case: BlockCase) -> Tensor:
         return authors_block(case.block, case.x, case.timestep, case.text, case.router_weight, self.keep)
-
-    def tome(self, case: BlockCase) -> Tensor:
-        return tome_block(case.block, case.x, case.timestep, case.text, self.keep)
 
     def block(self, case: BlockCase) -> Tensor:
         return mod_block(**case.arguments(self.keep), backend=self.backend)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from diffratio import DiffRatioConfig, cuda_graphs
+from diffratio.baselines import apply_baseline
 from diffratio.evaluation.flops import TransformerShape, transformer_flops
+from diffratio.evaluation.flops.baselines import baseline_kept
 from diffratio.routing.apply import route_blocks
 from diffratio.routing.find import routed_layers
 from diffratio.routing.state import RoutedLayer
@@ -68,13 +70,14 @@ class Twin:
 
     kept: our blocks at this kept part everywhere (uniform MoD), None for the dense model. compiled: block by
     block, as diffusers advises, so that one compilation serves all layers. captured: calls replay CUDA graphs
-    from the second on.
+    from the second on. baseline: of `diffratio.baselines`.
     """
 
     models: Models
     kept: float | None = None
     compiled: bool = False
     captured: bool = False
+    baseline: str | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -89,6 +92,8 @@ class Twin:
         model = self.models.copied()
         if self.kept is not None:
             route_blocks(model, DiffRatioConfig(compression=round(1 - self.kept, 1)))
+        if self.baseline is not None:
+            apply_baseline(model, self.baseline)
         if self.compiled:
             for block in model.transformer_blocks:
                 block.compile(mode=self.models.options.compile_mode, dynamic=False)
@@ -171,15 +176,20 @@ class Inputs:
         }
 
 
-def flops(options: Options, kept: float | None, cached_text: bool = False) -> int:
+def flops(
+    options: Options, kept: float | None, cached_text: bool = False, baseline: str | None = None
+) -> int:
     """Of one forward; kept None is the dense model, which has no routers. cached_text: the text's keys and
     values are there already."""
-    keep = None if kept is None else kept_tokens(round(10 * kept), options.tokens)
+    keep, method = None if kept is None else kept_tokens(round(10 * kept), options.tokens), None
     shape = TransformerShape(
         options.layers, options.width, options.heads, options.tokens, options.text,
         caption_channels=CAPTION_CHANNELS,
     )  # fmt: skip
-    return transformer_flops(shape, keep, batch=options.batch, cache_text_kv=cached_text).total
+    if baseline is not None:
+        keep, method = baseline_kept(baseline, shape)
+    counted = transformer_flops(shape, keep, batch=options.batch, method=method, cache_text_kv=cached_text)
+    return round(counted.total)
 
 
 def subjects(options: Options) -> Iterator[Subject]:
@@ -201,6 +211,8 @@ def _candidates(options: Options) -> Iterator[Candidate]:
     yield Candidate("diffusers dense", Twin(models).forward, flops=work)
     if options.compile_mode is not None:
         yield Candidate("dense, compiled", Twin(models, compiled=True).forward, flops=work)
+    for name in options.baselines:
+        yield Candidate(name, Twin(models, baseline=name).forward, flops=flops(options, None, baseline=name))
     for kept in options.kept:
         twin, about = Twin(models, kept), {"kept": kept, "flops": flops(options, kept), "ours": True}
         yield Candidate("diffratio", twin.forward, twin.verify, **about)

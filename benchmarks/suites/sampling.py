@@ -43,6 +43,8 @@ def _candidates(options: Options) -> Iterator[Candidate]:
     if options.compile_mode is not None:
         yield _candidate("dense, compiled", Sampling(loop, Twin(models, compiled=True)))
     yield _candidate("dense, cached steps", Sampling(loop, dense, threshold))
+    for name in options.baselines:
+        yield _candidate(name, Sampling(loop, Twin(models, baseline=name)))
     for kept in options.kept:
         twin = Twin(models, kept)
         yield _candidate("diffratio", Sampling(loop, twin))
@@ -54,7 +56,8 @@ def _candidates(options: Options) -> Iterator[Candidate]:
 def _candidate(name: str, run: Sampling) -> Candidate:
     """FLOPs are those of all steps, skipped ones too."""
     twin, options = run.twin, run.twin.models.options
-    work = flops(options, twin.kept) + (options.steps - 1) * flops(options, twin.kept, run.caches_text)
+    first = flops(options, twin.kept, baseline=twin.baseline)
+    work = first + (options.steps - 1) * flops(options, twin.kept, run.caches_text, twin.baseline)
     routed = twin.kept is not None
     return Candidate(
         name,

@@ -2,14 +2,17 @@
 
 DEFAULT_BINS = (10, 9, 8, 7, 6, 5, 4, 3)
 """Kept tenths, 1.0 ... 0.3: the authors' candidates."""
+ROUNDINGS = ("ceil", "floor")
 
 
-def kept_tokens(tenths: int, tokens: int) -> int:
+def kept_tokens(tenths: int, tokens: int, rounding: str = "ceil") -> int:
     """k = min(N, ceil(tenths * N / 10)), in integers: `ceil(0.3 * 100)` in float32 is 31 (paper section 3.3).
 
     Args:
         tenths: kept ratio in tenths, 0..10.
         tokens: N.
+        rounding: "ceil", or "floor" as the authors' uniform MoD has it: 819 of 1024 tokens at 8 tenths
+            instead of 820, and at least one.
 
     Returns:
         K, in 0..N.
@@ -18,6 +21,8 @@ def kept_tokens(tenths: int, tokens: int) -> int:
         >>> kept_tokens(3, 100)
         30
     """
+    if rounding == "floor":
+        return max(tenths * tokens // 10, min(tenths, 1))
     return min(tokens, -(-tenths * tokens // 10))
 
 

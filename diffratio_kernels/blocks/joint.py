@@ -96,6 +96,8 @@ def attend(run: Run, image: Stream, normed: Tensor, rows: PackedRows, text: Text
         text's [B*M, H d] or None.
     """
     own, rest = image.attention, 0
+    if own.merge is not None:
+        normed, rows = own.merge(normed, rows)
     if isinstance(image.mlp, Parallel):
         rest = image.mlp.columns
     given, behind = heads_of(run, own, normed, rest)
@@ -253,6 +255,12 @@ def parted(joint: Tensor, counts: list[int], counts_second: list[int]) -> tuple[
     pairs = zip(_of_each(counts, batch), _of_each(counts_second, batch), strict=True)
     parts = joint.split([size for pair in pairs for size in pair])
     return torch.cat(parts[::2]), torch.cat(parts[1::2])
+
+
+def every_row(batch: int, tokens: int, device: torch.device) -> PackedRows:
+    """All rows of x [B, N, D]."""
+    index = torch.arange(batch * tokens, device=device)
+    return PackedRows(index, tokens, [tokens] * batch, equal_cu_seqlens(batch, tokens, device))
 
 
 def _of_each(counts: list[int], batch: int) -> list[int]:

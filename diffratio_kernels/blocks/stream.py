@@ -69,11 +69,14 @@ class SelfAttention:
     """[1 or B, N, 1 or H]: factors of the keys."""
     more: KeysValues | None = None
     """What the rows attend to besides each other."""
+    merge: Callable[[Tensor, PackedRows], tuple[Tensor, PackedRows]] | None = None
+    """Rows [T, D] that stand in for those that attention is given, and which these are; `out` gives back as
+    many as came."""
 
     @property
     def bare(self) -> bool:
-        """Whether query, key and value are attended to as they are projected."""
-        parts = (self.kv_heads, self.norms, self.rope, self.gate, self.key_scale, self.more)
+        """Whether query, key and value of all rows are attended to as they are projected."""
+        parts = (self.kv_heads, self.norms, self.rope, self.gate, self.key_scale, self.more, self.merge)
         return all(part is None for part in parts)
 
 

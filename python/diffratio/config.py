@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 from diffratio_kernels._checks import RESCALE
+from diffratio_kernels.blocks.bins import ROUNDINGS
 from diffratio_kernels.blocks.router import STARTS
 
 
@@ -35,6 +36,8 @@ class DiffRatioConfig:
             What the model is given as timestep, for its regions: "training" (0..999), "noise" (a level in
             [0, 1]) or an interval (low, high), the cleanest first, for schedulers with units of their own
             (EDM). None is what the model's family is known for.
+        rounding (`str`, defaults to "ceil"):
+            "floor" keeps `floor((1 - compression) * N)` tokens, at least one, as the authors' uniform MoD.
 
     Raises:
         ValueError: a value is none of those above; the error names the argument.
@@ -52,12 +55,13 @@ class DiffRatioConfig:
     router_start: str = "identity"
     router_bias: bool = False
     timestep_units: str | tuple[float, float] | None = None
+    rounding: str = "ceil"
 
     def __post_init__(self):
         regions = self.num_regions
         if isinstance(regions, bool) or not isinstance(regions, Integral) or not 1 <= regions <= 1000:
             raise ValueError(f"num_regions={regions!r} must be an integer in 1..1000")
-        for name, choices in (("rescale", RESCALE), ("router_start", STARTS)):
+        for name, choices in (("rescale", RESCALE), ("router_start", STARTS), ("rounding", ROUNDINGS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
         if not isinstance(self.router_bias, bool):
@@ -112,11 +116,11 @@ class DiffRatioConfig:
         """The inverse of `to_dict`; an unknown or missing name is an error."""
         if not isinstance(data, dict):
             raise ValueError(f"config must be a dict, got {type(data).__name__}")
+        data = {"rounding": "ceil"} | data  # what was written before there was another one
         names = {f.name for f in dataclasses.fields(cls)}
         unknown, missing = sorted(map(str, set(data) - names)), sorted(names - set(data))
         if unknown or missing:
             raise ValueError(f"config has unknown entries {unknown} and misses {missing}")
-        data = dict(data)
         if isinstance(data.get("overrides"), dict):
             try:
                 data["overrides"] = {int(layer): value for layer, value in data["overrides"].items()}

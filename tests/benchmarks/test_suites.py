@@ -14,7 +14,6 @@ from benchmarks.harness.options import BACKENDS, Options
 from benchmarks.peers.caching import first_block_cache, median_change
 from benchmarks.peers.plain import PlainBlock
 from benchmarks.peers.rows import PEERS
-from benchmarks.peers.tome import Matching, tome_block
 from benchmarks.suites import SUITES, subjects
 from benchmarks.suites import block as block_suite
 from benchmarks.suites import case as bench_case
@@ -22,7 +21,7 @@ from benchmarks.suites import model as model_suite
 from benchmarks.suites import operator as operator_suite
 from benchmarks.suites import products as products_suite
 from benchmarks.suites import training as training_suite
-from benchmarks.suites.block import Routed
+from benchmarks.suites.block import Changed, Routed
 from benchmarks.suites.case import BlockCase, cost_of, dense_block, dense_name, operator_case
 from diffratio.evaluation.flops import JOINED
 from diffratio_kernels import mod_block, two_bin_block
@@ -84,7 +83,7 @@ def test_a_case_without_diffusers_runs_in_every_way(without_diffusers):
 def test_a_block_beside_its_peers(without_diffusers):
     rows = rows_of("block")
     routed = ["mod_block cpu", "route + gather + scatter", "adaLN + gate + residual"]
-    names = ["plain torch dense", "authors' eager", *routed, "authors' eager", "ToMe", *routed]
+    names = ["plain torch dense", "authors' eager", *routed, "authors' eager", "tome:all:0.5", *routed]
     assert [row["name"] for row in rows] == names
     assert [row["kept"] for row in rows] == [1.0] * 5 + [0.5] * 5
     assert rows[0]["of_baseline"] == 1.0 and all(row["of_baseline"] > 0 < row["peak_bytes"] for row in rows)
@@ -134,18 +133,22 @@ def test_a_wrong_block_is_not_timed(suite, refused, monkeypatch):
     assert all("over the budget" in reason for reason in found.values())
 
 
-def test_merged_tokens_that_are_alike_come_back():
-    x = torch.randn(2, 16, 8).view(2, 4, 4, 8).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
-    matching = Matching(x, 16)
-    assert matching.merge(x).shape == (2, 16, 8)
-    torch.testing.assert_close(matching.unmerge(matching.merge(x)), x)
+@pytest.mark.parametrize("suite", ["block", "model", "sampling"])
+@pytest.mark.filterwarnings("ignore:the routers are untrained")
+def test_baselines_that_are_asked_for(suite):
+    names = ("tome:mlp:0.5", "atedm:0.2", "mod:0.2:floor")
+    found = {row["name"]: row for row in rows_of(suite, replace(TINY, kept=(0.5,), baselines=names))}
+    assert found.keys() >= {*names} and "tome:all:0.5" not in found
+    dense = next(iter(found.values()))["flops"]
+    assert all(0 < found[name]["flops"] < dense and found[name]["seconds"] > 0 for name in names)
+
+
+def test_a_block_by_a_baseline_that_merges_nothing_is_the_dense_one():
     case = BlockCase(replace(TINY, tokens=64))
-    inputs = case.block, case.x, case.timestep, case.text
-    torch.testing.assert_close(tome_block(*inputs, 64), case.dense(), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(tome_block(*inputs, 32), case.dense(), atol=1e-3)
-    for left, tokens in ((15, 64), (4, 12)):
-        with pytest.raises(ValueError, match=r"^left=15|^tokens=12"):
-            Matching(torch.randn(1, tokens, 8), left)
+    torch.testing.assert_close(Changed("tome:all:0")(case), case.dense(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Changed("atedm:0")(case), case.dense(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="^tokens=12 must be a square"):
+        Changed("tome:mlp:0.2")(BlockCase(replace(TINY, tokens=12)))
 
 
 def test_operators_beside_plain_pytorch():

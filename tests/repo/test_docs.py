@@ -10,7 +10,10 @@ import diffratio_kernels  # noqa: F401  registers torch.ops.diffratio
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md", "evaluation.md")
+PAGES = (
+    "index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md", "evaluation.md",
+    "baselines.md",
+)  # fmt: skip
 """The pages whose names are held against the sources."""
 WHOLE = ("torch.", "tools.", "diffratio.", "diffratio_kernels.")
 """Dotted names that begin like this are those of imports."""
@@ -146,6 +149,13 @@ def test_a_family_is_written_in_less_than_40_lines():
     )
     assert "class JointSpec(ModuleSpec)" in spec and "class JointModel(nn.Module)" in transformer
     assert max(len(code.splitlines()) for code in (transformer, spec)) < 40
+
+
+def test_the_code_of_baselines_runs(capsys):
+    text = (DOCS / "baselines.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(code, "baselines.md", "exec"), {"__name__": "baselines"})
+    assert "baseline atedm:0.2:residual: no routers" in capsys.readouterr().out
 
 
 def test_the_code_of_training_runs_and_its_flags_are_known():

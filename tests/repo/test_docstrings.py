@@ -13,19 +13,19 @@ import pytest
 import torch
 
 import diffratio
+import diffratio.baselines
 import diffratio_kernels
 
-PUBLIC = [
-    f"{package.__name__}.{name}" for package in (diffratio_kernels, diffratio) for name in package.__all__
-]
+PACKAGES = diffratio_kernels, diffratio, diffratio.baselines
+PUBLIC = [f"{package.__name__}.{name}" for package in PACKAGES for name in package.__all__]
 RAISES_NOTHING = {"diffratio_kernels.capabilities", "diffratio_kernels.kept_tokens", "diffratio.by_count"}
 """Functions that check no argument."""
 NEEDS_CUDA = {"diffratio.cuda_graphs"}
 
 
 def public(name: str):
-    package, _, attribute = name.partition(".")
-    return getattr(diffratio_kernels if package == "diffratio_kernels" else diffratio, attribute)
+    package, _, attribute = name.rpartition(".")
+    return getattr(next(one for one in PACKAGES if one.__name__ == package), attribute)
 
 
 def sections(document: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
-from .output import check_file, check_folder, names_errors, print_table
+from .output import Baseline, check_file, check_folder, names_errors, print_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,6 +55,7 @@ def eval(
     checkpoint: Checkpoint = None,
     base: Base = None,
     dataset: Dataset = None,
+    baseline: Baseline = None,
     samples: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +93,8 @@ def eval(
     from ..evaluation.networks import Networks
     from ..evaluation.quality import SampleSettings
 
-    target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset, dtype=DTYPES[dtype])
+    options = {"checkpoint": checkpoint, "base": base, "dataset": dataset, "dtype": DTYPES[dtype]}
+    target = load(path, device, baseline=baseline, **options)
     if samples is None:
         samples = 512 if target.pipeline is None or target.pipeline.family.on_pixels else 8
     settings, pictures = SampleSettings(samples, seed, steps, guidance), {}
@@ -116,7 +119,7 @@ def _draw(pictures: dict[str, torch.Tensor], path: Path, title: str) -> None:
     """Write the first samples of each model, a row each."""
     from ..plots.pictures import draw_grid
 
-    rows = [name for name in (*COLUMNS, "model") if name in pictures]
+    rows = sorted(pictures, key=lambda name: ["base", "dense", name].index(name))
     columns = min(_COLUMNS, len(pictures[rows[0]]))
     images = torch.cat([pictures[name][:columns] for name in rows])
     draw_grid(path, images, [name for name in rows for _ in range(columns)], columns, title)
@@ -147,6 +150,7 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(f"no quality: {report['why_no_quality']}")
     else:
         own = "sparse" if "dense" in report else "trained" if "base" in report else "model"
+        own = report["baseline"] or own
         columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
         columns = {name: one for name, one in columns.items() if one is not None}
         columns["real images"] = report["real"]
@@ -159,6 +163,8 @@ def print_report(report: dict[str, Any]) -> None:
         for name, what in COLUMNS.items():
             if name in columns:
                 console.print(f"{name}: {what}")
+        if report["baseline"]:
+            console.print(f"{own}: the same weights by that baseline")
         if "published" in columns:
             row = report["published"]
             console.print(f"published: {row['name']}, {row['table']}; other data, other training, not ours")
@@ -174,14 +180,14 @@ def print_report(report: dict[str, Any]) -> None:
         layers = enumerate(report["router_auc"])
         print_table(console, title, header, [(str(i), *(f"{auc:.2f}" for auc in row)) for i, row in layers])
     title = f"one forward of {report['batch']} samples, {report['dtype']} on {report['device']}, "
-    title += f"{report['mean_kept']:.1%} of the tokens kept"
+    title += report["baseline"] or f"{report['mean_kept']:.1%} of the tokens kept"
     told = report["published_of_dense"]
     forward = [_cost_row(cost, report["cost"], told if cost[0] in TIMED else {}) for cost in COSTS]
-    _print_costs(console, title, forward)
+    _print_costs(console, title, report["cost"], forward)
     layers = {name: _means(one["layers"]) for name, one in report["cost"].items()}
     block = [_cost_row(cost, layers, {} if cost[0] in TIMED else told) for cost in COSTS[1:]]
     count = len(report["cost"]["dense"]["layers"]["milliseconds"])
-    _print_costs(console, f"one routed block, the mean of {count}", block)
+    _print_costs(console, f"one routed block, the mean of {count}", report["cost"], block)
     console.print(f"measured by {report['layers_by']}")
 
 
@@ -192,16 +198,17 @@ def _means(layers: dict[str, list[float]]) -> dict[str, float]:
 def _cost_row(
     cost: tuple[str, str, str], ways: dict[str, dict[str, float]], told: dict[str, float]
 ) -> list[str]:
-    """A figure dense, routed and sparse, the last as a part of the first, and what the paper has there."""
+    """A figure of every way, the last as a part of the first, and what the paper has there."""
     key, what, unit = cost
     values = [one[key] for one in ways.values()]
     of_dense = f"{values[-1] / values[0]:.1%}"
     return [what, *(f"{x:.3g} {unit}" for x in values), of_dense, f"{told[key]:.1%}" if key in told else ""]
 
 
-def _print_costs(console: Console, title: str, rows: list[list[str]]) -> None:
+def _print_costs(console: Console, title: str, ways: Iterable[str], rows: list[list[str]]) -> None:
     """Print them, without the column of the paper where it has nothing to say."""
-    header = ["", "dense", "routed, all kept", "sparse", "sparse / dense", "published"]
+    names = [{"all_tokens": "routed, all kept"}.get(name, name) for name in ways]
+    header = ["", *names, f"{names[-1]} / dense", "published"]
     width = len(header) - (not any(row[-1] for row in rows))
     print_table(console, title, header[:width], [row[:width] for row in rows])
 

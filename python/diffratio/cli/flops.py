@@ -11,9 +11,10 @@ from rich.console import Console
 from diffratio_kernels import kept_tokens
 
 from ..evaluation.flops import METHODS, FlopsReport, TransformerShape, dsap_kept, rows, transformer_flops
+from ..evaluation.flops.baselines import baseline_kept
 from ..evaluation.flops.count import CONVENTIONS
 from ..evaluation.models import Preset as FamilyPreset
-from .output import names_errors, table
+from .output import Baseline, names_errors, table
 from .shapes import Frames, Height, Model, Preset, TextTokens, Width, read_json, shape_of, tenths_of
 
 
@@ -31,6 +32,7 @@ def flops(
     method: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(METHODS)}; mod where tokens are left out.")
     ] = None,
+    baseline: Baseline = None,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -45,18 +47,24 @@ def flops(
     of PixArt and DiT alone. Models of other families are run on the meta device, and what runs is counted.
     """
     if paper:
-        given = (preset, model, compression, kept_table, method, height, width, frames, text_tokens)
+        given = (preset, model, compression, kept_table, method, baseline, height, width, frames, text_tokens)
         if any(value is not None for value in given) or batch != 1:
             raise ValueError("--paper counts the paper's own model; add no option but --json")
         _print_paper(as_json)
         return
+    if baseline is not None and any(value is not None for value in (compression, kept_table, method)):
+        raise ValueError("--baseline: it says what is kept; add no --compression, --kept-table or --method")
     shape = shape_of(preset, model, height, width, text_tokens, frames)
     if isinstance(shape, FamilyPreset):
-        if method not in (None, "mod"):
-            raise ValueError(f"--method: {method!r} is counted for PixArt and DiT alone")
+        for option, value in (("--method", method), ("--baseline", baseline)):
+            if value not in (None, "mod"):
+                raise ValueError(f"{option}: {value!r} is counted for PixArt and DiT alone")
         _count_family(shape.resized(batch=batch), _tenths(compression, kept_table), as_json)
         return
-    kept, method = _kept(shape, compression, kept_table, method)
+    if baseline is not None:
+        kept, method = baseline_kept(baseline, shape)
+    else:
+        kept, method = _kept(shape, compression, kept_table, method)
     asked = {"batch": batch, "method": method}
     counts = {c: transformer_flops(shape, kept, convention=c, **asked) for c in CONVENTIONS}
     dense = {c: transformer_flops(shape, convention=c, batch=batch) for c in CONVENTIONS}
@@ -76,8 +84,9 @@ def _kept(
         return [[kept_tokens(n, shape.tokens) for n in row] for row in tenths], method or "mod"
     if method in (None, "dense") and tenths == 10:
         return None, "dense"
-    kept = kept_tokens(tenths, shape.tokens)
-    return dsap_kept(shape, kept) if method == "atedm" else kept, method or "mod"
+    if method == "atedm":
+        return dsap_kept(shape, kept_tokens(tenths, shape.tokens, "floor")), method
+    return kept_tokens(tenths, shape.tokens), method or "mod"
 
 
 def _tenths(compression: float | None, kept_table: Path | None) -> int | list[list[int]]:

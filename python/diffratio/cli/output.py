@@ -1,13 +1,23 @@
-"""What commands share: errors and tables on the terminal, and checks of `--out` before the work begins."""
+"""What commands share: errors and tables on the terminal, checks of `--out` before the work begins, and the
+option `--baseline`."""
 
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="What to run in place of routers: tome:attn|mlp|all:RATIO, atedm:RATIO[:copy|residual], "
+        "mod:RATIO[:ceil|floor]."
+    ),
+]
 
 
 def names_errors(command: Callable) -> Callable:

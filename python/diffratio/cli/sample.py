@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .eval import Base, Checkpoint, Dataset, Device, Guidance, Seed, Source, Steps, load
-from .output import check_file
+from .output import Baseline, check_file
 
 
 def sample(
@@ -26,6 +26,7 @@ def sample(
     checkpoint: Checkpoint = None,
     base: Base = None,
     dataset: Dataset = None,
+    baseline: Baseline = None,
     seed: Seed = 0,
     steps: Steps = 20,
     guidance: Guidance = 2.0,
@@ -41,7 +42,7 @@ def sample(
         raise typer.BadParameter("rows: not with prompt, each of which has a row")
     captions = [text for text in prompt or () for _ in range(columns)]
     count = len(captions) or (rows or 6) * columns
-    target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
+    target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset, baseline=baseline)
     settings = SampleSettings(max(2, count), seed, steps, guidance)
     try:
         judge = Judge.of(target, settings, progress=not as_json)
@@ -52,7 +53,13 @@ def sample(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     captions = captions or judge.held_out.captions(judge.wanted)[:count]
-    draw_grid(out, images, captions, columns, title=target.name)
+    draw_grid(
+        out,
+        images,
+        captions,
+        columns,
+        title=target.name if baseline is None else f"{target.name}, {baseline}",
+    )
     if as_json:
         typer.echo(json.dumps({"picture": str(out), "captions": captions}, indent=2))
     else:

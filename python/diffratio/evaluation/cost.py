@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffratio_kernels import kept_tokens
 
@@ -16,6 +14,7 @@ from .. import DiffRatioConfig, disable_diffratio, enable_diffratio
 from ..routing.apply import route_blocks
 from ..routing.find import routed_layers, routed_model
 from .flops import TransformerShape, transformer_flops
+from .flops.counted import Counting
 from .latency import rotating_times
 from .layers import layer_costs
 from .memory import peak_bytes
@@ -32,7 +31,8 @@ def compare(
     count: bool = False,
     layers: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Run ``call`` with the routing of ``model`` off ("dense"), on ("sparse"), and on with all tokens kept.
+    """Run ``call`` with the routing of ``model`` off ("dense"), on ("sparse"), and on with all tokens kept; a
+    model with a training-free baseline with that off ("dense") and on (by its name).
 
     Returns for each of ``dense``, ``all_tokens`` and ``sparse``: ``milliseconds``, the median of ``repeats``
     runs that take turns, so that whatever else the machine does strikes all alike; and ``peak_megabytes``,
@@ -41,10 +41,13 @@ def compare(
     (`layer_costs`). "all_tokens" tells what the fused kernels save by themselves. The model is left as it
     was.
     """
-    shared = routed_model(model)
+    shared = routed_model(model, baseline=True)
     config, enabled = shared.config, shared.enabled
-    keep_all = replace(config, compression=0.0, overrides={})
-    configs = {"dense": None, "all_tokens": keep_all, "sparse": config}
+    if shared.baseline is None:
+        keep_all = replace(config, compression=0.0, overrides={})
+        configs = {"dense": None, "all_tokens": keep_all, "sparse": config}
+    else:
+        configs = {"dense": None, shared.baseline.name: config}
     routes = {name: partial(_route, model, own) for name, own in configs.items()}
     passes, device, results = dict.fromkeys(routes, call), model.device.type, {}
     try:
@@ -64,18 +67,20 @@ def compare(
 
 
 def _counted(call: Callable[[], object]) -> int:
-    """FLOPs of a call; torch does not know the CPU's fused attention, so attention runs as products."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """FLOPs of a call, as torch's `FlopCounterMode` counts them, without its hooks on every module."""
+    with Counting() as counting:
         call()
-    return counter.get_total_flops()
+    return counting.count.flops
 
 
 def _route(model: nn.Module, config: DiffRatioConfig | None) -> None:
     """Route a patched model by ``config``, or run it dense."""
     if config is None:
         disable_diffratio(model)
-    else:
-        route_blocks(enable_diffratio(model), config)
+        return
+    enable_diffratio(model)
+    if routed_model(model, baseline=True).baseline is None:
+        route_blocks(model, config)
 
 
 def model_cost(
@@ -94,7 +99,8 @@ def model_cost(
     timesteps pays on average, peak memory is that of the most expensive region, and of a layer the mean.
     ``side`` is that of the images or latents; None is the one that the model was made for.
     """
-    regions = routed_model(model).config.num_regions
+    shared = routed_model(model, baseline=True)
+    regions = shared.config.num_regions
     side = model.config.sample_size if side is None else side
     timesteps = [int((r + 0.5) * 1000 / regions) for r in range(regions)]
     inputs = [_random_inputs(model, batch, side, text_tokens, timestep) for timestep in timesteps]
@@ -103,15 +109,21 @@ def model_cost(
         for one in inputs:
             model(**one)
 
-    how = {"description": "measuring latency", "progress": progress, "layers": layers}
+    own = shared.baseline is not None
+    how = {"description": "measuring latency", "progress": progress, "count": own, "layers": layers}
     results = compare(model, call, repeats=repeats, **how)
+    for one in results.values():
+        one["milliseconds"] /= regions
+        if own:
+            one["gflop"] /= regions
+    if own:
+        return results
     shape = TransformerShape.from_model(model, side, side, text_tokens)
     kept = [
-        [kept_tokens(tenths, shape.tokens) for tenths in row]
+        [kept_tokens(tenths, shape.tokens, shared.config.rounding) for tenths in row]
         for row in (layer.kept for layer in routed_layers(model))
     ]
     for name, table in (("dense", None), ("all_tokens", shape.tokens), ("sparse", kept)):
-        results[name]["milliseconds"] /= regions
         results[name]["gflop"] = transformer_flops(shape, table, batch=batch).total / 1e9
     return results
 

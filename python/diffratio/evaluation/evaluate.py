@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio
+from ..baselines import parse_baseline
 from ..diffusion.pipelines.pixart import PixArtSigma
 from ..routing.apply import route_blocks
+from ..routing.find import routed_model
 from .cost import model_cost
 from .flops.shapes import PAPER_TEXT_TOKENS
 from .layers import MEASURED_BY
@@ -47,7 +49,8 @@ def evaluate(
         keep_samples: a folder for all samples, of each model one below it; what it holds is not made again.
 
     Returns:
-        ``kept_tenths`` [L][R] (None for a dense model), ``mean_kept`` and ``untrained_routers``, layers whose
+        ``baseline``, the name of what was put on the model, or None; ``kept_tenths`` [L][R] (None without
+        routers), ``mean_kept`` (None with a training-free baseline) and ``untrained_routers``, layers whose
         router nothing has trained; ``quality`` of ``Judge``, and the same figures for ``dense``, the same
         weights without routing, for ``base``, the model that a run started from, and for ``real`` held-out
         images; ``router_auc`` [L][timestep] where the data has object masks; ``cost`` of ``model_cost``, and
@@ -73,6 +76,7 @@ def evaluate(
         **vars(settings),
         "kept_tenths": target.kept_tenths,
         "mean_kept": target.mean_kept,
+        "baseline": target.baseline,
         "untrained_routers": target.untrained_routers,
         "published": None if row is None else asdict(row),
         "published_of_dense": {} if row is None else of_dense(row, batch),
@@ -100,13 +104,21 @@ def evaluate(
 
 
 def published_row(target: Target) -> Published | None:
-    """Return the row of Table 1 that a run is the like of: its method and the compression that it has come
-    to, in percent, on PixArt-Sigma of full size in its pipeline; None for all else."""
-    if target.run is None or target.pipeline is None or target.options.get("resolution") not in (None, 512):
+    """Return the row of Table 1 that a model is the like of: the method of its run and the compression that
+    it has come to, in percent, or its baseline, on PixArt-Sigma of full size in its pipeline; None for all
+    else."""
+    if target.pipeline is None or target.options.get("resolution") not in (None, 512):
         return None
     if not isinstance(target.pipeline.family, PixArtSigma):
         return None
     if any(target.model.config[name] != size for name, size in PUBLISHED_MODEL.items()):
+        return None
+    if target.baseline is not None:
+        baseline = parse_baseline(target.baseline)
+        # As the paper's FLOPs have them: ToMe merges in the MLP alone, AT-EDM copies.
+        method = {"tome:mlp": "tome", "atedm": "atedm"}.get(baseline.name.rpartition(":")[0])
+        return method and published("t2i", "pixart-sigma", method, baseline.ratio)
+    if target.run is None:
         return None
     compression = round(1 - target.mean_kept, 2)
     return published("t2i", "pixart-sigma", target.run["arguments"]["method"], compression)
@@ -129,7 +141,7 @@ class _Quality:
         self.judge, self.critics, self.pictures, self.keep_samples = judge, critics, pictures, keep_samples
 
     def report(self, target: Target) -> dict[str, Any]:
-        own = "sparse" if target.routed else "model"
+        own = target.baseline or ("sparse" if target.routed else "model")
         found = {"quality": self.figures(target, "sampling", own), "real": self.judge.real}
         if target.routed:
             auc = None
@@ -137,6 +149,7 @@ class _Quality:
                 auc = router_auc(target.model, self.judge.held_out, schedule=target.schedule)
             if auc is not None:
                 found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
+        if target.patched:
             disable_diffratio(target.model)
             try:
                 found["dense"] = self.figures(target, "sampling dense", "dense")
@@ -159,7 +172,7 @@ class _Quality:
             made_by = {
                 "column": column,
                 "weights": digest(target.model),
-                "kept_tenths": None if column in ("dense", "base") else target.kept_tenths,
+                "routing": None if column in ("dense", "base", "model") else _routing(target),
                 "dtype": str(target.model.dtype),
                 "images": judge.held_out.name,
                 "pipeline": pipeline and pipeline.name,
@@ -170,9 +183,13 @@ class _Quality:
         return quality
 
 
+def _routing(target: Target) -> dict[str, Any]:
+    return routed_model(target.model, baseline=True).config.to_dict()
+
+
 def _cost(target: Target, measure: Callable[[nn.Module], dict]) -> dict[str, Any]:
     model = target.model
-    if target.routed:
+    if target.patched:
         return measure(model)
     route_blocks(model, DiffRatioConfig(compression=0.0))
     try:

@@ -203,7 +203,7 @@ class PipelineModel:
         clean = clean.expand(batch, *clean.shape[1:])
         text = {name: x.expand(batch, *x.shape[1:]) for name, x in self.text(held_out, [caption]).items()}
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
-        regions = routed_model(model).config.num_regions
+        regions = routed_model(model, baseline=True).config.num_regions
         levels = [torch.full((batch,), (r + 0.5) / regions, device=clean.device) for r in range(regions)]
         inputs = [(mixed(clean, noise, level), level) for level in levels]
 

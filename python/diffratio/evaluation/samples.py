@@ -29,6 +29,7 @@ class SampleFolder:
 
     def __init__(self, folder: Path, made_by: dict[str, Any]) -> None:
         self.folder, settings = folder, folder / SETTINGS
+        made_by = json.loads(json.dumps(made_by))  # as it is read
         folder.mkdir(parents=True, exist_ok=True)
         if settings.is_file():
             before = json.loads(settings.read_text())

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoModel, DDPMScheduler
 from torch import nn
 
+from ..baselines import apply_baseline
 from ..data import BUILT_IN
 from ..data.images import CaptionedImages
 from ..diffusion import noise_schedule
@@ -40,6 +41,13 @@ class Target:
     why_no_schedule: str | None = None
     pipeline: PipelineModel | None = None
     run: dict[str, Any] | None = None
+    baseline: str | None = None
+    """What `apply_baseline` put on the model."""
+
+    @property
+    def patched(self) -> bool:
+        """Whether the model has routers or a training-free baseline, which can be switched off."""
+        return "_diffratio_model" in vars(self.model)
 
     @property
     def is_flow(self) -> bool:
@@ -49,7 +57,7 @@ class Target:
     @property
     def routed(self) -> bool:
         """Whether the model has routers."""
-        return "_diffratio_model" in vars(self.model)
+        return self.patched and self.model._diffratio_model.baseline is None
 
     @property
     def kept_tenths(self) -> list[list[int]] | None:
@@ -57,8 +65,11 @@ class Target:
         return [list(layer.kept) for layer in routed_layers(self.model)] if self.routed else None
 
     @property
-    def mean_kept(self) -> float:
-        """Mean kept ratio over layers and timestep regions, 1 for a model without routers."""
+    def mean_kept(self) -> float | None:
+        """Mean kept ratio over layers and timestep regions, 1 for a dense model, None for one with a baseline
+        without routers."""
+        if self.patched and not self.routed:
+            return None
         cells = [tenths for row in self.kept_tenths or [[10]] for tenths in row]
         return sum(cells) / len(cells) / 10
 
@@ -82,6 +93,7 @@ def load_target(
     dataset: str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    baseline: str | None = None,
 ) -> Target:
     """Load what ``path`` names, in evaluation mode.
 
@@ -92,6 +104,7 @@ def load_target(
         checkpoint: of a run; None is the finished model.
         base: the model that an adapter is for, where it is not in the same folder: a folder or a name.
         dataset: overrides the run's own.
+        baseline: what is put on the model, as `apply_baseline` takes it.
 
     Raises:
         ValueError: ``path`` holds nothing of the kind, or a damaged file, or ``base`` is not for it; the text
@@ -138,6 +151,9 @@ def load_target(
     target.model = _ready(target.model, device, dtype)
     if target.pipeline is not None:
         target.pipeline.model, target.pipeline.schedule = target.model, target.schedule
+    if baseline is not None:
+        apply_baseline(target.model, baseline)
+        target.baseline = baseline
     return target
 
 

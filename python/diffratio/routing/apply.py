@@ -94,6 +94,12 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
         _reconfigure(model, config)
         return model_or_pipe
     refuse_reducer(model, wrappers, "apply_diffratio")
+    patch(model, config)
+    return model_or_pipe
+
+
+def patch(model: nn.Module, config: DiffRatioConfig, baseline=None) -> None:
+    """Patch every block that a spec knows, with a router or for a baseline; raises as `apply_diffratio`."""
     found, dense = _find_blocks(model)
     config.kept_tenths(len(found))  # complains before anything is changed
     specs = [spec for _, _, spec in found]
@@ -102,10 +108,13 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
     name = specs[0].timestep_name
     position = parameters.index(name) if name in parameters else -1
     layouts = {type(spec): spec for spec in specs if type(spec).layout is not Spec.layout}
+    if baseline is not None:
+        layouts[type(baseline)] = baseline
     units = _timestep_units(specs, config)
     shared = RoutedModel(
         config, units, name, position, specs[0].timesteps_of_tokens, list(layouts.values()), signature, dense
     )
+    shared.baseline = baseline
     for number, (name, block, spec) in enumerate(found):
         _patch(block, spec, name, number, shared)
     model._diffratio_model = shared
@@ -117,7 +126,6 @@ def route_blocks(model_or_pipe, config: DiffRatioConfig | None = None):
     if embedding is not None:  # what drives the blocks without calling the model embeds its timestep
         embedding._diffratio_model = shared
         embedding.register_forward_pre_hook(_embed_timestep, prepend=True, with_kwargs=True)
-    return model_or_pipe
 
 
 def _given(model: nn.Module, args, kwargs) -> dict:
@@ -163,13 +171,14 @@ def refuse_reducer(model: nn.Module, wrappers: list[nn.Module], what: str) -> No
 
 def _patch(block: nn.Module, spec: Spec, name: str, number: int, shared: RoutedModel) -> None:
     anchor, config = next(block.parameters()), shared.config
-    with torch.inference_mode(False):  # a router must be trainable wherever it was made
-        block.diffratio = Router(
-            spec.width(block), start=config.router_start, bias=config.router_bias, device=anchor.device
-        )
     layer = RoutedLayer(block, block.forward, number, name, spec, shared, kept=[10])
-    if not anchor.is_meta:
-        layer.drawn = block.diffratio.router_weight.detach().to("cpu", copy=True)
+    if shared.baseline is None:
+        with torch.inference_mode(False):  # a router must be trainable wherever it was made
+            block.diffratio = Router(
+                spec.width(block), start=config.router_start, bias=config.router_bias, device=anchor.device
+            )
+        if not anchor.is_meta:
+            layer.drawn = block.diffratio.router_weight.detach().to("cpu", copy=True)
     block._diffratio = layer
     block.forward = MethodType(routed_forward, layer)
     layer.inspect()
@@ -296,16 +305,22 @@ def remove_diffratio(model_or_pipe):
 
 def _remove(model_or_pipe) -> None:
     model, wrappers = unwrapped(model_or_pipe)
-    shared = routed_model(model)
+    routed_model(model)
     refuse_reducer(model, wrappers, "remove_diffratio")
-    blocks = routed_blocks(model)
+    unpatch(model)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Take off what `patch` put on; a ValueError where a block was hooked afterwards."""
+    shared, blocks = model._diffratio_model, routed_blocks(model)
+    applied = "apply_diffratio" if shared.baseline is None else shared.baseline.name
     for block in blocks:
         if getattr(block.forward, "__func__", None) is not routed_forward:
-            raise ValueError(
-                f"block {block._diffratio.name} was hooked after apply_diffratio; remove that hook first"
-            )
+            name = block._diffratio.name
+            raise ValueError(f"block {name} was hooked after {applied}; remove that hook first")
     for block in blocks:
-        del block.forward, block.diffratio, block._diffratio
+        del block.forward, block._diffratio
+        block._modules.pop("diffratio", None)
     embedding = model._modules.get("adaln_single")
     for module in (model, embedding):
         if module is not None and vars(module).get("_diffratio_model") is shared:
@@ -372,7 +387,7 @@ def disable_diffratio(model_or_pipe):
 
 def _switch(model_or_pipe, enabled: bool):
     for model in transformers_of(model_or_pipe):
-        shared = routed_model(transformer_of(model))
+        shared = routed_model(transformer_of(model), baseline=True)
         shared.enabled = enabled
         if shared.text is not None:
             shared.text.invalidate()

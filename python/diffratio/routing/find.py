@@ -82,12 +82,25 @@ def routed_layers(model: nn.Module) -> list[RoutedLayer]:
     return layers
 
 
-def routed_model(model: nn.Module) -> RoutedModel:
+def routed_model(model: nn.Module, *, baseline: bool = False) -> RoutedModel:
     """What the layers of a patched model share; of a single block, or a module that holds some, theirs.
 
+    Args:
+        baseline: whether a model will do that has no routers but a training-free baseline.
+
     Raises:
-        ValueError: there is no patched block.
+        ValueError: there is no patched block, or a baseline where routers are asked for.
     """
+    shared = _shared(model)
+    if shared.baseline is not None and not baseline:
+        raise ValueError(
+            f"model {type(model).__name__} has the baseline {shared.baseline.name} and no routers; "
+            "call remove_baseline first"
+        )
+    return shared
+
+
+def _shared(model: nn.Module) -> RoutedModel:
     if "_diffratio_model" in vars(model):
         return model._diffratio_model
     blocks = routed_blocks(model)

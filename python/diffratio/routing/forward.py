@@ -8,14 +8,14 @@ import diffratio_kernels.flops  # noqa: F401 - so that torch's counter knows the
 from diffratio_kernels import kept_tokens
 from diffratio_kernels._autocast import autocast_is_on
 from diffratio_kernels._checks import Check
-from diffratio_kernels.blocks.joint import with_pinned
+from diffratio_kernels.blocks.joint import every_row, with_pinned
 from diffratio_kernels.blocks.products import run_of
 from diffratio_kernels.blocks.routed import routed
 from diffratio_kernels.blocks.stream import Call, CrossAttention, Layout
 from diffratio_kernels.blocks.two_bin import bins_of, two_bin
 from diffratio_kernels.ops.route.cu_seqlens import cu_seqlens_for
 from diffratio_kernels.ops.route.op import run_route, run_router_logits, run_select
-from diffratio_kernels.types import Linear, PackedRows, Run
+from diffratio_kernels.types import Linear, PackedRows, Rescale, Run
 
 from .state import RoutedLayer, check_batch, in_backward
 
@@ -37,6 +37,8 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
         saved = layer.saved.get(args, kwargs)
         if saved is not None:
             model.told = saved[-1]  # the layout of that call of the model
+    if model.baseline is not None and model.baseline.leaves(layer, args, kwargs):
+        return layer.dense_forward(*args, **kwargs)
     call = layer.spec.bind(block, *args, **kwargs)
     if call is None:
         return layer.dense_forward(*args, **kwargs)
@@ -51,6 +53,9 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
             if stream is not None:  # as in the dense block, x + gate * branch is as wide as the gate
                 wide = torch.promote_types(stream.tokens.dtype, stream.modulation.dtype)
                 stream.tokens = stream.tokens.to(wide)
+    if model.baseline is not None:
+        out = _by_baseline(layer, call, args, kwargs)
+        return layer.dense_forward(*args, **kwargs) if out is None else out
     if model.ratios is not None and (block.training or torch.is_grad_enabled()):
         return _two_bins(layer, call, args, kwargs)
     index, keep = _selection(layer, call, args, kwargs)
@@ -67,6 +72,25 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
     if call.layout is not None:
         rows, logits = with_pinned(call.layout, rows, logits, model.rescale.score_scale)
     return routed(call, rows, logits, model.rescale, run)
+
+
+@torch.compiler.disable
+def _by_baseline(layer: RoutedLayer, call: Call, args, kwargs):
+    """All rows of the call as the baseline changes it; None where it leaves the block as it is."""
+    if in_backward():
+        raise RuntimeError(
+            f"{layer.model.baseline.name}: gradient checkpointing runs a block twice, and a baseline has no "
+            "memory of the first time"
+        )
+    x = call.image.tokens
+    layer.tokens = x.shape[1]
+    run = run_of("mod_block", "auto", "auto", x, _direct(x))
+    call = layer.model.baseline.changed(layer, call, run, args, kwargs)
+    if call is None:
+        return None
+    batch, tokens = x.shape[:2]
+    rows = every_row(batch, tokens, x.device)
+    return routed(call, rows, x.new_zeros(batch, tokens), Rescale("none"), run)
 
 
 RoutedLayer.routed_forward = routed_forward  # a bound method is pickled by its name
@@ -89,12 +113,11 @@ def refuse_transforms() -> None:
 def _check(layer: RoutedLayer, call: Call) -> None:
     """Shapes and devices of what kernels read without a look at it."""
     x, modulation, cross = call.image.tokens, call.image.modulation, call.after_attention
-    router = layer.block.diffratio
     batch, _, width = x.shape if x.dim() == 3 else (0, 0, 0)
     right = modulation.shape[1:] == (6, width) and modulation.device == x.device
     right = right and (call.image.groups is not None or modulation.shape[0] == batch)
     if layer.router_reason is None:
-        weight = router.router_weight
+        weight = layer.block.diffratio.router_weight
         right = right and weight.shape == (width,) and weight.device == x.device
     if isinstance(cross, CrossAttention):
         text = cross.keys_values.shape
@@ -197,20 +220,21 @@ def _kept_counts(layer: RoutedLayer, tokens: list[int], batch: int, args, kwargs
     if not torch.compiler.is_compiling():
         kept = layer.kept_now()
         regions = layer.model.regions_now(layer, batch, args, kwargs)
-        return _kept([kept[r] for r in regions], tokens)
+        return _kept(layer, [kept[r] for r in regions], tokens)
     if layer.model.memo is None and layer.model.config.num_regions > 1:
         timestep = layer.spec.timestep(layer.block, *args, **kwargs)
         if timestep is not None:
             layer.model.enter(timestep)
     check_batch(layer.tenths, batch)
-    return _kept(layer.tenths, tokens)
+    return _kept(layer, layer.tenths, tokens)
 
 
-def _kept(tenths: list[int], tokens: list[int]) -> list[int]:
+def _kept(layer: RoutedLayer, tenths: list[int], tokens: list[int]) -> list[int]:
     """Of each sample; one number of both stands for any number of samples."""
     longest = len(tenths) if len(tokens) == 1 else len(tokens)
     tenths, tokens = (values * longest if len(values) == 1 else values for values in (tenths, tokens))
-    return [kept_tokens(n, size) for n, size in zip(tenths, tokens, strict=True)]
+    rounding = layer.model.config.rounding
+    return [kept_tokens(n, size, rounding) for n, size in zip(tenths, tokens, strict=True)]
 
 
 @torch.compiler.disable
@@ -222,7 +246,7 @@ def _two_bins(layer: RoutedLayer, call: Call, args, kwargs):
     layer.tokens = max(tokens)
     index, regions, decided = _decided(layer, x.shape[0], args, kwargs)
     small, large, weight = table.pair(layer.row, regions, decided)
-    keep_small, keep_large = (_kept(bin, tokens) for bin in (small, large))
+    keep_small, keep_large = (_kept(layer, bin, tokens) for bin in (small, large))
     run = run_of("two_bin_block", "auto", "auto", x, _direct(x))
     rows, logits = _select(layer, run, call, keep_large, index, keep_small)
     if index is None:  # without a gradient too: re-entrant checkpointing runs the forward pass like that

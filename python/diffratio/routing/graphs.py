@@ -48,7 +48,8 @@ class _Graphs(dict):
         weights = [(t.data_ptr(), t.dtype, t.shape) for t in (*model.parameters(), *model.buffers())]
         kept = [b._diffratio.kept_now()[r] for b in routed_blocks(model) for r in shared.regions or [0]]
         autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        key = *layouts, *constants, *weights, *kept, str(tree), *autocast, shared.enabled, shared.rescale.mode
+        settings = shared.enabled, shared.rescale.mode, shared.config.rounding
+        key = *layouts, *constants, *weights, *kept, str(tree), *autocast, *settings
         if key not in self:  # autocast's cached weights would not outlive the capture
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, *autocast, False):
                 self[key] = self.record(run, tuple(x.clone() for x in inputs))

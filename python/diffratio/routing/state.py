@@ -146,6 +146,8 @@ class RoutedModel:
     """Of the model's forward, whose arguments they are given by name."""
     dense: dict[str, str] = field(default_factory=dict)
     """Blocks that a spec leaves as they are, and why."""
+    baseline: Any = None
+    """Of `diffratio.baselines`: what runs the blocks where there are no routers."""
     enabled: bool = True
     ratios: RatioTable | None = None
     """The model's `diffratio_ratios` while it learns them."""
@@ -229,10 +231,11 @@ class RoutedModel:
         inside = [region(t, regions, self.units) for t in timesteps]
         return inside[:1] if len(set(inside)) == 1 else inside
 
-    def regions_now(self, layer: RoutedLayer, batch: int, args: tuple, kwargs: dict) -> list[int]:
-        """The region of each sample, told by the model, its embedding of the timestep or the block."""
+    def regions_now(self, layer: RoutedLayer, batch: int | None, args: tuple, kwargs: dict) -> list[int]:
+        """The region of each sample, told by the model, its embedding of the timestep or the block; where no
+        batch is given one may stand for all samples."""
         if self.config.num_regions == 1:
-            return [0] * batch
+            return [0] * (batch or 1)
         if self.regions is None or self.memo is None:
             timestep = layer.spec.timestep(layer.block, *args, **kwargs)
             if timestep is not None:
@@ -242,6 +245,8 @@ class RoutedModel:
                 f"{layer.name}: no timestep was seen, and this model has {self.config.num_regions} timestep "
                 "regions; call the model, or whatever embeds its timestep, before its blocks"
             )
+        if batch is None:
+            return self.regions
         check_batch(self.regions, batch)
         return self.regions if len(self.regions) > 1 else self.regions * batch
 
@@ -283,8 +288,10 @@ class RoutedLayer:
 
         False where the values cannot be seen: on the meta device, in shards.
         """
+        if self.drawn is None:
+            return False
         weight = self.block.diffratio.router_weight.detach()
-        if self.drawn is None or weight.is_meta or type(weight) is not Tensor:
+        if weight.is_meta or type(weight) is not Tensor:
             return False
         return torch.equal(self.drawn.to(weight), weight)
 
@@ -306,7 +313,8 @@ class RoutedLayer:
         if reason is not None:
             raise ValueError(f"{self.name}: {reason}; remove that, or remove_diffratio first")
         self.inspected = self.spec.inspect(block)
-        reason = foreign(block.diffratio, Router)
+        router = block._modules.get("diffratio")
+        reason = "there is no router" if router is None else foreign(router, Router)
         self.router_reason = reason and f"diffratio: {reason}"
         fingerprint = Fingerprint(block)
         self._fingerprint = fingerprint, fingerprint.now()

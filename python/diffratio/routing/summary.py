@@ -34,21 +34,29 @@ class LayerSummary:
 class Summary(list):
     """A list of `LayerSummary`; printing it gives a table.
 
-    dense: names of the blocks that are never routed, and why."""
+    dense: names of the blocks that are never routed, and why.
+    baseline: the name of what runs the blocks in place of routers, None where routers do."""
 
-    def __init__(self, layers: list[LayerSummary], enabled: bool, dense: dict[str, str]):
+    def __init__(
+        self, layers: list[LayerSummary], enabled: bool, dense: dict[str, str], baseline: str | None = None
+    ):
         super().__init__(layers)
-        self.enabled, self.dense = enabled, dense
+        self.enabled, self.dense, self.baseline = enabled, dense, baseline
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
         layers = [asdict(layer) for layer in self]
-        return {"enabled": self.enabled, "layers": layers, "dense": self.dense}
+        return {
+            "enabled": self.enabled,
+            "layers": layers,
+            "dense": self.dense,
+            "baseline": self.baseline,
+        }
 
     def __str__(self) -> str:
         lines = [f"{'layer':>5}  {'kept ratio':<24}  {'kept tokens':<22}  {'runs as':<22}  block"]
         for row in self:
-            ratio = " ".join(f"{r:.1f}" for r in row.kept_ratio)
+            ratio = " ".join(f"{r:.2f}".removesuffix("0") for r in row.kept_ratio)
             if row.learned_ratio is not None:
                 ratio += f" ({' '.join(f'{r:.3f}' for r in row.learned_ratio)})"
             kept = "-" if row.tokens is None else f"{' '.join(map(str, row.kept_tokens))} of {row.tokens}"
@@ -57,6 +65,8 @@ class Summary(list):
             router = ", untrained router" if row.untrained_router else ""
             lines.append(f"{row.layer:>5}  {ratio:<24}  {kept:<22}  {way:<22}  {row.name}{why}{router}")
         lines += [f"left dense: {name} ({why})" for name, why in self.dense.items()]
+        if self.baseline is not None:
+            lines.append(f"baseline {self.baseline}: no routers, nothing is trained")
         if not self.enabled:
             lines.append("diffratio is disabled: the blocks run dense")
         return "\n".join(lines)
@@ -80,7 +90,8 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     Returns:
         A `LayerSummary` per block. path: "mod_block" (raw weights alone) or "operators" (families with
         norms, positions or a text stream in attention: our operators, the block's plain products between
-        them), or "modules" (some parts are no plain ones); reason: why; backend: which kernels.
+        them), or "modules" (some parts are no plain ones); or the name of a baseline; reason: why;
+        backend: which kernels.
 
     Raises:
         ValueError: no block is patched; `tokens` is no positive integer; learned ratios have no values to
@@ -93,30 +104,39 @@ def summary(model_or_pipe, tokens: int | None = None) -> Summary:
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
         raise ValueError(f"tokens={tokens!r} must be a positive integer")
     model = transformer_of(model_or_pipe)
-    shared = routed_model(model)
+    shared = routed_model(model, baseline=True)
     if shared.ratios is not None:
         check_values(model, [shared.ratios], "its ratios are learned and are")
     with torch.no_grad():
         layers = [_row(layer, tokens) for layer in routed_layers(model)]
-        return Summary(layers, shared.enabled, shared.dense)
+        name = None if shared.baseline is None else shared.baseline.name
+        return Summary(layers, shared.enabled, shared.dense, name)
 
 
 def _row(layer: RoutedLayer, tokens: int | None) -> LayerSummary:
     table, n = layer.model.ratios, layer.tokens if tokens is None else tokens
-    kept = layer.kept_now()
+    rounding, baseline = layer.model.config.rounding, layer.model.baseline
+    if baseline is None:
+        tenths = layer.kept_now()
+        ratios = tuple(t / 10 for t in tenths)
+        kept = None if n is None else tuple(kept_tokens(t, n, rounding) for t in tenths)
+    else:
+        ratios = baseline.kept_ratios(layer.number, len(layer.model.layers))
+        kept = None if n is None else tuple(n if ratio == 1 else baseline.left(n) for ratio in ratios)
     try:
         layer.inspect()
-        reason = layer.spec.slow_reason(layer.block) or layer.router_reason
+        reason = layer.spec.slow_reason(layer.block) or (None if baseline else layer.router_reason)
     except ValueError as error:  # what a call would raise
         reason = str(error)
+    path = baseline.name if baseline else layer.spec.path if reason is None else "modules"
     return LayerSummary(
         layer=layer.number,
         name=layer.name,
-        kept_ratio=tuple(t / 10 for t in kept),
-        kept_tokens=None if n is None else tuple(kept_tokens(t, n) for t in kept),
+        kept_ratio=ratios,
+        kept_tokens=kept,
         tokens=n,
-        path=layer.spec.path if reason is None else "modules",
-        backend=_backend(layer.block, reason is None),
+        path=path,
+        backend=_backend(layer.block, path == layer.spec.path),
         reason=reason,
         learned_ratio=None if table is None else tuple(table.host()[layer.row]),
         untrained_router=layer.untrained,

@@ -6,6 +6,7 @@ import math
 from dataclasses import Field, dataclass, field, fields
 from typing import NoReturn
 
+from diffratio_kernels.blocks.bins import ROUNDINGS
 from diffratio_kernels.blocks.router import STARTS
 
 METHODS = ("dense", "mod", "l", "lt")
@@ -101,6 +102,7 @@ class TrainArguments:
     ratio_loss_weight: str = _arg("auto", "A number (0.3 in the paper), or auto: from the measured gradient.")
     ratio_mode: str = _arg("default", "faithful: the authors' clamp and bins.", ("default", "faithful"))
     router_start: str = _arg("identity", "faithful: the authors' sigmoid.", STARTS)
+    rounding: str = _arg("ceil", "Of kept tokens; floor: as the authors' uniform MoD.", ROUNDINGS)
     router_lr: float | None = _arg(None, "Learning rate of the routers. Default: learning_rate.", least=0)
 
     def __post_init__(self):

@@ -149,7 +149,12 @@ def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
     if arguments.method == "dense":
         return
     compression = arguments.target_compression if arguments.method == "mod" else 0.0
-    config = DiffRatioConfig(compression, num_regions=arguments.regions, router_start=arguments.router_start)
+    config = DiffRatioConfig(
+        compression,
+        num_regions=arguments.regions,
+        router_start=arguments.router_start,
+        rounding=arguments.rounding,
+    )
     try:
         route_blocks(model, config)
     except ValueError as error:

@@ -41,12 +41,13 @@ def test_a_row_is_found_only_where_system_ratio_and_task_agree():
     assert of_dense(published("inpaint", "lazy", "mod", 0.3), 16) == {}
 
 
-def like(family=PixArtSigma, method="lt", compression=0.2, side=512, **sizes):
+def like(family=PixArtSigma, method="lt", compression=0.2, side=512, baseline=None, **sizes):
     """What `published_row` looks at of a target."""
     config = SimpleNamespace(sample_size=64, patch_size=2)
     known = family(config, {"vae": ["diffusers", "AutoencoderKL"]})
     return SimpleNamespace(
         run={"arguments": {"method": method}},
+        baseline=baseline,
         mean_kept=1 - compression,
         pipeline=SimpleNamespace(family=known),
         options={"resolution": side},
@@ -64,6 +65,10 @@ def test_a_run_is_beside_the_paper_if_it_is_of_the_papers_model():
     alone = like()
     alone.run = None
     assert published_row(alone) is None
+    rows = {name: published_row(like(baseline=name)) for name in ("tome:mlp:0.1", "atedm:0.2")}
+    assert [row.figures["fid"] for row in rows.values()] == [68.51, 251.79]
+    for other in ("tome:attn:0.2", "tome:mlp:0.3", "atedm:0.2:residual", "mod:0.2"):
+        assert published_row(like(baseline=other)) is None
 
 
 def report(row, **quality):
@@ -72,6 +77,7 @@ def report(row, **quality):
     one = {"gflop": 1.0, "milliseconds": 2.0, "peak_megabytes": 3.0, "layers": layers}
     about = {"name": "lt", "samples": 10, "steps": 20, "guidance": 4.5, "batch": 16, "dtype": "float32"}
     model = {"device": "cuda", "mean_kept": 0.8, "untrained_routers": [], "layers_by": "a watch"}
+    model |= {"baseline": None}
     judged = {"quality": {"fid_reference": 7} | quality, "dense": quality, "real": {}}
     paper = {"published": row and asdict(row), "published_of_dense": of_dense(row, 16) if row else {}}
     return about | model | judged | paper | {"cost": dict.fromkeys(("dense", "all_tokens", "sparse"), one)}

@@ -162,7 +162,7 @@ def test_the_report_of_eval_names_them(capsys, layers, said):
     report = {
         "name": "it", "untrained_routers": layers, "quality": None, "why_no_quality": "no data", "batch": 1,
         "dtype": "float32", "device": "cpu", "mean_kept": 0.5,
-        "published_of_dense": {}, "layers_by": "a watch",
+        "published_of_dense": {}, "layers_by": "a watch", "baseline": None,
         "cost": dict.fromkeys(("dense", "all_tokens", "sparse"), cost),
     }  # fmt: skip
     print_report(report)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...baselines.atedm import ITERATIONS
 from .shapes import TransformerShape
 from .table import METHODS, block_steps, step_cost
 
@@ -77,8 +78,8 @@ def transformer_flops(
             paper's Table 1, as found by reproducing it: thop's MACs (linear and convolution layers, 2 per
             element of a LayerNorm without affine, no attention products), times 2 and the batch.
         batch: samples in the forward; classifier-free guidance doubles it.
-        method: a key of `METHODS`; None means "dense" without `kept` and "mod" with it. Not counted: ToMe's
-            averaging and AT-EDM's token importance, whose iterations are not public.
+        method: a key of `METHODS`; None means "dense" without `kept` and "mod" with it. ToMe's matching and
+            AT-EDM's ranking are products, and are counted; averaging and refilling are not.
         cache_text_kv: the text keys and values come from an earlier timestep, so they cost nothing.
 
     Raises:
@@ -99,7 +100,7 @@ def transformer_flops(
     flops.update(_frame_flops(shape, regions, running))
     if convention == "paper":
         # thop sees modules only: attention and matching are function calls, LayerNorms are modules.
-        for functional in ("attention", "cross_attention", "matching"):
+        for functional in ("attention", "cross_attention", "matching", "ranking"):
             del flops[functional]
         every, kept_rows = running * shape.tokens, sum(cells.elements())
         normed = [kept_rows if norm in METHODS[method] else every for norm in ("norm1", "norm2")]
@@ -127,7 +128,9 @@ def block_flops(
         return Counter()
     steps = block_steps(shape, kept, method=method, cache_text_kv=cache_text_kv)
     flops = Counter({step.name: step_cost(step.operator, shape, step.rows).flops for step in steps})
-    if method.startswith("tome"):
+    if method == "atedm" and kept < shape.tokens:
+        flops["ranking"] = 2 * shape.heads * ITERATIONS * shape.tokens**2
+    if method.startswith("tome") and kept < shape.tokens:
         targets = shape.tokens // 4
         flops["matching"] = 2 * shape.width * targets * (shape.tokens - targets)
     return flops

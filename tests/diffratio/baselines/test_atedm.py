@@ -1,0 +1,100 @@
+"""AT-EDM: the invariants of its ranking, and blocks that compute on what it keeps."""
+
+import pytest
+import torch
+
+from diffratio.baselines import apply_atedm
+from diffratio.baselines.atedm import AtEdm, page_rank
+from diffratio.routing.find import routed_model
+
+
+@pytest.fixture
+def maps():
+    return torch.randn(3, 2, 12, 12, generator=torch.Generator().manual_seed(0)).mul(3).softmax(-1)
+
+
+def test_importance_is_conserved(maps):
+    for iterations in (1, 2, 5, 20):
+        torch.testing.assert_close(page_rank(maps, iterations).sum(-1), torch.ones(3, 2))
+
+
+def test_one_iteration_is_the_attention_that_a_token_gets(maps):
+    torch.testing.assert_close(page_rank(maps, 1), maps.mean(-2))
+
+
+def test_many_iterations_end_where_the_map_leads(maps):
+    rank = page_rank(maps.double(), 500)
+    torch.testing.assert_close((rank[..., None, :] @ maps.double()).squeeze(-2), rank)
+
+
+def test_tokens_that_no_one_attends_to_are_the_last(maps):
+    maps[..., 4] = 0
+    assert (page_rank(maps / maps.sum(-1, keepdim=True), 3)[..., 4] == 0).all()
+
+
+@pytest.mark.parametrize("refill", ["copy", "residual"])
+@pytest.mark.parametrize("kind", ["pixart", "dit"])
+def test_blocks_compute_on_kept_tokens(kind, refill, tiny, plain, block_calls, modulated):
+    model = tiny.make(kind)
+    apply_atedm(model, 0.3, refill, iterations=3)
+    for block, x, kwargs, out in block_calls(model, tiny.inputs(model))[:2]:
+        for b in range(2):
+            text, mask = (kwargs[name] for name in ("encoder_hidden_states", "encoder_attention_mask"))
+            given = (None, None) if text is None else (text[b : b + 1], mask[b : b + 1])
+            with torch.no_grad():
+                expected, kept, source = plain.atedm_block(
+                    block, x[b : b + 1], *given, modulated(block, kwargs, b), 44, 3, refill
+                )
+            assert len(kept) == 44  # floor(0.7 * 64)
+            torch.testing.assert_close(out[b : b + 1], expected, atol=1e-5, rtol=1e-5)
+            assert torch.equal(out[b], out[b, source])  # pruned rows are those of their source, bit by bit
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "is_open"),
+    [
+        (28, None, [0, 1, 2, 3, 24, 25, 26, 27]),
+        (6, None, []),
+        (6, 3, [0, 1, 5]),
+        (4, 0, []),
+        (2, 9, [0, 1]),
+    ],
+)
+def test_open_layers_are_the_outer_ones(layers, count, is_open):
+    baseline = AtEdm(0.2, open_layers=count)
+    assert [n for n in range(layers) if baseline.is_open(n, layers)] == is_open
+
+
+def test_open_layers_are_open_in_the_noisiest_steps(tiny, block_calls):
+    """8 of 28 layers in 6 of 20 steps, of a scheduler's trailing timesteps and of its even ones."""
+    model = tiny.make("pixart")
+    dense = block_calls(model, tiny.inputs(model, 999))
+    apply_atedm(model, 0.5, open_layers=2)
+
+    def same(timestep):
+        calls = block_calls(model, tiny.inputs(model, timestep))
+        return [torch.equal(calls[0][3], dense[0][3]), calls]
+
+    assert same(999)[0]
+    for steps in ([999 - 50 * i for i in range(20)], [round(999 * (20 - i) / 20) for i in range(20)]):
+        model_now = routed_model(model, baseline=True)
+        opened = 0
+        for step in steps:
+            model_now.enter(torch.tensor([step]))
+            opened += model_now.regions[0] >= 7
+        assert opened == 6
+
+
+def test_a_batch_of_several_timesteps_keeps_its_own_counts(tiny):
+    model = apply_atedm(tiny.make("pixart"), 0.5, open_layers=2)
+    inputs = tiny.inputs(model, [900, 100])
+    both = tiny.run(model, inputs)
+    for b in range(2):
+        one = {name: t[b : b + 1] if isinstance(t, torch.Tensor) else t for name, t in inputs.items()}
+        torch.testing.assert_close(tiny.run(model, one), both[b : b + 1], atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_pruned_is_bit_equal(model, tiny):
+    inputs = tiny.inputs(model)
+    dense = tiny.run(model, inputs)
+    assert torch.equal(tiny.run(apply_atedm(model, 0.0), inputs), dense)
