@@ -28,6 +28,7 @@ KEPT = {
     "operator": [1.0, 0.5, 0.3],
     "family": [1.0, 0.5, 0.3],
     "training": [0.5, 0.6, 0.7, 0.9],
+    "inpaint": [0.7],
     "sampling": [0.8, 0.5],
 }
 """Where a suite has a default of its own."""
@@ -35,7 +36,7 @@ KEPT = {
 
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="peak, operator, block, family, training, model or sampling.")
+        str, typer.Argument(help="peak, operator, block, family, training, model, inpaint or sampling.")
     ] = "block",
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Samples; repeatable. Default: 2.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Image tokens N.")] = 1024,
@@ -46,7 +47,7 @@ def bench(
     width: Annotated[int, typer.Option(min=8, help="Width D.")] = 1152,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 16,
     text: Annotated[int, typer.Option(min=1, help="Text tokens.")] = 120,
-    layers: Annotated[int, typer.Option(min=1, help="Blocks, of model and sampling.")] = 28,
+    layers: Annotated[int, typer.Option(min=1, help="Blocks, of model, inpaint and sampling.")] = 28,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps, of sampling.")] = 20,
     family: Annotated[list[str] | None, typer.Option(help="Blocks of the suite family; repeatable.")] = None,
     baseline: Annotated[

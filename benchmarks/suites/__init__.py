@@ -15,6 +15,7 @@ SUITES = {
     "family": "one block of every family of diffusers, beside the dense one",
     "training": "forward and backward of one block with two bins",
     "model": "a whole transformer",
+    "inpaint": "a step of lazy inpainting, by the size of its hole",
     "sampling": "a denoising loop with guidance, with cached steps and without",
 }
 
@@ -27,6 +28,6 @@ def subjects(suite: str, options: Options) -> Iterator[Subject]:
         options: the sizes to measure at.
 
     Raises:
-        ModuleNotFoundError: the suites "family", "model" and "sampling" find no diffusers.
+        ModuleNotFoundError: the suites "family", "model", "inpaint" and "sampling" find no diffusers.
     """
     return import_module(f".{suite}", __name__).subjects(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,26 +105,32 @@ class Twin:
         return self.model(**case, return_dict=False)[0]
 
     def verify(self, case: dict[str, Tensor]) -> None:
-        """Assert that the first, middle and last block of the routed model, whichever way it is run, are
-        within the error budget on what one sample's run gives them."""
+        """Assert that blocks of the routed model, whichever way it is run, are within the error budget on
+        what one sample's run gives them."""
         model = Twin(self.models, self.kept).model
-        layers, calls = routed_layers(model), {}
+        check_blocks(model, lambda: model(**{name: t[:1] for name, t in case.items()}, return_dict=False))
 
-        def note(block, args, kwargs, out):
-            calls[block] = args, kwargs, out
 
-        chosen = [layers[i] for i in sorted({0, len(layers) // 2, len(layers) - 1})]
-        hooks = [layer.block.register_forward_hook(note, with_kwargs=True) for layer in chosen]
-        try:
-            model(**{name: t[:1] for name, t in case.items()}, return_dict=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for layer in chosen:
-            args, kwargs, out = calls[layer.block]
-            own = _arguments(layer, layer.spec.bind(layer.block, *args, **kwargs))
-            peer, gold = reference.mod_block(**own), reference.mod_block(**cast(own, torch.float64))
-            check_budget(f"block {layer.number} of the model", out, peer, gold)
+def check_blocks(model: nn.Module, call: Callable[[], object]) -> None:
+    """Assert that the first, middle and last block of a routed model are within the error budget on what
+    `call`, of the model on one sample, gives them."""
+    layers, calls = routed_layers(model), {}
+
+    def note(block, args, kwargs, out):
+        calls[block] = args, kwargs, out
+
+    chosen = [layers[i] for i in sorted({0, len(layers) // 2, len(layers) - 1})]
+    hooks = [layer.block.register_forward_hook(note, with_kwargs=True) for layer in chosen]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in chosen:
+        args, kwargs, out = calls[layer.block]
+        own = _arguments(layer, layer.spec.bind(layer.block, *args, **kwargs))
+        peer, gold = reference.mod_block(**own), reference.mod_block(**cast(own, torch.float64))
+        check_budget(f"block {layer.number} of the model", out, peer, gold)
 
 
 def _arguments(layer: RoutedLayer, call: Call) -> dict[str, Any]:

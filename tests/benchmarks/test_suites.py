@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import measure as measuring
 from benchmarks.harness.measure import measure
@@ -116,6 +118,7 @@ def test_every_suite_has_a_module():
     [
         ("block", {"mod_block cpu"}),
         ("model", {"diffratio"}),
+        ("inpaint", {f"hole {part}, routed" for part in ("6.2%", "25.0%", "56.2%", "100.0%")}),
         ("sampling", {"diffratio", "diffratio, cached steps"}),
     ],
 )
@@ -288,6 +291,18 @@ def test_a_model_and_its_sampling_share_weights_and_run_in_every_way():
     assert all(weights[name] is weight for name, weight in models.dense.named_parameters())
     with pytest.raises(ValueError, match="tokens=15 must be a square"):
         rows_of("model", replace(TINY, tokens=15))
+
+
+def test_a_hole_costs_its_tokens():
+    [subject] = subjects("inpaint", replace(TINY, kept=(0.5,)))
+    case = subject.make(0)
+    dense, *holes, encoder = subject.candidates
+    assert [c.kept for c in holes] == [1.0, 0.5] * 5 and encoder.name == "encoder, once per edit"
+    assert [c.flops for c in holes[::2]] == sorted(c.flops for c in holes[::2])
+    for candidate in (*holes[::3], encoder):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            candidate.run(case)
+        assert counter.get_total_flops() == candidate.flops, candidate.name
 
 
 def test_the_median_change_of_the_first_block():

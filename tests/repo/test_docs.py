@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = (
     "index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md", "evaluation.md",
-    "baselines.md",
+    "baselines.md", "inpainting.md",
 )  # fmt: skip
 """The pages whose names are held against the sources."""
 WHOLE = ("torch.", "tools.", "diffratio.", "diffratio_kernels.")
@@ -167,3 +167,9 @@ def test_the_code_of_training_runs_and_its_flags_are_known():
     commands = re.sub(r" \\\n +", " ", text)
     flags = re.findall(r"--(\w+)", "\n".join(re.findall(r"^ +diffratio train .*", commands, re.MULTILINE)))
     assert len(flags) > 5 and set(flags) <= set(TrainArguments.__dataclass_fields__)
+
+
+def test_the_code_of_inpainting_runs():
+    text = (DOCS / "inpainting.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    exec(compile(code, "inpainting.md", "exec"), {"__name__": "inpainting"})

@@ -62,7 +62,8 @@ FORBIDDEN = {
 }
 # Folders of python/diffratio: each imports only those before it.
 FOLDERS = (
-    "families", "routing", "baselines", "data", "diffusion", "toy", "train", "evaluation", "plots", "plan",
+    "families", "routing", "baselines", "data", "diffusion", "toy", "inpainting", "train", "evaluation",
+    "plots", "plan",
     "demo", "cli",
 )  # fmt: skip
 # Who sees the benchmarks: the entry of `diffratio bench`, what measures on a GPU, and the tests of both.

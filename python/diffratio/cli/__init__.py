@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": ("demo", "handwritten digits, dense and token-sparse: a table and a picture"),
     "train": ("train", "fine-tune a model to a compression target"),
     "sample": ("demo", "a picture of what a trained model draws"),
+    "inpaint": ("diffusers", "repaint the masked part of a picture"),
     "eval": ("diffusers", "quality, latency, FLOPs and memory of a model"),
     "plot": ("demo", "figures of training runs and of results of bench"),
     "bench": ("diffusers", "latency and memory beside what a user would run; in a checkout"),

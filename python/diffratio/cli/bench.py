@@ -23,7 +23,7 @@ def bench_of(repository: Path) -> Callable[..., None]:
 
 
 def _without_checkout(words: Annotated[list[str] | None, typer.Argument(metavar="SUITE")] = None) -> None:
-    """Measure peak, operator, block, family, training, model or sampling: in a checkout only."""
+    """Measure peak, operator, block, family, training, model, inpaint or sampling: in a checkout only."""
     typer.echo(NO_CHECKOUT, err=True)
     raise typer.Exit(2)
 

@@ -19,6 +19,7 @@ COLUMNS = {
     "dense": "the trained weights with routing off",
     "sparse": "the same weights, routed as learned",
     "trained": "what the run made of it",
+    "hidden": "the control that is shown no picture around the hole",
 }
 """Columns of the table of quality."""
 COSTS = (
@@ -39,11 +40,21 @@ Checkpoint = Annotated[int | None, typer.Option(min=0, help="A checkpoint of the
 Base = Annotated[str | None, typer.Option(help="The model of an adapter that lies alone.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Default: the run's own.")]
 Seed = Annotated[int, typer.Option(help="Seed of the starting noise.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of DPM-Solver++, or of a pipeline's own scheduler.")]
-Guidance = Annotated[
-    float,
+Sampler = Annotated[
+    str | None,
     typer.Option(
-        help="Weight of classifier-free guidance, 1 is none; or what a model that is told it is told."
+        help="dpm++ (DPM-Solver++) or ddpm (IDDPM: with the variance that a model has learned). Default: "
+        "that of the run's recipe, else dpm++; a flow has its pipeline's own."
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Steps of the sampler. Default: of the run's recipe, else 20.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of classifier-free guidance, 1 is none; or what a model that is told it is told. "
+        "Default: of the run's recipe, else 2."
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda. Default: cuda where there is one.")]
@@ -63,8 +74,9 @@ def eval(
         ),
     ] = None,
     seed: Seed = 0,
-    steps: Steps = 20,
-    guidance: Guidance = 2.0,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples of the forward that is timed.")] = 16,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     device: Device = "auto",
@@ -97,7 +109,8 @@ def eval(
     target = load(path, device, baseline=baseline, **options)
     if samples is None:
         samples = 512 if target.pipeline is None or target.pipeline.family.on_pixels else 8
-    settings, pictures = SampleSettings(samples, seed, steps, guidance), {}
+    given = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    settings, pictures = SampleSettings.of(target, samples=samples, seed=seed, **given), {}
     report = evaluate(
         target,
         settings,
@@ -119,7 +132,8 @@ def _draw(pictures: dict[str, torch.Tensor], path: Path, title: str) -> None:
     """Write the first samples of each model, a row each."""
     from ..plots.pictures import draw_grid
 
-    rows = sorted(pictures, key=lambda name: ["base", "dense", name].index(name))
+    order = ("given", "base", "dense")
+    rows = sorted(pictures, key=lambda name: (*order, name).index(name))
     columns = min(_COLUMNS, len(pictures[rows[0]]))
     images = torch.cat([pictures[name][:columns] for name in rows])
     draw_grid(path, images, [name for name in rows for _ in range(columns)], columns, title)
@@ -152,17 +166,21 @@ def print_report(report: dict[str, Any]) -> None:
         own = "sparse" if "dense" in report else "trained" if "base" in report else "model"
         own = report["baseline"] or own
         columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
+        columns["hidden"] = report.get("hidden")
         columns = {name: one for name, one in columns.items() if one is not None}
         columns["real images"] = report["real"]
         if report["published"] is not None and {"fid", "clip_score"} & set(report["quality"]):
             columns["published"] = report["published"]["figures"]
         figures = [_figures(one) for one in columns.values()]
         rows = [(what, *(one.get(what, "") for one in figures)) for what in figures[0]]
-        settings = f"{report['samples']} samples, {report['steps']} steps, guidance {report['guidance']}"
+        steps = f"{report['steps']} steps" + ("" if report["variance"] is None else " of ddpm")
+        settings = f"{report['samples']} samples, {steps}, guidance {report['guidance']}"
         print_table(console, f"{report['name']}: {settings}", ("", *columns), rows)
         for name, what in COLUMNS.items():
             if name in columns:
                 console.print(f"{name}: {what}")
+        if report["variance"] is not None:
+            console.print(f"variance of ddpm: {report['variance']}")
         if report["baseline"]:
             console.print(f"{own}: the same weights by that baseline")
         if "published" in columns:
@@ -189,6 +207,11 @@ def print_report(report: dict[str, Any]) -> None:
     count = len(report["cost"]["dense"]["layers"]["milliseconds"])
     _print_costs(console, f"one routed block, the mean of {count}", report["cost"], block)
     console.print(f"measured by {report['layers_by']}")
+    if "edit" in report:
+        told = f"holes of {report['edit']['hole']:.1%} of the tokens"
+        if "encoder_milliseconds" in report["edit"]:
+            told += f"; once for an edit its encoder, {report['edit']['encoder_milliseconds']:.3g} ms"
+        console.print(told)
 
 
 def _means(layers: dict[str, list[float]]) -> dict[str, float]:
@@ -237,6 +260,9 @@ def _figures(quality: dict[str, Any]) -> dict[str, str]:
             timesteps = f"  timesteps {250 * quartile} to {250 * quartile + 249}"
             levels = f"  noise {quartile / 4:.2f} to {(quartile + 1) / 4:.2f}"
             rows[levels if key == "velocity_mse" else timesteps] = f"{error:.4f}"
+    if "hole_error" in quality:
+        rows["painted against original, MSE"] = f"{quality['hole_error']:.4f}"
+        rows["pixels outside that differ"] = str(quality["outside_differing"])
     if "fid" in quality:
         rows["FID"] = f"{quality['fid']:.2f}"
     for key, name, digits in (("clip_score", "CLIP score", 3), ("hps", "HPSv2", 2)):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .eval import Device, Guidance, Seed, Steps, device_of
+from .eval import Device, Seed, device_of
 from .output import check_folder, names_errors
 
 
@@ -20,8 +20,8 @@ def plot(
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Samples of each model in the quality figure.")] = 256,
     seed: Seed = 0,
-    steps: Steps = 20,
-    guidance: Guidance = 2.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of DPM-Solver++ in it.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Weight of guidance in it, 1 is none.")] = 2.0,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the files' names as JSON.")] = False,
 ) -> None:

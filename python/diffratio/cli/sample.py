@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .eval import Base, Checkpoint, Dataset, Device, Guidance, Seed, Source, Steps, load
+from .eval import Base, Checkpoint, Dataset, Device, Guidance, Sampler, Seed, Source, Steps, load
 from .output import Baseline, check_file
 
 
@@ -28,8 +28,9 @@ def sample(
     dataset: Dataset = None,
     baseline: Baseline = None,
     seed: Seed = 0,
-    steps: Steps = 20,
-    guidance: Guidance = 2.0,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the captions as JSON.")] = False,
 ) -> None:
@@ -43,8 +44,9 @@ def sample(
     captions = [text for text in prompt or () for _ in range(columns)]
     count = len(captions) or (rows or 6) * columns
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset, baseline=baseline)
-    settings = SampleSettings(max(2, count), seed, steps, guidance)
+    given = {"sampler": sampler, "steps": steps, "guidance": guidance}
     try:
+        settings = SampleSettings.of(target, samples=max(2, count), seed=seed, **given)
         judge = Judge.of(target, settings, progress=not as_json)
         reason = judge.why_not(target)
         if reason is not None:
@@ -53,14 +55,12 @@ def sample(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     captions = captions or judge.held_out.captions(judge.wanted)[:count]
-    draw_grid(
-        out,
-        images,
-        captions,
-        columns,
-        title=target.name if baseline is None else f"{target.name}, {baseline}",
-    )
+    title = target.name if baseline is None else f"{target.name}, {baseline}"
+    draw_grid(out, images, captions, columns, title=title)
+    variance = settings.variance(target)
     if as_json:
-        typer.echo(json.dumps({"picture": str(out), "captions": captions}, indent=2))
+        typer.echo(json.dumps({"picture": str(out), "captions": captions, "variance": variance}, indent=2))
     else:
         typer.echo(f"{out} written: {len(images)} samples")
+        if variance is not None:
+            typer.echo(f"variance of ddpm: {variance}")

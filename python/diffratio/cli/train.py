@@ -15,6 +15,7 @@ import typer
 from ..data.images import BrokenImage
 from ..train.arguments import ArgumentError, TrainArguments
 from ..train.checkpoints import Checkpoints
+from ..train.recipes import RECIPES
 
 RESUME = ("--resume_from_checkpoint", "latest")
 NEXT = {
@@ -25,14 +26,18 @@ NEXT = {
 """What to type after a training, and what for."""
 
 
-def train(as_json: bool, **values) -> None:
+def train(context: typer.Context, as_json: bool, **values) -> None:
     """Fine-tune a diffusion transformer to a compression target."""
+    given = {name: value for name, value in values.items() if _typed(context, name)}
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             from ..train import train
 
-            run = train(TrainArguments(**values), progress=not as_json)
+            arguments = TrainArguments.of(**given)
+            if arguments.recipe is not None and not as_json:
+                typer.echo(recipe_line(arguments, given))
+            run = train(arguments, progress=not as_json)
         except (ArgumentError, BrokenImage) as error:
             sys.exit(f"diffratio train: {error}")
         except KeyboardInterrupt:
@@ -40,6 +45,18 @@ def train(as_json: bool, **values) -> None:
     if not run:
         return
     typer.echo(json.dumps(run, indent=2) if as_json else "\n".join(report(run)))
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name != "DEFAULT"
+
+
+def recipe_line(arguments: TrainArguments, given: dict[str, Any]) -> str:
+    """Return what a recipe sets, in one line; ``given`` are the arguments that were typed."""
+    settings, sampling = RECIPES[arguments.recipe].arguments, RECIPES[arguments.recipe].sampling
+    told = [f"{name} {getattr(arguments, name)}{' (given)' * (name in given)}" for name in settings]
+    later = [f"{name} {value}" for name, value in sampling.items()]
+    return f"recipe {arguments.recipe}: {', '.join(told)}; samples with {', '.join(later)}"
 
 
 def _show_warning(message, *_) -> None:
@@ -55,7 +72,12 @@ def report(run: dict[str, Any]) -> list[str]:
     loss = f"validation {run['loss']} {run['validation_loss']:.4f}"
     lines = [f"{folder}: {run['step']} steps in {duration(run['seconds'])}, {loss}", *kept_lines(run)]
     commands = {f"diffratio {name} {shlex.quote(folder)}": what for name, what in NEXT.items()}
-    if run["latents"] and not run.get("flow"):
+    if run["arguments"]["task"] == "inpaint":
+        del commands[f"diffratio sample {shlex.quote(folder)}"]
+        commands[f"diffratio inpaint {shlex.quote(folder)} --image IMAGE --mask MASK --prompt TEXT"] = (
+            "an edit"
+        )
+    elif run["latents"] and not run.get("flow"):
         del commands[f"diffratio sample {shlex.quote(folder)}"]
         commands[f"pipe.transformer, _ = diffratio.train.load_run({folder!r})"] = "in its pipeline, to draw"
     width = max(map(len, commands))
@@ -129,14 +151,16 @@ def _signature() -> inspect.Signature:
         choices = one.metadata["choices"]
         # Not in brackets: rich takes those for markup and shows nothing.
         text = one.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
-        options[one.name] = one.default, Annotated[kinds[one.name], typer.Option(f"--{one.name}", help=text)]
+        flag = f"--{one.name}/--no_{one.name}" if one.type == "bool" else f"--{one.name}"
+        options[one.name] = one.default, Annotated[kinds[one.name], typer.Option(flag, help=text)]
     quiet = typer.Option("--json", help="Print the run's description as JSON, and no bar.")
     options["as_json"] = False, Annotated[bool, quiet]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Signature([
+    parameters = [
         inspect.Parameter(name, keyword, default=default, annotation=annotation)
         for name, (default, annotation) in options.items()
-    ])  # fmt: skip
+    ]
+    return inspect.Signature([inspect.Parameter("context", keyword, annotation=typer.Context), *parameters])
 
 
 # typer reads the command line off the signature.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..names import is_hub_id
 from .captioned import SPLIT_FOLDERS, CaptionedDataset
+from .columns import kept_rows
 from .text import WordEmbeddings
 
 RESOLUTION = 512
@@ -143,10 +144,15 @@ def from_folder(folder: Path, split: str, caption_column: str | None = None) -> 
 
 
 def from_datasets(
-    name_or_path: str, split: str, caption_column: str | None = None, image_column: str | None = None
+    name_or_path: str,
+    split: str,
+    caption_column: str | None = None,
+    image_column: str | None = None,
+    keep_rows: str | None = None,
 ) -> Found:
     """Find a data set with an image column and a text column; where it has no split of its own for
-    ``held_out``, every tenth image of ``train`` is held out."""
+    ``held_out``, every tenth image of ``train`` is held out. ``keep_rows`` are conditions on other columns;
+    a warning says how many rows they leave."""
     path = Path(name_or_path)
     if path.is_file() or not (path.is_dir() or is_hub_id(name_or_path)):
         what = "a file, not a folder of images" if path.is_file() else "no folder"
@@ -176,6 +182,8 @@ def from_datasets(
     has_own = all(any(name in splits for name in names) for names in SPLIT_FOLDERS.values())
     used = list(range(len(rows))) if has_own else _held_out_rows(len(rows), split)
     words = rows.remove_columns(image_column)
+    if keep_rows is not None:
+        used = kept_rows(words, used, keep_rows, f"the split {split} of {name_or_path}")
     captions = [_caption_of(words[row], caption_column, f"row {row} of {name_or_path}") for row in used]
     return Found(lambda item: rows[used[item]][image_column], captions)
 

@@ -31,3 +31,8 @@ def embedding(name: str, width: int) -> Tensor:
     first, second = uniforms(seed, torch.zeros(1, dtype=torch.int64), 2 * width)[0].chunk(2)
     radius = torch.sqrt(-2 * torch.log1p(-first))
     return (radius * torch.cos(2 * torch.pi * second)).float()
+
+
+def mixed_seed(*numbers: int) -> int:
+    """32 well mixed bits of whole numbers: torch's CPU generator looks at no more of its seed."""
+    return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1)[0])

@@ -67,15 +67,15 @@ class Shapes(CaptionedDataset):
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         numbers = self._numbers(indices)
-        attributes = _attributes(numbers)
+        attributes = attributes_of(numbers)
         return {
-            "pixel_values": _draw(attributes, numbers, self.size),
+            "pixel_values": painted(attributes, numbers, _coverage(attributes, numbers, self.size)),
             "tokens": self.embed(attributes),
             "attributes": attributes,
         }
 
     def captions(self, indices: Sequence[int] | Tensor) -> list[str]:
-        rows = _attributes(self._numbers(indices)).tolist()
+        rows = attributes_of(self._numbers(indices)).tolist()
         named = [[values[v] for values, v in zip(ATTRIBUTES.values(), row, strict=True)] for row in rows]
         return [
             f"a {size} {colour} {shape} in the {position} on {background}"
@@ -84,7 +84,7 @@ class Shapes(CaptionedDataset):
 
     def masks(self, indices: Sequence[int] | Tensor) -> Tensor:
         numbers = self._numbers(indices)
-        return _coverage(_attributes(numbers), numbers, self.size)
+        return _coverage(attributes_of(numbers), numbers, self.size)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         return self.embed(torch.tensor([_named(caption) for caption in captions]))
@@ -108,7 +108,7 @@ def _named(caption: str) -> list[int]:
     return found
 
 
-def _attributes(numbers: Tensor) -> Tensor:
+def attributes_of(numbers: Tensor) -> Tensor:
     # A float32 number may round up to 1.
     sizes = torch.tensor(Shapes.attribute_sizes)
     return (numbers[:, : len(sizes)] * sizes).long().minimum(sizes - 1)
@@ -120,25 +120,30 @@ def _pixels(size: int) -> tuple[Tensor, Tensor]:
     return centres.expand(size, size), centres[:, None].expand(size, size)
 
 
-def _draw(attributes: Tensor, numbers: Tensor, size: int) -> Tensor:
-    """float32 [n, 3, size, size] in [-1, 1]"""
+def painted(attributes: Tensor, numbers: Tensor, inside: Tensor) -> Tensor:
+    """float32 [n, 3, size, size] in [-1, 1]: the object's colour where ``inside`` [n, size, size] is 1, the
+    background where it is 0."""
     jitter = _COLOUR_JITTER * (2 * numbers[:, 7:10] - 1)
     colour = (_COLOURS[attributes[:, 1]] + jitter)[:, :, None, None]
-    covered = _coverage(attributes, numbers, size)[:, None]
-    image = torch.lerp(_background(attributes[:, 2], numbers[:, 10:], size), colour, covered)
-    return 2 * image.clamp(0, 1) - 1
+    background = _background(attributes[:, 2], numbers[:, 10:24], inside.shape[-1])
+    return 2 * torch.lerp(background, colour, inside[:, None]).clamp(0, 1) - 1
 
 
 def _coverage(attributes: Tensor, numbers: Tensor, size: int) -> Tensor:
     """The part of each pixel inside of the outline, float32 [n, size, size]."""
-    x, y = _pixels(size)
     position = attributes[:, 3]
     centre = torch.stack([position % 2, position // 2], dim=1) * (2 * _OFFSET) - _OFFSET
-    centre = (centre + _JITTER * (2 * numbers[:, 5:7] - 1))[:, :, None, None]
-    radius = _RADII[attributes[:, 4]][:, None, None]
-    distance = torch.empty(len(attributes), size, size)
+    centre = centre + _JITTER * (2 * numbers[:, 5:7] - 1)
+    return covered(attributes[:, 0], centre, _RADII[attributes[:, 4]], size)
+
+
+def covered(shapes: Tensor, centre: Tensor, radius: Tensor, size: int) -> Tensor:
+    """The part of each pixel inside of shapes int64 [n], float32 [n, size, size]; ``centre`` [n, 2] from the
+    image's and ``radius`` [n] in image sides."""
+    (x, y), centre, radius = _pixels(size), centre[:, :, None, None], radius[:, None, None]
+    distance = torch.empty(len(shapes), size, size)
     for shape, outline in enumerate(_OUTLINES):
-        rows = attributes[:, 0] == shape
+        rows = shapes == shape
         distance[rows] = outline(x - centre[rows, 0], y - centre[rows, 1], radius[rows])
     return (0.5 - distance * size).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""Sampling: DPM-Solver++ through diffusers' scheduler, with classifier-free guidance."""
+"""Sampling through diffusers' schedulers, with classifier-free guidance."""
 
 from collections.abc import Iterator
 
@@ -6,8 +6,10 @@ import torch
 from diffusers import DDPMScheduler, PixArtTransformer2DModel
 from torch import Tensor
 
+from ..data.randomness import mixed_seed
 from ..progress import progress_bar
 from .schedules import sampling_scheduler
+from .variance import predicts_variance
 
 CHUNK = 128  # images that are made at a time
 
@@ -24,6 +26,7 @@ def samples(
     null_tokens: Tensor,
     *,
     seed: int,
+    sampler: str = "dpm++",
     steps: int = 20,
     guidance: float = 2.0,
     side: int | None = None,
@@ -41,7 +44,8 @@ def samples(
         null_tokens: ``[M, E]``, stands for no text.
         seed: of the noise, which depends on ``seed``, n and ``side`` alone: two models given the same seed
             start from the same noise.
-        steps: steps of the solver.
+        sampler: "dpm++", or "ddpm", which uses the variance that a model has learned.
+        steps: steps of the sampler.
         guidance: weight of classifier-free guidance; 1 is none, 0 leaves the text out.
         side: of the images; None is the one that the model was made for.
         schedule: what the model was trained with; None is that of the package's models.
@@ -55,18 +59,22 @@ def samples(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, model.config.in_channels, side, side, generator=generator)
     null_tokens = null_tokens.to(tokens.device)
-    chunks = list(zip(tokens[first:].split(CHUNK), noise[first:].split(CHUNK), strict=True))
+    columns = (part[first:].split(CHUNK) for part in (tokens, noise, torch.arange(n)))
+    chunks, learned = list(zip(*columns, strict=True)), predicts_variance(model)
     with progress_bar(
         total=len(chunks) * steps, show=bar is not None, desc=bar, unit="step", leave=False
     ) as shown:
-        for some, images in chunks:
-            scheduler = sampling_scheduler(schedule)  # it has a state
+        for some, images, numbers in chunks:
+            scheduler = sampling_scheduler(schedule, sampler, learned)  # it has a state
             scheduler.set_timesteps(steps, device=model.device)
+            drawn = [torch.Generator().manual_seed(mixed_seed(seed, row)) for row in numbers.tolist()]
             text = torch.cat([null_tokens.expand_as(some), some]).to(model.device, model.dtype)
             images = images.to(model.device) * scheduler.init_noise_sigma
             for timestep in scheduler.timesteps:
                 predicted = _predict(model, images, text, timestep, guidance)
-                images = scheduler.step(predicted, timestep, images).prev_sample
+                if sampler == "dpm++":
+                    predicted = predicted[:, : images.shape[1]]
+                images = scheduler.step(predicted, timestep, images, generator=drawn).prev_sample
                 shown.update()
             yield images.clamp(-1, 1).cpu()
 
@@ -74,10 +82,11 @@ def samples(
 def _predict(
     model: PixArtTransformer2DModel, images: Tensor, text: Tensor, timestep: Tensor, guidance: float
 ) -> Tensor:
-    """What the model predicts, guided, float32 like ``images``."""
+    """What the model predicts, guided, float32 like ``images``; behind it the variance of the text's half,
+    where there is one."""
     n, channels = images.shape[:2]
     both = torch.cat([images, images]).to(model.dtype)
     predicted = model(both, encoder_hidden_states=text, timestep=timestep.expand(2 * n)).sample.float()
-    # A model that learns its variance predicts it in the second half of the channels.
-    without, with_text = predicted[:, :channels].chunk(2)
-    return without + guidance * (with_text - without)
+    without, with_text = predicted.chunk(2)
+    mean = without[:, :channels] + guidance * (with_text - without)[:, :channels]
+    return torch.cat([mean, with_text[:, channels:]], dim=1)

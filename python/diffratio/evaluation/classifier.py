@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data import BUILT_IN, CaptionedDataset, load_dataset
+from ..data import CaptionedDataset
+from ..data.digits import Digits
+from ..data.shapes import Shapes
+from ..data.twins import MaskedTwins
 from ..files import replacing
 from ..progress import progress_bar
 
@@ -113,5 +116,5 @@ def attribute_accuracy(seen: Tensor, wanted: Tensor) -> tuple[list[float], float
 
 
 if __name__ == "__main__":
-    for built_in in BUILT_IN:
-        save(train_classifier(load_dataset(built_in)), ASSETS / f"{built_in}.safetensors")
+    for judged in (Digits("train"), Shapes("train"), MaskedTwins("train")):
+        save(train_classifier(judged), ASSETS / f"{judged.name}.safetensors")

@@ -15,6 +15,7 @@ from ..routing.apply import route_blocks
 from ..routing.find import routed_model
 from .cost import model_cost
 from .flops.shapes import PAPER_TEXT_TOKENS
+from .inpainting import RepaintingStep, repainting_report
 from .layers import MEASURED_BY
 from .networks import Critics, Networks
 from .published import Published, of_dense, published
@@ -59,7 +60,8 @@ def evaluate(
         Quality is None, with ``why_no_quality``, where the model does not make images of the data set,
         nothing tells the noise that it was trained with, or too few images are held out; ``base`` is left
         out, with ``why_no_base``, where it cannot be loaded any more. Of a model that its pipeline samples
-        ``not_judged`` says what is missing.
+        ``not_judged`` says what is missing. A run that repaints is judged by ``repainting_report`` instead,
+        and ``edit`` tells what an edit costs once.
 
     Raises:
         ValueError: a file or package of ``networks`` is missing, or ``keep_samples`` holds something else.
@@ -67,13 +69,14 @@ def evaluate(
     model, networks = target.model, networks or Networks()
     judge, why_not = None, "no data set is known for this model (see --dataset)"
     critics = Critics(networks, lambda: judge.held_out_images(), model.device)
-    row = published_row(target)
+    row, layers_by = published_row(target), MEASURED_BY[model.device.type]
     report: dict[str, Any] = {
         "name": target.name,
         "dataset": target.dataset,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         **vars(settings),
+        "variance": settings.variance(target),
         "kept_tenths": target.kept_tenths,
         "mean_kept": target.mean_kept,
         "baseline": target.baseline,
@@ -82,6 +85,11 @@ def evaluate(
         "published_of_dense": {} if row is None else of_dense(row, batch),
     }
     text_tokens, side = PAPER_TEXT_TOKENS if model.config.get("caption_channels") else 0, None
+    if target.repaints:
+        report |= repainting_report(target, settings, progress=progress, pictures=pictures)
+        step = RepaintingStep(model, target.system, batch=batch, text_tokens=text_tokens)
+        cost = _cost(target, partial(step.cost, progress=progress))
+        return report | {"batch": batch, "cost": cost, "edit": step.once(), "layers_by": layers_by}
     if target.dataset is not None:
         judge = Judge.of(target, settings, progress)
         if judge.why_not(target) is None:
@@ -99,8 +107,7 @@ def evaluate(
     else:
         how = {"batch": batch, "text_tokens": text_tokens, "side": side, "progress": progress}
         measure = partial(model_cost, layers=True, **how)
-    cost = {"cost": _cost(target, measure), "layers_by": MEASURED_BY[model.device.type]}
-    return report | {"batch": batch, **cost}
+    return report | {"batch": batch, "cost": _cost(target, measure), "layers_by": layers_by}
 
 
 def published_row(target: Target) -> Published | None:

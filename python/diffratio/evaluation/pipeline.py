@@ -16,7 +16,7 @@ from ..diffusion.pipelines import Family, load_pipeline
 from ..diffusion.pipelines.family import Text
 from ..diffusion.pipelines.sample import AT_ONCE, Drawing, draw
 from ..diffusion.prediction import QUARTILES, PredictionError
-from ..diffusion.schedules import target_of
+from ..diffusion.schedules import latents_scheduler, target_of
 from ..progress import progress_bar
 from ..routing.find import routed_model
 from .cost import compare, model_cost
@@ -140,6 +140,8 @@ class PipelineModel:
             first: number of the first image, a multiple of those of one call.
         """
         self.pipe.transformer, at_once = model, AT_ONCE[self.family.on_pixels]
+        if not self.family.flow:
+            self.pipe.scheduler = latents_scheduler(self.pipe.scheduler.config, settings.sampler)
         null = self.text(held_out, [""])
         how = Drawing(held_out.size, held_out.channels, settings.steps, settings.seed, settings.guidance)
         count = {"total": len(captions), "initial": first}

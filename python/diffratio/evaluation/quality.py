@@ -12,6 +12,8 @@ from ..data import load_dataset
 from ..diffusion import PREDICTED, sampling
 from ..diffusion.pipelines.sample import AT_ONCE
 from ..diffusion.prediction import QUARTILES, prediction_error
+from ..diffusion.schedules import SAMPLERS
+from ..diffusion.variance import predicts_variance
 from ..progress import progress_bar
 from .classifier import Classifier, attribute_accuracy, classifier
 from .frechet import frechet_distance
@@ -36,17 +38,42 @@ class Score(Protocol):
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What decides the samples of a model: how many, from which noise, in how many guided steps."""
+    """What decides the samples of a model: how many, from which noise, in how many guided steps of what."""
 
     samples: int = 512
     seed: int = 0
     steps: int = 20
     guidance: float = 2.0
+    sampler: str = "dpm++"
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("steps", 1)):
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler={self.sampler!r} must be one of {', '.join(SAMPLERS)}")
+        # DDPM's steps go from the noisiest timestep to the cleanest, which are two.
+        for name, least in (("samples", 2), ("steps", 2 if self.sampler == "ddpm" else 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, target: Target, **given: Any) -> "SampleSettings":
+        """Settings of which those that are None are the target's: of its run's recipe, or the defaults.
+
+        Raises:
+            ValueError: a value out of range, or a sampler for a flow, whose pipeline has its own.
+        """
+        told = {name: value for name, value in given.items() if value is not None}
+        if target.is_flow and "sampler" in told:
+            raise ValueError("sampler is not for flow models, whose pipelines have their own")
+        return cls(**((target.run or {}).get("sampling", {}) | told))
+
+    def variance(self, target: Target) -> str | None:
+        """What the noise of "ddpm" follows, in words; None for another sampler."""
+        if self.sampler != "ddpm":
+            return None
+        if target.pipeline is not None:
+            return "fixed (a pipeline drops what the model predicts of it)"
+        predicted = predicts_variance(target.model, target.channels)
+        return "as the model predicts it" if predicted else "fixed (the model predicts none)"
 
 
 class Judge:
@@ -110,6 +137,8 @@ class Judge:
         """Why a model makes no images of the data set (other images, other text, unknown noise) or, with
         ``quality``, cannot be judged on it (too few images); None where it can. A ``resolution`` that was
         asked for need not be the one that the model was made for."""
+        if target.repaints:
+            return "it repaints a part of a picture: diffratio inpaint, or eval"
         if target.pipeline is not None:
             return target.pipeline.why_not(self.held_out) or target.why_no_schedule
         config, data = target.model.config, self.held_out
@@ -155,6 +184,7 @@ class Judge:
             tokens,
             self.held_out.null_tokens,
             seed=self.settings.seed,
+            sampler=self.settings.sampler,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
             side=self.held_out.size,

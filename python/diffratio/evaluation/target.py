@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoModel, DDPMScheduler
+from diffusers import DDPMScheduler
 from torch import nn
 
 from ..baselines import apply_baseline
@@ -15,7 +15,9 @@ from ..data.images import CaptionedImages
 from ..diffusion import noise_schedule
 from ..diffusion.pipelines import Family, family_of, read_index
 from ..diffusion.schedules import SCHEDULE_FILE, read_schedule
-from ..names import is_hub_id, located, on_disk
+from ..inpainting.load import load_transformer
+from ..inpainting.systems import System, system_of
+from ..names import located, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio
 from ..routing.adapter_file import check_files
 from ..routing.find import routed_layers
@@ -58,6 +60,21 @@ class Target:
     def routed(self) -> bool:
         """Whether the model has routers."""
         return self.patched and self.model._diffratio_model.baseline is None
+
+    @property
+    def repaints(self) -> bool:
+        """Whether it is a run with the task inpaint."""
+        return self.run is not None and self.run["arguments"].get("task") == "inpaint"
+
+    @property
+    def system(self) -> System:
+        """What repaints."""
+        return system_of(self.run["arguments"]["system"])
+
+    @property
+    def channels(self) -> int:
+        """C of what the model makes: one that repaints may be shown more."""
+        return self.system.channels(self.model) if self.repaints else self.model.config.in_channels
 
     @property
     def kept_tenths(self) -> list[list[int]] | None:
@@ -121,13 +138,14 @@ def load_target(
         name = run.name if step is None else f"{run.name}, step {step}"
         target = Target(model, name, _located(dataset) or info["dataset"], run=info)
         if target.dataset == info["dataset"]:
-            options = ("resolution", "caption_column", "image_column")
+            options = ("resolution", "caption_column", "image_column", "keep_rows")
             target.options = {name: info["arguments"].get(name) for name in options}
         if "resolution" in info and (target.options or target.dataset not in BUILT_IN):
             target.options["resolution"] = info["resolution"]
         began, given = info["base_model"], info["arguments"]
-        named = began not in PRETRAINED and (on_disk(began) or is_hub_id(began))
-        family = _family_of(began, model, given["revision"]) if named else None
+        # What works on pixels needs no pipeline, and what repaints has one of its own.
+        drawn = (info.get("flow") or info.get("latents")) and not target.repaints
+        family = _family_of(began, model, given["revision"]) if drawn else None
         if family is not None:
             length = given["max_sequence_length"] or (None if family.flow else Encoders.text_tokens)
             told, revision = given["guidance_scale"], given["revision"]
@@ -146,7 +164,7 @@ def load_target(
             target.options["resolution"] = target.pipeline.family.default_side
     elif target.options.get("resolution") is None and target.dataset not in (None, *BUILT_IN):
         config = target.model.config
-        if config.in_channels == CaptionedImages.channels:  # it works on pixels, not on latents
+        if target.channels == CaptionedImages.channels:  # it works on pixels, not on latents
             target.options["resolution"] = config.sample_size
     target.model = _ready(target.model, device, dtype)
     if target.pipeline is not None:
@@ -195,9 +213,7 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
             f"base: {str(weights)!r} holds no model; an adapter needs the one it was trained for"
         )
     check_files(weights)
-    model = AutoModel.from_pretrained(
-        str(weights), local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
-    )
+    model = load_transformer(weights)
     if adapted:
         load_diffratio(model, folder)
     known = next((name for name in (path, str(base)) if name in PRETRAINED), None)

@@ -26,6 +26,7 @@ from .apply import check_same_routers, drop_ratios, remove_diffratio, route_bloc
 from .find import routed_layers, routed_model, transformer_of
 from .offloaded import check_values, fetched
 from .ratios import frozen_config
+from .spacing import warn_uneven
 from .state import RoutedLayer
 
 
@@ -117,6 +118,9 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
         ValueError: the files are missing, damaged or for another model; or the model's routers are offloaded
             or on the meta device, where what is written is lost: load first, offload then.
 
+    Warns:
+        UserWarning: as `apply_diffratio` does.
+
     Example:
         >>> from diffratio.toy import DIGITS_LT30
         >>> model = load_diffratio(model, DIGITS_LT30)
@@ -149,6 +153,7 @@ def load_diffratio(model_or_pipe, directory: str | os.PathLike):
         weight, untrained = layer.block.diffratio.router_weight.detach(), adapter.get(UNTRAINED, [])
         layer.drawn = weight.to("cpu", copy=True) if layer.name in untrained else None
     warn_untrained(layers)
+    warn_uneven(model_or_pipe)
     return model_or_pipe
 
 

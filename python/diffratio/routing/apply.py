@@ -30,6 +30,7 @@ from .find import (
 from .forward import refuse_transforms, routed_forward
 from .graphs import take_graphs
 from .offloaded import check_values, offloading_of
+from .spacing import warn_uneven
 from .state import RoutedLayer, RoutedModel
 from .text_cache import restore_caption
 
@@ -60,7 +61,8 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
         TypeError: `config` is no DiffRatioConfig.
 
     Warns:
-        UserWarning: untrained routers will skip tokens.
+        UserWarning: untrained routers will skip tokens; or the pipeline's scheduler gives some timestep
+            regions more steps than others.
 
     Example:
         >>> apply_diffratio(model, DiffRatioConfig(compression=0.0, num_regions=4))
@@ -70,6 +72,7 @@ def apply_diffratio(model_or_pipe, config: DiffRatioConfig | None = None):
     for model in models:
         route_blocks(model, config)
     warn_untrained([layer for model in models for layer in routed_layers(transformer_of(model))])
+    warn_uneven(model_or_pipe)
     return model_or_pipe
 
 

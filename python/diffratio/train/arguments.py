@@ -6,9 +6,15 @@ import math
 from dataclasses import Field, dataclass, field, fields
 from typing import NoReturn
 
-from diffratio_kernels.blocks.bins import ROUNDINGS
+from diffratio_kernels._checks import RESCALE
+from diffratio_kernels.blocks.bins import DEFAULT_BINS, ROUNDINGS
 from diffratio_kernels.blocks.router import STARTS
 
+from .recipes import RECIPES
+
+TASKS = ("t2i", "inpaint")
+SYSTEMS, MASKS = ("lazy", "image", "crop"), ("mixed", "object", "dilated", "box", "strokes")
+"""Of diffratio.inpainting, whose names are asked for where diffusers need not be."""
 METHODS = ("dense", "mod", "l", "lt")
 FLOW_SCHEMES = ("logit_normal", "none")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -25,6 +31,8 @@ def _arg(default, text: str, choices: tuple[str, ...] | None = None, least=None,
 @dataclass(frozen=True)
 class TrainArguments:
     """Names as in diffusers' own training scripts, and those of routing and ratios after them.
+
+    `of` fills in what a recipe sets; here `recipe` is a name for the record.
 
     Raises:
         ArgumentError: a value out of range, or two that exclude each other; the text names the argument.
@@ -47,10 +55,31 @@ class TrainArguments:
     caption_column: str | None = _arg(
         None, "The column with the captions, of metadata or `datasets`. Default: text or caption."
     )
+    keep_rows: str | None = _arg(
+        None,
+        "Rows of `datasets` to keep, by their columns, as in the paper: 'aesthetic >= 5.5, language = en, "
+        "similarity >= 0.24'.",
+    )
     max_sequence_length: int | None = _arg(
         None, "Text tokens. Default: what the pipeline takes, of PixArt 120; 300 is for -Sigma.", least=1
     )
     output_dir: str = _arg("diffratio-model", "The run: logs, checkpoints and the result.")
+    recipe: str | None = _arg(
+        None, "The paper's settings for a task, in place of the defaults; what is given wins.", tuple(RECIPES)
+    )
+    task: str = _arg("t2i", "Images of text, or repainting a part of an image.", TASKS)
+    system: str = _arg(
+        "lazy",
+        "What repaints: lazy makes the hole's tokens in the context of all, image makes all tokens, crop "
+        "those of a square around the hole. Begins with the weights of a PixArt.",
+        SYSTEMS,
+    )
+    masks: str = _arg(
+        "mixed",
+        "What is repainted: the object (of data with masks of it), the object and a margin (dilated), a box, "
+        "strokes of a brush, or each of these.",
+        MASKS,
+    )
     seed: int = _arg(0, "Decides every random number of the run.", least=0)
     resolution: int | None = _arg(
         None, "Side of the images in pixels. Default: that which the model was made for.", least=1
@@ -81,6 +110,9 @@ class TrainArguments:
     use_ema: bool = _arg(False, "Keep a moving average of the weights, which is the result.")
     ema_max_decay: float = _arg(0.9999, "Decay of the moving average.", least=0, most=1)
     snr_gamma: float | None = _arg(None, "min-SNR weighting of the loss; 5.0 is usual.", least=0)
+    learn_variance: bool = _arg(
+        False, "Train the variance that PixArt and DiT predict, too (IDDPM): for the sampler ddpm."
+    )
     weighting_scheme: str = _arg("logit_normal", "How flow models draw noise levels.", FLOW_SCHEMES)
     logit_mean: float = _arg(0.0, "Of logit_normal, before the scheduler's shift.")
     logit_std: float = _arg(1.0, "Of logit_normal.", least=0)
@@ -99,10 +131,21 @@ class TrainArguments:
     )
     num_regions: int = _arg(4, "Timestep regions of lt, and of the validation loss.", least=1, most=1000)
     ratio_lr: float | None = _arg(None, "Learning rate of the ratios. Default: by steps and target.", least=0)
-    ratio_loss_weight: str = _arg("auto", "A number (0.3 in the paper), or auto: from the measured gradient.")
+    ratio_loss_weight: str = _arg(
+        "auto",
+        "auto: no loss, each step projects the ratios so that their mean is the target. Or the weight of the "
+        "paper's loss (0.3), which pulls the mean towards the target and may stop short of it.",
+    )
+    smallest_bin: float = _arg(
+        DEFAULT_BINS[-1] / 10,
+        "Smallest part of the tokens that l and lt may keep in a layer, a tenth; 0.0 skips the layer.",
+        least=0,
+        most=0.9,
+    )
     ratio_mode: str = _arg("default", "faithful: the authors' clamp and bins.", ("default", "faithful"))
     router_start: str = _arg("identity", "faithful: the authors' sigmoid.", STARTS)
     rounding: str = _arg("ceil", "Of kept tokens; floor: as the authors' uniform MoD.", ROUNDINGS)
+    rescale: str = _arg("mlp", "What the router's score multiplies.", RESCALE)
     router_lr: float | None = _arg(None, "Learning rate of the routers. Default: learning_rate.", least=0)
 
     def __post_init__(self):
@@ -115,12 +158,28 @@ class TrainArguments:
             self._refuse("lr_warmup_steps", f"must not exceed max_train_steps={self.max_train_steps}")
         if self.lr_warmup_steps > 0 and self.lr_scheduler == "constant":
             self._refuse("lr_warmup_steps", "is not for constant: lr_scheduler=constant_with_warmup")
+        if self.task == "inpaint" and self.train_mode != "full":
+            self._refuse("train_mode", "must be full for task=inpaint, which has parts that are new")
         target = self.target_compression
         if self.method == "mod" and (target == 1 or abs(10 * target - round(10 * target)) >= 1e-6):
             self._refuse("target_compression", "must be a tenth below 1 for method mod")
-        if self.learns_ratios and target > 0.7:
-            self._refuse("target_compression", "must not exceed 0.7, the bins of the ratios")
+        if abs(10 * self.smallest_bin - round(10 * self.smallest_bin)) >= 1e-6:
+            self._refuse("smallest_bin", "must be a tenth")
+        if self.ratio_mode == "faithful" and self.bins != DEFAULT_BINS:
+            self._refuse("smallest_bin", "must be 0.3 with ratio_mode=faithful: the authors' bins")
+        if self.learns_ratios and target > 1 - self.smallest_bin + 1e-9:
+            self._refuse(
+                "target_compression",
+                f"must not exceed {round(1 - self.smallest_bin, 1)}, since smallest_bin={self.smallest_bin}",
+            )
         self.fixed_ratio_weight()
+
+    @classmethod
+    def of(cls, **given) -> TrainArguments:
+        """Return the arguments of a recipe, where `given` names one and does not say otherwise."""
+        recipe = given.get("recipe")
+        settings = RECIPES[recipe].arguments if recipe in RECIPES else {}
+        return cls(**(settings | given))
 
     def _check(self, one: Field) -> None:
         """Check type, choices and range of one argument."""
@@ -154,6 +213,11 @@ class TrainArguments:
         if not 0 <= weight < math.inf:
             self._refuse("ratio_loss_weight", "must be auto or a number from 0 on")
         return weight
+
+    @property
+    def bins(self) -> tuple[int, ...]:
+        """Kept tenths that ratios lie between."""
+        return tuple(range(10, round(10 * self.smallest_bin) - 1, -1))
 
     @property
     def regions(self) -> int:

@@ -1,4 +1,5 @@
-"""How training gets the mean kept ratio to its target (paper section 3.3: "dynamically adjusted")."""
+"""How training gets the mean kept ratio to its target: by the penalty of the paper's section 3.3, or by a
+constraint, for which its supplement B says only that the penalty is "dynamically adjusted"."""
 
 import math
 import warnings

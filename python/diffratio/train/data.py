@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..data import BUILT_IN, load_dataset
 from ..data.images import CaptionedImages
+from ..data.randomness import mixed_seed
 from ..names import located
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
-from .encoded import Encoders, PipelineEncoders
+from .encoded import EncodedDataset, Encoders, PipelineEncoders
+from .inpainting import Holes, holes_of
 from .model import Base
 from .objective import clean_image
 
@@ -52,6 +53,7 @@ def load_splits(
     options = {
         "caption_column": arguments.caption_column,
         "image_column": arguments.image_column,
+        "keep_rows": arguments.keep_rows,
         "resolution": _resolution(arguments, base),
     }
     try:
@@ -64,7 +66,8 @@ def load_splits(
     by_class = base.objective.by_class
     if by_class and not splits[0].attribute_sizes:
         raise ArgumentError(f"dataset_name={name!r} has no classes, which the model needs")
-    if splits[0].channels == config.in_channels:
+    channels = base.objective.channels
+    if splits[0].channels == channels:
         size, patch = splits[0].size, config.patch_size
         if size % patch:
             raise ArgumentError(f"resolution={size} must be a multiple of the model's patches of {patch}")
@@ -77,16 +80,16 @@ def load_splits(
     if arguments.pretrained_model_name_or_path in PRETRAINED:
         raise ArgumentError(
             f"dataset_name={name!r} has images of {_channels(splits[0].channels)}, the built-in model "
-            f"{arguments.pretrained_model_name_or_path!r} draws {_channels(config.in_channels)}"
+            f"{arguments.pretrained_model_name_or_path!r} draws {_channels(channels)}"
             + ("; shapes draws 3" if splits[0].channels == CaptionedImages.channels else "")
         )
     encoders = Encoders(arguments, not by_class, accelerator, progress)
     training = encoders.encode(splits[0], "train", len(splits[0]))
     held_out = encoders.encode(splits[1], "held_out", min(VALIDATION_IMAGES, len(splits[1])))
-    channels, side, _ = training[0]["latents"].shape
-    if channels != config.in_channels or side % config.patch_size:
+    found, side, _ = training[0]["latents"].shape
+    if found != channels or side % config.patch_size:
         raise ArgumentError(
-            f"resolution: latents are [{channels}, {side}, {side}], the model takes {config.in_channels} "
+            f"resolution: latents are [{found}, {side}, {side}], the model takes {channels} "
             f"channels and patches of {config.patch_size}"
         )
     return training, held_out
@@ -136,7 +139,8 @@ def _resolution(arguments: TrainArguments, base: Base) -> int | None:
         if base.family.on_pixels:
             raise ArgumentError("resolution=None must be given: a model without a VAE does not tell its own")
         return base.family.default_side
-    return config.sample_size * (1 if config.in_channels == CaptionedImages.channels else PIXELS_PER_LATENT)
+    on_pixels = base.objective.channels == CaptionedImages.channels
+    return config.sample_size * (1 if on_pixels else PIXELS_PER_LATENT)
 
 
 def training_loader(arguments: TrainArguments, base: Base, dataset, processes: int, step: int) -> DataLoader:
@@ -149,13 +153,21 @@ def training_loader(arguments: TrainArguments, base: Base, dataset, processes: i
         count=(arguments.max_train_steps - step) * per_step,
         times=base.objective.times,
         drop=arguments.proportion_empty_prompts if base.family is None or base.family.guided else 0.0,
+        holes=_holes(arguments, base, dataset, seed=arguments.seed + 1),
     )
     return _loader(samples, arguments)
 
 
 def validation_loader(arguments: TrainArguments, base: Base, dataset) -> DataLoader:
     """Return the batches of the held-out images."""
-    return _loader(ValidationSamples(dataset, VALIDATION_IMAGES, times=base.objective.times), arguments)
+    holes = _holes(arguments, base, dataset, seed=0)
+    samples = ValidationSamples(dataset, VALIDATION_IMAGES, times=base.objective.times, holes=holes)
+    return _loader(samples, arguments)
+
+
+def _holes(arguments: TrainArguments, base: Base, dataset, seed: int) -> Holes | None:
+    factor = PIXELS_PER_LATENT if isinstance(dataset, EncodedDataset) else 1
+    return holes_of(arguments, base.model, dataset, factor, seed)
 
 
 def _loader(samples, arguments: TrainArguments) -> DataLoader:
@@ -179,12 +191,14 @@ class TrainingSamples(Dataset):
 
     Every epoch is a new order of the data set. Since no state is carried along, neither a resumed run nor
     another number of processes, workers or accumulation steps changes which samples an optimiser step sees.
-    `times` draws the timestep, and a part `drop` of the captions is left out.
+    `times` draws the timestep, a part `drop` of the captions is left out, and `holes` says what is repainted.
     """
 
-    def __init__(self, dataset, seed: int, first: int, count: int, *, times, drop: float):
+    def __init__(
+        self, dataset, seed: int, first: int, count: int, *, times, drop: float, holes: Holes | None = None
+    ):
         self.dataset, self.seed, self.first, self.count = dataset, seed, first, count
-        self.times, self.drop = times, drop
+        self.times, self.drop, self.holes = times, drop, holes
         self._null = dataset.null if hasattr(dataset, "null") else {"tokens": dataset.null_tokens}
         self._epoch, self._order = -1, None
 
@@ -196,18 +210,20 @@ class TrainingSamples(Dataset):
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
         numbers = [self.first + position for position in positions]
-        items = self.dataset.__getitems__([self._row(number) for number in numbers])
-        return [self._complete(item, number) for item, number in zip(items, numbers, strict=True)]
+        rows = [self._row(number) for number in numbers]
+        items = self.dataset.__getitems__(rows)
+        return [self._complete(*one) for one in zip(items, rows, numbers, strict=True)]
 
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, len(self.dataset))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(_mixed(self.seed, epoch, 0))
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, 0))
             self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
         return int(self._order[place])
 
-    def _complete(self, item: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, number, 1))
+    def _complete(self, item: dict[str, Tensor], row: int, number: int) -> dict[str, Tensor]:
+        item = item if self.holes is None else self.holes(item, row, number)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, 1))
         timestep = self.times.draw(clean_image(item), generator)
         dropped = torch.rand((), generator=generator) < self.drop
         noise = torch.randn(clean_image(item).shape, generator=generator)
@@ -218,8 +234,9 @@ class TrainingSamples(Dataset):
 class ValidationSamples(Dataset):
     """The first `count` held-out images; noise and timesteps never change, timesteps are spread evenly."""
 
-    def __init__(self, dataset, count: int, *, times):
+    def __init__(self, dataset, count: int, *, times, holes: Holes | None = None):
         self.dataset, self.count, self.times = dataset, min(count, len(dataset)), times
+        self.holes = holes
         self._places = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
@@ -227,12 +244,8 @@ class ValidationSamples(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         item = self.dataset[row]
-        generator = torch.Generator().manual_seed(_mixed(0, row, 2))
+        item = item if self.holes is None else self.holes(item, row, row)
+        generator = torch.Generator().manual_seed(mixed_seed(0, row, 2))
         timestep = self.times.spread(self._places[row], self.count)
         noise = torch.randn(clean_image(item).shape, generator=generator)
         return item | {"row": torch.tensor(row), "timestep": timestep, "noise": noise}
-
-
-def _mixed(*numbers: int) -> int:
-    """32 well mixed bits: torch's CPU generator looks at no more of its seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -19,7 +20,10 @@ from torch import nn
 from ..config import DiffRatioConfig
 from ..diffusion import DIFFUSION_SCHEDULERS, noise_schedule
 from ..diffusion.pipelines import FAMILIES, Family, family_of, read_index
+from ..diffusion.variance import predicts_variance
 from ..files import replacing
+from ..inpainting.load import is_lazy, load_transformer
+from ..inpainting.systems import system_of
 from ..names import is_hub_id, on_disk
 from ..routing.adapter import CONFIG_NAME, load_diffratio, save_diffratio
 from ..routing.adapter_file import check_files
@@ -29,6 +33,7 @@ from ..routing.ratios import learn_ratios
 from ..toy import PRETRAINED
 from .arguments import ArgumentError, TrainArguments
 from .checkpoints import Checkpoints
+from .inpainting import InpaintObjective, begin_system
 from .objective import FlowObjective, Objective
 from .optimizer import group_of
 from .run_log import RUN
@@ -67,6 +72,8 @@ def load_base(arguments: TrainArguments) -> Base:
             family = family_of(index, model)
         except ValueError as error:
             raise ArgumentError(f"pretrained_model_name_or_path={name!r}: {error}") from None
+        if family is not None and arguments.task == "inpaint":
+            raise ArgumentError(f"task='inpaint' is for PixArt, {name!r} is a {index['_class_name']}")
         if family is not None and family.flow:
             kind = getattr(diffusers, index["scheduler"][1])
             hub = {"revision": arguments.revision, "local_files_only": on_disk(name)}
@@ -76,7 +83,36 @@ def load_base(arguments: TrainArguments) -> Base:
     for option in ("weighting_scheme", "logit_mean", "logit_std", "guidance_scale"):
         if getattr(arguments, option) != getattr(TrainArguments, option):
             raise ArgumentError(f"{option}={getattr(arguments, option)!r} is for flow models alone")
-    return Base(model, scheduler, Objective(model, scheduler, arguments.snr_gamma))
+    if arguments.task == "inpaint":
+        system, model = system_of(arguments.system), begin_system(model, arguments)
+        kind, channels = partial(InpaintObjective, system=system), system.channels(model)
+    else:
+        kind, channels = Objective, model.config.in_channels
+    learns_variance = arguments.learn_variance and predicts_variance(model, channels)
+    if learns_variance:
+        scheduler = DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
+    options = {"snr_gamma": arguments.snr_gamma, "learn_variance": learns_variance}
+    return Base(model, scheduler, kind(model, scheduler, **options))
+
+
+def check_variance(base: Base, arguments: TrainArguments) -> None:
+    """Warn where a variance that the model predicts is not trained, or a recipe's cannot be.
+
+    Raises:
+        ArgumentError: `learn_variance` was asked for, and the model predicts none.
+    """
+    predicts = base.family is None and predicts_variance(base.model, base.objective.channels)
+    if predicts and not arguments.learn_variance:
+        warnings.warn(
+            "the model predicts a variance, too, which is not trained and will no longer fit: "
+            "--learn_variance trains it, for --sampler ddpm",
+            stacklevel=2,
+        )
+    if arguments.learn_variance and not predicts:
+        why = "the model predicts no variance"
+        if arguments.recipe is None:
+            raise ArgumentError(f"learn_variance=True: {why}")
+        warnings.warn(f"recipe={arguments.recipe!r}: {why}, so none is learned", stacklevel=2)
 
 
 def _load_scheduler(name: str, revision: str | None) -> DDPMScheduler:
@@ -106,6 +142,8 @@ def _load_transformer(name: str | Path, revision: str | None, variant: str | Non
     failures = []
     for subfolder in ("transformer", None):
         try:
+            if on_disk(name) and is_lazy(Path(name, subfolder or "")):
+                return load_transformer(Path(name, subfolder or ""))
             return AutoModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **hub)
         except (OSError, ValueError) as error:
             failures.append(str(error).splitlines()[0])
@@ -152,6 +190,7 @@ def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
     config = DiffRatioConfig(
         compression,
         num_regions=arguments.regions,
+        rescale=arguments.rescale,
         router_start=arguments.router_start,
         rounding=arguments.rounding,
     )
@@ -160,7 +199,7 @@ def add_routing(model: nn.Module, arguments: TrainArguments) -> None:
     except ValueError as error:
         raise ArgumentError(f"pretrained_model_name_or_path: {error}") from None
     if arguments.learns_ratios:
-        learn_ratios(model, mode=arguments.ratio_mode)
+        learn_ratios(model, mode=arguments.ratio_mode, bins=arguments.bins)
 
 
 def write_model(model: nn.Module, folder: Path) -> None:
@@ -207,7 +246,7 @@ def load_run(directory: str | os.PathLike, checkpoint: int | None = None) -> tup
         raise ValueError(f"directory: the run in {str(directory)!r} is {what}")
     check_files(folder)
     if (folder / WEIGHTS).is_file():
-        model = AutoModel.from_pretrained(str(folder), use_safetensors=True)
+        model = load_transformer(folder)
     else:
         model = PeftModel.from_pretrained(load_start(info), str(folder)).merge_and_unload()
     if (folder / CONFIG_NAME).is_file():

@@ -2,6 +2,7 @@
 held-out mean."""
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..diffusion.flow import mixed
 from ..diffusion.pipelines import Family
 from ..diffusion.schedules import PREDICTED, target_of
+from ..diffusion.variance import WEIGHT, VariationalBound
 from ..progress import progress_bar
 from ..routing.find import transformer_of
 from .arguments import ArgumentError, TrainArguments
@@ -26,18 +28,25 @@ def clean_image(item: dict[str, Tensor]) -> Tensor:
 
 
 class Objective:
-    """The loss of each sample, weighted by min-SNR where asked for.
+    """The loss of each sample, weighted by min-SNR where asked for, and what trains the variance.
 
     Args:
         model: the transformer; says whether it takes text (PixArt) or classes (DiT).
         scheduler: the noise that it was trained on, and what it predicts.
         snr_gamma: the largest signal-to-noise ratio that counts; None weighs all timesteps alike.
+        learn_variance: whether the second half of the model's channels is trained, too.
 
     Raises:
         ArgumentError: the scheduler predicts something else than noise, velocity or image.
     """
 
-    def __init__(self, model: nn.Module, scheduler: DDPMScheduler, snr_gamma: float | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        scheduler: DDPMScheduler,
+        snr_gamma: float | None = None,
+        learn_variance: bool = False,
+    ):
         self.scheduler, self.snr_gamma = scheduler, snr_gamma
         plain = transformer_of(model)
         self.by_class = "class_labels" in inspect.signature(type(plain).forward).parameters
@@ -47,7 +56,9 @@ class Objective:
                 "pretrained_model_name_or_path: its scheduler has prediction_type "
                 f"{scheduler.config.prediction_type!r}, which is not epsilon, v_prediction or sample"
             )
+        self.channels = plain.config.in_channels if hasattr(plain, "config") else None
         self.times = Timesteps(scheduler.config.num_train_timesteps)
+        self._bound = VariationalBound(scheduler) if learn_variance else None
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Return float32 [B].
@@ -59,20 +70,33 @@ class Objective:
         """
         clean, noise, timestep = clean_image(batch), batch["noise"], batch["timestep"]
         noisy = self.scheduler.add_noise(clean, noise, timestep)
-        predicted = model(noisy, timestep=timestep, **self._condition(batch), return_dict=False)[0]
+        predicted, mean = self._predict(model, noisy, batch)
         # A model that learns its variance predicts it in the second half of the channels.
-        predicted = predicted[:, : clean.shape[1]].float()
-        target = target_of(self.scheduler, clean, noise, timestep).float()
-        error = (predicted - target).square().flatten(1).mean(1)
-        return error if self.snr_gamma is None else error * self._snr_weight(timestep)
+        predicted, variance = predicted.float().tensor_split([clean.shape[1]], dim=1)
+        error = predicted - target_of(self.scheduler, clean, noise, timestep).float()
+        loss = mean(error.square())
+        if self.snr_gamma is not None:
+            loss = loss * self._snr_weight(timestep)
+        if self._bound is not None:
+            loss = loss + WEIGHT * self.times.count * mean(self._bound(error, variance, timestep))
+        return loss
 
     @property
     def name(self) -> str:
         """The loss, named as in evaluation: v-MSE, noise-MSE or image-MSE."""
         name = f"{PREDICTED[self.scheduler.config.prediction_type]}-MSE"
-        return name if self.snr_gamma is None else f"{name}, min-SNR weighted"
+        name = name if self.snr_gamma is None else f"{name}, min-SNR weighted"
+        return name if self._bound is None else f"{name} + variational bound"
 
-    def _condition(self, batch: dict[str, Tensor]) -> dict:
+    def _predict(
+        self, model: nn.Module, noisy: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What the model predicts [B, C or 2 C, ...], and how values like it are averaged, to [B]."""
+        predicted = model(noisy, timestep=batch["timestep"], **self.condition(batch), return_dict=False)[0]
+        return predicted, lambda values: values.flatten(1).mean(1)
+
+    def condition(self, batch: dict[str, Tensor]) -> dict:
+        """Return what the model is given beside image and timestep."""
         if self.by_class:
             return {"class_labels": batch["attributes"][:, 0]}
         sizes = {"resolution": None, "aspect_ratio": None}

@@ -22,10 +22,11 @@ from .checkpoints import replacing
 from .controller import RatioController
 from .data import load_splits, origin, training_loader, validation_loader
 from .encoded import EncodedDataset
-from .model import ADAPTER, load_base, prepare_model, write_model
+from .model import ADAPTER, check_variance, load_base, prepare_model, write_model
 from .objective import validate
 from .optimizer import make_optimizer, trained
 from .output import Output
+from .recipes import sampling_of
 from .sharding import full_model, prepare_sharding, reduce_ratio_gradient
 from .state import RunState
 
@@ -64,6 +65,7 @@ class Trainer:
         set_seed(arguments.seed)
         self.output = Output(arguments, self.accelerator)
         self.base = load_base(arguments)
+        check_variance(self.base, arguments)
         self.dataset, held_out = load_splits(arguments, self.base, self.accelerator, self.progress)
         model = prepare_model(self.base, arguments)
         optimizer = make_optimizer(model, arguments)
@@ -133,6 +135,7 @@ class Trainer:
             "loss": self.base.objective.name,
             "latents": isinstance(self.dataset, EncodedDataset),
             "flow": self.base.family is not None,
+            "sampling": sampling_of(self.arguments.recipe),
             "processes": self.accelerator.num_processes,
             "parameters": {
                 "total": sum(p.numel() for p in parameters),

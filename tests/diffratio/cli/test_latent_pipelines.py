@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -146,6 +147,8 @@ def test_samples_are_those_of_the_pipeline_itself(run_of, root):
     images = judge.samples(target)
     assert images.shape == (5, 3, SIDE, SIDE) and images.std() > 0.01
     pipe = load_pipeline(str(root / "pixart"), target.model)
+    own = pipe.scheduler.config
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(own, timestep_spacing="trailing")
     pipe.set_progress_bar_config(disable=True)
     captions = judge.held_out.captions(judge.wanted)
     for rows in (slice(0, 4), slice(4, 5)):
@@ -186,6 +189,19 @@ def test_the_error_is_that_of_what_the_model_predicts(name, run_of):
         predicted = target.model(noisy, timestep=timestep, **given).sample[:, :4]
     expected = (predicted - target_of(target.schedule, latents, noise, timestep)).square().mean().item()
     assert error.by_quartile[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pixart", "dit"])
+def test_ddpm_draws_other_images_and_the_same_again(name, run_of):
+    target = load_target(run_of(name))
+
+    def drawn(sampler):
+        settings = SampleSettings(2, steps=4, sampler=sampler)
+        return settings, Judge.of(target, settings, progress=False).samples(target)
+
+    (settings, first), (_, again), (_, other) = (drawn(sampler) for sampler in ("ddpm", "ddpm", "dpm++"))
+    assert torch.equal(first, again) and (first - other).abs().max() > 1e-3
+    assert settings.variance(target) == "fixed (a pipeline drops what the model predicts of it)"
 
 
 def test_a_class_is_drawn_by_its_name_and_another_word_is_named(run_of, root, tmp_path: Path):

@@ -299,3 +299,44 @@ def test_a_data_set_of_the_datasets_package(monkeypatch):
     stored["tested"] = {"test": rows(3, 7)}
     with pytest.raises(ValueError, match="name_or_path='tested' has no split train, only test"):
         load_dataset("tested")
+
+
+def test_rows_are_kept_by_their_columns(monkeypatch):
+    def row(i):
+        scores = {"aesthetic": 4 + 0.1 * i, "language": "en" if i % 2 else "de", "similarity": str(i)}
+        return {"image": Image.new("L", (20, 20), i), "text": str(i), **scores}
+
+    def load(name):
+        return {"train": Rows(map(row, range(30))), "test": Rows(map(row, range(8)))}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+
+    def kept(keep_rows, split="train"):
+        found = load_dataset("some", split=split, resolution=16, keep_rows=keep_rows)
+        return found.captions(range(len(found)))
+
+    with pytest.warns(UserWarning, match="keeps 10 of 30 rows of the split train of some"):
+        assert kept("aesthetic >= 5.0,language=en") == [str(i) for i in range(11, 30, 2)]
+    with pytest.warns(UserWarning, match="keeps 3 of 8 rows of the split held_out"):
+        assert kept("similarity <= 2", "held_out") == ["0", "1", "2"]
+    for keep_rows, words in (
+        ("beauty >= 5", "row 0 of the split train of some has no column 'beauty', only text, aesthetic"),
+        ("language >= 5", "language of row 0 .* is 'de', not a number"),
+        ("aesthetic >= 99", "keeps 0 of 30 rows"),
+        ("aesthetic", "'aesthetic' must be COLUMN"),
+        ("aesthetic >= high", "'high' is not a number"),
+    ):
+        with pytest.raises(ValueError, match=f"^keep_rows.*{words}"):
+            kept(keep_rows)
+    with pytest.raises(ValueError, match="^keep_rows is not for 'digits'"):
+        load_dataset("digits", keep_rows="aesthetic >= 5")
+
+
+def test_rows_without_a_value_and_nan_are_dropped(monkeypatch):
+    values = [None, float("nan"), 6.0, 7.0]
+    rows = Rows({"image": Image.new("L", (20, 20)), "text": str(x), "score": x} for x in values)
+    monkeypatch.setitem(
+        sys.modules, "datasets", SimpleNamespace(load_dataset=lambda _: {"train": rows, "test": rows})
+    )
+    with pytest.warns(UserWarning, match="keeps 2 of 4"):
+        assert load_dataset("some", resolution=16, keep_rows="score >= 6").captions([0, 1]) == ["6.0", "7.0"]

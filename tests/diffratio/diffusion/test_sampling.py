@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from diffratio.data import load_dataset
-from diffratio.diffusion import sampling
+from diffratio.diffusion import sampling, sampling_scheduler
 from diffratio.diffusion.sampling import sample
+from diffratio.evaluation.classifier import classifier
+from diffratio.routing.spacing import steps_by_region
 from diffratio.toy import PRETRAINED, load_pixart
 from tools.toy_pretrain import small_pixart
 
@@ -65,3 +67,62 @@ def test_guidance_0_ignores_the_text(digits):
 
     assert torch.equal(*drawn(0.0))
     assert not torch.allclose(*drawn(2.0))
+
+
+class Told(torch.nn.Module):
+    """Predicts the first number of the text everywhere, and as variance, if any, the second."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, digits, channels):
+        super().__init__()
+        self.config, self.out_channels = small_pixart(digits, 0, layers=1, heads=1).config, channels
+
+    def forward(self, images, encoder_hidden_states, timestep):
+        told = encoder_hidden_states[:, 0, : self.out_channels, None, None]
+        return type("Output", (), {"sample": told.expand(-1, -1, *images.shape[2:])})
+
+
+def told(mean, variance, count=3):
+    text = torch.zeros(count, 4, 32)
+    text[:, :, 0], text[:, :, 1] = mean, variance
+    return text
+
+
+def drawn(digits, channels, variance=0.0, guidance=1.0, steps=4, **options):
+    model, null = Told(digits, channels), told(0.1, 0.5)[0]
+    text = told(0.2, variance)
+    return sample(
+        model, text, null, seed=0, sampler="ddpm", steps=steps, guidance=guidance, bar=None, **options
+    )
+
+
+def test_ddpm_draws_with_the_variance_that_the_model_predicts(digits):
+    fixed = drawn(digits, 1)
+    torch.testing.assert_close(drawn(digits, 2, variance=-1.0), fixed)  # the smaller one of DDPM's two
+    assert not torch.allclose(drawn(digits, 2, variance=1.0), fixed, atol=0.05)
+    torch.testing.assert_close(drawn(digits, 2, -1.0, guidance=3.0), drawn(digits, 1, guidance=3.0))
+
+
+def test_ddpm_s_noise_depends_on_the_seed_and_the_image_alone(digits, monkeypatch):
+    together = drawn(digits, 1)
+    assert not torch.equal(together[0], together[1])
+    monkeypatch.setattr(sampling, "CHUNK", 2)
+    assert torch.equal(drawn(digits, 1), together)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "regions"), [("dpm++", 20, 4), ("ddpm", 100, 10), ("ddpm", 20, 4)]
+)
+def test_the_steps_fall_evenly_into_the_regions(sampler, steps, regions):
+    scheduler = sampling_scheduler(None, sampler)
+    assert steps_by_region(scheduler, steps, regions) == [steps // regions] * regions
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps[0] == 999
+
+
+def test_ddpm_draws_digits(digits):
+    batch, model = digits.batch(range(8)), load_pixart(PRETRAINED["digits"])
+    images = sample(model, batch["tokens"], digits.null_tokens, seed=0, sampler="ddpm", steps=20, bar=None)
+    seen = classifier(digits).judge(images)[1]
+    assert (seen == batch["attributes"]).float().mean() >= 0.8

@@ -49,10 +49,13 @@ def test_eval_gives_quality_and_cost_of_a_run(synthetic_runs):
 
 
 def test_eval_prints_tables(synthetic_runs):
-    result = call(eval_command, synthetic_runs / "dense", "--samples", 2, "--batch", 1, *FAST)
+    ddpm = ("--sampler", "ddpm", "--samples", 2, "--batch", 1)
+    result = call(eval_command, synthetic_runs / "dense", *ddpm, *FAST)
     assert result.exit_code == 0, result.output
-    for words in ("dense: 2 samples, 2 steps", "Frechet distance", "accuracy, digit", "timesteps 750 to 999",
-                  "100.0% of the tokens kept", "peak memory", "GFLOP"):  # fmt: skip
+    for words in (
+        *("dense: 2 samples, 2 steps of ddpm", "variance of ddpm: fixed (the model", "Frechet distance"),
+        *("accuracy, digit", "timesteps 750 to 999", "100.0% of the tokens kept", "peak memory", "GFLOP"),
+    ):
         assert words in result.output
 
 

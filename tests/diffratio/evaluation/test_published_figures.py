@@ -77,7 +77,7 @@ def report(row, **quality):
     one = {"gflop": 1.0, "milliseconds": 2.0, "peak_megabytes": 3.0, "layers": layers}
     about = {"name": "lt", "samples": 10, "steps": 20, "guidance": 4.5, "batch": 16, "dtype": "float32"}
     model = {"device": "cuda", "mean_kept": 0.8, "untrained_routers": [], "layers_by": "a watch"}
-    model |= {"baseline": None}
+    model |= {"baseline": None, "variance": None}
     judged = {"quality": {"fid_reference": 7} | quality, "dense": quality, "real": {}}
     paper = {"published": row and asdict(row), "published_of_dense": of_dense(row, 16) if row else {}}
     return about | model | judged | paper | {"cost": dict.fromkeys(("dense", "all_tokens", "sparse"), one)}

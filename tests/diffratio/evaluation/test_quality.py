@@ -65,6 +65,16 @@ def test_impossible_settings_are_refused(name, least):
         SampleSettings(**{name: least - 1})
 
 
+def test_a_sampler_that_is_not_there_or_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="sampler='euler' must be one of dpm"):
+        SampleSettings(sampler="euler")
+    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
+        SampleSettings(sampler="ddpm", steps=1)
+    flow = Target(small_pixart(load_dataset("digits"), 0, layers=1, heads=1), "flow", flow=object())
+    with pytest.raises(ValueError, match="sampler is not for flow models"):
+        SampleSettings.of(flow, sampler="ddpm")
+
+
 def test_the_seed_decides_the_samples(judge):
     target = load_target("digits")
     other = Judge("digits", SampleSettings(samples=40, seed=1, steps=1), progress=False)

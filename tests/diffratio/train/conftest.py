@@ -52,7 +52,7 @@ class Tiny:
 
     def arguments(self, output_dir, model="pixart", **changes):
         given = {**QUICK, "pretrained_model_name_or_path": str(self.root / model), **changes}
-        return TrainArguments(output_dir=str(output_dir), **given)
+        return TrainArguments.of(output_dir=str(output_dir), **given)
 
     def train(self, output_dir, **changes):
         return train(self.arguments(output_dir, **changes), progress=False)

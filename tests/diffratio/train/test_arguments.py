@@ -38,6 +38,10 @@ BAD = [
     ("ratio_loss_weight", "much"),
     ("ratio_loss_weight", "-1"),
     ("ratio_mode", "paper"),
+    ("smallest_bin", 0.25),
+    ("smallest_bin", 1.0),
+    ("rescale", "router"),
+    ("recipe", "t2v"),
     ("router_start", "zero"),
     ("proportion_empty_prompts", -0.1),
 ]
@@ -65,6 +69,25 @@ def test_uniform_compression_takes_tenths_and_ratios_take_any_target():
     assert TrainArguments(method="l", target_compression=0).regions == 1
 
 
+def test_bins_bound_the_target():
+    with pytest.raises(
+        ArgumentError, match="^target_compression=0.75 must not exceed 0.7, since smallest_bin=0.3"
+    ):
+        TrainArguments(target_compression=0.75)
+    assert TrainArguments(target_compression=0.75, smallest_bin=0.0).bins == tuple(range(10, -1, -1))
+    with pytest.raises(ArgumentError, match="^smallest_bin=0.1 must be 0.3 with ratio_mode=faithful"):
+        TrainArguments(smallest_bin=0.1, ratio_mode="faithful")
+
+
+def test_a_recipe_fills_in_what_is_not_given():
+    made = TrainArguments.of(recipe="inpaint", num_regions=4)
+    assert (made.train_mode, made.adam_weight_decay, made.learn_variance) == ("full", 3e-2, True)
+    assert (made.num_regions, made.fixed_ratio_weight()) == (4, 0.3)
+    images = TrainArguments.of(recipe="inpaint", task="t2i", train_mode="lora")
+    assert (images.task, images.train_mode) == ("t2i", "lora"), "also where it is the default"
+    assert TrainArguments.of() == TrainArguments()
+
+
 def run(*given):
     app = typer.Typer()
     app.command()(command)
@@ -80,11 +103,24 @@ def test_the_command_has_an_option_for_every_argument_and_its_default(monkeypatc
         value = {"int": 3, "float": 0.25, "bool": True}.get(one.type.split(" | ")[0], "x")
         if one.metadata["choices"]:
             value = one.metadata["choices"][-1]
-        value = {"ratio_loss_weight": "0.3", "lr_warmup_steps": 5}.get(one.name, value)
+        value = {"ratio_loss_weight": "0.3", "lr_warmup_steps": 5, "smallest_bin": 0.2}.get(one.name, value)
         given = [f"--{one.name}", *([] if value is True else [str(value)])]
-        result = run(*given, *(["--lr_scheduler", "linear"] if one.name == "lr_warmup_steps" else []))
+        others = {"lr_warmup_steps": ("--lr_scheduler", "linear"), "task": ("--train_mode", "full")}
+        result = run(*given, *others.get(one.name, ()))
         assert result.exit_code == 0, result.output
         assert getattr(seen[-1], one.name) == value
+
+
+def test_the_command_prints_a_recipe_and_what_was_typed_wins(monkeypatch):
+    seen = []
+    monkeypatch.setattr("diffratio.train.train", lambda arguments, progress: seen.append(arguments) or {})
+    told = run("--recipe", "inpaint", "--num_regions", "4", "--no_learn_variance").output
+    assert seen[-1] == TrainArguments.of(recipe="inpaint", num_regions=4, learn_variance=False)
+    assert told.startswith(
+        "recipe inpaint: learn_variance False (given), ratio_loss_weight 0.3, task inpaint"
+    )
+    assert "num_regions 4 (given); samples with sampler ddpm, steps 100, guidance 4.5" in told
+    assert run("--recipe", "t2i", "--json").output == ""
 
 
 def test_the_command_names_a_bad_argument_without_a_traceback():

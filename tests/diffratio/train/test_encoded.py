@@ -12,7 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from diffratio.data import load_dataset
-from diffratio.train import ArgumentError, Trainer, encoded
+from diffratio.evaluation import inpainting
+from diffratio.evaluation.evaluate import evaluate
+from diffratio.evaluation.quality import SampleSettings
+from diffratio.evaluation.target import load_target
+from diffratio.train import ArgumentError, Trainer, encoded, load_run
 
 COLOURS = {"a red image": (255, 0, 0), "a green image": (0, 255, 0), "a blue one": (0, 0, 255)}
 IMAGES, HELD_OUT = 18, 2
@@ -97,6 +101,20 @@ def test_training_on_latents_runs_and_encodes_once(tiny, repository, images, tmp
     again = trainer(tiny, repository, images, tmp_path, method="lt", resume_from_checkpoint="latest")
     assert len(again.dataset) == IMAGES - HELD_OUT
     assert (tmp_path / "encoded/train/000000.safetensors").stat().st_mtime_ns == before
+
+
+def test_holes_are_repainted_in_latents(tiny, repository, images, tmp_path, monkeypatch):
+    changes = {"task": "inpaint", "learn_variance": True, "method": "lt"}
+    run = trainer(tiny, repository, images, tmp_path / "lazy", **changes).fit()
+    assert run["loss"] == "noise-MSE + variational bound" and run["latents"]
+    model, _ = load_run(tmp_path / "lazy")
+    assert (model.config.in_channels, model.out_channels) == (4, 8)
+    monkeypatch.setattr(inpainting, "_ROUNDS", 1)
+    report = evaluate(load_target(tmp_path / "lazy"), SampleSettings(), batch=1, progress=False)
+    assert report["quality"] is None and "repaints in latents" in report["why_no_quality"]
+    assert report["cost"]["sparse"]["gflop"] > 0 and report["edit"]["encoder_milliseconds"] > 0
+    with pytest.raises(ArgumentError, match="^system='crop' is trained on pixels"):
+        trainer(tiny, repository, images, tmp_path / "crop", system="crop", **changes)
 
 
 def test_what_was_encoded_for_another_run_is_not_used(tiny, repository, images, tmp_path):

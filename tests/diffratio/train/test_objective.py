@@ -5,6 +5,7 @@ import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 from torch import nn
 
+from diffratio.diffusion.variance import VariationalBound
 from diffratio.train import ArgumentError
 from diffratio.train.objective import Objective
 
@@ -55,6 +56,24 @@ def test_a_learned_variance_is_left_alone():
     scheduler, given = DDPMScheduler(), batch()
     predicted = torch.cat([given["noise"], torch.full((B, 1, 4, 4), 7.0)], dim=1)
     assert torch.equal(Objective(Constant(None), scheduler)(Constant(predicted), given), torch.zeros(B))
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_a_variance_is_trained_by_its_bound_and_the_mean_by_its_error(gamma):
+    scheduler, given = DDPMScheduler(), batch()
+    predicted = torch.randn(B, 2, 4, 4, requires_grad=True)
+    plain, objective = (Objective(Constant(None), scheduler, gamma, learned) for learned in (False, True))
+    loss = objective(Constant(predicted), given)
+    bound = VariationalBound(scheduler)(
+        predicted[:, :1] - given["noise"], predicted[:, 1:], given["timestep"]
+    )
+    # 0.001 of the sum over 1000 timesteps
+    torch.testing.assert_close(loss, plain(Constant(predicted), given) + bound.mean((1, 2, 3)))
+    mean, variance = torch.autograd.grad(loss.sum(), predicted)[0].chunk(2, 1)
+    alone = torch.autograd.grad(plain(Constant(predicted), given).sum(), predicted)[0]
+    torch.testing.assert_close(mean, alone[:, :1])
+    assert (variance != 0).all() and (alone[:, 1:] == 0).all()
+    assert objective.name == plain.name + " + variational bound"
 
 
 def test_the_model_sees_the_noisy_image_and_the_class():

@@ -22,6 +22,7 @@ CASES = {
     },
     "lora": {"method": "l", "train_mode": "lora", "rank": 4, "mixed_precision": "bf16"},
     "class labels dropped at random": {"model": "dit", "method": "mod"},
+    "repainting": {"task": "inpaint", "method": "lt", "num_regions": 10, "gradient_checkpointing": True},
     "faithful": {"method": "lt", "ratio_mode": "faithful", "router_start": "faithful"},
 }
 

@@ -1,0 +1,103 @@
+"""`diffratio inpaint`: on a model of pixels and on a pipeline."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from diffratio import DiffRatioConfig, apply_diffratio, save_diffratio
+from diffratio.cli.inpaint import inpaint
+from diffratio.diffusion import noise_schedule
+from diffratio.inpainting import system_of
+from diffratio.routing.find import routed_blocks
+from diffratio.toy import PRETRAINED, load_pixart
+
+PROMPT = "a large red circle in the upper left on clouds"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A picture, masks and models: `lazy` with an adapter beside it, and `image`."""
+    folder = tmp_path_factory.mktemp("inpaint")
+    colours = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    PIL.Image.fromarray(colours).save(folder / "photo.png")
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    PIL.Image.fromarray(mask).save(folder / "empty.png")
+    mask[3:11, 5:20] = 255
+    PIL.Image.fromarray(mask).save(folder / "mask.png")
+    PIL.Image.fromarray(mask[:16]).save(folder / "half.png")
+    torch.manual_seed(0)
+    for name in ("lazy", "image"):
+        model = system_of(name).from_pixart(load_pixart(PRETRAINED["shapes"]))
+        model.save_pretrained(folder / name)
+        noise_schedule().save_pretrained(folder / name / "scheduler")
+        if name == "lazy":
+            apply_diffratio(model, DiffRatioConfig(0.3))
+            for block in routed_blocks(model):
+                block.diffratio.router_weight.data.add_(0.1)
+            save_diffratio(model, folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """`run(model, **options)` as typed in the folder."""
+    monkeypatch.chdir(folder)
+    app = typer.Typer()
+    app.command()(inpaint)
+
+    def run(model, *words, **options):
+        given = {"image": "photo.png", "mask": "mask.png", "prompt": PROMPT, "steps": 2} | options
+        given = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        return CliRunner().invoke(app, [model, *given, *words], env={"COLUMNS": "200"})
+
+    return run
+
+
+@pytest.mark.parametrize("system", ["lazy", "image", "crop"])
+def test_it_repaints_and_leaves_the_rest(run, folder, system):
+    options = {"dataset": "shapes", "out": f"out/{system}.png"}
+    options |= {} if system == "lazy" else {"system": system}
+    result = run("lazy" if system == "lazy" else "image", **options)
+    assert result.exit_code == 0, result.output
+    before, after = (np.asarray(PIL.Image.open(folder / x)) for x in ("photo.png", options["out"]))
+    inside = np.asarray(PIL.Image.open(folder / "mask.png")) > 127
+    assert np.array_equal(before[~inside], after[~inside]) and not np.array_equal(
+        before[inside], after[inside]
+    )
+    assert "11.7% of the picture repainted" in result.output
+    assert "0 pixels outside of the mask differ" in result.output
+
+
+def test_json(run):
+    result = run("lazy", "--json", dataset="shapes")
+    report = json.loads(result.stdout)
+    assert report["outside_pixels_changed"] == 0 and report["system"] == "lazy"
+    assert report["hole"] == pytest.approx(120 / 1024) and report["picture"] == "out/inpainted.png"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("lazy", {"mask": "empty.png"}, "mask='empty.png' is empty"),
+        ("lazy", {"mask": "half.png"}, "mask is 32 x 16, image is 32 x 32"),
+        ("lazy", {"image": "lazy/config.json"}, "image='lazy/config.json' is no picture"),
+        ("lazy", {"out": "out.jpg"}, "out='out.jpg' must be a PNG file"),
+        ("lazy", {"dataset": "shapes", "system": "image"}, "system='image' wants a PixArt"),
+        ("lazy", {"dataset": "shapes", "system": "eager"}, "system='eager' must be one of"),
+        ("lazy", {"dataset": "shapes", "prompt": "a dog"}, "prompt='a dog' must name one shape"),
+        ("lazy", {}, "dataset: none is known for 'lazy'"),
+        ("image", {"dataset": "shapes"}, "system: must be given for 'image': image or crop"),
+        ("shapes", {"system": "lazy"}, "system='lazy' wants a LazyPixArt"),
+        ("nowhere", {}, "path: 'nowhere' holds no run, model or adapter"),
+        ("lazy", {"dataset": "shapes", "strength": 0.1}, "strength=0.1 must be in"),
+    ],
+)
+def test_wrong_arguments_are_named(run, model, options, said):
+    result = run(model, **options)
+    words = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and said in words, words

@@ -1,0 +1,182 @@
+"""The pipeline and `inpaint`: call conventions of diffusers, and pixels outside of the mask."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+
+from diffratio import DiffRatioConfig, apply_diffratio
+from diffratio.data import load_dataset
+from diffratio.evaluation.editor import editor_of
+from diffratio.evaluation.target import load_target
+from diffratio.inpainting import SYSTEMS, DiffRatioInpaintPipeline, LazyPixArt, inpaint, system_of
+from diffratio.inpainting.edit import pipeline_of
+from diffratio.inpainting.masks import draw_masks
+from diffratio.toy import PRETRAINED, load_pixart
+
+NAMES = tuple(SYSTEMS)
+
+
+@pytest.fixture(scope="module")
+def base(flow_pipelines):
+    """A PixArt pipeline of random weights: 32 x 32 pixels, latents of 8 x 8, 16 tokens."""
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, num_layers=2, sample_size=8, in_channels=4,
+        out_channels=8, cross_attention_dim=32, caption_channels=flow_pipelines.WIDTH,
+    )  # fmt: skip
+    parts = flow_pipelines.tokenizer(), flow_pipelines.t5().eval(), flow_pipelines.vae().eval()
+    return PixArtAlphaPipeline(*parts, transformer, DDPMScheduler())
+
+
+@pytest.fixture(scope="module")
+def pipes(base):
+    def pipe(name):
+        parts = base.components | {"transformer": system_of(name).from_pixart(base.transformer).eval()}
+        found = DiffRatioInpaintPipeline(**parts, system=name)
+        found.set_progress_bar_config(disable=True)
+        return found
+
+    return {name: pipe(name) for name in NAMES}
+
+
+@pytest.fixture
+def photo():
+    """33 x 27 pixels, which no token's side divides."""
+    colours = np.random.default_rng(0).integers(0, 256, (27, 33, 3), dtype=np.uint8)
+    mask = np.zeros((27, 33), dtype=np.uint8)
+    mask[5:17, 9:30] = 255
+    return PIL.Image.fromarray(colours), PIL.Image.fromarray(mask)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_photo_comes_back_with_another_inside_and_the_same_outside(pipes, photo, name):
+    image, mask = photo
+    made = pipes[name]("a red box", image=image, mask_image=mask, num_inference_steps=2).images
+    assert len(made) == 1 and made[0].size == image.size and made[0].mode == "RGB"
+    inside = np.asarray(mask) > 127
+    before, after = (np.asarray(x) for x in (image, made[0]))
+    assert np.array_equal(before[~inside], after[~inside])
+    assert (before[inside] != after[inside]).any(1).mean() > 0.9
+
+
+def test_its_call_is_that_of_diffusers(pipes, photo):
+    image, mask = photo
+    pipe, seen = pipes["lazy"], []
+    generator = torch.Generator().manual_seed(3)
+
+    def after_step(self, number, timestep, given):
+        seen.append((self is pipe, number, int(timestep), sorted(given)))
+        return {"latents": torch.zeros_like(given["latents"])} if number == 1 else {}
+
+    def call(**options):
+        given = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "pt"} | options
+        return pipe(["a box", "a circle"], image=image, mask_image=mask, **given)
+
+    made = call(strength=0.5, num_images_per_prompt=2, generator=generator, callback_on_step_end=after_step)
+    assert made.images.shape == (4, 3, 27, 33) and made.images.dtype == torch.float32
+    assert seen == [(True, 0, 250, ["latents"]), (True, 1, 0, ["latents"])]
+    latents = call(output_type="latent", return_dict=False)[0]
+    assert latents.shape == (2, 4, 8, 10)  # 27 x 33 rounded up to tokens of 8 pixels: 32 x 40
+    assert call(output_type="np", height=16, width=16).images.shape == (2, 27, 33, 3)
+    same = [call(generator=torch.Generator().manual_seed(7)).images for _ in range(2)]
+    assert torch.equal(*same) and not torch.equal(same[0], call().images)
+    noise = torch.randn(2, 4, 8, 10)
+    first, second = (call(latents=noise, negative_prompt=text, output_type="latent") for text in ("", "red"))
+    assert not torch.equal(first.images, second.images)
+
+
+def test_a_batch_of_ragged_holes_is_each_picture_alone(pipes):
+    apply_diffratio(pipes["lazy"], DiffRatioConfig(0.3))
+    images, masks = torch.rand(3, 3, 32, 32), draw_masks("mixed", torch.arange(3), 32).float()
+    noise = torch.randn(3, 4, 8, 8)
+    options = {"num_inference_steps": 3, "output_type": "latent"}
+    pipe = pipe_without_noise(pipes["lazy"])
+    whole = pipe("a box", image=images, mask_image=masks, latents=noise, **options).images
+    for row in range(3):
+        some = slice(row, row + 1)
+        given = {"image": images[some], "mask_image": masks[some], "latents": noise[some]}
+        assert torch.allclose(pipe("a box", **given, **options).images, whole[some], atol=1e-4)
+
+
+def pipe_without_noise(pipe):
+    """With a scheduler that adds none, so that a sample does not depend on the others of its batch."""
+    from diffusers import DDIMScheduler
+
+    return pipeline_of(pipe, "lazy", DDIMScheduler.from_config(pipe.scheduler.config))
+
+
+def test_it_is_saved_and_loaded(pipes, photo, tmp_path):
+    image, mask = photo
+    pipes["crop"].save_pretrained(tmp_path)
+    loaded = DiffRatioInpaintPipeline.from_pretrained(tmp_path)
+    assert loaded.config.system == "crop"
+    of_command = editor_of(load_target(tmp_path), str(tmp_path), "crop")
+    given = {"image": image, "mask_image": mask, "num_inference_steps": 1, "output_type": "pt"}
+    given["latents"] = torch.ones(1, 4, 4, 4)
+    one, *others = (pipe("a box", **given).images for pipe in (pipes["crop"], loaded, of_command))
+    assert all(torch.equal(one, other) for other in others)
+
+
+def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
+    pipes["lazy"].save_pretrained(tmp_path)
+    loaded = DiffRatioInpaintPipeline.from_pretrained(tmp_path)
+    assert type(loaded.transformer) is LazyPixArt and loaded.config.system == "lazy"
+    assert editor_of(load_target(tmp_path), str(tmp_path)).config.system == "lazy"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"image": None}, "image must be given"),
+        ({"prompt": None}, "prompt must be given, or prompt_embeds"),
+        ({"mask_image": torch.zeros(1, 1, 27, 33)}, "mask_image is empty"),
+        ({"mask_image": torch.ones(1, 1, 27, 32)}, "mask_image is 32 x 27, image is 33 x 27"),
+        ({"image": torch.zeros(1, 4, 27, 33)}, "image has 4 channels, must have 3"),
+        ({"image": "photo.png"}, "image must be pictures"),
+        ({"prompt": ["a", "b", "c"], "image": torch.zeros(2, 3, 27, 33)}, "image: 2 where there are 3"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt: 2 of them for 1 prompts"),
+        ({"height": 20}, "height=20 must be a multiple of 8"),
+        ({"strength": 0.0}, "strength=0.0 must be"),
+        ({"output_type": "jpg"}, "output_type='jpg' must be one of pil, np, pt, latent"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
+        ({"generator": [torch.Generator()] * 2}, "generator: 2 of them for 1 pictures"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents must have the shape \(1, 4, 8, 10\)"),
+        ({"callback_on_step_end_tensor_inputs": ["mask"]}, "callback_on_step_end_tensor_inputs"),
+    ],
+)
+def test_wrong_arguments_are_named(pipes, photo, wrong, said):
+    image, mask = photo
+    given = {"prompt": "a box", "image": image, "mask_image": mask, "num_inference_steps": 1} | wrong
+    with pytest.raises(ValueError, match=said):
+        pipes["lazy"](**given)
+
+
+def test_a_pipeline_wants_a_model_of_its_system(base, pipes):
+    with pytest.raises(ValueError, match="transformer: system='lazy' wants a LazyPixArt"):
+        pipeline_of(base, "lazy")
+    with pytest.raises(ValueError, match="transformer: system='image' wants .* got a LazyPixArt"):
+        pipeline_of(pipes["lazy"], "image")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pixels_outside_of_200_masks_are_bit_equal(name):
+    """The package's own model of drawn shapes, on pixels: in bytes and in floats."""
+    data = load_dataset("shapes", split="held_out")
+    model = system_of(name).from_pixart(load_pixart(PRETRAINED["shapes"]))
+    pipe = pipeline_of(model, name, dataset=data)
+    rows = torch.arange(100)
+    images = data.batch(rows)["pixel_values"] / 2 + 0.5
+    masks = draw_masks("mixed", rows, 32, objects=data.masks(rows))
+    prompts, options = data.captions(rows), {"system": name, "steps": 1, "guidance": 1.0}
+    made = inpaint(pipe, images, masks.float(), prompts, output_type="pt", **options)
+    outside = ~masks.expand_as(images)
+    assert torch.equal(made[outside].view(torch.int32), images[outside].view(torch.int32))
+    assert (made[~outside] != images[~outside]).float().mean() > 0.9
+    photos = [PIL.Image.fromarray(np.uint8(image.permute(1, 2, 0).numpy() * 255)) for image in images]
+    white = [PIL.Image.fromarray(np.uint8(255 * mask[0].numpy())) for mask in masks]
+    made = inpaint(pipe, photos, white, prompts, **options)
+    for before, after, mask in zip(photos, made, masks, strict=True):
+        outside = ~mask[0].numpy()
+        assert np.array_equal(np.asarray(before)[outside], np.asarray(after)[outside])
