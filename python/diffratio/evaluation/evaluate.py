@@ -66,9 +66,8 @@ def evaluate(
     Raises:
         ValueError: a file or package of ``networks`` is missing, or ``keep_samples`` holds something else.
     """
-    model, networks = target.model, networks or Networks()
-    judge, why_not = None, "no data set is known for this model (see --dataset)"
-    critics = Critics(networks, lambda: judge.held_out_images(), model.device)
+    model, judge, why_not = target.model, None, "no data set is known for this model (see --dataset)"
+    critics = Critics(networks or Networks(), model.device)
     row, layers_by = published_row(target), MEASURED_BY[model.device.type]
     report: dict[str, Any] = {
         "name": target.name,
@@ -86,7 +85,9 @@ def evaluate(
     }
     text_tokens, side = PAPER_TEXT_TOKENS if model.config.get("caption_channels") else 0, None
     if target.repaints:
-        report |= repainting_report(target, settings, progress=progress, pictures=pictures)
+        if keep_samples is not None:
+            raise ValueError(f"keep_samples={str(keep_samples)!r} is not for a run that repaints")
+        report |= repainting_report(target, settings, critics, progress=progress, pictures=pictures)
         step = RepaintingStep(model, target.system, batch=batch, text_tokens=text_tokens)
         cost = _cost(target, partial(step.cost, progress=progress))
         return report | {"batch": batch, "cost": cost, "edit": step.once(), "layers_by": layers_by}
@@ -101,7 +102,7 @@ def evaluate(
     else:
         report |= {"quality": None, "why_no_quality": why_not}
     if target.pipeline is not None:
-        report["not_judged"] = _not_judged(target, networks)
+        report["not_judged"] = _not_judged(target, critics.networks)
         held_out = judge.held_out if why_not is None else None
         measure = partial(target.pipeline.cost, held_out=held_out, batch=batch, progress=progress)
     else:
@@ -185,7 +186,7 @@ class _Quality:
                 "pipeline": pipeline and pipeline.name,
             }
             folder = SampleFolder(self.keep_samples / column, made_by | settings)
-        images, quality = judge(target, description, self.critics.scores(), folder)
+        images, quality = judge(target, description, self.critics.scores(judge.held_out_images), folder)
         self.pictures[column] = images
         return quality
 

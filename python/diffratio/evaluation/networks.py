@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -44,34 +43,33 @@ class Networks:
 
 
 class Critics:
-    """The networks, loaded. ``scores()`` returns what one model's samples are added to.
+    """The networks, loaded. ``scores`` returns what one model's samples are added to.
 
     Args:
         networks: their files.
-        reference: yields the real images that FID compares with, ``[n, C, H, W]`` in [-1, 1].
         device: where they run.
 
     Raises:
         ValueError: a file or a package is missing; the message names the option.
     """
 
-    def __init__(
-        self, networks: Networks, reference: Callable[[], Iterable[Tensor]], device: torch.device | str
-    ) -> None:
+    def __init__(self, networks: Networks, device: torch.device | str = "cpu") -> None:
+        self.networks, self._real = networks, None
         self._fid = None if networks.fid is None else Inception(networks.fid, device)
         pairs = ((networks.clip, clip_score), (networks.hps, hps_score))
         self._pairs = [make(path, device) for path, make in pairs if path is not None]
-        self._reference = reference
 
-    @cached_property
-    def real(self) -> Moments:
-        """Moments of the real images, made once."""
-        return self._fid.moments(self._reference())
+    def scores(self, reference: Callable[[], Iterable[Tensor]]) -> list["FidScore | PairScore"]:
+        """Return new scores, one of each network.
 
-    def scores(self) -> list["FidScore | PairScore"]:
-        """Return new scores, one of each network."""
-        fid = [] if self._fid is None else [FidScore(self._fid, self.real)]
-        return fid + [PairScore(network) for network in self._pairs]
+        Args:
+            reference: yields the real images that FID compares with, ``[n, C, H, W]`` in [-1, 1]; asked once.
+        """
+        pairs = [PairScore(network) for network in self._pairs]
+        if self._fid is None:
+            return pairs
+        self._real = self._real or self._fid.moments(reference())
+        return [FidScore(self._fid, self._real), *pairs]
 
 
 class Inception:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..data import load_dataset
+from ..data import CaptionedDataset, load_dataset
 from ..diffusion import PREDICTED, sampling
 from ..diffusion.pipelines.sample import AT_ONCE
 from ..diffusion.prediction import QUARTILES, prediction_error
@@ -26,6 +26,13 @@ SHOWN = 64
 """Samples that a judge gives back."""
 _REFERENCE = 2048  # training images whose features the classifier's Frechet distance compares with
 _CHUNK = 64  # real images at a time
+
+
+def images_of(dataset: CaptionedDataset, progress: bool) -> Iterator[Tensor]:
+    """Yield the images of a data set part by part, at most ``REFERENCE``."""
+    chunks = torch.arange(min(REFERENCE, len(dataset))).split(_CHUNK)
+    for rows in progress_bar(chunks, show=progress, desc="real images", unit="batch", leave=False):
+        yield dataset.batch(rows)["pixel_values"]
 
 
 class Score(Protocol):
@@ -120,9 +127,7 @@ class Judge:
 
     def held_out_images(self) -> Iterator[Tensor]:
         """Yield the real images that FID compares with, ``[n, C, H, W]``: nothing trains on them."""
-        chunks = torch.arange(min(REFERENCE, len(self.held_out))).split(_CHUNK)
-        for rows in progress_bar(chunks, show=self.progress, desc="real images", unit="batch", leave=False):
-            yield self.held_out.batch(rows)["pixel_values"]
+        return images_of(self.held_out, self.progress)
 
     @cached_property
     def _classifier(self) -> Classifier:

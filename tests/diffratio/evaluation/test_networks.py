@@ -75,8 +75,8 @@ def added(score, images, parts=3):
 
 def test_fid_of_samples_in_parts_is_the_distance_of_all_features(weights: Path, packages):
     real, generated = (torch.rand(100, 1, 8, 8) * scale - 1 for scale in (2, 1.5))
-    critics = Critics(Networks(fid=weights), lambda: real.split(7), "cpu")
-    first, second = critics.scores() + critics.scores()
+    critics = Critics(Networks(fid=weights))
+    first, second = critics.scores(lambda: real.split(7)) + critics.scores(lambda: pytest.fail("once"))
 
     def moments(images):
         levels = ((images + 1) * 127.5).round()
@@ -96,7 +96,7 @@ def test_fid_of_samples_in_parts_is_the_distance_of_all_features(weights: Path, 
 def test_a_score_of_pairs_is_the_mean_cosine_of_every_sample(
     option, name, architecture, scale, weights: Path, packages
 ):
-    [score] = Critics(Networks(**{option: weights}), lambda: (), "cpu").scores()
+    [score] = Critics(Networks(**{option: weights})).scores(lambda: pytest.fail("of FID alone"))
     images = torch.full((70, 3, 4, 4), -1.0)
     images[:35] = 1  # level 255: cosine 1 / sqrt(255^2 + 1); black: 1
     low, high = scale / (255**2 + 1) ** 0.5, scale
@@ -114,11 +114,11 @@ def test_each_model_gets_scores_of_its_own_from_networks_that_are_loaded_once(we
         read.append("once")
         yield torch.rand(9, 1, 8, 8)
 
-    critics = Critics(Networks(weights, weights, weights), reference, "cpu")
-    made = [critics.scores() for _ in range(3)]
+    critics = Critics(Networks(weights, weights, weights))
+    made = [critics.scores(reference) for _ in range(3)]
     names = [{key for score in scores for key in added(score, torch.rand(6, 1, 8, 8))} for scores in made]
     assert names[0] == names[2] >= {"fid", "clip_score", "hps"} and len(packages) == 2 and len(read) == 1
-    assert Critics(Networks(), reference, "cpu").scores() == []
+    assert Critics(Networks()).scores(reference) == []
 
 
 @pytest.mark.parametrize(
