@@ -39,6 +39,7 @@ BAD = [
     ("ratio_loss_weight", "-1"),
     ("ratio_mode", "paper"),
     ("router_start", "zero"),
+    ("rounding", "even"),
     ("proportion_empty_prompts", -0.1),
 ]
 
