@@ -86,6 +86,7 @@ setup(
     package_dir={"diffratio": "python/diffratio", "diffratio_kernels": "diffratio_kernels"},
     package_data={
         "diffratio.evaluation": ["assets/*"],
+        "diffratio.evaluation.published": ["published.json"],
         "diffratio.toy": ["assets/*/*"],
         "diffratio_kernels._triton": ["tiles.json"],
     },

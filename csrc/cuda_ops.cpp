@@ -1,5 +1,6 @@
 // torch.ops.diffratio_cuda.*: the CUDA kernels under the stable ABI.
 #include "cuda_ops.h"
+#include "cuda_ops_heads.h"
 #include "cuda_ops_two_bin.h"
 
 #include <torch/csrc/stable/library.h>
@@ -41,6 +42,14 @@ STABLE_TORCH_LIBRARY(diffratio_cuda, m) {
       "activation_backward(Tensor grad, Tensor gate, Tensor? value, str kind, Tensor? index, Tensor? logits, "
       "float score_scale, Tensor(a!) grad_gate, Tensor(b!)? grad_value, Tensor(c!)? grad_logits, int stream) -> ()");
   m.def(
+      "gate_residual(Tensor hidden, Tensor branch, Tensor gate, Tensor index, int tokens, Tensor? groups, str norm, "
+      "Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor(a!) out, int stream) -> ()");
+  m.def(
+      "gate_residual_backward(Tensor grad_out, Tensor branch, Tensor gate, Tensor index, Tensor place, int tokens, "
+      "Tensor? groups, Tensor? order, Tensor? bounds, str norm, Tensor? norm_weight, Tensor? norm_bias, "
+      "float norm_eps, Tensor(a!) grad_branch, Tensor(b!)? stats, Tensor(c!) partial, Tensor(d!) sums, int stream) "
+      "-> ()");
+  m.def(
       "scatter_rescale(Tensor x, Tensor? place, Tensor? index, int tokens, Tensor? groups, Tensor hidden, "
       "Tensor branch, Tensor gate, Tensor logits, str rescale, float score_scale, str norm, Tensor? norm_weight, "
       "Tensor? norm_bias, float norm_eps, Tensor(a!) out, int stream) -> ()");
@@ -78,6 +87,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffratio_cuda, CUDA, m) {
   m.impl("qk_norm_rope_backward", TORCH_BOX(&cuda::qk_norm_rope_backward<Tensor>));
   m.impl("activation", TORCH_BOX(&cuda::activation<Tensor>));
   m.impl("activation_backward", TORCH_BOX(&cuda::activation_backward<Tensor>));
+  m.impl("gate_residual", TORCH_BOX(&cuda::gate_residual<Tensor>));
+  m.impl("gate_residual_backward", TORCH_BOX(&cuda::gate_residual_backward<Tensor>));
   m.impl("scatter_rescale", TORCH_BOX(&cuda::scatter_rescale<Tensor>));
   m.impl("scatter_rescale_backward", TORCH_BOX(&cuda::scatter_rescale_backward<Tensor>));
   m.impl("two_bin_gelu", TORCH_BOX(&cuda::two_bin_gelu<Tensor>));

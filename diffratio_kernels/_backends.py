@@ -17,7 +17,7 @@ BACKENDS = {
     "gather_adaln": ("cpu", "cuda", "triton", "reference"),
     "adaln": ("cpu", "cuda", "triton", "reference"),
     "qk_norm_rope": ("cpu", "cuda", "triton", "reference"),
-    "gate_residual": ("cpu", "triton", "reference"),
+    "gate_residual": ("cpu", "cuda", "triton", "reference"),
     "attention": ("triton", "sdpa", "cudnn", "varlen", "flash_attn", "reference"),
     "mlp": ("cublaslt", "triton", "reference"),
     "activation": ("cpu", "cuda", "triton", "reference"),

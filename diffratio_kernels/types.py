@@ -283,10 +283,9 @@ class Run:
     rows: str
     """Backend of the row steps."""
     others: str
-    """"triton" or "reference" where that was asked for, else "auto": for attention, gate and products."""
+    """"triton" or "reference" where that was asked for, else "auto": for attention and products."""
     attention: str
     """Backend of attention among kept rows, or "auto"."""
-    gate: str
     direct: bool
     buffer: Tensor | None = None
     """What products write into; on the CPU fresh pages cost percents of a block."""

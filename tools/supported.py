@@ -45,8 +45,14 @@ on the rows that it keeps, since no operator computes them; all others run by ra
 *Masks* are those of tokens of the text, of the image, or of the one sequence of both. All blocks are tested
 with the gradients of all their parameters and of their tokens.
 
-| model of diffusers | blocks | timesteps | by modules | masks | what they are |
-|---|---|---|---|---|---|
+*Refused* is what the model, or a call of a block, may not have; all of it is tried
+(`tests/diffratio/families/refusals.py`). A routed block computes attention itself: it takes the processors
+that are named here and no other one (of IP-Adapter, of PAG, of yours), and no arguments for them. Masks of
+floats leave no token out, because attention adds them to its scores: give bools, one for each token.
+*Dense* are blocks that stay as they are, by their place in the model.
+
+| model of diffusers | blocks | timesteps | by modules | masks | refused | dense | what they are |
+|---|---|---|---|---|---|---|---|
 """
 REFUSED = """
 ## With other tools
@@ -72,10 +78,8 @@ On whole tiny models (`tests/diffratio/families/test_compositions.py` and the fi
 * Adapters: `load_diffratio` gives the bits that were saved.
 
 ## Refused, by name
-* Processors of users, IP-Adapter and PAG: a routed block computes attention itself. `fuse_qkv_projections`
-  is honoured where the family's processor is.
-* Text masks of floats that attention would add to the scores (Chroma's pipeline makes one): give bool
-  masks.
+What single families refuse stands in the table; every model refuses:
+* Processors of users, IP-Adapter and PAG. `fuse_qkv_projections` is honoured where the family's processor is.
 * Pyramid attention broadcast and FasterCache inside of blocks; context parallelism, also where it is switched
   on later.
 * Hooks and replacements of modules that a routed block does not call (attention, norms).
@@ -91,8 +95,10 @@ LIMITS = """
   edit): given some it stops with an error of its graph that names `img_ids` (on a GPU an assertion of the
   device). Without references it is one graph. Compile block by block (`compile_repeated_blocks`) with them,
   and Ideogram 4, MiniMax-H3 and Lumina 2, whose tokens the host has to read.
-* Blocks of experts (HiDream, Nucleus) and LTX's masks of numbers, where its model is not given the mask of
-  tokens, are read by the host: no CUDA graph takes them.
+* Blocks of experts (HiDream, Nucleus) are read by the host: no CUDA graph takes them.
+* Masks of numbers whose values the host would have to wait for (PixArt, Allegro, and LTX where its model is
+  not given a mask of bools, sampling on a GPU without `cache_text`), and masks that only weigh tokens, send
+  attention to the text through diffusers' module: as exact, and no faster than that is.
 * Frames that are given to a video model (timestep 0: Wan TI2V, LTX) are routed like the others.
 """
 
@@ -115,7 +121,8 @@ def rows() -> list[str]:
             units = sorted({spec.timestep_units for spec in blocks.values()})
             about = " ".join(inspect.getdoc(module).split("\n\n")[0].split())
             names = ", ".join(f"`{cls.__name__}`" for cls in blocks)
-            cells = [_models(home, file, family), names, ", ".join(units), *_shown(blocks), about]
+            shown = *_shown(blocks), _refused(blocks), _dense(blocks)
+            cells = [_models(home, file, family), names, ", ".join(units), *shown, about]
             found.append(f"| {' | '.join(cells)} |")
     return sorted(found)
 
@@ -127,6 +134,22 @@ def _shown(blocks) -> list[str]:
     of_each = {key: sorted({value for one in own for value in one[key]}) for key in OF_PIXART}
     columns = of_each["modules"], of_each["masks"]
     return [", ".join(column) or "-" for column in columns]
+
+
+def _refused(blocks) -> str:
+    """What the tests show that blocks refuse, and the processors that they take."""
+    refused = json.loads(FACTS.read_text())["refused"]
+    errors = {error for cls in blocks for error in refused.get(cls.__name__, ())}
+    taken = {cls.__name__ for spec in blocks.values() for cls in getattr(spec, "processors", ())}
+    others = [f"processors besides {', '.join(f'`{name}`' for name in sorted(taken))}"] if taken else []
+    return "; ".join([*sorted(errors, key=lambda error: (error[0] != "`", error)), *others]) or "-"
+
+
+def _dense(blocks) -> str:
+    """Blocks that are left dense, and why."""
+    left = {name: why for spec in blocks.values() for name, why in getattr(spec, "dense", {}).items()}
+    by_reason = {why: [f"`{name}`" for name in left if left[name] == why] for why in left.values()}
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items()) or "-"
 
 
 def _checkpointing() -> str:

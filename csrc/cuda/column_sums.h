@@ -44,4 +44,11 @@ void sum_groups(const Terms& terms, const ColumnSums& a, bool four, cudaStream_t
   check(cudaGetLastError(), "sum_groups");
 }
 
+// By groups where there are some, else by samples.
+template <class Terms>
+void sum_rows(const Terms& terms, const ColumnSums& a, bool four, cudaStream_t stream, const char* what) {
+  const auto sum = a.groups.bounds ? sum_groups<Terms> : sum_columns<Terms>;
+  sum(terms, a, four, stream, what);
+}
+
 }  // namespace diffratio::cuda

@@ -15,18 +15,14 @@ void gather_adaln_backward(const AdalnBackwardArgs& a, Element element, Stream t
       const bool vectors =
           of.held && aligned(a.scale) && all_aligned({a.rows, a.grad_rows, a.grad_normed, a.grad_x});
       with_bool(vectors, [&](auto kAligned) {
-        with_bool(!sizes.groups.of_row && a.norm == Norm::kLayer, [&](auto kPlain) {
-          DIFFRATIO_LAUNCH((gather_adaln_backward_kernel<T, kAligned.value, kPlain.value>), of.grid, of.block, stream,
-                           a);
-        });
+        DIFFRATIO_LAUNCH((gather_adaln_backward_kernel<T, kAligned.value>), of.grid, of.block, stream, a);
       });
       check(cudaGetLastError(), "gather_adaln_backward");
     }
     const AdalnTerms<T> terms{static_cast<const T*>(a.rows), static_cast<const T*>(a.grad_normed), a.stats,
                               sizes.width};
     const bool four = sizes.width % 4 == 0 && all_aligned({a.rows, a.grad_normed}, 4 * sizeof(T));
-    const auto sum = sizes.groups.bounds ? sum_groups<AdalnTerms<T>> : sum_columns<AdalnTerms<T>>;
-    sum(terms, sizes, four, stream, "gather_adaln_backward sums");
+    sum_rows(terms, sizes, four, stream, "gather_adaln_backward sums");
   });
 }
 

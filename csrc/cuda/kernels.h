@@ -18,6 +18,8 @@ void qk_norm_rope(const QkNormRopeArgs&, Element, Stream);
 void qk_norm_rope_backward(const QkNormRopeBackwardArgs&, Element, Stream);
 void activation(const ActivationArgs&, Element, Stream);
 void activation_backward(const ActivationBackwardArgs&, Element, Stream);
+void gate_residual(const GateResidualArgs&, Element, Stream);
+void gate_residual_backward(const GateResidualBackwardArgs&, Element, Stream);
 void scatter_rescale(const ScatterArgs&, const ScatterMore&, Element, Stream);
 void scatter_rescale_backward(const ScatterBackwardArgs&, const ScatterMore&, Element, Stream);
 void two_bin_gelu(const TwoBinGeluArgs&, Element, Stream);

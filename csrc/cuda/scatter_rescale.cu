@@ -13,8 +13,8 @@ void scatter_rescale(const ScatterArgs& a, const ScatterMore& more, Element elem
                          all_aligned({a.x, a.hidden, a.branch, a.out, more.norm.weight, more.norm.bias});
     with_bool(vectors, [&](auto kAligned) {
       with_rescale(a.rescale, [&](auto mode) {
-        with_bool(more.none(), [&](auto kPlain) {
-          DIFFRATIO_LAUNCH((scatter_rescale_kernel<T, mode.value, kAligned.value, kPlain.value>), rows.grid, rows.block,
+        with_bool(more.norm.any(), [&](auto kNormed) {
+          DIFFRATIO_LAUNCH((scatter_rescale_kernel<T, mode.value, kAligned.value, kNormed.value>), rows.grid, rows.block,
                            static_cast<cudaStream_t>(stream), a, more);
         });
       });

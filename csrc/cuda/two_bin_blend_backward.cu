@@ -20,7 +20,8 @@ void two_bin_blend_backward(const TwoBinBlendBackwardArgs& b, Element element, S
       });
       check(cudaGetLastError(), "two_bin_blend_backward");
     }
-    const GateTerms<T> terms{static_cast<const T*>(b.grad_out), static_cast<const T*>(a.branch), a};
+    const auto *grad_out = static_cast<const T*>(b.grad_out), *branch = static_cast<const T*>(a.branch);
+    const GateTerms<T, OfScattered, false> terms{grad_out, branch, static_cast<int>(a.width), {a}, nullptr};
     const bool four = a.width % 4 == 0 && all_aligned({b.grad_out, a.branch}, 4 * sizeof(T));
     sum_columns(terms, b.columns, four, stream, "two_bin_blend_backward sums");
   });

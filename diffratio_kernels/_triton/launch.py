@@ -19,6 +19,9 @@ FP_FUSION = {"enable_fp_fusion": True}
 """Option of every kernel: a * b + c is one FFMA, with one rounding, as in the CUDA C++ kernels. Triton does
 that unasked up to 3.9, which warns, and no longer from 3.10 on."""
 
+FEW_REGISTERS = {"maxnreg": 64}
+"""Option of backward kernels of rows: two blocks of 512 threads in a multiprocessor's registers, not one."""
+
 
 def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args, **options) -> None:
     """Run a kernel on the device of its first argument, in the current stream. An empty grid is no launch."""
@@ -33,10 +36,13 @@ def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args, **options) 
         kernel[grid](*args, **options)
 
 
-def row_block(width: int) -> dict:
-    """Options of a kernel that holds a whole row of `width` elements: its block and warps."""
+def row_block(width: int, held: int = 8) -> dict:
+    """Options of a kernel that holds a whole row of `width` elements: its block and warps.
+
+    held: elements of a thread, until there are 4096 in a row.
+    """
     block = triton.next_power_of_2(width)
-    return {"D": width, "BLOCK_D": block, "num_warps": min(max(block // 256, 1), 16)}
+    return {"D": width, "BLOCK_D": block, "num_warps": min(max(block // (32 * held), 1), 128 // held)}
 
 
 def unit_rows(t: Tensor) -> Tensor:

@@ -36,11 +36,10 @@ def group_of(order_ptr, groups_ptr, place, sample):
 
 
 @triton.jit
-def vector_of(vector, order_ptr, vectors_ptr, group, stride, d, D: tl.constexpr):
-    """The row of the modulation of a group; `vector`, that of a whole slice, where samples have their own."""
-    if order_ptr is not None:
-        vector = tl.load(vectors_ptr + group * stride + d, mask=d < D, other=0.0).to(tl.float32)
-    return vector
+def vector_of(vectors_ptr, group, stride, d, D: tl.constexpr):
+    """The row of the modulation of a sample or group. It is read again for each of their rows: out of the
+    cache, which costs less than registers that hold it."""
+    return tl.load(vectors_ptr + group * stride + d, mask=d < D, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -42,8 +42,7 @@ def begin(run: Run, stream: Stream) -> Text | None:
     x, valid = stream.tokens, stream.valid
     tokens, order, keys = x.shape[1], None, None
     if valid is not None:
-        order = valid.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        keys = valid.sum(1, dtype=torch.int32)
+        order, keys = valid.order, valid.lengths
     rows = PackedRows(_flattened(order, x), tokens, [tokens], _cu_seqlens([tokens], x), key_lengths=keys)
     rows.groups = stream.groups
     vectors = stream.modulation.unbind(1)

@@ -19,13 +19,12 @@ _GELU = {"gelu_tanh": "tanh", "gelu": "none"}
 
 
 def run_of(op: str, backend: str, attention: str, x: Tensor, direct: bool) -> Run:
-    """Row steps by `backend`; attention, gate and MLP by it too where it has them, else by "auto"."""
+    """Row steps by `backend`; attention and MLP by it too where it has them, else by "auto"."""
     others = backend if backend in ("triton", "reference") else "auto"
     return Run(
         rows=choose(op, backend, x.device, x.dtype),
         others=others,
         attention=others if attention == "auto" else attention,
-        gate=choose("gate_residual", others, x.device, x.dtype),
         direct=direct,
     )
 

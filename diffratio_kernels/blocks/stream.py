@@ -21,6 +21,27 @@ Norm = Callable[[Tensor], Tensor]
 
 
 @dataclass(slots=True)
+class Valid:
+    """Which tokens of a stream that is not routed count as keys.
+
+    Example:
+        >>> valid = Valid.of(torch.ones(B, M, dtype=torch.bool))
+    """
+
+    order: Tensor
+    """[B, M] int64: the places of each sample's tokens, those that count first."""
+    lengths: Tensor
+    """[B] int32: how many count."""
+
+    @staticmethod
+    def of(mask: Tensor) -> "Valid":
+        """Of a mask [B, M]."""
+        mask = mask.bool()
+        order = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        return Valid(order, mask.sum(1, dtype=torch.int32))
+
+
+@dataclass(slots=True)
 class KeysValues:
     """What every row attends to besides the rows: a text without queries, or a cache.
 
@@ -35,11 +56,13 @@ class KeysValues:
     """[B] int32: the first ones of the M that count; None: all."""
 
     @staticmethod
-    def masked(key: Tensor, value: Tensor, valid: Tensor) -> "KeysValues":
-        """Those that count, valid [B, M] bool, brought to the front."""
-        order = valid.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[..., None, None]
+    def masked(key: Tensor, value: Tensor, valid: Valid | None) -> "KeysValues":
+        """Those that count brought to the front."""
+        if valid is None:
+            return KeysValues(key, value)
+        order = valid.order[..., None, None]
         key, value = (t.take_along_dim(order, dim=1) for t in (key, value))
-        return KeysValues(key, value, valid.sum(1, dtype=torch.int32))
+        return KeysValues(key, value, valid.lengths)
 
 
 @dataclass(slots=True)
@@ -215,8 +238,8 @@ class Stream:
     """Whether the MLP's branch is added to h; else to x, and h is what the MLP reads alone (AuraFlow)."""
     mlp_reads_input: bool = False
     """Whether the MLP is given what the attention is given: no second norm."""
-    valid: Tensor | None = None
-    """[B, N] bool, of a stream that is not routed: the tokens that count as keys; None: all."""
+    valid: Valid | None = None
+    """Of a stream that is not routed, the tokens that count as keys; None: all."""
 
 
 @dataclass(slots=True)
@@ -249,10 +272,9 @@ class Layout:
         order = torch.cat([places[start:stop], places[:start], places[stop:]]).expand(batch, tokens)
         keys, routed, pinned = None, stop - start, tokens - (stop - start)
         if valid is not None:
-            late = valid.gather(1, order[:, routed:]).logical_not()
-            behind = late.to(torch.uint8).argsort(dim=1, stable=True)
-            order = torch.cat([order[:, :routed], order[:, routed:].gather(1, behind)], dim=1)
-            keys = pinned - late.sum(1, dtype=torch.int32)
+            others = Valid.of(valid.gather(1, order[:, routed:]))
+            order = torch.cat([order[:, :routed], order[:, routed:].gather(1, others.order)], dim=1)
+            keys = others.lengths
         return Layout(order, [routed], [pinned], keys)
 
     @staticmethod

@@ -36,6 +36,8 @@ def test_a_row_that_keeps_them_all():
         ({"kernel": "gather_adaln", "source": "cuda", "registers": 65}, "65 registers"),
         ({"kernel": "qk_norm_rope_backward", "source": "cuda", "registers": 65}, "65 registers"),
         ({"kernel": "activation_backward", "source": "cuda", "registers": 65}, "65 registers"),
+        ({"kernel": "gate_residual_bwd", "registers": 65}, "65 registers"),
+        ({"kernel": "scatter_rescale_backward", "source": "cuda", "registers": 65}, "65 registers"),
     ],
 )
 def test_each_rule_fires(change, words):
@@ -49,7 +51,7 @@ def test_each_rule_fires(change, words):
         {"architecture": 90, "shared": 227 * 1024},
         {"label": "d=40 cross", "mma_useful": 1.2},
         {"kernel": "gather_adaln", "registers": 64, "async": {}, "loads": {"2": 1}, "mma_useful": None},
-        {"kernel": "gather_adaln_backward", "registers": 65},
+        {"kernel": "two_bin_blend_backward", "registers": 65},
     ],
 )
 def test_no_rule_fires_where_it_should_not(change):

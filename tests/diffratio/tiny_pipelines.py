@@ -1,4 +1,4 @@
-"""Whole pipelines of flow models with random weights of a few channels, saved as diffusers saves them."""
+"""Whole pipelines with random weights of a few channels, saved as diffusers saves them."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,16 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -164,7 +171,38 @@ def wan(**options):
     return WanPipeline(tokenizer(), encoder, video, scheduler, transformer, **options)
 
 
+def large_vae():
+    """One that makes latents 8 times smaller, as those of PixArt and DiT."""
+    kinds = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    return AutoencoderKL(
+        **kinds, block_out_channels=[4] * 4, layers_per_block=1, latent_channels=4, norm_num_groups=2,
+        scaling_factor=0.5, mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def pixart(kind=PixArtAlphaPipeline, **options):
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 3, "norm_num_groups": 1}
+    transformer = PixArtTransformer2DModel(
+        **sizes, in_channels=4, out_channels=8, sample_size=8, cross_attention_dim=32,
+        caption_channels=WIDTH, **options,
+    )  # fmt: skip
+    return kind(tokenizer(), t5(), large_vae(), transformer, DPMSolverMultistepScheduler())
+
+
+def pixart_sigma():
+    return pixart(PixArtSigmaPipeline)
+
+
+def dit():
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, num_layers=3, in_channels=4, out_channels=8,
+        sample_size=8, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+    return DiTPipeline(transformer, large_vae(), DDIMScheduler())
+
+
 PIPELINES = {"flux": flux, "sd3": sd3, "qwen_image": qwen_image, "z_image": z_image, "wan": wan}
+PIPELINES |= {"pixart": pixart, "pixart_sigma": pixart_sigma, "dit": dit}
 
 
 def save(name: str, folder: Path, **options) -> Path:

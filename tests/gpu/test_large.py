@@ -148,9 +148,9 @@ def test_adaln(backend, size):
     _check_packed("adaln", backend, size)
 
 
-@pytest.mark.parametrize("size", TRITON)
-def test_gate_residual(size):
-    _check_packed("gate_residual", "triton", size)
+@pytest.mark.parametrize(("backend", "size"), BACKENDS)
+def test_gate_residual(backend, size):
+    _check_packed("gate_residual", backend, size)
 
 
 def _check_packed(op, backend, size):

@@ -19,13 +19,18 @@ SERVES = {
 }
 SMALLEST = {command: extra for extra in reversed(SERVES) for command in SERVES[extra]}
 PICTURE = ROOT / "docs/flow-shapes.png"
+EDIT = f"--image {PICTURE} --mask {PICTURE} --prompt red"
 SMALL = "--batch 1 --tokens 16 --width 16 --heads 2 --text 4 --kept 0.5 --rounds 1"
 RUN = "--train_mode full --max_train_steps 1 --train_batch_size 2 --output_dir run"
 CALLS = {
     "demo": (f"--out {WALK}", 2, "is not a folder"),  # said after its imports; the demo itself takes minutes
     "train": (f"--pretrained_model_name_or_path digits {RUN}", 0, "run"),
     "sample": ("shapes --rows 1 --columns 2 --steps 1 --out samples.png", 0, "samples.png written"),
-    "inpaint": (f"shapes --system image --image {PICTURE} --mask {PICTURE} --prompt red", 2, "got a PixArt"),
+    "inpaint": (
+        f"shapes --system image --image {PICTURE} --mask {PICTURE} --prompt red",
+        2,
+        "2 C + 1 input channels",
+    ),
     "eval": ("shapes --samples 2 --steps 1 --batch 1", 0, "shapes: 2 samples"),
     "plot": (f"{ROOT / 'benchmarks/results/amd-epyc.jsonl'} --out plots", 0, "roofline"),
     "bench": (f"block {SMALL}", 2, "needs a checkout of the repository"),

@@ -96,6 +96,11 @@ def test_both_bins_are_prefixes_of_one_selection(small):
         assert rows[small:].tolist() == sorted(best[small : large[b]])
 
 
+def test_the_authors_mod_rounds_down_and_keeps_one():
+    assert kept_tokens(8, 1024, "floor") == 819 and kept_tokens(8, 1024) == 820
+    assert [kept_tokens(n, 5, "floor") for n in range(11)] == [0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+
+
 def test_offsets_count_the_kept_tokens():
     index, offsets = select_tokens(torch.randn(3, 5), [2, 0, 5])
     assert offsets.tolist() == [0, 2, 2, 7] and offsets.dtype == torch.int32

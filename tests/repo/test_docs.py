@@ -11,8 +11,8 @@ import diffratio_kernels  # noqa: F401  registers torch.ops.diffratio
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = (
-    "index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md", "baselines.md",
-    "inpainting.md",
+    "index.md", "how-it-works.md", "add-a-kernel.md", "add-a-model.md", "training.md", "evaluation.md",
+    "baselines.md", "inpainting.md",
 )  # fmt: skip
 """The pages whose names are held against the sources."""
 WHOLE = ("torch.", "tools.", "diffratio.", "diffratio_kernels.")

@@ -1,10 +1,13 @@
 """The whole block, forward and backward, through the operators on the simulated CUDA kernels."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from diffratio_kernels import _backends, mod_block
 from diffratio_kernels.blocks import products
+from diffratio_kernels.ops.gate_residual import cuda as gate_residual
 from diffratio_kernels.testing.cases import ModBlockCase
 from tools.checks.blocks import check_mod_block, check_two_bin_block
 from tools.guards.poison import poisoned_memory
@@ -56,7 +59,9 @@ def test_products_of_triton_between_cuda_row_steps(dtype, cuda_on_cpu, monkeypat
     assert asked == [*["linear_gate_residual"] * 3, "linear_scatter"]  # the gather asks too
 
 
-def test_it_is_the_simulator_that_runs(cuda_on_cpu, simulator):
+def test_it_is_the_simulator_that_runs(cuda_on_cpu, simulator, monkeypatch):
+    gated = mock.Mock(side_effect=gate_residual.gate_residual)
+    monkeypatch.setattr(gate_residual, "gate_residual", gated)
     before = simulator.switches()
     mod_block(**ModBlockCase(seed=0).arguments(), backend="cuda")
-    assert simulator.switches() > before
+    assert simulator.switches() > before and gated.call_count == 1  # what crosses to text has no gate

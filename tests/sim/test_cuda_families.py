@@ -13,7 +13,8 @@ from tools.launchers.draw import Draw
 
 pytestmark = pytest.mark.usefixtures("simulated", "instead_of_triton")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OPERATORS = ("gather_adaln", "adaln", "scatter_rescale")
+OPERATORS = ("gather_adaln", "adaln", "gate_residual", "scatter_rescale")
+SHARED = ("gather_adaln, groups", "adaln, groups", "gate_residual, normed", "scatter_rescale, mlp, normed")
 STEP = 12
 
 
@@ -42,7 +43,7 @@ def test_the_calls_have_all_of_it():
     assert any(call.get("norm_bias") is not None and call["groups"] is not None for call in calls)
 
 
-@pytest.mark.parametrize("kind", ["gather_adaln, groups", "adaln, groups", "scatter_rescale, mlp, normed"])
+@pytest.mark.parametrize("kind", SHARED)
 def test_same_bits_under_every_schedule_in_poisoned_memory(simulator, kind):
     operator, arguments = typical_call(kind, torch.float32)
     expected = operator.kernels(**arguments)

@@ -8,6 +8,7 @@ import torch
 from diffratio_kernels import reference
 from diffratio_kernels.ops.adaln import cuda as adaln
 from diffratio_kernels.ops.cuda import row_map_of
+from diffratio_kernels.ops.gate_residual import cuda as gate_residual
 from diffratio_kernels.ops.route import cuda as route
 from diffratio_kernels.ops.scatter_rescale import cuda as scatter
 from diffratio_kernels.testing.budget import check_budget, longest_sum, shake
@@ -75,17 +76,20 @@ def run_all(a, rescale="mlp", eps=1e-6):
     packed_backward = adaln.adaln_backward(a["hidden"], packed, a["scale"], eps, None, a["branch"], None)
     routed_backward = route.router_logits_backward(a["logits"], x, a["weight"])
     scattered = scatter.scatter_rescale_backward(x.flip(-1), finish)[:5]
+    gated_backward = gate_residual.gate_residual_backward(a["hidden"], a["branch"], a["gate"], packed)[:2]
     return {
         "router_logits": route.router_logits(x, a["weight"], a["bias"]),
         "rows": rows,
         "normed": normed,
         "normed only": normed_only,
         "packed": adaln.adaln(a["hidden"], packed, a["shift"], a["scale"], eps),
+        "gated": gate_residual.gate_residual(a["hidden"], a["branch"], a["gate"], packed),
         "out": scatter.scatter_rescale(finish),
         "d x": backward[0].view(x.shape),
         **dict(zip(("d shift", "d scale"), backward[1:], strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
         **dict(zip(("d x routed", "d weight"), routed_backward, strict=True)),
+        **dict(zip(("d gated branch", "d gated gate"), gated_backward, strict=True)),
         **dict(zip(("d x out", "d hidden", "d branch", "d gate", "d logits"), scattered, strict=True)),
     }
 
@@ -97,6 +101,7 @@ def reference_all(a, rescale="mlp", eps=1e-6):
     rows, normed = reference.gather_adaln(x, of_index, a["shift"], a["scale"], eps)
     packed = reference.adaln(a["hidden"], of_index, a["shift"], a["scale"], eps)
     routed = reference.router_logits(x, a["weight"], a["bias"])
+    gated = reference.gate_residual(a["hidden"], a["branch"], a["gate"], of_index)
     finish = a["hidden"], a["branch"], a["gate"], a["logits"], Rescale(rescale, 2.0)
     out = reference.scatter_rescale(Finish(x, of_index, *finish))
 
@@ -107,6 +112,7 @@ def reference_all(a, rescale="mlp", eps=1e-6):
     backward = gradients([rows, normed], ["x", "shift", "scale"], [a["branch"], a["hidden"]])
     packed_backward = gradients([packed], ["hidden", "shift", "scale"], [a["branch"]])
     routed_backward = gradients([routed], ["x", "weight"], [a["logits"]])
+    gated_backward = gradients([gated], ["branch", "gate"], [a["hidden"]])
     scattered = gradients([out], ["x", "hidden", "branch", "gate", "logits"], [x.flip(-1)])
     results = {
         "router_logits": routed,
@@ -114,10 +120,12 @@ def reference_all(a, rescale="mlp", eps=1e-6):
         "normed": normed,
         "normed only": normed,
         "packed": packed,
+        "gated": gated,
         "out": out,
         **dict(zip(("d x", "d shift", "d scale"), backward, strict=True)),
         **dict(zip(("d rows", "d packed shift", "d packed scale"), packed_backward, strict=True)),
         **dict(zip(("d x routed", "d weight"), routed_backward, strict=True)),
+        **dict(zip(("d gated branch", "d gated gate"), gated_backward, strict=True)),
         **dict(zip(("d x out", "d hidden", "d branch", "d gate", "d logits"), scattered, strict=True)),
     }
     return {name: t.detach() for name, t in results.items()}

@@ -50,8 +50,10 @@ def double_many(x_ptr, out_ptr, D: tl.constexpr):
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_launch_exchanges_the_language_once_and_gives_it_back(wrong, monkeypatch):
     """Not for each of the 40 calls of a function; and an error in the kernel gives it back too."""
-    looks, plain = [], interpreter._patch_builtin
-    monkeypatch.setattr(interpreter, "_patch_builtin", lambda *args: (looks.append(args[0]), plain(*args))[1])
+    looks, plain = [], interpreter._patch_lang_core
+    monkeypatch.setattr(
+        interpreter, "_patch_lang_core", lambda *args: (looks.append(args[0]), plain(*args))[1]
+    )
     x, out, load = torch.randn(16), torch.empty(16), tl.load
     for _ in range(2):
         looks.clear()
@@ -76,3 +78,22 @@ def test_dtypes_of_arrays_are_remembered(dtype):
         assert interpreter._get_np_dtype(tl.block_type(dtype, [16, 8])) == DTYPES[dtype]
         for pointer in (tl.pointer_type(dtype), tl.block_type(tl.pointer_type(dtype), [16])):
             assert interpreter._get_np_dtype(pointer) == "uint64"
+
+
+@triton.jit
+def mixed(x_ptr, y_ptr, out_ptr, ROWS: tl.constexpr, D: tl.constexpr):
+    """[ROWS, D] by [D], by numbers, by a half: of other shapes and types than the other operand."""
+    row, d = tl.arange(0, ROWS)[:, None], tl.arange(0, D)
+    x, y = tl.load(x_ptr + row * D + d[None, :]), tl.load(y_ptr + d)
+    ratio = x / tl.load(x_ptr + (ROWS - 1 - row).to(tl.int64) * D + d[None, :])
+    tl.store(out_ptr + row * D + d[None, :], ratio * y[None, :] + 2 * y + (d > 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_operands_that_are_not_alike_are_cast_and_broadcast(dtype):
+    """fp16 by fp16, which are alike, is divided in fp32."""
+    x, y, out = 1 + torch.rand(4, 8).to(dtype), torch.randn(8), torch.empty(4, 8)
+    with quick_interpreter():
+        mixed[(1,)](x, y, out, ROWS=4, D=8)
+    ratio = x.float() / x.flip(0).float()
+    assert torch.equal(out, ratio * y + 2 * y + (torch.arange(8) > 3))

@@ -3,8 +3,7 @@
 Compiles every kernel in every shipped configuration: registers, spills, shared memory, instructions.
 
 Exit code 1 where a rule is broken: spills, too much shared memory, wasted matrix work or narrow loads in
-attention, more than 64 registers in gather_adaln, qk_norm_rope and
-activation; 2 where nothing can be compiled.
+attention, more than 64 registers in row kernels of one bin; 2 where nothing can be compiled.
 
 python -m tools.aot.kernels [--arch N ...] [--kernel TEXT] [--json]
 """

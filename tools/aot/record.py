@@ -17,7 +17,7 @@ _POINTER = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
-_COMPILER_OPTIONS = ("num_warps", "num_stages", *launch.FP_FUSION)
+_COMPILER_OPTIONS = ("num_warps", "num_stages", *launch.FP_FUSION, *launch.FEW_REGISTERS)
 
 
 @dataclass(frozen=True)

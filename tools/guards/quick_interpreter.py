@@ -20,8 +20,10 @@ def quick_interpreter():
     with (
         mock.patch.object(builder, "options", idle),
         mock.patch.object(interpreter, "_get_np_dtype", _remembered_dtypes(interpreter)),
+        mock.patch.object(interpreter, "_patch_builtin", _remembered_builtins(interpreter)),
         _language_exchanged_once(interpreter),
         _remembered_shapes(interpreter.tl),
+        _alike_operands(interpreter),
     ):
         yield
 
@@ -64,6 +66,51 @@ def _remembered_shapes(tl):
 
 
 @contextmanager
+def _alike_operands(interpreter):
+    """Two operands of one shape and type are what an operation makes of them: nothing is cast or broadcast.
+
+    Tensors of one shape share what holds it, by `_remembered_shapes`. fp16 is not among the types, which
+    divisions cast.
+    """
+    tl, semantic = interpreter.tl, type(interpreter.interpreter_semantic)
+    check, broadcast = semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
+    kept = {id(dtype) for dtype in (tl.int1, tl.int32, tl.int64, tl.float32, tl.float64)}
+
+    def alike(lhs, rhs):
+        return type(lhs) is type(rhs) is tl.tensor and lhs.shape is rhs.shape
+
+    def checked(self, lhs, rhs, *flags, **named):
+        if alike(lhs, rhs) and lhs.dtype is rhs.dtype and id(lhs.dtype) in kept:
+            return lhs, rhs
+        return check(self, lhs, rhs, *flags, **named)
+
+    def broadcast_to_each_other(self, lhs, rhs):
+        return (lhs, rhs) if alike(lhs, rhs) else broadcast(self, lhs, rhs)
+
+    with (
+        mock.patch.object(semantic, "binary_op_type_checking_impl", checked),
+        mock.patch.object(semantic, "broadcast_impl_value", broadcast_to_each_other),
+    ):
+        yield
+
+
+def _remembered_builtins(interpreter):
+    """What a module or class of the language has to exchange is looked up once."""
+    found = {}
+
+    def patch_builtin(owner, *args):
+        if owner not in found:
+            members = interpreter.inspect.getmembers(owner)
+            found[owner] = [
+                (name, member) for name, member in members if interpreter.tl.core.is_builtin(member)
+            ]
+        for name, member in found[owner]:
+            interpreter._patch_attr(owner, name, member, *args)
+
+    return patch_builtin
+
+
+@contextmanager
 def _language_exchanged_once(interpreter):
     """A launch exchanges Triton's language for the interpreter's once.
 
@@ -71,8 +118,12 @@ def _language_exchanged_once(interpreter):
     """
     tl, plain, exchanged = interpreter.tl, interpreter._patch_lang, set()
 
+    @functools.cache
+    def language_of(fn):
+        return {m.__name__ for m in fn.__globals__.values() if m is tl or m is tl.core}
+
     def patch_lang(fn):
-        language = {m.__name__ for m in fn.__globals__.values() if m is tl or m is tl.core}
+        language = language_of(fn)
         if language <= exchanged:
             return interpreter._LangPatchScope()
         outermost, scope = not exchanged, plain(fn)

@@ -120,10 +120,25 @@ def typical_call(kind: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Op
     return ALL[name], on_device(arguments, device)
 
 
+FAR = {
+    "gather_adaln": 1008,
+    "gather_adaln, groups": 1606,
+    "adaln": 1008,
+    "adaln, groups": 1413,
+    "gate_residual, normed": 9397,
+    "scatter_rescale, mlp, normed": 10005,
+    "two_bin_gelu": 4436,
+    "two_bin_blend, residual": 3083,
+    "two_bin_attention, shared keys": 857,
+    "two_bin_attention": 40454,
+}
+"""Where the search for rare kinds begins: their first seed, before which it would draw for seconds."""
+
+
 @cache
 def _typical_seed(kind: str) -> int:
     draw = ALL[kind.partition(",")[0]].draw
-    calls = ((seed, draw(Draw(seed, torch.float32))) for seed in count())
+    calls = ((seed, draw(Draw(seed, torch.float32))) for seed in count(FAR.get(kind, 0)))
     return next(seed for seed, call in calls if _is_typical(call) and VARIANTS[kind](call))
 
 

@@ -18,11 +18,13 @@ enum class Rescale : int { kMlp, kResidual, kOutput, kNone };
 
 enum class Norm : int { kNone, kRms, kLayer };
 
-// The norm of a branch before its gate.
-struct BranchNorm {
-  Norm kind;           // kNone: the branch as it is
+// The norm of a row.
+struct RowNorm {
+  Norm kind;           // kNone: the row as it is
   const float *weight, *bias;  // [D] or null
   float eps;
+
+  bool any() const { return kind != Norm::kNone; }
 };
 
 struct Modulation {
@@ -163,6 +165,24 @@ struct ActivationBackwardArgs {
   float* grad_logits;             // [B*N] of zeros, or null
 };
 
+struct GateResidualArgs {
+  const void *hidden, *branch;  // [T, D]
+  Modulation gate;
+  const int64_t* index;  // [T]
+  int64_t count, tokens, width;
+  const int64_t* groups;  // [B*N] or null
+  RowNorm norm;
+  void* out;  // [T, D]; may be hidden
+};
+
+struct GateResidualBackwardArgs {
+  GateResidualArgs forward;  // `hidden` and `out` unused
+  const void* grad_out;      // [T, D]
+  void* grad_branch;         // [T, D]
+  float* stats;              // [T, 2] mean and 1/std of the branch, written where it is normed
+  ColumnSums columns;        // sums of gate (GateTerms)
+};
+
 struct ScatterArgs {
   const void* x;         // [B*N, D]
   const int32_t* place;  // [B*N], or null to touch the rows of index only
@@ -179,11 +199,9 @@ struct ScatterArgs {
 
 // What `scatter_rescale` has besides in some families.
 struct ScatterMore {
-  BranchNorm norm;
+  RowNorm norm;
   const int64_t* groups;  // [B*N] or null
-  float* stats;           // [T, 2] mean and 1/std of the branch, written by the backward pass with a norm
-
-  bool none() const { return !groups && norm.kind == Norm::kNone; }
+  float* stats;           // [T, 2] mean and 1/std of the branch, written by the backward pass where it is normed
 };
 
 struct ScatterBackwardArgs {
@@ -191,7 +209,7 @@ struct ScatterBackwardArgs {
   const void* grad_out;                      // [B*N, D]
   void *grad_x, *grad_hidden, *grad_branch;  // like x, hidden, branch
   float* grad_logits;                        // [B*N]
-  ColumnSums columns;                        // sum of gate; with a norm those of NormedGateTerms
+  ColumnSums columns;                        // sums of gate (GateTerms)
 };
 
 // The packed rows of two bins: those of the large bin [T], sample after sample, each sample's small set first.

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 4) gather_adaln_kernel(AdalnAr
   const float* shift = a.shift.values + owner * a.shift.stride;
   const float* scale = a.scale.values + owner * a.scale.stride;
 
-  const Stats stats = norm_stats<kPlain>(row, width, a.norm, a.eps);
+  const Stats stats = norm_stats<kPlain>([&](auto f) { row.each(f); }, width, a.norm, a.eps);
   each_vector<T, kAligned>(width, [&](int v, int column) {
     const Vec<T, n> values = row.at(v, column);
     const Vec<float, n> factor = load_constant<n, kAligned>(scale, column, width);

@@ -3,15 +3,14 @@
 // grad_scale[b] = sum of grad_normed * n. An rms norm has no mean(g).
 #pragma once
 
-#include "arguments.h"
-#include "row.cuh"
+#include "norm_row.cuh"
 
 namespace diffratio::cuda {
 
 // One row of x with gather (zero where it was not kept), one packed row without.
-template <class T, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxRowThreads, 1) gather_adaln_backward_kernel(AdalnBackwardArgs a) {
-  constexpr int n = kPerVector<T>;
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kMaxRowThreads, 4) gather_adaln_backward_kernel(AdalnBackwardArgs a) {
+  constexpr int n = kStep<T, kAligned>;
   const ColumnSums& sizes = a.columns;
   const int64_t r = row_of_thread();
   if (r >= (a.gather ? sizes.samples * sizes.tokens : a.count)) return;
@@ -20,46 +19,24 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) gather_adaln_backward_kerne
   T* grad_x = static_cast<T*>(a.grad_x) + r * sizes.width;
   if (t < 0) {
     const Vec<T, n> zero{};
-    each_vector<T, kAligned>(width, [&](int, int column) { store<n, kAligned>(grad_x, column, width, zero); });
+    each_step<T, kAligned>(width, [&](int column) { store<n, kAligned>(grad_x, column, width, zero); });
     return;
   }
 
-  const Row<T, kAligned> row(static_cast<const T*>(a.rows) + t * sizes.width, width);
-  const Row<T, kAligned> grad(static_cast<const T*>(a.grad_normed) + t * sizes.width, width);
-  const Row<T, kAligned> direct(static_cast<const T*>(a.grad_rows) + t * sizes.width, a.grad_rows ? width : 0);
-  const int64_t owner = owner_of<kPlain>(sizes.groups.of_row, a.index[t], sizes.tokens);
-  const float* scale = a.scale.values + owner * a.scale.stride;
-
-  const Stats stats = norm_stats<kPlain>(row, width, a.norm, a.eps);
-  if (threadIdx.x == 0) a.stats[2 * t] = stats.mean, a.stats[2 * t + 1] = stats.rstd;
-
-  float sums[2] = {0, 0};  // of g, of g * n
-  each_vector<T, kAligned>(width, [&](int v, int column) {
-    const Vec<T, n> values = row.at(v, column), grads = grad.at(v, column);
-    const Vec<float, n> factor = load_constant<n, kAligned>(scale, column, width);
+  const T* direct = a.grad_rows ? static_cast<const T*>(a.grad_rows) + t * sizes.width : nullptr;
+  const T* grad = static_cast<const T*>(a.grad_normed) + t * sizes.width;
+  const float* scale = a.scale.values + owner_of<false>(sizes.groups.of_row, a.index[t], sizes.tokens) * a.scale.stride;
+  const NormRow<T, kAligned, true> row(static_cast<const T*>(a.rows) + t * sizes.width, width,
+                                       {a.norm, nullptr, nullptr, a.eps});
+  row.leave_stats(a.stats, t);
+  const auto given = [&](int column) {
+    const Vec<T, n> grads = load<n, kAligned>(grad, column, width);
+    Vec<float, n> g = load_constant<n, kAligned>(scale, column, width);
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const float g = upcast(grads.value[i]) * (1 + factor.value[i]);
-      sums[0] += g;
-      sums[1] += g * ((upcast(values.value[i]) - stats.mean) * stats.rstd);
-    }
-  });
-  row_sums(sums);
-  const float mean_g = kPlain || a.norm == Norm::kLayer ? sums[0] / width : 0.0f, mean_gn = sums[1] / width;
-
-  each_vector<T, kAligned>(width, [&](int v, int column) {
-    const Vec<T, n> values = row.at(v, column), grads = grad.at(v, column);
-    const Vec<float, n> factor = load_constant<n, kAligned>(scale, column, width);
-    Vec<T, n> add{}, out;
-    if (a.grad_rows) add = direct.at(v, column);
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const float g = upcast(grads.value[i]) * (1 + factor.value[i]);
-      const float unit = (upcast(values.value[i]) - stats.mean) * stats.rstd;
-      out.value[i] = from_float<T>(stats.rstd * (g - mean_g - unit * mean_gn) + upcast(add.value[i]));
-    }
-    store<n, kAligned>(grad_x, column, width, out);
-  });
+    for (int i = 0; i < n; ++i) g.value[i] = upcast(grads.value[i]) * (1 + g.value[i]);
+    return g;
+  };
+  row.gradient(given, 1, direct, grad_x);
 }
 
 // The terms of grad_shift and grad_scale (column_sums.cuh).

@@ -9,9 +9,9 @@
 
 namespace diffratio::cuda {
 
-// Terms as in column_sums.cuh.
+// Terms as in column_sums.cuh. Six blocks: for eight, which nvcc would choose, it spills.
 template <class Terms, int kColumns>
-__global__ void __launch_bounds__(kSliceTokens) group_sums_kernel(Terms terms, ColumnSums a) {
+__global__ void __launch_bounds__(kSliceTokens, 6) group_sums_kernel(Terms terms, ColumnSums a) {
   constexpr int kSums = Terms::kSums;
   const int width = static_cast<int>(a.width), lane = threadIdx.x % kWarp;
   const int chunks = ceil_div(width, kWarp * kColumns);

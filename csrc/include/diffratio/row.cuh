@@ -39,6 +39,17 @@ template <class T, class F> __device__ __forceinline__ void each_column(int widt
   for (int column = threadIdx.x * kPerVector<T>; column < width; column += step) f(column);
 }
 
+// Columns that each_step has at a time: a vector or, where elements are read one by one, a part of it.
+template <class T, bool kAligned> constexpr int kStep = kAligned ? kPerVector<T> : 4;
+
+// f(column) for the same columns in the same order, step by step: what is held at a time fits into 64 registers.
+template <class T, bool kAligned, class F> __device__ __forceinline__ void each_step(int width, F f) {
+  each_column<T>(width, [&](int column) {
+#pragma unroll 1
+    for (int i = 0; i < kPerVector<T>; i += kStep<T, kAligned>) f(column + i);
+  });
+}
+
 template <class T, bool kAligned> class Row {
  public:
   static constexpr int n = kPerVector<T>;
@@ -83,27 +94,20 @@ struct Stats {
   float mean, rstd;
 };
 
-// Mean, then the variance around it: E[x^2] - mean^2 would cancel.
-template <class T, bool kAligned>
-__device__ __forceinline__ Stats row_stats(const Row<T, kAligned>& row, int width, float eps) {
-  float sum[1] = {0}, squares[1] = {0};
-  row.each([&](float value) { sum[0] += value; });
-  row_sums(sum);
-  const float mean = sum[0] / width;
-  row.each([&](float value) { squares[0] += (value - mean) * (value - mean); });
+// Mean, which an rms norm does not take, then the variance around it: E[x^2] - mean^2 would cancel. each(f) calls
+// f(value) for every element of this thread. With kPlain of a layer norm.
+template <bool kPlain, class Each>
+__device__ __forceinline__ Stats norm_stats(Each each, int width, Norm norm, float eps) {
+  float mean = 0, squares[1] = {0};
+  if (kPlain || norm == Norm::kLayer) {
+    float sum[1] = {0};
+    each([&](float value) { sum[0] += value; });
+    row_sums(sum);
+    mean = sum[0] / width;
+  }
+  each([&](float value) { squares[0] += (value - mean) * (value - mean); });
   row_sums(squares);
   return {mean, rsqrtf(squares[0] / width + eps)};
-}
-
-// Of any norm; with kPlain of a layer norm.
-template <bool kPlain, class T, bool kAligned>
-__device__ __forceinline__ Stats norm_stats(const Row<T, kAligned>& row, int width, Norm norm, float eps) {
-  if (kPlain || norm == Norm::kLayer) return row_stats(row, width, eps);
-  if (norm == Norm::kNone) return {0, 1};
-  float squares[1] = {0};
-  row.each([&](float value) { squares[0] += value * value; });
-  row_sums(squares);
-  return {0, rsqrtf(squares[0] / width + eps)};
 }
 
 }  // namespace diffratio::cuda

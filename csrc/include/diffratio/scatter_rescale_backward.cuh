@@ -6,126 +6,87 @@
 namespace diffratio::cuda {
 
 // One row of x: its own gradient, and those of its hidden, branch and logit if it was kept.
-template <class T, Rescale mode, bool kAligned, bool kPlain>
-__global__ void __launch_bounds__(kMaxRowThreads, 1)
+template <class T, Rescale mode, bool kAligned, bool kNormed>
+__global__ void __launch_bounds__(kMaxRowThreads, 4)
     scatter_rescale_backward_kernel(ScatterBackwardArgs b, ScatterMore more) {
   using F = Finish<mode>;
-  constexpr int n = kPerVector<T>;
+  constexpr int n = kStep<T, kAligned>;
   const ScatterArgs& a = b.forward;
   const int64_t r = row_of_thread();
   if (r >= a.rows) return;
   const int64_t t = a.place[r];
   const int width = static_cast<int>(a.width);
+  const T* grad = static_cast<const T*>(b.grad_out) + r * a.width;
   T* grad_x = static_cast<T*>(b.grad_x) + r * a.width;
-  const Row<T, kAligned> grad(static_cast<const T*>(b.grad_out) + r * a.width, width);
   if (t < 0) {
-    each_vector<T, kAligned>(
-        width, [&](int v, int column) { store<n, kAligned>(grad_x, column, width, grad.at(v, column)); });
+    each_step<T, kAligned>(width, [&](int column) {
+      store<n, kAligned>(grad_x, column, width, load<n, kAligned>(grad, column, width));
+    });
     if (threadIdx.x == 0) b.grad_logits[r] = 0;
     return;
   }
 
-  const Row<T, kAligned> x(static_cast<const T*>(a.x) + r * a.width, F::reads_x ? width : 0);
-  const Row<T, kAligned> hidden(static_cast<const T*>(a.hidden) + t * a.width, width);
-  const Row<T, kAligned> branch(static_cast<const T*>(a.branch) + t * a.width, width);
+  const NormRow<T, kAligned, kNormed> branch(static_cast<const T*>(a.branch) + t * a.width, width, more.norm);
+  if constexpr (kNormed) branch.leave_stats(more.stats, t);
+  const T* x = static_cast<const T*>(a.x) + r * a.width;
+  const T* hidden = static_cast<const T*>(a.hidden) + t * a.width;
   T* grad_hidden = static_cast<T*>(b.grad_hidden) + t * a.width;
   T* grad_branch = static_cast<T*>(b.grad_branch) + t * a.width;
-  const float* gate = a.gate.values + owner_of<kPlain>(more.groups, r, a.tokens) * a.gate.stride;
+  const float* gate = a.gate.values + owner_of<false>(more.groups, r, a.tokens) * a.gate.stride;
   const float factor = score(a, r), hidden_weight = F::hidden_in_base ? 1.0f : factor;
 
-  [[maybe_unused]] Stats stats;
-  if constexpr (!kPlain) {
-    stats = norm_stats<false>(branch, width, more.norm.kind, more.norm.eps);
-    if (threadIdx.x == 0 && more.stats) more.stats[2 * t] = stats.mean, more.stats[2 * t + 1] = stats.rstd;
-  }
-  // of the score; then of g, the gradient of the branch normalised, and of g * the branch normalised
-  float grad_score[kPlain ? 1 : 3] = {};
-  each_vector<T, kAligned>(width, [&](int v, int column) {
-    const Vec<T, n> grads = grad.at(v, column), hiddens = hidden.at(v, column), branches = branch.at(v, column);
-    const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
-    Vec<T, n> kept{}, to_x, to_hidden, to_branch;
-    [[maybe_unused]] NormedBranch<n> normed;
-    if constexpr (!kPlain) normed = NormedBranch<n>::template load<kAligned>(more.norm, column, width);
-    if constexpr (F::reads_x) kept = x.at(v, column);
+  float grad_score[1] = {0};
+  const auto streams = [&](int column, const Vec<T, n>& grads) {
+    const Vec<T, n> hiddens = load<n, kAligned>(hidden, column, width);
+    Vec<T, n> kept{}, to_x, to_hidden;
+    if constexpr (F::reads_x) kept = load<n, kAligned>(x, column, width);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       const float g = upcast(grads.value[j]);
-      float value = upcast(branches.value[j]);
-      if constexpr (!kPlain) {
-        const float unit = (value - stats.mean) * stats.rstd;
-        const float to_unit = factor * gates.value[j] * g * normed.weight.value[j];
-        value = normed.at(j, unit);
-        grad_score[1] += to_unit;
-        grad_score[2] += to_unit * unit;
-      }
-      const float u = gates.value[j] * value;
-      grad_score[0] += g * F::delta(upcast(kept.value[j]), upcast(hiddens.value[j]), u);
+      grad_score[0] += g * F::delta(upcast(kept.value[j]), upcast(hiddens.value[j]), 0);
       to_x.value[j] = from_float<T>(F::reads_x ? (1 - factor) * g : 0.0f);
       to_hidden.value[j] = from_float<T>(hidden_weight * g);
-      to_branch.value[j] = from_float<T>(factor * gates.value[j] * g);
     }
     store<n, kAligned>(grad_x, column, width, to_x);
     store<n, kAligned>(grad_hidden, column, width, to_hidden);
-    if constexpr (kPlain) store<n, kAligned>(grad_branch, column, width, to_branch);
-  });
-  row_sums(grad_score);
-  if (threadIdx.x == 0)
-    b.grad_logits[r] = a.rescale == Rescale::kNone ? 0 : grad_score[0] * factor * (1 - sigmoid(a.logits[r]));
-  if constexpr (!kPlain) {
-    const bool layer = more.norm.kind == Norm::kLayer, none = more.norm.kind == Norm::kNone;
-    const float mean_g = layer ? grad_score[1] / width : 0.0f, mean_gn = none ? 0.0f : grad_score[2] / width;
-    each_vector<T, kAligned>(width, [&](int v, int column) {
-      const Vec<T, n> grads = grad.at(v, column), branches = branch.at(v, column);
-      const Vec<float, n> gates = load_constant<n, kAligned>(gate, column, width);
-      const NormedBranch<n> normed = NormedBranch<n>::template load<kAligned>(more.norm, column, width);
+  };
+  const auto gated = [&](const Vec<T, n>& grads, int column) {
+    Vec<float, n> out = load_constant<n, kAligned>(gate, column, width);
+#pragma unroll
+    for (int j = 0; j < n; ++j) out.value[j] *= upcast(grads.value[j]);
+    return out;
+  };
+  if constexpr (kNormed) {
+    each_step<T, kAligned>(width, [&](int column) { streams(column, load<n, kAligned>(grad, column, width)); });
+    const auto given = [&](int column) { return gated(load<n, kAligned>(grad, column, width), column); };
+    grad_score[0] += branch.times_bias(given);
+    row_sums(grad_score);
+    grad_score[0] += branch.gradient(given, factor, nullptr, grad_branch);
+  } else {
+    branch.each([&](int column, const Vec<float, n>& values) {
+      const Vec<T, n> grads = load<n, kAligned>(grad, column, width);
+      const Vec<float, n> g = gated(grads, column);
       Vec<T, n> to_branch;
+      streams(column, grads);
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        const float g = factor * gates.value[j] * upcast(grads.value[j]) * normed.weight.value[j];
-        const float unit = (upcast(branches.value[j]) - stats.mean) * stats.rstd;
-        to_branch.value[j] = from_float<T>(none ? g : stats.rstd * (g - mean_g - unit * mean_gn));
+        grad_score[0] += g.value[j] * values.value[j];
+        to_branch.value[j] = from_float<T>(factor * g.value[j]);
       }
       store<n, kAligned>(grad_branch, column, width, to_branch);
     });
+    row_sums(grad_score);
   }
+  if (threadIdx.x == 0)
+    b.grad_logits[r] = a.rescale == Rescale::kNone ? 0 : grad_score[0] * factor * (1 - sigmoid(a.logits[r]));
 }
 
-// The terms of grad_gate (column_sums.cuh).
-template <class T> struct GateTerms {
-  static constexpr int kSums = 1;
-  const T *grad_out, *branch;  // [B*N, D], [T, D]
+// Gradients are those of rows of x, times their scores.
+struct OfScattered {
   ScatterArgs forward;
 
-  template <int kColumns>
-  __device__ __forceinline__ void add(float (&sums)[kSums][kColumns], int64_t r, int64_t t, int column) const {
-    const int64_t width = forward.width;
-    const Vec<T, kColumns> grad = load<kColumns, true>(grad_out + r * width, column, width);
-    const Vec<T, kColumns> value = load<kColumns, true>(branch + t * width, column, width);
-    const float factor = score(forward, r);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) sums[0][c] += factor * upcast(value.value[c]) * upcast(grad.value[c]);
-  }
-};
-
-// The same where the branch is normed: sums of its rows' gradients times the branch normalised, and of them alone.
-template <class T> struct NormedGateTerms {
-  static constexpr int kSums = 2;
-  const T *grad_out, *branch;  // [B*N, D], [T, D]
-  ScatterArgs forward;
-  const float* stats;  // [T, 2]
-
-  template <int kColumns>
-  __device__ __forceinline__ void add(float (&sums)[kSums][kColumns], int64_t r, int64_t t, int column) const {
-    const int64_t width = forward.width;
-    const Vec<T, kColumns> grad = load<kColumns, true>(grad_out + r * width, column, width);
-    const Vec<T, kColumns> value = load<kColumns, true>(branch + t * width, column, width);
-    const float factor = score(forward, r), mean = stats[2 * t], rstd = stats[2 * t + 1];
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      sums[0][c] += factor * upcast(grad.value[c]) * ((upcast(value.value[c]) - mean) * rstd);
-      sums[1][c] += factor * upcast(grad.value[c]);
-    }
-  }
+  __device__ __forceinline__ int64_t row(int64_t r, int64_t) const { return r; }
+  __device__ __forceinline__ float factor(int64_t r) const { return score(forward, r); }
 };
 
 }  // namespace diffratio::cuda

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
-from ..._triton.slices import Slices, group_of, groups_of, owner_of, slot, token_at, vector_of
+from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
+from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
 from ...types import PackedRows
 
 
@@ -87,7 +87,6 @@ def _gather_adaln_bwd(
     dtype = grad_x_ptr.dtype.element_ty
     begin = sample * tokens + part * ROWS
     group = group_of(order_ptr, groups_ptr, begin, sample)
-    scale = tl.load(scale_ptr + group * stride_scale + d, mask=d < D, other=0.0).to(tl.float32)
     total_shift = tl.zeros((BLOCK_D,), tl.float32)
     total_scale = tl.zeros((BLOCK_D,), tl.float32)
     for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
@@ -95,13 +94,11 @@ def _gather_adaln_bwd(
         if order_ptr is not None:
             own = tl.load(groups_ptr + token)
             if own != group:
-                tl.store(partial_shift_ptr + (part + group) * D + d, total_shift, mask=d < D)
-                tl.store(partial_scale_ptr + (part + group) * D + d, total_scale, mask=d < D)
+                leave(partial_shift_ptr, partial_scale_ptr, part + group, total_shift, total_scale, d, D)
                 total_shift = tl.zeros((BLOCK_D,), tl.float32)
                 total_scale = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
         t = tl.load(row_map_ptr + token).to(tl.int64)
-        grad_row = tl.zeros((BLOCK_D,), tl.float32)
         if t >= 0:
             row = tl.load(rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             grad = tl.load(grad_normed_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
@@ -110,20 +107,19 @@ def _gather_adaln_bwd(
             total_shift += grad
             total_scale += grad * normed
             # rstd (g - mean(g) - n mean(g n)) + the gradient of the row itself, with g = grad (1 + scale)
-            g = grad * (1 + vector_of(scale, order_ptr, scale_ptr, group, stride_scale, d, D))
+            g = grad * (1 + vector_of(scale_ptr, group, stride_scale, d, D))
             if RMS:  # which takes no mean off
                 grad_row = rstd * (g - normed * (tl.sum(g * normed, axis=0) / D))
             else:
                 grad_row = rstd * (g - tl.sum(g, axis=0) / D - normed * (tl.sum(g * normed, axis=0) / D))
             if grad_rows_ptr is not None:
                 grad_row += tl.load(grad_rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            if not SCATTER:
-                tl.store(grad_x_ptr + t * D + d, grad_row.to(dtype), mask=d < D)
-        if SCATTER:
-            tl.store(grad_x_ptr + token * D + d, grad_row.to(dtype), mask=d < D)
-    partial = slot(order_ptr, part, sample, group) * D + d
-    tl.store(partial_shift_ptr + partial, total_shift, mask=d < D)
-    tl.store(partial_scale_ptr + partial, total_scale, mask=d < D)
+            at = token if SCATTER else t
+            tl.store(grad_x_ptr + at * D + d, grad_row.to(dtype), mask=d < D)
+        elif SCATTER:
+            tl.store(grad_x_ptr + token * D + d, tl.zeros((BLOCK_D,), dtype), mask=d < D)
+    place = slot(order_ptr, part, sample, group)
+    leave(partial_shift_ptr, partial_scale_ptr, place, total_shift, total_scale, d, D)
 
 
 def adaln_backward(
@@ -146,6 +142,7 @@ def adaln_backward(
         hidden.contiguous(), row_map_of(rows, slices.count), slices.order, slices.groups, scale,
         None if grad_rows is None else grad_rows.contiguous(), grad_normed.contiguous(),
         grad_x, partial_shift, partial_scale, slices.tokens, scale.stride(0), eps,
-        RMS=norm == "rms", ROWS=ROWS_PER_SLICE, SCATTER=x_rows is not None, **row_block(width),
+        RMS=norm == "rms", ROWS=ROWS_PER_SLICE, SCATTER=x_rows is not None,
+        **row_block(width, 8 if rows.groups is None else 4), **FEW_REGISTERS,
     )  # fmt: skip
     return grad_x, slices.total(partial_shift), slices.total(partial_scale)

@@ -122,13 +122,13 @@ def run_gate_residual(
     if gate is None:
         branch = branch if norm is None else norm(branch)
         return hidden.add_(branch) if run.direct else (hidden + branch).to(hidden.dtype)
-    if run.gate != "triton" and rows.groups is None and norm is None:
+    if run.rows in ("cpu", "reference") and rows.groups is None and norm is None:
         return _add_gated(hidden, branch, gate, rows.counts, rows.uniform, run.direct)
-    if run.direct and run.gate != "reference":
-        module = kernels("gate_residual", run.gate)
+    if run.direct and run.rows != "reference":
+        module = kernels("gate_residual", run.rows)
         return module.gate_residual(hidden, branch, gate, rows, norm, in_place=True)
     operands = hidden, branch.to(hidden.dtype), gate, rows.index, rows.tokens
-    return torch.ops.diffratio.gate_residual(*operands, groups=rows.groups, **flat(norm), backend=run.gate)
+    return torch.ops.diffratio.gate_residual(*operands, groups=rows.groups, **flat(norm), backend=run.rows)
 
 
 def _add_gated(

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
+from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
 from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
 from ...types import PackedRows, RowNorm
 from ..adaln.triton import row_stats
@@ -71,7 +71,6 @@ def _gate_residual_bwd(
     d = tl.arange(0, BLOCK_D)
     begin = sample * tokens + part * ROWS
     group = group_of(order_ptr, groups_ptr, begin, sample)
-    gate = tl.load(gate_ptr + group * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
     plain = tl.zeros((BLOCK_D,), tl.float32)
     for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
@@ -91,8 +90,8 @@ def _gate_residual_bwd(
             total += grad * unit
             if plain_ptr is not None:
                 plain += grad
-            own_gate = vector_of(gate, order_ptr, gate_ptr, group, stride_gate, d, D)
-            to_branch = branch_gradient(grad * own_gate, unit, rstd, weight_ptr, d, D, NORM)
+            gate = vector_of(gate_ptr, group, stride_gate, d, D)
+            to_branch = branch_gradient(grad * gate, unit, rstd, weight_ptr, d, D, NORM)
             tl.store(grad_branch_ptr + t * D + d, to_branch.to(grad_branch_ptr.dtype.element_ty), mask=d < D)
     leave(partial_ptr, plain_ptr, slot(order_ptr, part, sample, group), total, plain, d, D)
 
@@ -142,7 +141,7 @@ def gate_residual_backward(
         _gate_residual_bwd, slices.grid,
         grad_out.contiguous(), branch.contiguous(), gate, row_map_of(rows, slices.count), slices.order,
         slices.groups, weight, grad_branch, partial, plain, slices.tokens, gate.stride(0), eps, NORM=kind,
-        ROWS=ROWS_PER_SLICE, **row_block(width),
+        ROWS=ROWS_PER_SLICE, **row_block(width), **({} if norm is None else FEW_REGISTERS),
     )  # fmt: skip
     plain = None if plain is None else slices.total(plain)
     return grad_branch, *gradients(gate, norm, slices.total(partial), plain)

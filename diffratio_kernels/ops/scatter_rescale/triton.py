@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
+from ..._triton.launch import (
+    FEW_REGISTERS,
+    ROWS_PER_SLICE,
+    accumulator,
+    launch,
+    row_block,
+    row_map_of,
+    unit_rows,
+)  # fmt: skip
 from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
 from ...types import Finish
 from ..branch_norm import gradients
@@ -104,7 +112,6 @@ def _scatter_rescale_bwd(
     dtype = grad_x_ptr.dtype.element_ty
     begin = sample * tokens + part * ROWS
     group = group_of(order_ptr, groups_ptr, begin, sample)
-    gate = tl.load(gate_ptr + group * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
     plain = tl.zeros((BLOCK_D,), tl.float32)
     for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
@@ -116,38 +123,38 @@ def _scatter_rescale_bwd(
                 total = tl.zeros((BLOCK_D,), tl.float32)
                 plain = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
-        raw = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0)
         t = tl.load(row_map_ptr + row).to(tl.int64)
         if t < 0:
-            tl.store(grad_x_ptr + row * D + d, raw, mask=d < D)
+            tl.store(grad_x_ptr + row * D + d, tl.load(grad_ptr + row * D + d, mask=d < D), mask=d < D)
             tl.store(grad_logits_ptr + row, 0.0)
         else:
-            grad = raw.to(tl.float32)
-            hidden = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             unit, rstd = unit_branch(branch, d, eps, D, NORM)
+            grad = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
             sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
             factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
+            hidden_weight = factor if RESCALE == "residual" or RESCALE == "output" else 1.0
+            x_weight = 1 - factor if RESCALE == "residual" else 0.0
+            tl.store(grad_x_ptr + row * D + d, (x_weight * grad).to(dtype), mask=d < D)
+            tl.store(grad_hidden_ptr + t * D + d, (hidden_weight * grad).to(dtype), mask=d < D)
+            total += factor * unit * grad
+            if plain_ptr is not None:
+                plain += factor * grad
+            update = normed_branch(unit, weight_ptr, bias_ptr, d, D)
+            update *= vector_of(gate_ptr, group, stride_gate, d, D)
+            hidden = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             x = (
                 tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
                 if RESCALE == "residual"
                 else 0.0
             )
-            own_gate = vector_of(gate, order_ptr, gate_ptr, group, stride_gate, d, D)
-            update = own_gate * normed_branch(unit, weight_ptr, bias_ptr, d, D)
             base, delta = finish(x, hidden, update, RESCALE)
             grad_factor = tl.sum(grad * delta, axis=0)
             # A logit without a say may be NaN.
             grad_logit = 0.0 if RESCALE == "none" else grad_factor * factor * (1 - sigmoid)
             tl.store(grad_logits_ptr + row, grad_logit)
-            total += factor * unit * grad
-            if plain_ptr is not None:
-                plain += factor * grad
-            hidden_weight = factor if RESCALE == "residual" or RESCALE == "output" else 1.0
-            x_weight = 1 - factor if RESCALE == "residual" else 0.0
-            tl.store(grad_x_ptr + row * D + d, (x_weight * grad).to(dtype), mask=d < D)
-            tl.store(grad_hidden_ptr + t * D + d, (hidden_weight * grad).to(dtype), mask=d < D)
-            to_branch = branch_gradient(factor * own_gate * grad, unit, rstd, weight_ptr, d, D, NORM)
+            grad *= factor * vector_of(gate_ptr, group, stride_gate, d, D)
+            to_branch = branch_gradient(grad, unit, rstd, weight_ptr, d, D, NORM)
             tl.store(grad_branch_ptr + t * D + d, to_branch.to(dtype), mask=d < D)
     leave(partial_ptr, plain_ptr, slot(order_ptr, part, sample, group), total, plain, d, D)
 
@@ -162,12 +169,14 @@ def scatter_rescale_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor | 
     partial = slices.partial(width, x)
     kind, weight, bias, eps = norm_of(given.norm)
     plain = None if bias is None else slices.partial(width, x)
+    held = 8 if given.rows.groups is None and given.norm is None else 4
     launch(
         _scatter_rescale_bwd, slices.grid,
         grad_out.contiguous(), x.contiguous(), row_map_of(given.rows, batch * tokens), slices.order,
         slices.groups, given.hidden.contiguous(), given.branch.contiguous(), gate, given.logits.contiguous(),
         weight, bias, *grads, grad_logits, partial, plain, slices.tokens, gate.stride(0),
-        rescale.score_scale, eps, RESCALE=rescale.mode, NORM=kind, ROWS=ROWS_PER_SLICE, **row_block(width),
+        rescale.score_scale, eps, RESCALE=rescale.mode, NORM=kind, ROWS=ROWS_PER_SLICE,
+        **row_block(width, held), **FEW_REGISTERS,
     )  # fmt: skip
     plain = None if plain is None else slices.total(plain)
     grad_gate, *of_norm = gradients(given.gate, given.norm, slices.total(partial), plain)

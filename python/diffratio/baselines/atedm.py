@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 
 import torch
@@ -25,7 +26,7 @@ from diffratio_kernels.blocks.stream import Call, CrossAttention, SecondAttentio
 from diffratio_kernels.ops.route.op import run_select
 from diffratio_kernels.types import PackedRows, Run
 
-from .calls import Baseline, check_part, check_whole, cross_attention, exact, why_not
+from .calls import Baseline, check_part, check_whole, cross_attention, why_not
 
 REFILLS = ("copy", "residual")
 MOST = 0.9
@@ -154,7 +155,7 @@ class AtEdm(Baseline):
         return f"atedm:{self.ratio:g}" + f":{self.refill}" * (self.refill != "copy")
 
     def left(self, tokens: int) -> int:
-        return max(1, math.floor((1 - exact(self.ratio)) * tokens))
+        return max(1, math.floor((1 - Fraction(str(self.ratio))) * tokens))  # 0.2 is the decimal number
 
     def is_open(self, layer: int, layers: int) -> bool:
         """Whether a layer prunes nothing in the noisiest steps: half of them at each end of the model."""

@@ -1,6 +1,5 @@
 """What a baseline may change in one call of a block, and why it does not apply to others."""
 
-from fractions import Fraction
 from numbers import Real
 
 from torch import Tensor
@@ -89,11 +88,6 @@ def check_whole(name: str, value: int, least: int) -> None:
     """A ValueError where a value is no integer from `least` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}={value!r} must be an integer from {least} on")
-
-
-def exact(ratio: float) -> Fraction:
-    """The decimal number that a ratio is written as: 0.2 of 5 tokens is 1."""
-    return Fraction(str(ratio))
 
 
 def cross_attention(run: Run, cross: CrossAttention, hidden: Tensor, rows: PackedRows) -> Tensor:

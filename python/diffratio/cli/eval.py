@@ -1,6 +1,8 @@
 """`diffratio eval`: quality, latency, FLOPs and memory of a trained model."""
 
 import json
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
-from .output import Baseline, check_file, names_errors, print_table
+from .output import Baseline, check_file, check_folder, names_errors, print_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,6 +27,9 @@ COSTS = (
     ("milliseconds", "latency", "ms"),
     ("peak_megabytes", "peak memory", "MB"),
 )
+
+TIMED = ("milliseconds",)
+"""Costs that the paper has of whole samplings, and so of forwards; memory it has of layers."""
 
 _COLUMNS = 8  # of the picture
 
@@ -77,6 +82,13 @@ def eval(
     device: Device = "auto",
     fid_weights: Annotated[Path | None, typer.Option(help="Inception of torch-fidelity: adds FID.")] = None,
     clip_weights: Annotated[Path | None, typer.Option(help="ViT-B-32 of open_clip: adds CLIP score.")] = None,
+    hps_weights: Annotated[
+        Path | None, typer.Option(help="HPSv2's ViT-H-14, for open_clip: adds the preference score.")
+    ] = None,
+    keep_samples: Annotated[
+        Path | None,
+        typer.Option(help="A folder for all samples, as PNG: a stopped evaluation goes on with them."),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="A PNG of samples: base, dense and sparse, a row each.")
     ] = None,
@@ -87,17 +99,27 @@ def eval(
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     if picture is not None:
         check_file(picture)
+    if keep_samples is not None:
+        check_folder(keep_samples)
     from ..evaluation.evaluate import evaluate
+    from ..evaluation.networks import Networks
     from ..evaluation.quality import SampleSettings
 
     options = {"checkpoint": checkpoint, "base": base, "dataset": dataset, "dtype": DTYPES[dtype]}
     target = load(path, device, baseline=baseline, **options)
     if samples is None:
-        samples = 512 if target.flow is None or target.flow.family.on_pixels else 8
+        samples = 512 if target.pipeline is None or target.pipeline.family.on_pixels else 8
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
     settings, pictures = SampleSettings.of(target, samples=samples, seed=seed, **given), {}
-    weights = {"fid_weights": fid_weights, "clip_weights": clip_weights}
-    report = evaluate(target, settings, batch=batch, **weights, progress=not as_json, pictures=pictures)
+    report = evaluate(
+        target,
+        settings,
+        batch=batch,
+        networks=Networks(fid_weights, clip_weights, hps_weights),
+        progress=not as_json,
+        pictures=pictures,
+        keep_samples=keep_samples,
+    )
     if picture is not None and pictures:
         _draw(pictures, picture, report["name"])
     if as_json:
@@ -146,18 +168,26 @@ def print_report(report: dict[str, Any]) -> None:
         columns = {"base": report.get("base"), "dense": report.get("dense"), own: report["quality"]}
         columns["hidden"] = report.get("hidden")
         columns = {name: one for name, one in columns.items() if one is not None}
-        figures = [_figures(one) for one in (*columns.values(), report["real"])]
+        columns["real images"] = report["real"]
+        if report["published"] is not None and {"fid", "clip_score"} & set(report["quality"]):
+            columns["published"] = report["published"]["figures"]
+        figures = [_figures(one) for one in columns.values()]
         rows = [(what, *(one.get(what, "") for one in figures)) for what in figures[0]]
         steps = f"{report['steps']} steps" + ("" if report["variance"] is None else " of ddpm")
         settings = f"{report['samples']} samples, {steps}, guidance {report['guidance']}"
-        print_table(console, f"{report['name']}: {settings}", ("", *columns, "real images"), rows)
+        print_table(console, f"{report['name']}: {settings}", ("", *columns), rows)
         for name, what in COLUMNS.items():
             if name in columns:
                 console.print(f"{name}: {what}")
-        if report["baseline"]:
-            console.print(f"{own}: the same weights by that baseline")
         if report["variance"] is not None:
             console.print(f"variance of ddpm: {report['variance']}")
+        if report["baseline"]:
+            console.print(f"{own}: the same weights by that baseline")
+        if "published" in columns:
+            row = report["published"]
+            console.print(f"published: {row['name']}, {row['table']}; other data, other training, not ours")
+        if "fid" in report["quality"]:
+            console.print(_about_fid(report))
         if report.get("not_judged"):
             console.print(f"not judged: {'; '.join(report['not_judged'])}")
         if "why_no_base" in report:
@@ -169,17 +199,52 @@ def print_report(report: dict[str, Any]) -> None:
         print_table(console, title, header, [(str(i), *(f"{auc:.2f}" for auc in row)) for i, row in layers])
     title = f"one forward of {report['batch']} samples, {report['dtype']} on {report['device']}, "
     title += report["baseline"] or f"{report['mean_kept']:.1%} of the tokens kept"
-    cost, rows = report["cost"], []
-    for key, what, unit in COSTS:
-        values = [one[key] for one in cost.values()]
-        rows.append((what, *(f"{x:.3g} {unit}" for x in values), f"{values[-1] / values[0]:.1%}"))
-    columns = [{"all_tokens": "routed, all kept"}.get(name, name) for name in cost]
-    print_table(console, title, ("", *columns, f"{columns[-1]} / dense"), rows)
+    told = report["published_of_dense"]
+    forward = [_cost_row(cost, report["cost"], told if cost[0] in TIMED else {}) for cost in COSTS]
+    _print_costs(console, title, report["cost"], forward)
+    layers = {name: _means(one["layers"]) for name, one in report["cost"].items()}
+    block = [_cost_row(cost, layers, {} if cost[0] in TIMED else told) for cost in COSTS[1:]]
+    count = len(report["cost"]["dense"]["layers"]["milliseconds"])
+    _print_costs(console, f"one routed block, the mean of {count}", report["cost"], block)
+    console.print(f"measured by {report['layers_by']}")
     if "edit" in report:
         told = f"holes of {report['edit']['hole']:.1%} of the tokens"
         if "encoder_milliseconds" in report["edit"]:
             told += f"; once for an edit its encoder, {report['edit']['encoder_milliseconds']:.3g} ms"
         console.print(told)
+
+
+def _means(layers: dict[str, list[float]]) -> dict[str, float]:
+    return {key: statistics.fmean(values) for key, values in layers.items()}
+
+
+def _cost_row(
+    cost: tuple[str, str, str], ways: dict[str, dict[str, float]], told: dict[str, float]
+) -> list[str]:
+    """A figure of every way, the last as a part of the first, and what the paper has there."""
+    key, what, unit = cost
+    values = [one[key] for one in ways.values()]
+    of_dense = f"{values[-1] / values[0]:.1%}"
+    return [what, *(f"{x:.3g} {unit}" for x in values), of_dense, f"{told[key]:.1%}" if key in told else ""]
+
+
+def _print_costs(console: Console, title: str, ways: Iterable[str], rows: list[list[str]]) -> None:
+    """Print them, without the column of the paper where it has nothing to say."""
+    names = [{"all_tokens": "routed, all kept"}.get(name, name) for name in ways]
+    header = ["", *names, f"{names[-1]} / dense", "published"]
+    width = len(header) - (not any(row[-1] for row in rows))
+    print_table(console, title, header[:width], [row[:width] for row in rows])
+
+
+def _about_fid(report: dict[str, Any]) -> str:
+    """What FID depends on beside the model."""
+    from ..evaluation.networks import FEATURES
+
+    real, made = report["quality"]["fid_reference"], report["samples"]
+    text = f"FID: {made} samples against {real} held-out images"
+    if min(real, made) <= FEATURES:
+        text += f"; of less than {FEATURES} it says little, compare figures of as many"
+    return text
 
 
 def _figures(quality: dict[str, Any]) -> dict[str, str]:
@@ -198,4 +263,10 @@ def _figures(quality: dict[str, Any]) -> dict[str, str]:
     if "hole_error" in quality:
         rows["painted against original, MSE"] = f"{quality['hole_error']:.4f}"
         rows["pixels outside that differ"] = str(quality["outside_differing"])
-    return rows | {name: f"{quality[name]:.3f}" for name in ("fid", "clip_score") if name in quality}
+    if "fid" in quality:
+        rows["FID"] = f"{quality['fid']:.2f}"
+    for key, name, digits in (("clip_score", "CLIP score", 3), ("hps", "HPSv2", 2)):
+        if key in quality:
+            error = f" ± {quality[f'{key}_error']:.{digits}f}" if f"{key}_error" in quality else ""
+            rows[name] = f"{quality[key]:.{digits}f}{error}"
+    return rows

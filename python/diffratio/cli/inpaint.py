@@ -55,7 +55,7 @@ def inpaint(
 
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
     pipe = editor_of(target, path, system)
-    pipe.set_progress_bar_config(disable=True if as_json else None)  # else: where there is no terminal
+    pipe.set_progress_bar_config(disable=True if as_json else None)  # None: where there is no terminal
     begun = time.perf_counter()
     [made] = repaint(
         pipe, picture, white, prompt, pipe.config.system, steps, guidance, strength=strength,

@@ -20,6 +20,7 @@ class CaptionedDataset(Dataset):
         text_tokens, text_width: a caption is float32 ``[text_tokens, text_width]``.
         null_tokens: ``[text_tokens, text_width]``, takes the place of a dropped caption.
         attribute_names, attribute_sizes: what a classifier can judge, and how many values each has.
+        class_names: where captions are names of classes, all of them: the values of the first attribute.
     """
 
     name: str
@@ -31,6 +32,7 @@ class CaptionedDataset(Dataset):
     null_tokens: Tensor
     attribute_names: tuple[str, ...] = ()
     attribute_sizes: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         """Return ``pixel_values`` [n, C, H, W], ``tokens`` [n, M, E] and ``attributes`` int64 [n, A]."""

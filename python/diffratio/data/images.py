@@ -72,6 +72,7 @@ class CaptionedImages(CaptionedDataset):
         if classes:
             self._attributes = torch.tensor(labels, dtype=torch.int64)[:, None]
             self.attribute_names, self.attribute_sizes = ("class",), (len(classes),)
+            self.class_names = tuple(classes)
         known = repr((self._captions, labels, self.size, files)).encode()
         self.name = f"images-{blake2b(known, digest_size=8).hexdigest()}"
         self.null_tokens = self._encode([""])[0]

@@ -1,5 +1,7 @@
 """Sampling through diffusers' schedulers, with classifier-free guidance."""
 
+from collections.abc import Iterator
+
 import torch
 from diffusers import DDPMScheduler, PixArtTransformer2DModel
 from torch import Tensor
@@ -12,8 +14,13 @@ from .variance import predicts_variance
 CHUNK = 128  # images that are made at a time
 
 
+def sample(model: PixArtTransformer2DModel, tokens: Tensor, null_tokens: Tensor, **how) -> Tensor:
+    """Sample one image for each text: all of ``samples``, ``[n, C, side, side]``."""
+    return torch.cat(list(samples(model, tokens, null_tokens, **how)))
+
+
 @torch.inference_mode()
-def sample(
+def samples(
     model: PixArtTransformer2DModel,
     tokens: Tensor,
     null_tokens: Tensor,
@@ -25,8 +32,9 @@ def sample(
     side: int | None = None,
     schedule: DDPMScheduler | None = None,
     bar: str | None = "sampling",
-) -> Tensor:
-    """Sample one image for each text.
+    first: int = 0,
+) -> Iterator[Tensor]:
+    """Sample one image for each text, chunk by chunk.
 
     Each step is one forward of 2n samples: the first n with the null tokens, the last n with their text.
 
@@ -42,17 +50,17 @@ def sample(
         side: of the images; None is the one that the model was made for.
         schedule: what the model was trained with; None is that of the package's models.
         bar: title of the progress bar on standard error; None shows none.
+        first: number of the first image that is made, a multiple of ``CHUNK``.
 
-    Returns:
-        Images float32 ``[n, C, side, side]`` in [-1, 1] on the CPU.
+    Yields:
+        Images float32 ``[m, C, side, side]`` in [-1, 1] on the CPU.
     """
     n, side = len(tokens), model.config.sample_size if side is None else side
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, model.config.in_channels, side, side, generator=generator)
     null_tokens = null_tokens.to(tokens.device)
-    rows = torch.arange(n)
-    chunks = list(zip(tokens.split(CHUNK), noise.split(CHUNK), rows.split(CHUNK), strict=True))
-    made, learned = [], predicts_variance(model)
+    columns = (part[first:].split(CHUNK) for part in (tokens, noise, torch.arange(n)))
+    chunks, learned = list(zip(*columns, strict=True)), predicts_variance(model)
     with progress_bar(
         total=len(chunks) * steps, show=bar is not None, desc=bar, unit="step", leave=False
     ) as shown:
@@ -68,8 +76,7 @@ def sample(
                     predicted = predicted[:, : images.shape[1]]
                 images = scheduler.step(predicted, timestep, images, generator=drawn).prev_sample
                 shown.update()
-            made.append(images.clamp(-1, 1).cpu())
-    return torch.cat(made)
+            yield images.clamp(-1, 1).cpu()
 
 
 def _predict(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from ..routing.find import routed_layers, routed_model
 from .flops import TransformerShape, transformer_flops
 from .flops.counted import Counting
 from .latency import rotating_times
+from .layers import layer_costs
 from .memory import peak_bytes
 
 
@@ -27,15 +29,17 @@ def compare(
     description: str,
     progress: bool,
     count: bool = False,
-) -> dict[str, dict[str, float]]:
+    layers: bool = False,
+) -> dict[str, dict[str, Any]]:
     """Run ``call`` with the routing of ``model`` off ("dense"), on ("sparse"), and on with all tokens kept; a
     model with a training-free baseline with that off ("dense") and on (by its name).
 
     Returns for each of ``dense``, ``all_tokens`` and ``sparse``: ``milliseconds``, the median of ``repeats``
     runs that take turns, so that whatever else the machine does strikes all alike; and ``peak_megabytes``,
     the most memory (MB) that one call held in new tensors at any moment; with `count` also ``gflop``, as
-    torch counts them. "all_tokens" tells what the fused
-    kernels save by themselves. The model is left as it was.
+    torch counts them; with `layers` also ``layers``, the time and memory of each routed block
+    (`layer_costs`). "all_tokens" tells what the fused kernels save by themselves. The model is left as it
+    was.
     """
     shared = routed_model(model, baseline=True)
     config, enabled = shared.config, shared.enabled
@@ -54,6 +58,8 @@ def compare(
             results[name] = {"milliseconds": times[name].median * 1e3, "peak_megabytes": peak}
             if count:
                 results[name]["gflop"] = _counted(call) / 1e9
+        for name, costs in layer_costs(model, call, routes, repeats, progress).items() if layers else ():
+            results[name]["layers"] = costs
     finally:
         _route(model, config)
         shared.enabled = enabled
@@ -85,12 +91,13 @@ def model_cost(
     side: int | None = None,
     repeats: int = 9,
     progress: bool = True,
-) -> dict[str, dict[str, float]]:
+    layers: bool = False,
+) -> dict[str, dict[str, Any]]:
     """Return ``compare`` for one forward of a patched PixArt or DiT on random input, and its ``gflop``.
 
     A forward is the mean over the timestep regions: time and FLOPs are what a sampling run with evenly spread
-    timesteps pays on average, peak memory is that of the most expensive region. ``side`` is that of the
-    images or latents; None is the one that the model was made for.
+    timesteps pays on average, peak memory is that of the most expensive region, and of a layer the mean.
+    ``side`` is that of the images or latents; None is the one that the model was made for.
     """
     shared = routed_model(model, baseline=True)
     regions = shared.config.num_regions
@@ -103,9 +110,8 @@ def model_cost(
             model(**one)
 
     own = shared.baseline is not None
-    results = compare(
-        model, call, repeats=repeats, description="measuring latency", progress=progress, count=own
-    )
+    how = {"description": "measuring latency", "progress": progress, "count": own, "layers": layers}
+    results = compare(model, call, repeats=repeats, **how)
     for one in results.values():
         one["milliseconds"] /= regions
         if own:

@@ -1,7 +1,7 @@
 """`evaluate`: quality, latency, FLOPs and memory of one model, as one report."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import DiffRatioConfig, disable_diffratio, enable_diffratio, remove_diffratio
+from ..baselines import parse_baseline
+from ..diffusion.pipelines.pixart import PixArtSigma
 from ..routing.apply import route_blocks
+from ..routing.find import routed_model
 from .cost import model_cost
 from .flops.shapes import PAPER_TEXT_TOKENS
 from .inpainting import RepaintingStep, repainting_report
-from .published import ClipScore, Fid
+from .layers import MEASURED_BY
+from .networks import Critics, Networks
+from .published import Published, of_dense, published
 from .quality import Judge, SampleSettings
 from .router_maps import TIMESTEPS, router_auc
+from .samples import SampleFolder, digest
 from .target import Target
+
+PUBLISHED_MODEL = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "sample_size": 64}
+"""Sizes of the transformer of the paper's Table 1, at its 512 pixels a side."""
 
 
 def evaluate(
@@ -24,10 +33,10 @@ def evaluate(
     settings: SampleSettings,
     *,
     batch: int = 16,
-    fid_weights: Path | None = None,
-    clip_weights: Path | None = None,
+    networks: Networks | None = None,
     progress: bool = True,
     pictures: dict[str, Tensor] | None = None,
+    keep_samples: Path | None = None,
 ) -> dict[str, Any]:
     """Return the report of a model.
 
@@ -35,25 +44,31 @@ def evaluate(
         target: what ``load_target`` returned.
         settings: the samples that quality is judged on.
         batch: samples of the forward that is timed; guidance makes two of one image.
-        fid_weights, clip_weights: files of FID's and CLIP's networks; None leaves the metric out.
+        networks: files of the networks of FID, CLIP score and HPSv2; None leaves all out.
         progress: show progress bars on standard error.
-        pictures: filled with the samples of each model, by its column: base, dense, sparse.
+        pictures: filled with the first samples of each model, by its column: base, dense, sparse.
+        keep_samples: a folder for all samples, of each model one below it; what it holds is not made again.
 
     Returns:
         ``baseline``, the name of what was put on the model, or None; ``kept_tenths`` [L][R] (None without
         routers), ``mean_kept`` (None with a training-free baseline) and ``untrained_routers``, layers whose
         router nothing has trained; ``quality`` of ``Judge``, and the same figures for ``dense``, the same
         weights without routing, for ``base``, the model that a run started from, and for ``real`` held-out
-        images; ``router_auc`` [L][timestep] where the data has object masks; ``cost`` of ``model_cost``.
+        images; ``router_auc`` [L][timestep] where the data has object masks; ``cost`` of ``model_cost``, and
+        how its layers were measured, ``layers_by``; ``published``, the row of the paper's table that is of
+        this system and ratio, or None, and ``published_of_dense``, its costs as parts of the dense model's.
         Quality is None, with ``why_no_quality``, where the model does not make images of the data set,
         nothing tells the noise that it was trained with, or too few images are held out; ``base`` is left
-        out, with ``why_no_base``, where it cannot be loaded any more. Of a flow model's pipeline
+        out, with ``why_no_base``, where it cannot be loaded any more. Of a model that its pipeline samples
         ``not_judged`` says what is missing. A run that repaints is judged by ``repainting_report`` instead,
         and ``edit`` tells what an edit costs once.
+
+    Raises:
+        ValueError: a file or package of ``networks`` is missing, or ``keep_samples`` holds something else.
     """
-    model = target.model
-    fid = Fid(fid_weights, model.device) if fid_weights is not None else None
-    clip_score = ClipScore(clip_weights, model.device) if clip_weights is not None else None
+    model, judge, why_not = target.model, None, "no data set is known for this model (see --dataset)"
+    critics = Critics(networks or Networks(), model.device)
+    row, layers_by = published_row(target), MEASURED_BY[model.device.type]
     report: dict[str, Any] = {
         "name": target.name,
         "dataset": target.dataset,
@@ -65,75 +80,119 @@ def evaluate(
         "mean_kept": target.mean_kept,
         "baseline": target.baseline,
         "untrained_routers": target.untrained_routers,
+        "published": None if row is None else asdict(row),
+        "published_of_dense": {} if row is None else of_dense(row, batch),
     }
-    why_not = "no data set is known for this model (see --dataset)"
     text_tokens, side = PAPER_TEXT_TOKENS if model.config.get("caption_channels") else 0, None
     if target.repaints:
-        report |= repainting_report(target, settings, progress=progress, pictures=pictures)
+        if keep_samples is not None:
+            raise ValueError(f"keep_samples={str(keep_samples)!r} is not for a run that repaints")
+        report |= repainting_report(target, settings, critics, progress=progress, pictures=pictures)
         step = RepaintingStep(model, target.system, batch=batch, text_tokens=text_tokens)
         cost = _cost(target, partial(step.cost, progress=progress))
-        return report | {"batch": batch, "cost": cost, "edit": step.once()}
-    judge = None
+        return report | {"batch": batch, "cost": cost, "edit": step.once(), "layers_by": layers_by}
     if target.dataset is not None:
         judge = Judge.of(target, settings, progress)
         if judge.why_not(target) is None:
             side, text_tokens = judge.held_out.size, text_tokens and judge.held_out.text_tokens
         why_not = judge.why_not(target, quality=True)
     if why_not is None:
-        report |= _quality(target, judge, fid, clip_score, {} if pictures is None else pictures)
+        quality = _Quality(judge, critics, {} if pictures is None else pictures, keep_samples)
+        report |= quality.report(target)
     else:
         report |= {"quality": None, "why_no_quality": why_not}
-    if target.flow is not None:
-        report["not_judged"] = _not_judged(target, fid, clip_score)
+    if target.pipeline is not None:
+        report["not_judged"] = _not_judged(target, critics.networks)
         held_out = judge.held_out if why_not is None else None
-        measure = partial(target.flow.cost, held_out=held_out, batch=batch, progress=progress)
+        measure = partial(target.pipeline.cost, held_out=held_out, batch=batch, progress=progress)
     else:
-        measure = partial(model_cost, batch=batch, text_tokens=text_tokens, side=side, progress=progress)
-    return report | {"batch": batch, "cost": _cost(target, measure)}
+        how = {"batch": batch, "text_tokens": text_tokens, "side": side, "progress": progress}
+        measure = partial(model_cost, layers=True, **how)
+    return report | {"batch": batch, "cost": _cost(target, measure), "layers_by": layers_by}
 
 
-def _not_judged(target: Target, fid: Fid | None, clip_score: ClipScore | None) -> list[str]:
-    """What a report on a flow model says nothing about."""
+def published_row(target: Target) -> Published | None:
+    """Return the row of Table 1 that a model is the like of: the method of its run and the compression that
+    it has come to, in percent, or its baseline, on PixArt-Sigma of full size in its pipeline; None for all
+    else."""
+    if target.pipeline is None or target.options.get("resolution") not in (None, 512):
+        return None
+    if not isinstance(target.pipeline.family, PixArtSigma):
+        return None
+    if any(target.model.config[name] != size for name, size in PUBLISHED_MODEL.items()):
+        return None
+    if target.baseline is not None:
+        baseline = parse_baseline(target.baseline)
+        # As the paper's FLOPs have them: ToMe merges in the MLP alone, AT-EDM copies.
+        method = {"tome:mlp": "tome", "atedm": "atedm"}.get(baseline.name.rpartition(":")[0])
+        return method and published("t2i", "pixart-sigma", method, baseline.ratio)
+    if target.run is None:
+        return None
+    compression = round(1 - target.mean_kept, 2)
+    return published("t2i", "pixart-sigma", target.run["arguments"]["method"], compression)
+
+
+def _not_judged(target: Target, networks: Networks) -> list[str]:
+    """What a report on a model that its pipeline samples says nothing about."""
     missing = ["router scores against object masks"]
-    if not target.flow.family.on_pixels:
+    if not target.pipeline.family.on_pixels:
         missing += ["Frechet distance and accuracy, which need a classifier of the pictures"]
-    missing += [] if fid else ["FID (--fid-weights)"]
-    return missing + ([] if clip_score else ["CLIP score (--clip-weights)"])
+    return missing + networks.missing
 
 
-def _quality(
-    target: Target, judge: Judge, fid: Fid | None, clip_score: ClipScore | None, pictures: dict[str, Tensor]
-) -> dict[str, Any]:
-    def figures(judged: Target, description: str, column: str) -> dict[str, Any]:
-        images, quality = judge(judged, description)
-        pictures[column] = images
-        if fid is not None:
-            quality["fid"] = fid(judge.reference, images)
-        if clip_score is not None:
-            quality["clip_score"] = clip_score(images, judge.held_out.captions(judge.wanted))
+class _Quality:
+    """The figures of a model, of its weights without routing, and of what a run began with."""
+
+    def __init__(
+        self, judge: Judge, critics: Critics, pictures: dict[str, Tensor], keep_samples: Path | None
+    ) -> None:
+        self.judge, self.critics, self.pictures, self.keep_samples = judge, critics, pictures, keep_samples
+
+    def report(self, target: Target) -> dict[str, Any]:
+        own = target.baseline or ("sparse" if target.routed else "model")
+        found = {"quality": self.figures(target, "sampling", own), "real": self.judge.real}
+        if target.routed:
+            auc = None
+            if target.pipeline is None:
+                auc = router_auc(target.model, self.judge.held_out, schedule=target.schedule)
+            if auc is not None:
+                found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
+        if target.patched:
+            disable_diffratio(target.model)
+            try:
+                found["dense"] = self.figures(target, "sampling dense", "dense")
+            finally:
+                enable_diffratio(target.model)
+        if target.run is not None:
+            try:
+                base = target.load_base()
+            except (ValueError, OSError) as error:
+                return found | {"why_no_base": str(error)}
+            found["base"] = self.figures(replace(target, model=base), "sampling the base", "base")
+        return found
+
+    def figures(self, target: Target, description: str, column: str) -> dict[str, Any]:
+        folder, judge = None, self.judge
+        if self.keep_samples is not None:
+            settings, pipeline = dict(vars(judge.settings)), target.pipeline
+            if pipeline is not None:  # the noise of an image does not depend on how many there are
+                del settings["samples"]
+            made_by = {
+                "column": column,
+                "weights": digest(target.model),
+                "routing": None if column in ("dense", "base", "model") else _routing(target),
+                "dtype": str(target.model.dtype),
+                "images": judge.held_out.name,
+                "pipeline": pipeline and pipeline.name,
+            }
+            folder = SampleFolder(self.keep_samples / column, made_by | settings)
+        images, quality = judge(target, description, self.critics.scores(judge.held_out_images), folder)
+        self.pictures[column] = images
         return quality
 
-    own = target.baseline or ("sparse" if target.routed else "model")
-    found = {"quality": figures(target, "sampling", own), "real": judge.real}
-    if target.routed:
-        auc = None
-        if target.flow is None:
-            auc = router_auc(target.model, judge.held_out, schedule=target.schedule)
-        if auc is not None:
-            found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
-    if target.patched:
-        disable_diffratio(target.model)
-        try:
-            found["dense"] = figures(target, "sampling dense", "dense")
-        finally:
-            enable_diffratio(target.model)
-    if target.run is not None:
-        try:
-            base = target.load_base()
-        except (ValueError, OSError) as error:
-            return found | {"why_no_base": str(error)}
-        found["base"] = figures(replace(target, model=base), "sampling the base", "base")
-    return found
+
+def _routing(target: Target) -> dict[str, Any]:
+    return routed_model(target.model, baseline=True).config.to_dict()
 
 
 def _cost(target: Target, measure: Callable[[nn.Module], dict]) -> dict[str, Any]:

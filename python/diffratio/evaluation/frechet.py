@@ -23,6 +23,35 @@ class Gaussian:
         return cls(features.double().mean(0), torch.cov(features.double().T).reshape(features.shape[1], -1))
 
 
+class Moments:
+    """Mean and covariance of features that come in parts, which are not kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, features: Tensor) -> None:
+        """Take in features ``[n, D]``."""
+        features = features.double()
+        count, mean = len(features), features.mean(0)
+        if not self.count:
+            self._mean, self._scatter = torch.zeros_like(mean), features.new_zeros(len(mean), len(mean))
+        total, apart, centred = self.count + count, mean - self._mean, features - mean
+        # Each part around its own mean, and the means around each other: no large squares cancel.
+        between = torch.outer(apart, apart) * (self.count * count / total)
+        self._scatter = self._scatter + centred.T @ centred + between
+        self._mean, self.count = self._mean + apart * (count / total), total
+
+    def gaussian(self) -> Gaussian:
+        """Return the normal distribution with these moments.
+
+        Raises:
+            ValueError: fewer than 2 features came.
+        """
+        if self.count < 2:
+            raise ValueError(f"features: {self.count} came, at least 2 are needed")
+        return Gaussian(self._mean, self._scatter / (self.count - 1))
+
+
 def gaussian_distance(one: Gaussian, other: Gaussian) -> float:
     """Return |m1 - m2|^2 + tr(C1 + C2 - 2 sqrt(C1 C2)), the squared Frechet distance that FID reports."""
     values, vectors = torch.linalg.eigh(one.covariance)

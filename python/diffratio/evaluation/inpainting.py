@@ -29,6 +29,8 @@ from ..train.inpainting import InpaintObjective, holes_of
 from .classifier import attribute_accuracy, classifier
 from .cost import compare
 from .frechet import frechet_distance
+from .networks import Critics
+from .quality import images_of
 from .target import Target
 
 _CHUNK, _REFERENCE, _ROUNDS = 64, 2048, 9
@@ -59,6 +61,7 @@ class Repainting:
         numbers = torch.arange(settings.samples)
         rows = numbers % len(self.held_out)
         self._batch, objects = self.held_out.batch(rows), self.held_out.masks(rows)
+        self.captions = self.held_out.captions(rows)
         self.mask = draw_masks(self.arguments.masks, numbers, self.held_out.size, objects=objects)
 
     def why_not(self, target: Target) -> str | None:
@@ -179,10 +182,15 @@ class Repainting:
 
 
 def repainting_report(
-    target: Target, settings, *, progress: bool = True, pictures: dict[str, Tensor] | None = None
+    target: Target,
+    settings,
+    critics: Critics,
+    *,
+    progress: bool = True,
+    pictures: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Return `quality`, `real`, and the same figures for `hidden`, the control that sees no picture, and
-    `dense`, the weights without routing; or `why_no_quality`."""
+    `dense`, the weights without routing; or `why_no_quality`. `critics` judge whole pictures."""
     reason = None
     if target.run["latents"]:
         reason = "the run repaints in latents: `diffratio inpaint` shows what it makes"
@@ -197,10 +205,13 @@ def repainting_report(
     def judged(column: str, hidden: bool = False) -> dict[str, Any]:
         pictures[column] = judge.paint(target, f"painting, {column}", hidden)
         found = judge.figures(pictures[column])
+        for score in critics.scores(partial(images_of, judge.held_out, progress)):
+            score.add(pictures[column], judge.captions)
+            found |= score.figures()
         return found if hidden else found | judge.errors(target)
 
     found = {"system": judge.system.name, "masks": judge.arguments.masks, "real": judge.real}
-    found["not_judged"] = ["FID and CLIP score"]
+    found["not_judged"] = critics.networks.missing
     found |= {
         "quality": judged("sparse" if target.routed else "model"),
         "hidden": judged("hidden", hidden=True),
@@ -253,7 +264,7 @@ class RepaintingStep:
             for timestep in times:
                 self._system.predict(model, self._edit, noisy, timestep=timestep, **self._condition)
 
-        options = {"description": "measuring latency", "progress": progress, "count": True}
+        options = {"description": "measuring latency", "progress": progress, "count": True, "layers": True}
         found = compare(model, call, repeats=_ROUNDS, **options)
         for one in found.values():
             one["milliseconds"] /= regions

@@ -23,7 +23,7 @@ from ..routing.adapter_file import check_files
 from ..routing.find import routed_layers
 from ..toy import PRETRAINED
 from ..train.run_log import RUN
-from .flow import FlowModel
+from .pipeline import PipelineModel
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -31,8 +31,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 @dataclass
 class Target:
     """A model ready for inference, and what it was trained on: a data set (None where nothing tells) with the
-    ``options`` to load it, and a noise schedule (None where ``why_no_schedule`` tells why), or ``flow``, the
-    pipeline of a flow model. ``run`` is what ``run.json`` tells of a run.
+    ``options`` to load it, and a noise schedule (None of a flow, and where ``why_no_schedule`` tells why).
+    ``pipeline`` is what samples, where the model came in one. ``run`` is what ``run.json`` tells of a run.
     """
 
     model: nn.Module
@@ -41,7 +41,7 @@ class Target:
     options: dict[str, Any] = field(default_factory=dict)
     schedule: DDPMScheduler | None = None
     why_no_schedule: str | None = None
-    flow: FlowModel | None = None
+    pipeline: PipelineModel | None = None
     run: dict[str, Any] | None = None
     baseline: str | None = None
     """What `apply_baseline` put on the model."""
@@ -50,6 +50,11 @@ class Target:
     def patched(self) -> bool:
         """Whether the model has routers or a training-free baseline, which can be switched off."""
         return "_diffratio_model" in vars(self.model)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the model is one of a flow."""
+        return self.pipeline is not None and self.pipeline.family.flow
 
     @property
     def routed(self) -> bool:
@@ -126,6 +131,7 @@ def load_target(
     if run is not None:
         if base is not None:
             raise ValueError(f"base={str(base)!r}: {str(path)!r} is of a run, which knows its own base")
+        from ..train.encoded import Encoders
         from ..train.model import load_run
 
         model, info = load_run(run, step)
@@ -136,32 +142,33 @@ def load_target(
             target.options = {name: info["arguments"].get(name) for name in options}
         if "resolution" in info and (target.options or target.dataset not in BUILT_IN):
             target.options["resolution"] = info["resolution"]
-        began = info["base_model"]
-        if info.get("flow"):
-            given = info["arguments"]
-            revision = given["revision"]
-            family = _family_of(began, model, revision)
-            if family is None:
-                raise ValueError(f"path: the pipeline {began!r} that the run began with is not there")
-            length, guidance = given["max_sequence_length"], given["guidance_scale"]
-            target.flow = FlowModel(began, family, model, length, guidance, revision)
-        else:
+        began, given = info["base_model"], info["arguments"]
+        # What works on pixels needs no pipeline, and what repaints has one of its own.
+        drawn = (info.get("flow") or info.get("latents")) and not target.repaints
+        family = _family_of(began, model, given["revision"]) if drawn else None
+        if family is not None:
+            length = given["max_sequence_length"] or (None if family.flow else Encoders.text_tokens)
+            told, revision = given["guidance_scale"], given["revision"]
+            target.pipeline = PipelineModel(began, family, model, length, told, revision)
+        elif info.get("flow"):
+            raise ValueError(f"path: the pipeline {began!r} that the run began with is not there")
+        if not target.is_flow:
             written = run / "final" if step is None else run / f"checkpoint-{step}" / "adapter"
             _find_schedule(target, [written, Path(began)], began in PRETRAINED)
     elif checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint}: {str(path)!r} is no run ({RUN} is missing)")
     else:
         target = _load_folder(str(path), base, _located(dataset))
-    if target.flow is not None and target.options.get("resolution") is None:
+    if target.pipeline is not None and target.options.get("resolution") is None:
         if target.dataset not in (None, *BUILT_IN):
-            target.options["resolution"] = target.flow.family.default_side
+            target.options["resolution"] = target.pipeline.family.default_side
     elif target.options.get("resolution") is None and target.dataset not in (None, *BUILT_IN):
         config = target.model.config
         if target.channels == CaptionedImages.channels:  # it works on pixels, not on latents
             target.options["resolution"] = config.sample_size
     target.model = _ready(target.model, device, dtype)
-    if target.flow is not None:
-        target.flow.model = target.model
+    if target.pipeline is not None:
+        target.pipeline.model, target.pipeline.schedule = target.model, target.schedule
     if baseline is not None:
         apply_baseline(target.model, baseline)
         target.baseline = baseline
@@ -214,8 +221,8 @@ def _load_folder(path: str, base: str | Path | None, dataset: str | None) -> Tar
     pipeline = str(path if base is None else base)
     family = _family_of(pipeline, model) if on_disk(pipeline) else None
     if family is not None:
-        target.flow = FlowModel(pipeline, family, model)
-    else:
+        target.pipeline = PipelineModel(pipeline, family, model)
+    if not target.is_flow:
         _find_schedule(target, [folder, weights], weights.resolve().is_relative_to(_PACKAGE))
     return target
 

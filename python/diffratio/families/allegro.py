@@ -5,13 +5,10 @@ from diffusers.models.attention_processor import AllegroAttnProcessor2_0, Attent
 from diffusers.models.transformers.transformer_allegro import AllegroTransformerBlock
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Branch, Call, CrossAttention, Rope, Stream
-from diffratio_kernels.types import PackedRows
+from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
-from .attention_modules import by_count
-from .modules import ModuleSpec
+from .modules import ModuleSpec, text_attention
 from .registry import register_block_spec
-from .text_mask import keys_values_of, text_lengths
 
 
 class AllegroSpec(ModuleSpec):
@@ -23,37 +20,17 @@ class AllegroSpec(ModuleSpec):
             return "its norms have an affine part"
         return super().unsupported_reason(block)
 
-    def width(self, block):
-        return block.attn1.query_dim
-
     def bind(self, block, hidden_states, encoder_hidden_states=None, temb=None, attention_mask=None,
              encoder_attention_mask=None, image_rotary_emb=None):  # fmt: skip
         parts = self.refuse(block, attention_mask=attention_mask)
         modulation = block.scale_shift_table[None] + temb.reshape(hidden_states.shape[0], 6, -1)
-        attention = parts.attention(block.attn1, _rope(image_rotary_emb), fused=False)
+        attention = parts.attention(block.attn1, _rope(image_rotary_emb))
         attention.norms = None if attention.rope is None else (_halves_together, _halves_together)
         eps = block.norm1.eps, block.norm2.eps
         return Call(
             Stream(hidden_states, modulation, attention, parts.mlp(block.ff), *eps),
-            _cross(block, parts, encoder_hidden_states, encoder_attention_mask),
+            text_attention(block, parts, block.attn2, encoder_hidden_states, encoder_attention_mask),
         )
-
-
-def _cross(block, parts, text: Tensor, mask: Tensor | None) -> CrossAttention | Branch:
-    """By its products where the mask is a length, else by the module."""
-    attn, model = block.attn2, vars(block)["_diffratio"].model
-    order, lengths = None, None
-    if mask is not None:
-        known = text_lengths(mask, model)
-        if known is None:
-
-            def attend(hidden: Tensor, rows: PackedRows) -> Tensor:
-                return by_count(attn, hidden, rows, text, mask)
-
-            return attend
-        order, lengths = known
-    keys_values = keys_values_of(attn.to_k, attn.to_v, text, order, model)
-    return CrossAttention(parts.product(attn.to_q), parts.out(attn), attn.heads, keys_values, lengths)
 
 
 def _rope(given) -> Rope | None:

@@ -8,7 +8,7 @@ from diffusers.models.transformers.transformer_anyflow import (
     AnyFlowTransformerBlock,
 )
 
-from diffratio_kernels.blocks.stream import Call, CrossAttention, Rope, Stream
+from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
 from .modules import ModuleSpec, keys_values, per_token
 from .registry import register_block_spec
@@ -35,15 +35,14 @@ class AnyFlowSpec(ModuleSpec):
         def output(image, _):
             return image.type_as(hidden_states)
 
-        own = parts.attention(block.attn1, rope, fused=False, across_heads=True)
+        own = parts.attention(block.attn1, rope, across_heads=True)
         eps = block.norm1.eps, block.norm3.eps
-        text = keys_values(block, cross, encoder_hidden_states, cross.norm_k, "to_k", "to_v")
+        text = keys_values(block, cross, encoder_hidden_states)
         return Call(
             Stream(hidden_states, modulation, own, parts.mlp(block.ffn), *eps, groups=groups),
-            CrossAttention(parts.product(cross.to_q), parts.out(cross), cross.heads, text,
-                           norm=parts.row_norm(block.norm2), query_norm=parts.row_norm(cross.norm_q)),
+            parts.cross(cross, text, norm=parts.row_norm(block.norm2)),
             output=output,
-        )  # fmt: skip
+        )
 
 
 register_block_spec(AnyFlowTransformerBlock, AnyFlowSpec())

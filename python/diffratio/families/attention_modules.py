@@ -17,13 +17,16 @@ remember(Attention, AttnProcessor2_0)
 
 
 def by_count(
-    module: Callable[..., Tensor], values: Tensor, rows: PackedRows, *per_sample: Tensor | None
+    module: Callable[..., Tensor],
+    values: Tensor | tuple[Tensor, ...],
+    rows: PackedRows,
+    *per_sample: Tensor | None,
 ) -> Tensor:
     """Call a module that wants samples [b, k, D] on packed rows: samples of equal counts together.
 
     Args:
-        module: given [b, k, D] and what follows.
-        values: packed rows [T, D].
+        module: given [b, k, D], of each of the values, and what follows.
+        values: packed rows [T, D], or several.
         rows: which rows these are.
         per_sample: tensors [B, ...] or None, of which each call gets those of its samples.
 
@@ -35,16 +38,18 @@ def by_count(
         >>> attend = nn.Identity()  # a module that wants [b, k, D]
         >>> out = by_count(attend, hidden, PackedRows(index, N, [180, 180]))
     """
+    values = values if isinstance(values, tuple) else (values,)
     if not any(rows.counts):
-        return values
+        return values[0]
     if rows.uniform is not None:
-        return module(values.unflatten(0, (-1, rows.uniform)), *per_sample).flatten(0, 1)
-    parts, done = values.split(rows.counts), {}
+        samples = (value.unflatten(0, (-1, rows.uniform)) for value in values)
+        return module(*samples, *per_sample).flatten(0, 1)
+    parts, done = [value.split(rows.counts) for value in values], {}
     for count in sorted(set(rows.counts) - {0}):
         samples = [b for b, kept in enumerate(rows.counts) if kept == count]
+        packed = (torch.stack([part[b] for b in samples]) for part in parts)
         given = (t if t is None or t.shape[0] == 1 else t[samples] for t in per_sample)
-        results = module(torch.stack([parts[b] for b in samples]), *given)
-        done.update(zip(samples, results.unbind(0), strict=True))
+        done.update(zip(samples, module(*packed, *given).unbind(0), strict=True))
     return torch.cat([done[b] for b in sorted(done)])
 
 

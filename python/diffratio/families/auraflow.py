@@ -12,7 +12,8 @@ from diffusers.models.transformers.auraflow_transformer_2d import (
 from diffratio_kernels.blocks.stream import Call, Stream
 
 from .mlp_modules import Layers
-from .modules import ModuleSpec, Parts, span, text_first, told, zero_modulation
+from .modules import ModuleSpec, span, text_first, told, zero_modulation
+from .parts import ADDED, Names, Parts
 from .registry import register_block_spec
 
 
@@ -21,13 +22,10 @@ class _AuraFlow(ModuleSpec):
     processors = (AuraFlowAttnProcessor2_0,)
     mlps = {AuraFlowFeedForward: Layers(("linear_1", "linear_2"), "out_projection")}
 
-    def width(self, block):
-        return block.attn.query_dim
-
-    def stream(self, block, parts: Parts, x, temb, text: bool = False) -> Stream:
-        names = ("norm1_context", "norm2_context", "ff_context") if text else ("norm1", "norm2", "ff")
-        norm1, norm2, mlp = (getattr(block, name) for name in names)
-        attention, eps = parts.attention(block.attn, text=text, fused=False), (norm1.norm.eps, norm2.eps)
+    def stream(self, block, parts: Parts, x, temb, names: Names | None = None) -> Stream:
+        kind = "" if names is None else "_context"
+        norm1, norm2, mlp = (getattr(block, layer + kind) for layer in ("norm1", "norm2", "ff"))
+        attention, eps = parts.attention(block.attn, names=names), (norm1.norm.eps, norm2.eps)
         modulation = zero_modulation(norm1, temb)
         return Stream(x, modulation, attention, parts.mlp(mlp), *eps, adds_attention=False)
 
@@ -42,7 +40,7 @@ class AuraFlowJointSpec(_AuraFlow):
     def bind(self, block, hidden_states, encoder_hidden_states, temb, attention_kwargs=None):
         parts = self.refuse(block, attention_kwargs=attention_kwargs)
         image = self.stream(block, parts, hidden_states, temb)
-        text = self.stream(block, parts, encoder_hidden_states, temb, text=True)
+        text = self.stream(block, parts, encoder_hidden_states, temb, ADDED)
         return Call(image, text=text, output=text_first)
 
 

@@ -17,6 +17,7 @@ class _Bria:
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None,
              attention_kwargs=None):  # fmt: skip
+        self.taken(block, attention_kwargs=attention_kwargs)  # which FLUX.1 has another name for
         return super().bind(
             block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs
         )

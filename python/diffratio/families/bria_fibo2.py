@@ -25,12 +25,10 @@ class BriaFibo2Spec(ModuleSpec):
     plain = {"attention": BriaFibo2Attention, "attention_norm1": RMSNorm, "ffn_norm1": RMSNorm}
     processors = (BriaFibo2AttnProcessor,)
     mlps = {FeedForward: Layers(("w1", "w3"), "w2")}
+    dense = {"noise_refiner": "it sees no text"}
 
     def width(self, block):
         return block.attention.to_q.in_features
-
-    def leave_dense(self, name, block):
-        return "it sees no text" if "noise_refiner" in name.split(".") else None
 
     def layout(self, model, given):
         """How many tokens the image has, and all context images."""
@@ -56,7 +54,7 @@ class BriaFibo2Spec(ModuleSpec):
             added = by_count(block.cross_attention, normed, rows, *text)
             return block.cross_attn_gate.tanh() * block.cross_attn_norm2(added)
 
-        own = parts.attention(block.attention, complex_rope(freqs_cis), fused=False)
+        own = parts.attention(block.attention, complex_rope(freqs_cis))
         image = Stream(
             x, modulation, own, parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms", groups,
             parts.row_norm(block.attention_norm2), parts.row_norm(block.ffn_norm2),

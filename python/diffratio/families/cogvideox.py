@@ -23,9 +23,6 @@ class CogVideoXSpec(ModuleSpec):
         "norm2": CogVideoXLayerNormZero, "norm2.norm": nn.LayerNorm,
     }  # fmt: skip
 
-    def width(self, block):
-        return block.attn1.query_dim
-
     def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None,
              attention_kwargs=None):  # fmt: skip
         parts, attn = self.refuse(block, attention_kwargs=attention_kwargs), block.attn1

@@ -24,18 +24,15 @@ class JointSpec(ModuleSpec):
         self.processors = (processor,)
         super().__init__()
 
-    def width(self, block):
-        return block.attn1.query_dim
-
     def call(self, block, image, text, modulations, rope=None, more=None, output=None):
         """`modulations` [B, 6, D]: of the image and of the text; `rope` cos and sin [N, d]."""
         parts, eps = self.refuse(block), self.eps
         of_image, of_text = modulations
-        attention = parts.attention(block.attn1, halves(rope), fused=False, more=more)
+        attention = parts.attention(block.attn1, halves(rope), more=more)
         mlp = parts.mlp(block.ff)
         return Call(
             Stream(image, of_image, attention, mlp, eps, eps),
-            text=Stream(text, of_text, parts.attention(block.attn1, fused=False), mlp, eps, eps),
+            text=Stream(text, of_text, parts.attention(block.attn1), mlp, eps, eps),
             output=output or image_and_text,
         )
 

@@ -29,9 +29,6 @@ class CosmosSpec(ModuleSpec):
             return "it is one of a ControlNet"
         return super().unsupported_reason(block)
 
-    def width(self, block):
-        return block.attn1.query_dim
-
     def bind(self, block, hidden_states, encoder_hidden_states, embedded_timestep, temb=None,
              image_rotary_emb=None, extra_pos_emb=None, attention_mask=None, controlnet_residual=None,
              latents=None, block_idx=None):  # fmt: skip
@@ -50,7 +47,7 @@ class CosmosSpec(ModuleSpec):
         def output(x, _):
             return x if controlnet_residual is None else x + controlnet_residual
 
-        attention = parts.attention(block.attn1, halves(image_rotary_emb), fused=False)
+        attention = parts.attention(block.attn1, halves(image_rotary_emb))
         return Call(
             Stream(x, modulation, attention, parts.mlp(block.ff), groups=groups),
             modulated_attention(block.norm2.norm, of_cross.flatten(0, -3), attend, attention_mask, *text),

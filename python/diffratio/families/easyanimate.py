@@ -12,6 +12,7 @@ from torch import nn
 from diffratio_kernels.blocks.stream import Call, Stream, fold
 
 from .modules import ModuleSpec, image_and_text, pairs
+from .parts import ADDED
 from .registry import register_block_spec
 
 
@@ -19,19 +20,16 @@ class EasyAnimateSpec(ModuleSpec):
     plain = {"norm1": EasyAnimateLayerNormZero, "norm2": EasyAnimateLayerNormZero, "attn1": Attention}
     processors = (EasyAnimateAttnProcessor2_0,)
 
-    def width(self, block):
-        return block.attn1.query_dim
-
     def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None):
         parts, attn, own = self.refuse(block), block.attn1, block.txt_ff is not None
         both = zip(_parts(block.norm1, temb), _parts(block.norm2, temb), strict=True)
         of_image, of_text = (torch.cat(pair, dim=1) for pair in both)
-        of_texts = parts.attention(attn, text=own, fused=False)
+        of_texts = parts.attention(attn, names=ADDED if own else None)
         if not own:  # diffusers projects the image alone
             of_texts.out = nn.Identity()
         eps = block.norm1.norm.eps, block.norm2.norm.eps
         image = Stream(
-            hidden_states, of_image, parts.attention(attn, pairs(image_rotary_emb), fused=False),
+            hidden_states, of_image, parts.attention(attn, pairs(image_rotary_emb)),
             parts.mlp(block.ff), *eps, mlp_norm=parts.row_norm(block.norm3),
         )  # fmt: skip
         text = Stream(

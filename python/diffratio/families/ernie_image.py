@@ -26,9 +26,6 @@ class ErnieImageSpec(ModuleSpec):
         ErnieImageFeedForward: Layers(("gate_proj", "up_proj"), "linear_fc2", Activation("gelu", "first")),
     }
 
-    def width(self, block):
-        return block.self_attention.query_dim
-
     def layout(self, model, given):
         """How many tokens of text stand behind the image."""
         return given["text_bth"].shape[1]
@@ -45,7 +42,7 @@ class ErnieImageSpec(ModuleSpec):
         rope = Rope(*first, halves=True, second=second)
         return Call(
             Stream(x, torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1),
-                   parts.attention(block.self_attention, rope, fused=False),
+                   parts.attention(block.self_attention, rope),
                    parts.mlp(block.mlp), norm1.eps, norm2.eps, "rms"),
             layout=span(block, x, 0, x.shape[1] - told(block, self), valid),
             output=_in_front,

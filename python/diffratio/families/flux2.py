@@ -14,12 +14,13 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Call, Parallel, SelfAttention, Stream
+from diffratio_kernels.blocks.stream import Call, Parallel, Stream
 from diffratio_kernels.types import Activation
 
 from .flux_kind import SequenceSpec
 from .mlp_modules import Layers, know
-from .modules import clipped, pairs, text_and_image, told
+from .modules import clipped, pairs, six, text_and_image, told
+from .parts import Names
 from .registry import register_block_spec
 
 know(Flux2SwiGLU, Activation("silu", gate="first"))
@@ -27,15 +28,12 @@ know(Flux2SwiGLU, Activation("silu", gate="first"))
 
 def _modulation(mod: Tensor, x: Tensor, parts: int) -> Tensor:
     """[B or 1, (1,) parts * D] -> [B, 6, D]."""
-    mod = mod.flatten(0, -2).unflatten(-1, (parts, -1)).expand(x.shape[0], -1, -1)
-    return mod if parts == 6 else torch.cat([mod, mod], dim=1)
+    return six(mod.flatten(0, -2).unflatten(-1, (parts, -1)).expand(x.shape[0], -1, -1))
 
 
 class Flux2Spec(SequenceSpec):
-    plain = {
-        "norm1": nn.LayerNorm, "norm1_context": nn.LayerNorm, "attn": Flux2Attention, "norm2": nn.LayerNorm,
-        "norm2_context": nn.LayerNorm,
-    }  # fmt: skip
+    plain = dict.fromkeys(("norm1", "norm1_context", "norm2", "norm2_context"), nn.LayerNorm)
+    plain["attn"] = Flux2Attention
     processors = (Flux2AttnProcessor,)
     mlps = {Flux2FeedForward: Layers(("linear_in",), "linear_out")}
 
@@ -63,10 +61,7 @@ class Flux2SingleSpec(SequenceSpec):
         def output(x, _):
             return text_and_image(x[:, length:], x[:, :length]) if split_hidden_states else clipped(x)
 
-        attention = SelfAttention(
-            parts.product(attn.to_qkv_mlp_proj), None, attn.heads,
-            norms=parts.norms(attn, "norm_q", "norm_k"), rope=pairs(image_rotary_emb),
-        )  # fmt: skip
+        attention = parts.attention(attn, pairs(image_rotary_emb), Names("to_qkv_mlp_proj", None))
         columns = attn.mlp_hidden_dim * attn.mlp_mult_factor
         known = parts.activations.get(id(attn.mlp_act_fn))
         mlp = Parallel(None if known else attn.mlp_act_fn, parts.product(attn.to_out), columns, known)

@@ -1,7 +1,6 @@
 """FLUX.3: blocks of the image alone, then joint blocks of text, image and references through the same layers;
 the MLP reads what attention reads, and every token has its modulation."""
 
-import torch
 from diffusers.models.transformers.transformer_flux3 import (
     Flux3Attention,
     Flux3AttnProcessor,
@@ -11,34 +10,18 @@ from diffusers.models.transformers.transformer_flux3 import (
     Flux3SwiGLU,
     Flux3Transformer2DModel,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from diffratio_kernels.blocks.stream import Call, Stream
 from diffratio_kernels.types import Activation
 
 from .mlp_modules import Layers, know
-from .modules import ModuleSpec, Parts, pairs, span, text_first, told, two_kinds
+from .modules import ModuleSpec, pairs, per_token, six, span, text_first, told, two_kinds
 from .norms import in_float
+from .parts import Parts
 from .registry import register_block_spec
 
 know(Flux3SwiGLU, Activation("silu", gate="first"))
-_OTHERS = {"txt_mode_blocks": "it sees the text alone", "image_cond": "it sees reference images alone"}
-
-
-def _modulation(x: Tensor, mod: Tensor, alike: int | None) -> tuple[Tensor, Tensor | None]:
-    """[G, 6, D] and which row is whose, of [B, N, 3D].
-
-    alike: how many tokens have that of the first one, the others that of the last one; None: each its own.
-    """
-    (batch, tokens), groups = x.shape[:2], None
-    if alike is None:
-        groups = torch.arange(batch * tokens, device=x.device).view(batch, tokens)
-    elif alike < tokens:
-        mod, groups = torch.stack([mod[:, 0], mod[:, -1]], dim=1), two_kinds(x, alike)
-    else:
-        mod = mod[:, :1]
-    three = mod.flatten(0, 1).unflatten(-1, (3, -1))
-    return torch.cat([three, three], dim=1), groups
 
 
 class _Flux3(ModuleSpec):
@@ -46,12 +29,7 @@ class _Flux3(ModuleSpec):
     processors = (Flux3AttnProcessor,)
     mlps = {Flux3FeedForward: Layers(("linear_in",), "linear_out")}
     timestep_units = "noise"
-
-    def width(self, block):
-        return block.attn.query_dim
-
-    def leave_dense(self, name, block):
-        return next((why for part, why in _OTHERS.items() if part in name.split(".")), None)
+    dense = {"txt_mode_blocks": "it sees the text alone", "image_cond": "it sees reference images alone"}
 
     def layout(self, model, given):
         """How many tokens the image has, behind which references stand, and of how many diffusers' model
@@ -60,11 +38,18 @@ class _Flux3(ModuleSpec):
         image = None if x is None else x.shape[1]
         return image, image if type(model).forward is Flux3Transformer2DModel.forward else None
 
-    def stream(self, block, parts: Parts, x, mod, alike, rope) -> Stream:
-        attention, eps = parts.attention(block.attn, rope), block.norm.eps
+    def stream(self, block, parts: Parts, x, mod, alike: int | None, rope) -> Stream:
+        """alike: how many tokens have the modulation of the first one, the others that of the last one; None:
+        each its own."""
+        tokens = x.shape[1]
+        if alike is not None:
+            mod = mod[:, :: tokens - 1] if alike < tokens else mod[:, :1]
+        modulation, groups = per_token(six(mod.unflatten(-1, (3, -1))))
+        if alike is not None and alike < tokens:
+            groups = two_kinds(x, alike)
+        attention, eps = parts.attention(block.attn, rope, fused=True), block.norm.eps
         if isinstance(attention.norms, tuple):  # by their weights they are computed in fp32 anyway
             attention.norms = tuple(map(in_float, attention.norms))
-        modulation, groups = _modulation(x, mod, alike)
         mlp = parts.mlp(block.ff)
         return Stream(x, modulation, attention, mlp, eps, eps, groups=groups, mlp_reads_input=True)
 

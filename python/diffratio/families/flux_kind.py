@@ -5,7 +5,8 @@ from torch import Tensor
 from diffratio_kernels.blocks.stream import Call, Layout, Stream
 
 from .mlp_modules import parallel
-from .modules import ModuleSpec, Parts, clipped, key_mask, pairs, span, told
+from .modules import ModuleSpec, clipped, counting, key_mask, pairs, span, told
+from .parts import ADDED, Parts
 from .references import target_tokens
 
 
@@ -20,9 +21,6 @@ class SequenceSpec(ModuleSpec):
     timestep_units = "noise"
     gate: str | None = None
     """Of the activation of single blocks' MLPs, as of `Activation`."""
-
-    def width(self, block):
-        return block.attn.query_dim
 
     def layout(self, model, given):
         """How long the text is, and how many image tokens come before the reference images."""
@@ -53,14 +51,15 @@ class SequenceSpec(ModuleSpec):
         (x, text), eps = tokens, block.norm2.eps
         length, layout = text.shape[1], span(block, x, 0, told(block, self)[1])
         own, other = pairs(rope, length), pairs(rope, 0, length)
-        text = Stream(text, modulation[1], parts.attention(block.attn, other, text=True),
+        text = Stream(text, modulation[1], parts.attention(block.attn, other, ADDED, fused=True),
                       parts.mlp(block.ff_context), eps, eps)  # fmt: skip
-        text.valid = None if valid is None else valid.flatten(1)[:, :length]
-        image = Stream(x, modulation[0], parts.attention(block.attn, own), parts.mlp(block.ff), eps, eps)
+        text.valid = counting(block, valid, 0, length)
+        attention = parts.attention(block.attn, own, fused=True)
+        image = Stream(x, modulation[0], attention, parts.mlp(block.ff), eps, eps)
         return Call(image, text=text, layout=layout, output=clipped_text)
 
     def single(self, block, parts: Parts, x, modulation, rope, layout, output=clipped) -> Call:
         """Of one sequence with one rope table."""
         mlp = parallel(block, parts, self.gate)
-        stream = Stream(x, modulation, parts.attention(block.attn, pairs(rope)), mlp)
+        stream = Stream(x, modulation, parts.attention(block.attn, pairs(rope), fused=True), mlp)
         return Call(stream, layout=layout, output=output)

@@ -47,7 +47,7 @@ class HeliosSpec(ModuleSpec):
             return image.type_as(hidden_states)
 
         scale = _key_scale(block.attn1, history, tokens)
-        own = parts.attention(block.attn1, rope, across_heads=True, key_scale=scale)
+        own = parts.attention(block.attn1, rope, fused=True, across_heads=True, key_scale=scale)
         eps = block.norm1.eps, block.norm3.eps
         image = Stream(hidden_states, modulation, own, parts.mlp(block.ffn), *eps, groups=groups)
         return Call(image, cross, layout=span(block, hidden_states, history, tokens), output=output)

@@ -10,20 +10,22 @@ from diffusers.models.transformers.transformer_hidream_image import (
 )
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Call, Layout, Rope, SelfAttention, Stream
+from diffratio_kernels.blocks.stream import Call, Rope, SelfAttention, Stream
 
 from .mlp_modules import Layers
 from .modules import ModuleSpec, image_and_text, ragged, told
+from .parts import Names, Parts
 from .registry import register_block_spec
 
 
-class _HiDream(ModuleSpec):
+class HiDreamSpec(ModuleSpec):
+    """Of both kinds: the attention of one says that it is single."""
+
     timestep_name = "timesteps"
+    plain = dict.fromkeys(("norm1_i", "norm1_t", "norm3_i", "norm3_t"), nn.LayerNorm)
+    plain["attn1"] = HiDreamAttention
     processors = (HiDreamAttnProcessor,)
     mlps = {HiDreamImageFeedForwardSwiGLU: Layers(("w1", "w3"), "w2")}
-
-    def width(self, block):
-        return block.attn1.query_dim
 
     def layout(self, model, given):
         """How many tokens each sample's image has, before its padding; one number is that of every sample."""
@@ -32,51 +34,29 @@ class _HiDream(ModuleSpec):
         height, width = given["hidden_states"].shape[-2:]
         return [(height // model.config.patch_size) * (width // model.config.patch_size)]
 
-    def where(self, block, x: Tensor) -> Layout | None:
-        sizes = told(block, self)
-        return ragged(block, x, [(0, size) for size in sizes], [(size, x.shape[1]) for size in sizes])
-
-
-class HiDreamSpec(_HiDream):
-    plain = {
-        "norm1_i": nn.LayerNorm, "norm1_t": nn.LayerNorm, "norm3_i": nn.LayerNorm, "norm3_t": nn.LayerNorm,
-        "attn1": HiDreamAttention,
-    }  # fmt: skip
-
     def bind(self, block, hidden_states, hidden_states_masks=None, encoder_hidden_states=None, temb=None,
              image_rotary_emb=None):  # fmt: skip
-        parts, length = self.refuse(block), hidden_states.shape[1]
-        of_image, of_text = block.adaLN_modulation(temb).unflatten(-1, (2, 6, -1)).unbind(1)
-        own = _attention(parts, block.attn1, image_rotary_emb[:, :length], hidden_states_masks)
-        text = _attention(parts, block.attn1, image_rotary_emb[:, length:], None, "_t")
-        return Call(
-            Stream(hidden_states, of_image, own, _by_rows(block.ff_i)),
-            text=Stream(encoder_hidden_states, of_text, text, parts.mlp(block.ff_t)),
-            layout=self.where(block, hidden_states),
-            output=image_and_text,
-        )
+        parts, x, sizes = self.refuse(block), hidden_states, told(block, self)
+        modulation = block.adaLN_modulation(temb).unflatten(-1, (-1, 6, x.shape[2]))
+        own, other = image_rotary_emb.tensor_split([x.shape[1]], dim=1)
+        own = _attention(block, parts, own)
+        if hidden_states_masks is not None:
+            own.key_scale = hidden_states_masks[..., None]
+        layout = ragged(block, x, [(0, size) for size in sizes], [(size, x.shape[1]) for size in sizes])
+        call = Call(Stream(x, modulation[:, 0], own, _by_rows(block.ff_i)), layout=layout)
+        if not block.attn1.single:
+            attention, mlp = _attention(block, parts, other, "_t"), parts.mlp(block.ff_t)
+            call.text = Stream(encoder_hidden_states, modulation[:, 1], attention, mlp)
+            call.output = image_and_text
+        return call
 
 
-class HiDreamSingleSpec(_HiDream):
-    plain = {"norm1_i": nn.LayerNorm, "norm3_i": nn.LayerNorm, "attn1": HiDreamAttention}
-
-    def bind(self, block, hidden_states, hidden_states_masks=None, encoder_hidden_states=None, temb=None,
-             image_rotary_emb=None):  # fmt: skip
-        parts = self.refuse(block)
-        modulation = block.adaLN_modulation(temb).unflatten(-1, (6, -1))
-        own = _attention(parts, block.attn1, image_rotary_emb, hidden_states_masks)
-        image = Stream(hidden_states, modulation, own, _by_rows(block.ff_i))
-        return Call(image, layout=self.where(block, hidden_states))
-
-
-def _attention(parts, attn, rope: Tensor, mask: Tensor | None, kind: str = "") -> SelfAttention:
-    """rope: [B, N, 1, d/2, 2, 2]; mask [B, N] multiplies the keys."""
-    project = tuple(parts.product(getattr(attn, f"to_{name}{kind}")) for name in "qkv")
-    norms = tuple(getattr(attn, f"{name}_rms_norm{kind}") for name in "qk")
+def _attention(block, parts: Parts, rope: Tensor, kind: str = "") -> SelfAttention:
+    """rope: [B, N, 1, d/2, 2, 2]."""
+    project, norms = (f"to_q{kind}", f"to_k{kind}", f"to_v{kind}"), (f"q_rms_norm{kind}", f"k_rms_norm{kind}")
     rope = Rope(rope[..., 0, 0], rope[..., 1, 0])
-    scale = None if mask is None else mask[..., None]
-    out = parts.product(getattr(attn, f"to_out{kind}"))
-    return SelfAttention(project, out, attn.heads, norms=norms, across_heads=True, rope=rope, key_scale=scale)
+    names = Names(project, f"to_out{kind}", norms)
+    return parts.attention(block.attn1, rope, names, across_heads=True)
 
 
 def _by_rows(mlp: nn.Module):
@@ -89,4 +69,4 @@ def _by_rows(mlp: nn.Module):
 
 
 register_block_spec(HiDreamImageTransformerBlock, HiDreamSpec())
-register_block_spec(HiDreamImageSingleTransformerBlock, HiDreamSingleSpec())
+register_block_spec(HiDreamImageSingleTransformerBlock, HiDreamSpec())

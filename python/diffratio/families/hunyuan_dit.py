@@ -20,9 +20,6 @@ class HunyuanDiTSpec(ModuleSpec):
     }  # fmt: skip
     processors = (HunyuanAttnProcessor2_0,)
 
-    def width(self, block):
-        return block.attn1.query_dim
-
     def bind(self, block, hidden_states, encoder_hidden_states=None, temb=None, image_rotary_emb=None,
              skip=None):  # fmt: skip
         parts, x = self.refuse(block), hidden_states
@@ -40,7 +37,7 @@ class HunyuanDiTSpec(ModuleSpec):
             return to_text(block.norm2(hidden), rows)
 
         modulation = torch.stack([shift1, scale1, gate, shift2, scale2, gate], dim=1)
-        attention, mlp = parts.attention(block.attn1, rope, fused=False), parts.mlp(block.ff)
+        attention, mlp = parts.attention(block.attn1, rope), parts.mlp(block.ff)
         return Call(Stream(x, modulation, attention, mlp, norm1.eps, norm3.eps), cross_attention)
 
 

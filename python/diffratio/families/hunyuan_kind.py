@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
 from .mlp_modules import parallel
-from .modules import ModuleSpec, image_and_text, key_mask, pairs, span, zero_modulation
+from .modules import ModuleSpec, counting, image_and_text, key_mask, pairs, span, zero_modulation
+from .parts import ADDED
 
 
 def _text_behind(rope: Rope, length: int) -> Rope:
@@ -21,9 +22,6 @@ def _text_behind(rope: Rope, length: int) -> Rope:
 class _Hunyuan(ModuleSpec):
     vectors: int
     """How many the norm gives for the modulation."""
-
-    def width(self, block):
-        return block.attn.query_dim
 
     def conditions(self, block, x: Tensor, num_tokens: int | None) -> int:
         """How many tokens of the video x [B, N, D] are conditions, which come first and are kept always."""
@@ -46,12 +44,12 @@ class JointSpec(_Hunyuan):
         parts, x, length = self.refuse(block), hidden_states, encoder_hidden_states.shape[1]
         valid, first = key_mask("attention_mask", attention_mask), self.conditions(block, x, num_tokens)
         modulation, groups = self.modulated(block.norm1, x, temb, token_replace_emb, num_tokens)
-        own = parts.attention(block.attn, pairs(freqs_cis), fused=False)
-        other = parts.attention(block.attn, text=True, fused=False)
+        own = parts.attention(block.attn, pairs(freqs_cis))
+        other = parts.attention(block.attn, names=ADDED)
         image = Stream(x, modulation, own, parts.mlp(block.ff), groups=groups)
         text = Stream(encoder_hidden_states, zero_modulation(block.norm1_context, temb), other,
                       parts.mlp(block.ff_context))  # fmt: skip
-        text.valid = None if valid is None else valid.flatten(1)[:, -length:]
+        text.valid = counting(block, valid, -length)
         return Call(image, text=text, layout=span(block, x, first, None), output=image_and_text)
 
 
@@ -70,7 +68,7 @@ class SingleSpec(_Hunyuan):
         def output(x, _):
             return x[:, :video], x[:, video:]
 
-        own = parts.attention(block.attn, rope, fused=False)
+        own = parts.attention(block.attn, rope)
         modulation, groups = self.modulated(block.norm, x, temb, token_replace_emb, num_tokens)
         image = Stream(x, modulation, own, parallel(block, parts), groups=groups)
         return Call(image, layout=span(block, x, first, video, valid), output=output)

@@ -44,7 +44,7 @@ class Ideogram4Spec(ModuleSpec):
         cos, sin = (table[:, :, None, : table.shape[2] // 2] for table in image_rotary_emb)
         rope = Rope(cos, sin, halves=True)
         return Call(
-            Stream(x, modulation, parts.attention(attn, rope, fused=False, heads=attn.num_heads),
+            Stream(x, modulation, parts.attention(attn, rope, heads=attn.num_heads),
                    parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms", groups,
                    attention_norm=parts.row_norm(block.attention_norm2),
                    mlp_norm=parts.row_norm(block.ffn_norm2)),

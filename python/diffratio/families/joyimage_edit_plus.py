@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_joyimage_edit_plus import (
 from diffratio_kernels.blocks.stream import Call, Rope
 
 from .joyimage import JointSpec
-from .modules import image_and_text, key_mask, ragged, told
+from .modules import counting, image_and_text, key_mask, ragged, told
 from .registry import register_block_spec
 
 
@@ -31,10 +31,9 @@ class JoyImageEditPlusSpec(JointSpec):
         image = self.stream(block, "img", x, temb, rope)
         text = self.stream(block, "txt", encoder_hidden_states, temb, None)
         sizes = told(block, self)
+        text.valid = counting(block, mask, x.shape[1])
         if mask is None:  # padding is attended to
             sizes = [(made, x.shape[1]) for made, _ in sizes]
-        else:
-            text.valid = mask.flatten(1)[:, x.shape[1] :]
         layout = ragged(block, x, [(0, made) for made, _ in sizes], sizes)
         return Call(image, text=text, layout=layout, output=image_and_text)
 

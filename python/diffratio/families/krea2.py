@@ -38,7 +38,7 @@ class Krea2Spec(ModuleSpec):
         shift1, scale1 = fold(scale1, 1 + block.norm1.weight, shift1)
         shift2, scale2 = fold(scale2, 1 + block.norm2.weight, shift2)
         attention = parts.attention(
-            attn, pairs(image_rotary_emb), fused=False, heads=attn.num_heads, kv_heads=attn.num_kv_heads,
+            attn, pairs(image_rotary_emb), heads=attn.num_heads, kv_heads=attn.num_kv_heads,
             gate=parts.product(attn.to_gate),
         )  # fmt: skip
         modulation = torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1)

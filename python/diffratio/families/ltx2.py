@@ -23,67 +23,51 @@ from diffratio_kernels.ops.gate_residual.op import run_gate_residual
 from diffratio_kernels.ops.route.reference import equal_cu_seqlens
 from diffratio_kernels.types import PackedRows, Run, Seqlens
 
-from .ltx import LTXSpec, across_heads, modulation_of, text_order
+from .attention_modules import by_count
+from .ltx import LTXSpec, across_heads, modulation_of
 from .modules import image_and_text, per_token, told
 from .registry import register_block_spec
 
 _signature = inspect.signature(LTX2VideoTransformerBlock.forward)
 _Given = namedtuple("_Given", list(_signature.parameters)[1:])
+_MASKS = "self_attention_mask", "a2v_cross_attention_mask", "v2a_cross_attention_mask"
 
 
 class LTX2Spec(LTXSpec):
     processors = (LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor)
-    plain = {
-        "norm1": RMSNorm, "attn1": LTX2Attention, "norm2": RMSNorm, "attn2": LTX2Attention, "norm3": RMSNorm,
-        "audio_to_video_norm": RMSNorm, "audio_to_video_attn": LTX2Attention,
-        "video_to_audio_attn": LTX2Attention,
-    }  # fmt: skip
+    plain = dict.fromkeys(("norm1", "norm2", "norm3", "audio_to_video_norm"), RMSNorm) | dict.fromkeys(
+        ("attn1", "audio_to_video_attn", "video_to_audio_attn"), LTX2Attention
+    )
 
     def layout(self, model, given):
-        """The text's mask, and whether guidance that leaves attention out does so for all samples."""
-        return super().layout(model, given), given.get("perturbation_mask") is None
+        """Whether guidance that leaves attention out does so for all samples."""
+        return given.get("perturbation_mask") is None
 
     def bind(self, block, *args, **kwargs):
         bound = _signature.bind(block, *args, **kwargs)
         bound.apply_defaults()
-        given, width = _Given(*bound.args[1:]), self.width(block)
-        masks = "self_attention_mask", "a2v_cross_attention_mask", "v2a_cross_attention_mask"
-        parts = self.refuse(block, **{name: getattr(given, name) for name in masks})
-        modulation, groups = modulation_of(
-            block.scale_shift_table[:6], given.temb[..., : 6 * width], block.norm1, block.norm3
-        )
-        mask = given.encoder_attention_mask
-        order, lengths = text_order(block, mask, None if mask is None else told(block, self)[0])
-        text = _prompt(block, given.encoder_hidden_states, "prompt_scale_shift_table", given.temb_prompt)
-        text = text if order is None else text.gather(1, order[..., None].expand_as(text))
-        of_audio = _modulations(block.audio_scale_shift_table, given.temb_audio)
-        meeting = _Meeting(block, given, text, lengths, of_audio, _audio_alone(block, given, of_audio))
-        return Call(
-            Stream(given.hidden_states, modulation, self._attention(block, parts, given), parts.mlp(block.ff),
-                   block.norm1.eps, block.norm3.eps, norm="rms", groups=groups),
-            Exchange(meeting),
-            output=image_and_text,
+        given = _Given(*bound.args[1:])
+        parts = self.refuse(block, **{name: getattr(given, name) for name in _MASKS})
+        temb = given.temb[..., : 6 * given.hidden_states.shape[2]]
+        modulation, groups = modulation_of(block.scale_shift_table[:6], temb, block.norm1, block.norm3)
+        image = Stream(
+            given.hidden_states, modulation, self._attention(block, parts, given), parts.mlp(block.ff),
+            block.norm1.eps, block.norm3.eps, norm="rms", groups=groups,
         )  # fmt: skip
+        of_audio = _modulations(block.audio_scale_shift_table, given.temb_audio)
+        meeting = _Meeting(block, given, of_audio, _audio_alone(block, given, of_audio))
+        return Call(image, Exchange(meeting), output=image_and_text)
 
     def _attention(self, block, parts, given):
         attn = block.attn1
-
-        def values(normed, rows):
-            return _finished(attn, attn.to_v(normed), normed)
-
-        def gate(normed):
-            return attn.to_gate_logits(normed).repeat_interleave(attn.head_dim, dim=-1)
-
-        def out(attended):  # the gate is twice the sigmoid
-            return attn.to_out[1](attn.to_out[0](2 * attended))
-
         if block.perturbed_attn and given.perturbation_mask is not None:
-            if given.all_perturbed is not True and not told(block, self)[1]:
-                self.refuse(block, perturbation_mask=given.perturbation_mask)
-            return values
-        attention = parts.attention(attn, _rope(attn, given.video_rotary_emb), fused=False, across_heads=True)
-        if attn.to_gate_logits is not None:
-            attention.gate, attention.out = gate, out
+            if given.all_perturbed is not True and not told(block, self):
+                raise ValueError("perturbation_mask: attention is left out of some samples alone")
+            return lambda normed, rows: _finished(attn, attn.to_v(normed), normed)
+        attention = parts.attention(attn, _rope(attn, given.video_rotary_emb), across_heads=True)
+        if attn.to_gate_logits is not None:  # twice the sigmoid
+            attention.gate = lambda normed: attn.to_gate_logits(normed).repeat_interleave(attn.head_dim, -1)
+            attention.out = lambda attended: attn.to_out[1](attn.to_out[0](2 * attended))
         return attention
 
 
@@ -93,11 +77,8 @@ class _Meeting:
 
     block: nn.Module
     given: _Given
-    text: Tensor
-    """[B, M, D]."""
-    lengths: Tensor | None
     of_audio: tuple[Tensor, ...]
-    """Modulation of the audio, each [B, 1 or its tokens, E]."""
+    """Its modulation, each [B, 1 or its tokens, E]."""
     audio: Tensor
     """[B, L, E]."""
 
@@ -112,39 +93,38 @@ class _Meeting:
         if block.video_cross_attn_adaln:
             shift, scale, gate = _modulations(block.scale_shift_table, given.temb)[6:]
         query = _modulated(run, hidden, rows, block.norm2, shift, scale)
-        text_rows = _all_rows(self.text, self.lengths)
-        branch = _attend(run, block.attn2, (query, rows, None), (self.text.flatten(0, 1), text_rows, None))
+        text = _prompt(block, given.encoder_hidden_states, "prompt_scale_shift_table", given.temb_prompt)
+        branch = by_count(block.attn2, query, rows, text, given.encoder_attention_mask)
         return _added(run, hidden, branch, gate, rows)
 
     def _each_other(self, run: Run, hidden: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor]:
-        """Both as they are before: what the audio is shown is normed before the video has heard it."""
+        """Each as the other one was before: rows of the video may be added to in place, so they come last."""
         block, given, audio = self.block, self.given, self.audio
-        to_video, norm = block.audio_to_video_attn, block.audio_to_video_norm
-        normed, audio_rows = block.video_to_audio_norm(audio), _all_rows(audio)
-        rope = _rope(to_video, given.ca_video_rotary_emb)
-        audio_rope = _rope(to_video, given.ca_audio_rotary_emb)
         table = block.video_a2v_cross_attn_scale_shift_table
-        own = _modulations(table, given.temb_ca_scale_shift, given.temb_ca_gate)
-        scale, shift, scale_seen, shift_seen, gate = own
+        *own, gate = _modulations(table, given.temb_ca_scale_shift, given.temb_ca_gate)
         table = block.audio_a2v_cross_attn_scale_shift_table
-        own = _modulations(table, given.temb_ca_audio_scale_shift, given.temb_ca_audio_gate)
-        scale_heard, shift_heard, audio_scale, audio_shift, audio_gate = own
-        seen = _modulated(run, hidden, rows, norm, shift_seen, scale_seen), rows, rope
-        if given.use_a2v_cross_attention:
-            asking = _modulated(run, hidden, rows, norm, shift, scale), rows, rope
-            heard = (normed * (1 + scale_heard) + shift_heard).flatten(0, 1), audio_rows, audio_rope
-            hidden = _added(run, hidden, _attend(run, to_video, asking, heard), gate, rows)
+        *others, audio_gate = _modulations(table, given.temb_ca_audio_scale_shift, given.temb_ca_audio_gate)
+        normed, audio_rows = block.video_to_audio_norm(audio), _all_rows(audio)
+
+        def shown(scale: Tensor, shift: Tensor, audio_scale: Tensor, audio_shift: Tensor) -> tuple:
+            """What `_attend` is given of the video and of the audio."""
+            seen = _modulated(run, hidden, rows, block.audio_to_video_norm, shift, scale)
+            heard = (normed * (1 + audio_scale) + audio_shift).flatten(0, 1)
+            return (seen, rows, given.ca_video_rotary_emb), (heard, audio_rows, given.ca_audio_rotary_emb)
+
         if given.use_v2a_cross_attention:
-            asking = (normed * (1 + audio_scale) + audio_shift).flatten(0, 1), audio_rows, audio_rope
+            seen, asking = shown(*own[2:], *others[2:])
             branch = _attend(run, block.video_to_audio_attn, asking, seen)
             audio = audio + audio_gate * branch.view(audio.shape)
+        if given.use_a2v_cross_attention:
+            branch = _attend(run, block.audio_to_video_attn, *shown(*own[:2], *others[:2]))
+            hidden = _added(run, hidden, branch, gate, rows)
         return hidden, audio
 
 
 def _modulations(table: Tensor, *temb: Tensor) -> tuple[Tensor, ...]:
     """[P, D] and [B, 1 or N, P D] in one or more tensors -> each [B, 1 or N, D]."""
-    parts = [part for given in temb for part in given.unflatten(-1, (-1, table.shape[1])).unbind(2)]
-    return tuple(own + part for own, part in zip(table, parts, strict=True))
+    return (table + torch.cat(temb, dim=-1).unflatten(-1, table.shape)).unbind(-2)
 
 
 def _prompt(block: nn.Module, text: Tensor, table: str, temb: Tensor | None) -> Tensor:
@@ -173,12 +153,11 @@ def _audio_alone(block: nn.Module, given: _Given, modulation: tuple[Tensor, ...]
     return audio + gate * block.audio_attn2(normed, text, given.audio_encoder_attention_mask)
 
 
-def _all_rows(x: Tensor, lengths: Tensor | None = None) -> PackedRows:
-    """All of x [B, M, D]."""
+def _all_rows(x: Tensor) -> PackedRows:
+    """All of x [B, L, D]."""
     batch, tokens = x.shape[:2]
     index = torch.arange(batch * tokens, device=x.device)
-    cu_seqlens = equal_cu_seqlens(batch, tokens, x.device)
-    return PackedRows(index, tokens, [tokens], cu_seqlens, key_lengths=lengths)
+    return PackedRows(index, tokens, [tokens], equal_cu_seqlens(batch, tokens, x.device))
 
 
 def _modulated(
@@ -197,13 +176,12 @@ def _added(run: Run, hidden: Tensor, branch: Tensor, gate: Tensor | None, rows: 
 
 
 def _attend(run: Run, attn: nn.Module, asking: tuple, asked: tuple) -> Tensor:
-    """What rows x [T, D] take of rows y [S, E]; each with which rows they are, and their positions."""
-    (x, rows, rope), (y, others, rope_y) = asking, asked
-    query = _turned(attn, attn.norm_q(attn.to_q(x)), rows, rope)
-    key = _turned(attn, attn.norm_k(attn.to_k(y)), others, rope_y)
+    """What rows x [T, D] take of rows y [S, E]; each with which rows they are, and tables of positions."""
+    (x, rows, table), (y, others, table_y) = asking, asked
+    query = _turned(attn, attn.norm_q(attn.to_q(x)), rows, _rope(attn, table))
+    key = _turned(attn, attn.norm_k(attn.to_k(y)), others, _rope(attn, table_y))
     value = attn.to_v(y).unflatten(-1, (attn.heads, -1))
-    longest = max(rows.counts), max(others.counts)
-    seqlens = Seqlens(rows.cu_seqlens, others.cu_seqlens, *longest, others.key_lengths)
+    seqlens = Seqlens(rows.cu_seqlens, others.cu_seqlens, max(rows.counts), max(others.counts))
     return _finished(attn, run_attention(run, run.others, query, key.to(value.dtype), value, seqlens), x)
 
 

@@ -18,13 +18,7 @@ class Lumina2Spec(ModuleSpec):
     plain = {"norm1": LuminaRMSNormZero, "norm1.norm": RMSNorm, "attn": Attention, "ffn_norm1": RMSNorm}
     processors = (Lumina2AttnProcessor2_0,)
     mlps = {LuminaFeedForward: Layers(("linear_1", "linear_3"), "linear_2")}
-
-    def width(self, block):
-        return block.attn.query_dim
-
-    def leave_dense(self, name, block):
-        refiners = {"noise_refiner", "context_refiner"}
-        return "it sees image or text alone" if refiners & set(name.split(".")) else None
+    dense = dict.fromkeys(("noise_refiner", "context_refiner"), "it sees image or text alone")
 
     def layout(self, model, given):
         """Tokens of each sample's text: the model's forward reads the mask as well."""
@@ -36,7 +30,7 @@ class Lumina2Spec(ModuleSpec):
         image = hidden_states.shape[1] - max(texts)
         modulation = block.norm1.linear(block.norm1.silu(temb))
         attention = parts.attention(
-            attn, complex_rope(image_rotary_emb), fused=False,
+            attn, complex_rope(image_rotary_emb),
             kv_heads=attn.inner_kv_dim * attn.heads // attn.inner_dim,
         )  # fmt: skip
         return Call(

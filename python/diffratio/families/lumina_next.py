@@ -3,7 +3,6 @@ before their one product; norms behind every branch."""
 
 import math
 
-import torch
 from diffusers.models.attention import LuminaFeedForward
 from diffusers.models.attention_processor import Attention, LuminaAttnProcessor2_0
 from diffusers.models.normalization import LuminaRMSNormZero, RMSNorm
@@ -11,7 +10,7 @@ from diffusers.models.transformers.lumina_nextdit2d import LuminaNextDiTBlock
 from torch import Tensor, nn
 
 from diffratio_kernels.blocks.joint import at_places, rotated
-from diffratio_kernels.blocks.stream import Call, Rope, Stream
+from diffratio_kernels.blocks.stream import Branch, Call, Rope, Stream
 from diffratio_kernels.types import PackedRows
 
 from .attention_modules import by_count, normed_by, softmax_attention
@@ -26,9 +25,6 @@ class LuminaNextSpec(ModuleSpec):
     processors = (LuminaAttnProcessor2_0,)
     mlps = {LuminaFeedForward: Layers(("linear_1", "linear_3"), "linear_2")}
 
-    def width(self, block):
-        return block.attn1.query_dim
-
     def bind(self, block, hidden_states, attention_mask, image_rotary_emb, encoder_hidden_states,
              encoder_mask, temb, cross_attention_kwargs=None):  # fmt: skip
         given, zero, norm2 = dict(cross_attention_kwargs or {}), block.norm1, block.ffn_norm1
@@ -41,36 +37,25 @@ class LuminaNextSpec(ModuleSpec):
         return Call(Stream(hidden_states, modulation, attend, mlp, *eps, norm="rms", mlp_norm=mlp_norm))
 
 
-def _attention(block, rope: Rope, mask: Tensor, text: tuple[Tensor, Tensor], base: int | None):
-    """The branch of attention [T, D] -> [T, D], before its gate.
-
-    Args:
-        block: a routed one.
-        rope: of queries and keys, those to the text too.
-        mask: [B, N], the tokens that count.
-        text: [B, M, .] and its mask [B, M].
-        base: attention to more tokens than these is sharpened.
-    """
+def _attention(block, rope: Rope, mask: Tensor, text: tuple[Tensor, Tensor], base: int | None) -> Branch:
+    """Among the tokens that count, mask [B, N], and to a text [B, M, .] with its mask [B, M]; attention to
+    more tokens than `base` is sharpened."""
     own, cross = block.attn1, block.attn2
-    of_text = block.norm1_context(text[0])
+    of_text, text_mask = block.norm1_context(text[0]), text[1]
     text_key = _heads(block, of_text, cross.to_k, cross.norm_k)
     text_value = _heads(block, of_text, cross.to_v)
-    heads, few = own.heads, text_key.shape[2]
 
-    def attend(packed, text_key, text_value, text_mask):  # samples [b, k, ., d] -> [b, k, D]
-        query, query2, key, value, counts = packed.split([heads, heads, few, few, 1], dim=2)
-        scale = own.scale if base is None else own.scale * math.sqrt(math.log(packed.shape[1], base))
-        mixed = softmax_attention(query, key, value, counts[..., 0, 0] > 0, scale)
-        of_text = softmax_attention(query2, text_key, text_value, text_mask)
+    def attend(query, query2, key, value, counts, *text):  # samples [b, k, H, d] -> [b, k, D]
+        scale = own.scale if base is None else own.scale * math.sqrt(math.log(query.shape[1], base))
+        mixed = softmax_attention(query, key, value, counts, scale)
+        of_text = softmax_attention(query2, *text)
         return (mixed + of_text * block.gate.tanh()[:, None]).flatten(2)
 
     def branch(normed: Tensor, rows: PackedRows) -> Tensor:
         layers = (own.to_q, own.norm_q), (cross.to_q, cross.norm_q), (own.to_k, own.norm_k)
         turned = [rotated(rope, _heads(block, normed, *both).to(normed.dtype), rows) for both in layers]
-        value = _heads(block, normed, own.to_v)
-        counts = at_places(mask, rows)[:, None, None].to(value.dtype).expand_as(value[:, :1])
-        packed = torch.cat([*turned, value, counts], dim=1)
-        return block.norm2(cross.to_out[0](by_count(attend, packed, rows, text_key, text_value, text[1])))
+        packed = *turned, _heads(block, normed, own.to_v), at_places(mask, rows) > 0
+        return block.norm2(cross.to_out[0](by_count(attend, packed, rows, text_key, text_value, text_mask)))
 
     return branch
 

@@ -42,7 +42,7 @@ class MiniMaxH3Spec(ModuleSpec):
         cos, sin = (table[None, :, None, : table.shape[1] // 2] for table in rotary_emb)
         return Call(
             Stream(x, torch.stack([shift1, scale1, gate1, shift2, scale2, gate2], dim=1),
-                   parts.attention(block.attn, Rope(cos, sin, halves=True)), parts.mlp(block.ff),
+                   parts.attention(block.attn, Rope(cos, sin, halves=True), fused=True), parts.mlp(block.ff),
                    block.norm1.eps, block.norm2.eps, "rms", adaln_indices.expand(batch, rows)),
             layout=Layout(order.expand(batch, rows), [made], [rows - made]),
         )  # fmt: skip

@@ -12,7 +12,8 @@ from diffusers.models.transformers.transformer_mochi import (
 
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
-from .modules import ModuleSpec, image_and_text, scales_and_gates
+from .modules import ModuleSpec, counting, image_and_text, scales_and_gates
+from .parts import ADDED
 from .registry import register_block_spec
 
 
@@ -35,13 +36,13 @@ class MochiSpec(ModuleSpec):
         of_text = _last_modulation(context, temb) if last else _modulation(context, temb)
         eps = [block.norm1.norm.eps, block.norm3.eps]
         image = Stream(
-            hidden_states, _modulation(block.norm1, temb), parts.attention(attn, rope), parts.mlp(block.ff),
-            *eps, norm="rms", attention_norm=block.norm2, mlp_norm=block.norm4,
+            hidden_states, _modulation(block.norm1, temb), parts.attention(attn, rope, fused=True),
+            parts.mlp(block.ff), *eps, norm="rms", attention_norm=block.norm2, mlp_norm=block.norm4,
         )  # fmt: skip
         text = Stream(
-            encoder_hidden_states, of_text, parts.attention(attn, text=True), parts.mlp(block.ff_context),
-            *eps, norm="rms", attention_norm=block.norm2_context, mlp_norm=block.norm4_context,
-            valid=encoder_attention_mask.bool(),
+            encoder_hidden_states, of_text, parts.attention(attn, names=ADDED, fused=True),
+            parts.mlp(block.ff_context), *eps, norm="rms", attention_norm=block.norm2_context,
+            mlp_norm=block.norm4_context, valid=counting(block, encoder_attention_mask),
         )  # fmt: skip
         return Call(image, text=text, output=image_and_text)
 

@@ -4,98 +4,21 @@ Modules that the routed block does not call (attention, norms, an MLP taken apar
 says: a spec names them, and whoever hooks, patches or replaces one is told. Others are called as they are."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffratio_kernels.blocks.stream import Layout, Mlp, Rope, SelfAttention, fold
-from diffratio_kernels.types import Activation, PackedRows, Product, RowNorm
+from diffratio_kernels.blocks.stream import Branch, CrossAttention, Layout, Rope, Valid, fold
+from diffratio_kernels.types import PackedRows
 
-from .attention_modules import by_count, product_of
-from .inspection import foreign_dropout, hooked, moves_arguments, patched, plain_linear, remember
-from .mlp_modules import Layers, activation_of, layers_of, taken_apart
-from .norms import head_norm, plain_norm, row_norm
+from .attention_modules import by_count, normed_by
+from .inspection import hooked, moves_arguments, patched, plain_linear, remember
+from .mlp_modules import Layers, activation_of, layers_of
+from .norms import plain_norm
+from .parts import OWN, Names, Parts
 from .registry import Spec, inspected
-from .text_mask import keys_values_of
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a block's modules were found to be."""
-
-    refused: str | None
-    """Why the block cannot be routed as it is now."""
-    raw: set[int] = field(default_factory=set)
-    """ids of the Linears whose weights are all that they compute."""
-    mlps: dict[int, Layers] = field(default_factory=dict)
-    """ids of the MLPs that are two products around a known activation."""
-    activations: dict[int, Activation] = field(default_factory=dict)
-    """ids of the modules that are known activations."""
-    norm_weights: set[int] = field(default_factory=set)
-    """ids of the norms whose weights are all that they compute."""
-    slow: str | None = None
-    """The first Linear that is not raw, and why."""
-
-    def product(self, module: nn.Module) -> Product:
-        """A Linear's weights where they are the whole truth, else the module itself."""
-        return product_of(module, id(module) in self.raw)
-
-    def mlp(self, ff: nn.Module) -> Mlp | nn.Module:
-        """The MLP by its products, or the module."""
-        layers = self.mlps.get(id(ff))
-        return ff if layers is None else taken_apart(ff, layers, self.product)
-
-    def attention(
-        self,
-        attn: nn.Module,
-        rope: Rope | None = None,
-        text: bool = False,
-        fused: bool = True,
-        heads: int | None = None,
-        **more,
-    ) -> SelfAttention:
-        """Attention by the layers of a module of diffusers: its own, or those that it has for the text.
-
-        fused: whether its processor calls the joined projection where `fuse_qkv_projections` made one.
-        heads: where the module calls them otherwise.
-        """
-        names = ("add_q_proj", "add_k_proj", "add_v_proj") if text else ("to_q", "to_k", "to_v")
-        joined = "to_added_qkv" if text else "to_qkv"
-        names_of_norms = ("norm_added_q", "norm_added_k") if text else ("norm_q", "norm_k")
-        norms = self.norms(attn, *names_of_norms, more.get("across_heads", False))
-        if fused and getattr(attn, "fused_projections", False) and hasattr(attn, joined):
-            project = self.product(getattr(attn, joined))
-        else:
-            project = tuple(self.product(getattr(attn, name)) for name in names)
-        heads = attn.heads if heads is None else heads
-        return SelfAttention(project, self.out(attn, text), heads, norms=norms, rope=rope, **more)
-
-    def norms(self, attn: nn.Module, of_query: str, of_key: str, across_heads: bool = False):
-        """Norms of query and key: by their weights where these are the whole truth, else the modules; None
-        where there are none."""
-        query, key = (getattr(attn, name, None) for name in (of_query, of_key))
-        if query is None:
-            return None
-        known = {id(query), id(key)} <= self.norm_weights and not isinstance(query, nn.Identity)
-        if not known or query.eps != key.eps:
-            return query, key
-        return head_norm(query, key, across_heads)
-
-    def row_norm(self, norm: nn.Module | None) -> RowNorm | nn.Module | None:
-        """A norm of rows, as `norms` are: of a branch before its gate, or before a product."""
-        if norm is None or id(norm) not in self.norm_weights:
-            return norm
-        return None if isinstance(norm, nn.Identity) else row_norm(norm)
-
-    def out(self, attn: nn.Module, text: bool = False) -> Product | None:
-        """The product behind an attention, None where it has none."""
-        out = getattr(attn, "to_add_out" if text else "to_out", None)
-        if out is None or isinstance(out, nn.Linear) or not isinstance(out, nn.ModuleList):
-            return None if out is None else self.product(out)
-        drops = len(out) > 1 and foreign_dropout(out[1]) is not None
-        return nn.Sequential(*out) if drops else self.product(out[0])
+from .text_mask import keys_values_of, text_lengths
 
 
 class ModuleSpec(Spec):
@@ -116,11 +39,20 @@ class ModuleSpec(Spec):
     """Classes of MLPs besides diffusers' FeedForward."""
     processors: tuple[type, ...] = ()
     """What the processors of its attentions may be: they are not called either."""
+    dense: dict[str, str] = {}
+    """Parts of a model whose blocks are left dense, by their names, and why."""
 
     def __init__(self):
         for classes in self.plain.values():
             remember(*(classes if isinstance(classes, tuple) else (classes,)))
         remember(*self.processors, *self.mlps)
+
+    def width(self, block: nn.Module) -> int:
+        """Of what its attention is given."""
+        return next(child.query_dim for child in block.children() if hasattr(child, "query_dim"))
+
+    def leave_dense(self, name: str, block: nn.Module) -> str | None:
+        return next((why for part, why in self.dense.items() if part in name.split(".")), None)
 
     def inspect(self, block: nn.Module) -> Parts:
         reason = self._refused(block)
@@ -223,24 +155,39 @@ def told(block: nn.Module, spec: Spec) -> Any:
     return told[type(spec)]
 
 
-def span(
-    block: nn.Module, x: Tensor, start: int, stop: int | None, valid: Tensor | None = None
-) -> Layout | None:
-    """`Layout.span`, made once for all blocks of a call of the model; None where all tokens are routed.
+def once(block: nn.Module, key: tuple, make: Callable[[], Any], mask: Tensor | None = None) -> Any:
+    """What `make` gives, once for all blocks of a call of the model.
 
-    valid: a `key_mask`."""
+    Args:
+        block: a routed one.
+        key: of what is made.
+        mask: whose values it is made of.
+    """
+    memo = vars(block)["_diffratio"].model.memo
+    if memo is None or torch.compiler.is_compiling():
+        return make()
+    key = *key, id(mask)
+    if key not in memo:
+        memo[key] = make(), mask  # kept: its id stays its own
+    return memo[key][0]
+
+
+def span(
+    block: nn.Module, x: Tensor, start: int, stop: int | None, mask: Tensor | None = None
+) -> Layout | None:
+    """`Layout.span` by a `key_mask`; None where all tokens are routed."""
     stop = x.shape[1] if stop is None else stop
     if start == 0 and stop == x.shape[1]:
         return None
-    memo = vars(block)["_diffratio"].model.memo
-    key = ("span", x.shape[:2], start, stop, id(valid))
-    if memo is not None and not torch.compiler.is_compiling() and key in memo:
-        return memo[key][0]
-    layout = Layout.span(x, start, stop, None if valid is None else valid.flatten(1))
-    if memo is None or torch.compiler.is_compiling():
-        return layout
-    memo[key] = layout, valid  # kept: its id stays its own
-    return layout
+    valid = None if mask is None else mask.flatten(1)
+    return once(block, ("span", x.shape[:2], start, stop), lambda: Layout.span(x, start, stop, valid), mask)
+
+
+def counting(block: nn.Module, mask: Tensor | None, start: int = 0, stop: int | None = None) -> Valid | None:
+    """Which tokens from start to stop count by a `key_mask`."""
+    if mask is None:
+        return None
+    return once(block, ("counting", start, stop), lambda: Valid.of(mask.flatten(1)[:, start:stop]), mask)
 
 
 def key_mask(name: str, mask: Tensor | None) -> Tensor | None:
@@ -260,18 +207,11 @@ def key_mask(name: str, mask: Tensor | None) -> Tensor | None:
 def ragged(
     block: nn.Module, x: Tensor, routed: list[tuple[int, int]], pinned: list[tuple[int, int]]
 ) -> Layout | None:
-    """`Layout.ragged`, made once for all blocks of a call of the model; a `span` where all samples are
-    alike."""
+    """`Layout.ragged`; a `span` where all samples are alike."""
     whole = sum(stop - start for start, stop in (routed[0], pinned[0])) == x.shape[1]
     if whole and len({*routed}) == len({*pinned}) == 1:
         return span(block, x, *routed[0])
-    memo = vars(block)["_diffratio"].model.memo
-    if memo is None or torch.compiler.is_compiling():
-        return Layout.ragged(x, routed, pinned)
-    key = ("ragged", x.shape[:2])
-    if key not in memo:
-        memo[key] = Layout.ragged(x, routed, pinned)
-    return memo[key]
+    return once(block, ("ragged", x.shape[:2]), lambda: Layout.ragged(x, routed, pinned))
 
 
 def pairs(rope: tuple[Tensor, Tensor] | None, start: int = 0, stop: int | None = None) -> Rope | None:
@@ -328,8 +268,7 @@ def keys_values(
     block: nn.Module,
     attn: nn.Module,
     text: Tensor,
-    norm: nn.Module,
-    *names: str,
+    names: Names | None = None,
     joined: str | None = None,
     order: Tensor | None = None,
 ) -> Tensor:
@@ -339,18 +278,31 @@ def keys_values(
         block: a routed one.
         attn: of the block.
         text: [B, M, .].
-        norm: of keys.
-        names: of attn's projections to keys and to values.
-        joined: of both in one, where `fuse_qkv_projections` made one that attn's processor calls.
+        names: of attn's layers; None: `OWN`.
+        joined: projection of both, where `fuse_qkv_projections` made one that attn's processor calls.
         order: [B, M], which puts the tokens that count first.
     """
-    model = vars(block)["_diffratio"].model
+    model, names = vars(block)["_diffratio"].model, OWN if names is None else names
     if joined is not None and attn.fused_projections:
         both = getattr(attn, joined)(text).unflatten(-1, (2, -1))
     else:
-        both = keys_values_of(*(getattr(attn, name) for name in names), text, order, model)
+        both = keys_values_of(*(getattr(attn, name) for name in names.project[1:]), text, order, model)
     keys, values = both.unbind(2)
-    return torch.stack([norm(keys), values], dim=2)
+    return torch.stack([normed_by(getattr(attn, names.norms[1]), keys), values], dim=2)
+
+
+def text_attention(
+    block: nn.Module, parts: Parts, attn: nn.Module, text: Tensor, mask: Tensor | None
+) -> CrossAttention | Branch:
+    """Attention to a text [B, M, .] by its products where the mask leaves tokens out, else by the module.
+
+    mask: as of `text_lengths`.
+    """
+    known = (None, None) if mask is None else text_lengths(mask, vars(block)["_diffratio"].model)
+    if known is None:
+        return lambda hidden, rows: by_count(attn, hidden, rows, text, mask)
+    order, lengths = known
+    return parts.cross(attn, keys_values(block, attn, text, order=order), lengths)
 
 
 def scales_and_gates(
@@ -363,10 +315,14 @@ def scales_and_gates(
     return torch.stack([shift1, scale1, gate1.tanh(), shift2, scale2, gate2.tanh()], dim=-2)
 
 
+def six(modulation: Tensor) -> Tensor:
+    """[.., 6, D], of three parts [.., 3, D] twice the same."""
+    return modulation if modulation.shape[-2] == 6 else torch.cat([modulation, modulation], dim=-2)
+
+
 def zero_modulation(norm: nn.Module, temb: Tensor, parts: int = 6) -> Tensor:
-    """[B, 6, D] of an AdaLayerNormZero; of three parts (AdaLayerNormZeroSingle) twice the same."""
-    modulation = norm.linear(norm.silu(temb)).unflatten(-1, (parts, -1))
-    return modulation if parts == 6 else torch.cat([modulation, modulation], dim=1)
+    """[B, 6, D] of an AdaLayerNormZero, or of an AdaLayerNormZeroSingle, which has three parts."""
+    return six(norm.linear(norm.silu(temb)).unflatten(-1, (parts, -1)))
 
 
 def two_kinds(x: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from diffratio_kernels.blocks.stream import Call, KeysValues, Stream
 from diffratio_kernels.types import PackedRows
 
 from .attention_modules import by_count, normed_by
-from .modules import ModuleSpec, clipped, complex_rope
+from .modules import ModuleSpec, clipped, complex_rope, counting
 from .registry import register_block_spec
 
 
@@ -22,9 +22,6 @@ class NucleusMoESpec(ModuleSpec):
     timestep_units = "noise"
     plain = {"pre_attn_norm": nn.LayerNorm, "pre_mlp_norm": nn.LayerNorm, "attn": Attention}
     processors = (NucleusMoEAttnProcessor2_0,)
-
-    def width(self, block):
-        return block.dim
 
     def bind(self, block, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None,
              attention_kwargs=None):  # fmt: skip
@@ -34,7 +31,7 @@ class NucleusMoESpec(ModuleSpec):
         of_image, of_text = (None, None) if image_rotary_emb is None else image_rotary_emb
         heads = attn.heads * attn.inner_kv_dim // attn.inner_dim
         more = _keys_values(block, encoder_hidden_states, of_text, mask, heads)
-        own = parts.attention(attn, complex_rope(of_image), fused=False, kv_heads=heads, more=more)
+        own = parts.attention(attn, complex_rope(of_image), kv_heads=heads, more=more)
         scale1, gate1, scale2, gate2 = block.img_mod(temb).unflatten(-1, (4, -1)).unbind(1)
         gate1, gate2 = (gate.clamp(-2, 2).tanh() for gate in (gate1, gate2))
         none, mlp = torch.zeros_like(scale1), parts.mlp(block.img_mlp)
@@ -54,19 +51,15 @@ def _keys_values(block, text: Tensor, rope: Tensor | None, mask: Tensor | None, 
         length = key.shape[1]
         rows = PackedRows(torch.arange(key.shape[0] * length, device=key.device), length)
         key = rotated(complex_rope(rope), key.flatten(0, 1), rows).view(key.shape)
-    return KeysValues(key, value) if mask is None else KeysValues.masked(key, value, mask[:, -key.shape[1] :])
+    return KeysValues.masked(key, value, counting(block, mask, -key.shape[1]))
 
 
 def _experts(mlp: nn.Module, scale: Tensor, temb: Tensor):
     """Tokens are chosen by what they were before the modulation."""
 
-    def choose(both: Tensor, temb: Tensor) -> Tensor:
-        modulated, normed = both.chunk(2, dim=-1)
-        return mlp(modulated, normed, timestep=temb)
-
     def branch(normed: Tensor, rows: PackedRows) -> Tensor:
         modulated = (normed * (1 + scale[rows.index // rows.tokens])).to(normed.dtype)
-        return by_count(choose, torch.cat([modulated, normed], dim=-1), rows, temb)
+        return by_count(lambda *given: mlp(*given[:2], timestep=given[2]), (modulated, normed), rows, temb)
 
     return branch
 

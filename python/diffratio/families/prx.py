@@ -4,10 +4,11 @@ import torch
 from diffusers.models.transformers.transformer_prx import PRXAttention, PRXAttnProcessor2_0, PRXBlock
 from torch import nn
 
-from diffratio_kernels.blocks.stream import Call, KeysValues, Mlp, Rope, SelfAttention, Stream
+from diffratio_kernels.blocks.stream import Call, KeysValues, Mlp, Rope, Stream
 from diffratio_kernels.types import Activation
 
-from .modules import ModuleSpec, Parts
+from .modules import ModuleSpec, counting
+from .parts import Names, Parts
 from .registry import register_block_spec
 
 
@@ -29,15 +30,10 @@ class PRXSpec(ModuleSpec):
         of_text = attn.txt_kv_proj(encoder_hidden_states).unflatten(-1, (2, attn.heads, -1))
         key, value = of_text.unbind(2)
         key = attn.norm_added_k(key)
-        text = KeysValues(key, value)
-        if attention_mask is not None:
-            text = KeysValues.masked(key, value, attention_mask.bool())
+        text = KeysValues.masked(key, value, counting(block, attention_mask))
         # [B, 1, S, d/2, 2, 2]: a matrix for each pair
         cos, sin = image_rotary_emb[:, 0, :, None, :, :, 0].unbind(-1)
-        attention = SelfAttention(
-            parts.product(attn.img_qkv_proj), parts.out(attn), attn.heads,
-            norms=parts.norms(attn, "norm_q", "norm_k"), rope=Rope(cos, sin), more=text,
-        )  # fmt: skip
+        attention = parts.attention(attn, Rope(cos, sin), Names("img_qkv_proj"), more=text)
 
         first, second = block.modulation(temb)
         norm1, norm2 = block.img_pre_norm, block.post_attention_layernorm

@@ -12,7 +12,8 @@ from torch import nn
 
 from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
-from .modules import ModuleSpec, span, text_and_image, told
+from .modules import ModuleSpec, counting, span, text_and_image, told
+from .parts import ADDED
 from .references import target_of_shapes
 from .registry import register_block_spec
 
@@ -36,8 +37,8 @@ class QwenImageSpec(ModuleSpec):
     def bind(self, block, hidden_states, encoder_hidden_states, encoder_hidden_states_mask, temb,
              image_rotary_emb=None, joint_attention_kwargs=None, modulate_index=None):  # fmt: skip
         parts, attn = self.refuse(block, joint_attention_kwargs=joint_attention_kwargs), block.attn
-        valid = encoder_hidden_states_mask
-        if valid is not None and valid.is_floating_point():
+        mask = encoder_hidden_states_mask
+        if mask is not None and mask.is_floating_point():
             raise ValueError(
                 "encoder_hidden_states_mask: attention adds a float mask, which leaves no token out; give it "
                 "as bool"
@@ -51,11 +52,11 @@ class QwenImageSpec(ModuleSpec):
             temb = temb.chunk(2)[0]
         image, text = (None, None) if image_rotary_emb is None else map(_rope, image_rotary_emb)
         return Call(
-            Stream(hidden_states, modulation, parts.attention(attn, image, fused=False),
+            Stream(hidden_states, modulation, parts.attention(attn, image),
                    parts.mlp(block.img_mlp), block.img_norm1.eps, block.img_norm2.eps, groups=groups),
             text=Stream(encoder_hidden_states, block.txt_mod(temb).unflatten(-1, (6, -1)),
-                        parts.attention(attn, text, text=True, fused=False), parts.mlp(block.txt_mlp),
-                        block.txt_norm1.eps, block.txt_norm2.eps, valid=valid),
+                        parts.attention(attn, text, ADDED), parts.mlp(block.txt_mlp),
+                        block.txt_norm1.eps, block.txt_norm2.eps, valid=counting(block, mask)),
             layout=span(block, hidden_states, 0, told(block, self)),
             output=text_and_image,
         )  # fmt: skip

@@ -7,25 +7,15 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBlock
 from torch import nn
 
-from diffratio_kernels.blocks.stream import Call, SecondAttention, SelfAttention, Stream
+from diffratio_kernels.blocks.stream import Call, SecondAttention, Stream
 
-from .modules import ModuleSpec, Parts, zero_modulation
+from .modules import ModuleSpec, zero_modulation
+from .parts import ADDED
 from .registry import register_block_spec
 
 
-class _SD3(ModuleSpec):
+class SD3Spec(ModuleSpec):
     processors = (JointAttnProcessor2_0,)
-
-    def width(self, block):
-        return block.attn.query_dim
-
-    def attention(self, parts: Parts, attn, **options) -> SelfAttention:
-        """`fuse_qkv_projections` comes with another processor, which is refused: without it nothing reads
-        what was joined."""
-        return parts.attention(attn, fused=False, **options)
-
-
-class SD3Spec(_SD3):
     plain = {
         "norm1": (AdaLayerNormZero, SD35AdaLayerNormZeroX), "norm2": nn.LayerNorm, "attn": Attention,
         "norm1_context": (AdaLayerNormZero, AdaLayerNormContinuous), "norm2_context": nn.LayerNorm,
@@ -36,7 +26,7 @@ class SD3Spec(_SD3):
         parts, attn = self.refuse(block, joint_attention_kwargs=joint_attention_kwargs), block.attn
         dual, last = block.use_dual_attention, block.context_pre_only
         modulation = block.norm1.linear(block.norm1.silu(temb)).unflatten(-1, (9 if dual else 6, -1))
-        second = SecondAttention(self.attention(parts, block.attn2), modulation[:, 6:]) if dual else None
+        second = SecondAttention(parts.attention(block.attn2), modulation[:, 6:]) if dual else None
         if last:  # scale before shift, and the stream ends at the attention
             norm = block.norm1_context
             text_modulation = norm.linear(norm.silu(temb)).unflatten(-1, (2, -1)).flip(1)
@@ -47,22 +37,23 @@ class SD3Spec(_SD3):
             return None if last else text, image
 
         return Call(
-            Stream(hidden_states, modulation[:, :6], self.attention(parts, attn), parts.mlp(block.ff)),
+            Stream(hidden_states, modulation[:, :6], parts.attention(attn), parts.mlp(block.ff)),
             after_attention=second,
-            text=Stream(encoder_hidden_states, text_modulation, self.attention(parts, attn, text=True),
+            text=Stream(encoder_hidden_states, text_modulation, parts.attention(attn, names=ADDED),
                         None if last else parts.mlp(block.ff_context)),
             output=output,
         )  # fmt: skip
 
 
-class SD3SingleSpec(_SD3):
+class SD3SingleSpec(ModuleSpec):
     """Of SD3.5's ControlNet."""
 
+    processors = (JointAttnProcessor2_0,)
     plain = {"norm1": AdaLayerNormZero, "attn": Attention, "norm2": nn.LayerNorm}
 
     def bind(self, block, hidden_states, temb):
         parts, modulation = self.refuse(block), zero_modulation(block.norm1, temb)
-        attention, mlp = self.attention(parts, block.attn), parts.mlp(block.ff)
+        attention, mlp = parts.attention(block.attn), parts.mlp(block.ff)
         return Call(Stream(hidden_states, modulation, attention, mlp))
 
 

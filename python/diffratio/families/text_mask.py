@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from diffratio_kernels.blocks.stream import Valid
+
 
 def text_lengths(mask: Tensor, model) -> tuple[Tensor | None, Tensor] | None:
     """How a text mask leaves tokens out, as attention takes it.
@@ -55,9 +57,8 @@ def _look(mask: Tensor, waits: bool) -> tuple[Tensor | None, Tensor] | None:
 
 
 def _ordered(kept: Tensor) -> tuple[Tensor, Tensor]:
-    order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-    lengths = kept.sum(1, dtype=torch.int32)
-    return order, lengths.masked_fill(lengths == 0, kept.shape[1])
+    valid = Valid.of(kept)
+    return valid.order, valid.lengths.masked_fill(valid.lengths == 0, kept.shape[1])
 
 
 def keys_values_of(to_k: nn.Module, to_v: nn.Module, text: Tensor, order: Tensor | None, model) -> Tensor:

@@ -4,9 +4,10 @@ heads, then attention to the text, and to an image where there is one."""
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformerBlock
 
-from diffratio_kernels.blocks.stream import Call, CrossAttention, Rope, Stream
+from diffratio_kernels.blocks.stream import Call, Rope, Stream
 
 from .modules import ModuleSpec, keys_values, per_token
+from .parts import ADDED
 from .registry import register_block_spec
 
 TEXT = 512
@@ -39,16 +40,15 @@ class WanSpec(ModuleSpec):
         others = ()
         if cross.add_k_proj is not None:
             of_image, text = text[:, : text.shape[1] - TEXT], text[:, text.shape[1] - TEXT :]
-            others = (keys_values(block, cross, of_image, cross.norm_added_k, "add_k_proj", "add_v_proj",
-                                  joined="to_added_kv"),)  # fmt: skip
-        of_text = keys_values(block, cross, text, cross.norm_k, "to_k", "to_v", joined="to_kv")
+            others = (keys_values(block, cross, of_image, ADDED, "to_added_kv"),)
+        of_text = keys_values(block, cross, text, joined="to_kv")
+        own = parts.attention(block.attn1, rope, fused=True, across_heads=True)
+        eps = block.norm1.eps, block.norm3.eps
         return Call(
-            Stream(x, modulation, parts.attention(block.attn1, rope, across_heads=True), parts.mlp(block.ffn),
-                   block.norm1.eps, block.norm3.eps, groups=groups),
-            CrossAttention(parts.product(cross.to_q), parts.out(cross), cross.heads, of_text, others=others,
-                           norm=parts.row_norm(block.norm2), query_norm=parts.row_norm(cross.norm_q)),
+            Stream(x, modulation, own, parts.mlp(block.ffn), *eps, groups=groups),
+            parts.cross(cross, of_text, others=others, norm=parts.row_norm(block.norm2)),
             output=output,
-        )  # fmt: skip
+        )
 
 
 register_block_spec(WanTransformerBlock, WanSpec(WanAttention, WanAttnProcessor))

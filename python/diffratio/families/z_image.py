@@ -23,13 +23,9 @@ class ZImageSpec(ModuleSpec):
     plain = {"attention": Attention, "attention_norm1": RMSNorm, "ffn_norm1": RMSNorm}
     processors = (ZSingleStreamAttnProcessor,)
     mlps = {FeedForward: Layers(("w1", "w3"), "w2")}
-
-    def width(self, block):
-        return block.dim
-
-    def leave_dense(self, name, block):
-        refiners = ("noise_refiner", "context_refiner", "siglip_refiner")
-        return "it sees image or text alone" if set(refiners) & set(name.split(".")) else None
+    dense = dict.fromkeys(
+        ("noise_refiner", "context_refiner", "siglip_refiner"), "it sees image or text alone"
+    )
 
     def layout(self, model, given):
         """Places of each sample's image, and of what is always kept: its padding, text and text padding."""
@@ -50,7 +46,7 @@ class ZImageSpec(ModuleSpec):
         norm1, norm2 = block.attention_norm1, block.ffn_norm1
         return Call(
             Stream(x, scales_and_gates(block.adaLN_modulation(adaln_input), norm1.weight, norm2.weight),
-                   parts.attention(block.attention, complex_rope(freqs_cis), fused=False),
+                   parts.attention(block.attention, complex_rope(freqs_cis)),
                    parts.mlp(block.feed_forward), norm1.eps, norm2.eps, "rms",
                    attention_norm=parts.row_norm(block.attention_norm2),
                    mlp_norm=parts.row_norm(block.ffn_norm2)),

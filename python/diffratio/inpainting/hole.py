@@ -53,12 +53,21 @@ class Hole(NamedTuple):
 
     def take(self, tokens: Tensor) -> Tensor:
         """Tokens of the hole [B, n, D] of all tokens [B, N, D]; behind a shorter hole stand copies."""
-        return tokens.take_along_dim(self.places.clamp(max=self.tokens - 1)[..., None], dim=1)
+        rows = self._rows(self.tokens, self.places.clamp(max=self.tokens - 1))
+        return tokens.flatten(0, 1).index_select(0, rows).view(*self.places.shape, -1)
 
     def put(self, rows: Tensor) -> Tensor:
         """`take` undone: [B, N, E] of rows [B, n, E], zero outside of the hole."""
-        whole = rows.new_zeros(rows.shape[0], self.tokens + 1, rows.shape[2])
-        return whole.scatter(1, self.places[..., None].expand_as(rows), rows)[:, : self.tokens]
+        room = self.tokens + 1  # the last one for what stands behind a shorter hole
+        whole = rows.new_zeros(len(rows) * room, rows.shape[2])
+        whole = whole.index_copy(0, self._rows(room, self.places), rows.flatten(0, 1))
+        return whole.view(len(rows), room, -1)[:, : self.tokens]
+
+    @staticmethod
+    def _rows(length: int, places: Tensor) -> Tensor:
+        """Of the flattened samples of a length [B * n]."""
+        first = torch.arange(0, len(places) * length, length, device=places.device)
+        return (places + first[:, None]).flatten()
 
 
 class HoleBlock(BasicTransformerBlock):

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from diffusers import ModelMixin, PixArtTransformer2DModel  # noqa: F401 - a pipeline finds how to load a part
-from diffusers.configuration_utils import register_to_config  # by a base class in the part's own module
+from diffusers import ModelMixin, PixArtTransformer2DModel  # noqa: F401 - by it a pipeline knows how to load
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import PatchEmbed

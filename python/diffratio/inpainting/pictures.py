@@ -15,6 +15,20 @@ Pictures = PIL.Image.Image | Sequence[PIL.Image.Image] | np.ndarray | Tensor
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
+def picture_of(given: Pictures, channels: int) -> Tensor:
+    """`tensor_of` pictures that are to come back as they were.
+
+    Raises:
+        ValueError: those of `tensor_of`, and pictures that would lose something: transparency, 16 bits.
+    """
+    exact = ("L", "1") if channels == 1 else ("RGB", "L", "1", "P")
+    for one in given if isinstance(given, (list, tuple)) else [given]:
+        if isinstance(one, PIL.Image.Image) and (one.mode not in exact or "transparency" in one.info):
+            mode = "L" if channels == 1 else "RGB"
+            raise ValueError(f"image of mode {one.mode} is more than {mode} can hold; convert it before")
+    return tensor_of(given, "image", channels)
+
+
 def tensor_of(given: Pictures, name: str, channels: int) -> Tensor:
     """[B, channels, H, W] in [0, 1].
 

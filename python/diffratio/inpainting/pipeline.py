@@ -10,7 +10,7 @@ from torch import Tensor
 from ..routing.find import transformer_of
 from .compose import pasted, poisson_blended
 from .masks import pooled
-from .pictures import OUTPUTS, Pictures, mask_of, output_of, resized, resized_mask, tensor_of
+from .pictures import OUTPUTS, Pictures, mask_of, output_of, picture_of, resized, resized_mask
 from .sampling import Steps, Text, paint
 from .systems import Edit, Frame, system_of
 
@@ -107,7 +107,7 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         """
         system, model = system_of(self.config.system), transformer_of(self.transformer)
         _check(image, mask_image, output_type, callback_on_step_end_tensor_inputs)
-        picture = tensor_of(image, "image", system.channels(model) if self.vae is None else 3)
+        picture = picture_of(image, system.channels(model) if self.vae is None else 3)
         mask = mask_of(mask_image, picture)
         masks = prompt_attention_mask, negative_prompt_attention_mask
         given = _Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)

@@ -114,20 +114,19 @@ def paint(
         latents = noise * scheduler.init_noise_sigma
     else:
         latents = scheduler.add_noise(clean, noise, timesteps[:1].expand(len(clean)))
-    guided = text.null_tokens is not None and how.guidance != 1
-    text = text if guided else replace(text, null_tokens=None)
+    guides = text.null_tokens is not None and how.guidance != 1
+    text = text if guides else replace(text, null_tokens=None)
     edit = system.encoded(model, edit)
-    shown = edit.twice() if guided else edit
+    shown = edit.twice() if guides else edit
     given = text.both() | _sizes(plain, len(shown.clean), how.size or clean.shape[-2:])
     draws = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": how.generator} if draws else {}
     for number, timestep in enumerate(timesteps):
-        noisy = torch.cat([latents] * 2) if guided else latents
+        noisy = torch.cat([latents] * 2) if guides else latents
         noisy = scheduler.scale_model_input(noisy, timestep).to(plain.dtype)
-        predicted = system.predict(model, shown, noisy, timestep=timestep.expand(len(noisy)), **given)
-        predicted = (
-            _guided(predicted.to(latents), channels, how.guidance) if guided else predicted.to(latents)
-        )
+        times = timestep.expand(len(noisy))
+        predicted = system.predict(model, shown, noisy, timestep=times, **given).to(latents)
+        predicted = guided(predicted, channels, how.guidance) if guides else predicted
         predicted = predicted if learned else predicted[:, :channels]
         latents = scheduler.step(predicted, timestep, latents, **options, return_dict=False)[0]
         if after_step is not None:
@@ -145,8 +144,9 @@ def _sizes(model: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, dic
     return {"added_cond_kwargs": {"resolution": resolution, "aspect_ratio": aspect}}
 
 
-def _guided(predicted: Tensor, channels: int, guidance: float) -> Tensor:
-    """The mean guided [B, C, ...]; a learned variance, in more channels, is that of the text."""
+def guided(predicted: Tensor, channels: int, guidance: float) -> Tensor:
+    """Of predictions without text and with it [2B, ...] one [B, ...]: the mean, of C channels, guided; a
+    learned variance, in the others, that of the text."""
     without, with_text = predicted.chunk(2)
     mean = without[:, :channels] + guidance * (with_text - without)[:, :channels]
     return torch.cat([mean, with_text[:, channels:]], dim=1)

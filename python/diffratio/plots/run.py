@@ -81,7 +81,7 @@ class Run:
 def why_no_samples(run: Run) -> str | None:
     """Why the model makes no images of its data set, as where it works on latents; None where it does."""
     target = load_target(run.path, checkpoint=run.models()[-1][1])
-    if target.flow is not None and not target.flow.family.on_pixels:
+    if target.pipeline is not None and not target.pipeline.family.on_pixels:
         return "a pipeline with a VAE is judged by diffratio eval alone"
     return judge_of(target, SampleSettings()).why_not(target, quality=True)
 

@@ -89,8 +89,8 @@ def _by_baseline(layer: RoutedLayer, call: Call, args, kwargs):
     if call is None:
         return None
     batch, tokens = x.shape[:2]
-    rows = every_row(batch, tokens, x.device)
-    return routed(call, rows, x.new_zeros(batch, tokens), Rescale("none"), run)
+    rows, none = every_row(batch, tokens, x.device), x.new_zeros(batch, tokens, dtype=torch.float32)
+    return routed(call, rows, none, Rescale("none"), run)
 
 
 RoutedLayer.routed_forward = routed_forward  # a bound method is pickled by its name

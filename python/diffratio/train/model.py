@@ -72,9 +72,9 @@ def load_base(arguments: TrainArguments) -> Base:
             family = family_of(index, model)
         except ValueError as error:
             raise ArgumentError(f"pretrained_model_name_or_path={name!r}: {error}") from None
-        if family is not None and arguments.task == "inpaint":
-            raise ArgumentError(f"task='inpaint' is for PixArt, {name!r} is a {index['_class_name']}")
-        if family is not None:
+        if family is not None and family.flow:
+            if arguments.task == "inpaint":
+                raise ArgumentError(f"task='inpaint' is for PixArt, {name!r} is a {index['_class_name']}")
             kind = getattr(diffusers, index["scheduler"][1])
             hub = {"revision": arguments.revision, "local_files_only": on_disk(name)}
             scheduler = kind.from_pretrained(name, subfolder="scheduler", **hub)

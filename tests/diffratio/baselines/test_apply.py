@@ -1,9 +1,11 @@
 """Baselines go on, are seen, and come off; where one is not defined, the error says why."""
 
 import copy
+import pickle
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from diffratio import (
     DiffRatioConfig,
@@ -118,6 +120,22 @@ def test_other_dtypes(model, dtype, tiny):
         out = tiny.run(apply_baseline(model, name), tiny.inputs(model))
         assert out.dtype == dtype and out.isfinite().all()
         remove_baseline(model)
+
+
+@pytest.mark.parametrize("name", ["tome:all:0.5", "atedm:0.2"])
+def test_lora_counts_autocast_runs_and_a_model_pickles(model, name, tiny):
+    inputs = tiny.inputs(model)
+    targets = ["to_q", "to_v", "to_out.0", "ff.net.2"]
+    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    plain = tiny.run(apply_baseline(model, name), inputs)
+    adapted = inject_adapter_in_model(config, remove_baseline(model))
+    out = tiny.run(apply_baseline(adapted, name), inputs)
+    assert not torch.allclose(out, plain, atol=1e-3)
+    other = pickle.loads(pickle.dumps(adapted))
+    assert torch.equal(tiny.run(adapted, inputs), tiny.run(other, inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        for grad in (False, True):
+            assert tiny.run(adapted, inputs, grad).isfinite().all()
 
 
 BAD = {

@@ -8,7 +8,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffratio.evaluation.flow import IMAGES
+from diffratio.evaluation.pipeline import IMAGES
 from diffratio.train import TrainArguments, train
 from tools.flow_pretrain import pipeline, small_flux
 
@@ -32,7 +32,7 @@ def told(command, *arguments):
 def _quick(monkeypatch):
     monkeypatch.setattr("diffratio.train.data.VALIDATION_IMAGES", 8)
     monkeypatch.setattr("diffratio.evaluation.quality._REFERENCE", 256)
-    monkeypatch.setattr("diffratio.evaluation.flow.ROUNDS", 1)
+    monkeypatch.setattr("diffratio.evaluation.pipeline.ROUNDS", 1)
     monkeypatch.setitem(IMAGES, True, 8)
 
 

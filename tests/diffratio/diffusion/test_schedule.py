@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from typer.testing import CliRunner
 
 from diffratio.cli.eval import eval as eval_command
@@ -14,7 +19,7 @@ from diffratio.cli.plot import plot
 from diffratio.cli.sample import sample
 from diffratio.data import load_dataset
 from diffratio.diffusion import noise_schedule
-from diffratio.diffusion.schedules import read_schedule
+from diffratio.diffusion.schedules import latents_scheduler, read_schedule
 from diffratio.evaluation.target import load_target
 from diffratio.toy import DIGITS_LT30, PRETRAINED
 from tools.toy_pretrain import small_pixart
@@ -94,3 +99,14 @@ def test_a_schedule_that_evaluation_cannot_use_is_named(scheduler, words, tmp_pa
     scheduler.save_pretrained(tmp_path / "scheduler")
     with pytest.raises(ValueError, match=f"scheduler_config.json: {words}"):
         read_schedule([tmp_path])
+
+
+@pytest.mark.parametrize("own", [DPMSolverMultistepScheduler(), DDIMScheduler(), DDPMScheduler()])
+def test_a_pipelines_steps_are_spread_evenly_over_regions_and_its_latents_not_clipped(own):
+    for sampler, steps in (("dpm++", 20), ("ddpm", 100)):
+        scheduler = latents_scheduler(own.config, sampler)
+        scheduler.set_timesteps(steps)
+        regions = (scheduler.timesteps * 4 // 1000).clamp(max=3)
+        assert regions.bincount().tolist() == [steps // 4] * 4
+        assert not scheduler.config.thresholding and not scheduler.config.get("clip_sample")
+        assert scheduler.config.beta_end == own.config.beta_end

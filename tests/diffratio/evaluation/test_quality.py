@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -70,7 +72,8 @@ def test_a_sampler_that_is_not_there_or_cannot_be_is_refused():
         SampleSettings(sampler="euler")
     with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
         SampleSettings(sampler="ddpm", steps=1)
-    flow = Target(small_pixart(load_dataset("digits"), 0, layers=1, heads=1), "flow", flow=object())
+    pipeline = SimpleNamespace(family=SimpleNamespace(flow=True))
+    flow = Target(small_pixart(load_dataset("digits"), 0, layers=1, heads=1), "flow", pipeline=pipeline)
     with pytest.raises(ValueError, match="sampler is not for flow models"):
         SampleSettings.of(flow, sampler="ddpm")
 

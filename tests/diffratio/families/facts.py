@@ -22,6 +22,7 @@ from tools.pages import print_or_write
 
 from .cases import BLOCKS, MODELS
 from .cases.case import Case
+from .refusals import refusals
 from .test_blocks import made, routed, run
 
 FILE = Path(__file__).with_name("facts.json")
@@ -97,7 +98,8 @@ def unchecked() -> dict[str, str]:
 
 
 def written() -> str:
-    return json.dumps({"blocks": facts(), "without checkpointing": unchecked()}, indent=1) + "\n"
+    found = {"blocks": facts(), "refused": refusals(), "without checkpointing": unchecked()}
+    return json.dumps(found, indent=1) + "\n"
 
 
 if __name__ == "__main__":

@@ -53,10 +53,6 @@ def test_a_block_is_one_graph(name):
     with torch.no_grad():
         wanted = run(case, model)
         case.block.compile(fullgraph=True, backend="eager")
-        if name == "ltx_i2v":  # its model is given a mask, this block is given numbers alone
-            with pytest.raises(torch._dynamo.exc.Unsupported, match="masks that leave tokens out"):
-                run(case, model)
-            return
         assert_same(case, run(case, model), wanted, atol=1e-6, rtol=1e-5)
 
 
@@ -115,8 +111,8 @@ def as_on_a_gpu():
         yield
 
 
-READS = (*NOT_DENSE, "nucleus_experts", "ltx_i2v", "ltx2_i2v", "ltx2_newer_i2v")
-"""Blocks that cannot do without: experts of diffusers, masks of numbers."""
+READS = (*NOT_DENSE, "nucleus_experts")
+"""Blocks that cannot do without: experts of diffusers."""
 
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in READS])

@@ -7,6 +7,9 @@ from diffratio import DiffRatioConfig, apply_diffratio, cuda_graphs
 from diffratio.families import text_mask
 from diffratio.families.text_mask import text_lengths
 from diffratio.routing.state import RoutedModel
+from diffratio_kernels.blocks.stream import Valid
+
+from .test_models import made
 
 TOKENS = 5
 MASKS = {
@@ -132,3 +135,18 @@ def test_masks_on_a_gpu_are_waited_for_in_training_and_where_they_come_again(sha
     monkeypatch.setattr(text_mask, "capturing", lambda: True)
     shared.text = True
     assert text_lengths(OnGpu(), shared) is None
+
+
+@pytest.mark.filterwarnings("ignore:the routers are untrained")
+@pytest.mark.parametrize("name", ["qwen_image", "hunyuan_video", "mochi", "prx", "chroma_masked"])
+def test_a_mask_is_sorted_once_for_all_blocks_of_a_call(name, monkeypatch):
+    model, inputs = made(name)
+    apply_diffratio(model, DiffRatioConfig(compression=0.5))
+    blocks = sum("_diffratio" in vars(block) for block in model.modules())
+    sort, sorted_ones = Valid.of, []
+    monkeypatch.setattr(Valid, "of", lambda mask: sorted_ones.append(mask) or sort(mask))
+    for calls in (1, 2):
+        with torch.no_grad():
+            model(**inputs)
+        kinds = 2 if name in ("hunyuan_video", "chroma_masked") else 1  # blocks of two streams, then of one
+        assert len(sorted_ones) == calls * kinds < calls * blocks

@@ -135,6 +135,8 @@ def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
         ({"mask_image": torch.ones(1, 1, 27, 32)}, "mask_image is 32 x 27, image is 33 x 27"),
         ({"image": torch.zeros(1, 4, 27, 33)}, "image has 4 channels, must have 3"),
         ({"image": "photo.png"}, "image must be pictures"),
+        ({"image": PIL.Image.new("RGBA", (33, 27))}, "image of mode RGBA is more than RGB can hold"),
+        ({"image": PIL.Image.new("I;16", (33, 27))}, "image of mode I;16 is more than RGB can hold"),
         ({"prompt": ["a", "b", "c"], "image": torch.zeros(2, 3, 27, 33)}, "image: 2 where there are 3"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt: 2 of them for 1 prompts"),
         ({"height": 20}, "height=20 must be a multiple of 8"),

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.schedules import target_of
 from diffratio.inpainting.regenerate import regenerate_from_pixart
-from diffratio.inpainting.sampling import Steps, Text, paint
+from diffratio.inpainting.sampling import Steps, Text, guided, paint
 from diffratio.inpainting.systems import SYSTEMS, system_of
 
 NAMES = tuple(SYSTEMS)
@@ -99,6 +99,18 @@ def test_it_samples_with_any_scheduler(name, variance, tiny, pixart, masks):
     assert not torch.equal(made[~outside], edit.clean[~outside])
 
 
+def test_a_model_that_is_told_sizes_is_told_those_of_the_pixels(tiny, masks):
+    sized = {"num_attention_heads": 3, "cross_attention_dim": 48, "use_additional_conditions": True}
+    model = system_of("lazy").from_pixart(tiny.pixart(**sized))
+    told = []
+    model.register_forward_pre_hook(lambda m, args, kwargs: told.append(kwargs), with_kwargs=True)
+    system, edit = edit_of("lazy", torch.randn(3, 4, 16, 16), masks)
+    text = Text(torch.ones(3, 6, 24), torch.zeros(3, 6, 24))
+    paint(system, model, edit, text, Steps(DDPMScheduler(), 1, size=(64, 128)))
+    sizes = told[0]["added_cond_kwargs"]
+    assert sizes["resolution"].tolist() == [[64, 128]] * 6 and sizes["aspect_ratio"].tolist() == [[0.5]] * 6
+
+
 def test_guidance_changes_the_text_and_not_the_context(lazy, masks):
     calls = []
     lazy.register_forward_pre_hook(lambda m, args, kwargs: calls.append(kwargs), with_kwargs=True)
@@ -111,6 +123,12 @@ def test_guidance_changes_the_text_and_not_the_context(lazy, masks):
     first, second = calls[0]["context"].chunk(2)
     assert torch.equal(first, second) and calls[0]["hole"].counts == [12, 64, 3] * 2
     assert calls[0]["encoder_hidden_states"].flatten(1).amax(1).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_mean_is_guided_and_the_variance_is_that_of_the_text():
+    without, with_text = torch.tensor([1.0, 5.0]), torch.tensor([3.0, 7.0])  # mean, variance
+    predicted = torch.stack([without, with_text])[:, :, None, None]
+    assert guided(predicted, 1, 4.0).flatten().tolist() == [1 + 4 * (3 - 1), 7]
 
 
 def test_bad_settings_are_named(lazy, masks):

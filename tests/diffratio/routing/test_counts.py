@@ -6,7 +6,16 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from diffratio import DiffRatioConfig, apply_diffratio, record_routing
+from diffratio import (
+    DiffRatioConfig,
+    apply_diffratio,
+    learn_ratios,
+    load_diffratio,
+    record_routing,
+    remove_diffratio,
+    save_diffratio,
+    summary,
+)
 from diffratio.routing.find import routed_layers
 
 GRAD = pytest.mark.parametrize("grad", [False, True], ids=["mod_block", "modules"])
@@ -204,3 +213,19 @@ def test_a_recording_holds_the_logits_that_decided(tiny, model, grad):
     with record_routing(model) as log:
         tiny.run(model, tiny.inputs(model), grad)
     assert all(entry.logits is None and entry.scores().isnan().all() for entry in log)
+
+
+def test_rounding_down_keeps_one_token_less(model, tiny, tmp_path):
+    """Of 64 tokens at 20 %, with one bin and with two, and after an adapter was saved and loaded."""
+    inputs = tiny.inputs(model)
+    tiny.route(model, 0.2, rounding="floor")
+    assert tiny.kept(model, inputs) == [[51, 51]] * 3
+    assert summary(model, tokens=1024)[0].kept_tokens == (819,)
+    save_diffratio(model, tmp_path)
+    load_diffratio(remove_diffratio(model), tmp_path)
+    assert tiny.kept(model, inputs) == [[51, 51]] * 3
+    learn_ratios(model)
+    with torch.no_grad():
+        model.diffratio_ratios.ratios.fill_(0.75)
+    model.diffratio_ratios.invalidate()
+    assert tiny.kept(model, inputs, grad=True) == [[51, 51]] * 3  # the larger of the bins .7 and .8

@@ -158,9 +158,11 @@ def test_measuring_is_quiet(tiny, fresh, quiet):
 @pytest.mark.parametrize(("layers", "said"), [([0, 2], True), ([], False)])
 def test_the_report_of_eval_names_them(capsys, layers, said):
     cost = dict.fromkeys(("gflop", "milliseconds", "peak_megabytes"), 1.0)
+    cost["layers"] = {"milliseconds": [1.0], "peak_megabytes": [1.0]}
     report = {
         "name": "it", "untrained_routers": layers, "quality": None, "why_no_quality": "no data", "batch": 1,
         "dtype": "float32", "device": "cpu", "mean_kept": 0.5,
+        "published_of_dense": {}, "layers_by": "a watch", "baseline": None,
         "cost": dict.fromkeys(("dense", "all_tokens", "sparse"), cost),
     }  # fmt: skip
     print_report(report)

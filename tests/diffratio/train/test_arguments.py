@@ -45,6 +45,7 @@ BAD = [
     ("rescale", "router"),
     ("recipe", "t2v"),
     ("router_start", "zero"),
+    ("rounding", "even"),
     ("proportion_empty_prompts", -0.1),
 ]
 

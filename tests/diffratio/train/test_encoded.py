@@ -104,6 +104,16 @@ def test_training_on_latents_runs_and_encodes_once(tiny, repository, images, tmp
 
 
 def test_holes_are_repainted_in_latents(tiny, repository, images, tmp_path, monkeypatch):
+    repository = shutil.copytree(repository, tmp_path / "repository")
+    index = {
+        "_class_name": "PixArtAlphaPipeline",
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    }
+    (repository / "model_index.json").write_text(json.dumps(index))
     changes = {"task": "inpaint", "learn_variance": True, "method": "lt"}
     run = trainer(tiny, repository, images, tmp_path / "lazy", **changes).fit()
     assert run["loss"] == "noise-MSE + variational bound" and run["latents"]

@@ -15,7 +15,7 @@ from diffratio.cli.sample import sample
 from diffratio.data import load_dataset
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.variance import VariationalBound
-from diffratio.evaluation import inpainting
+from diffratio.evaluation import inpainting, networks
 from diffratio.evaluation.quality import SampleSettings
 from diffratio.evaluation.target import Target
 from diffratio.inpainting.masks import KINDS
@@ -148,23 +148,45 @@ def told(command, *given):
     return CliRunner().invoke(app, [str(one) for one in given], env={"COLUMNS": "200"})
 
 
+class Length:
+    """In place of a network of pairs: how long the caption is."""
+
+    name = "hps"
+
+    def __call__(self, images, captions):
+        return [float(len(caption)) for caption in captions]
+
+
 def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inpainting, "_ROUNDS", 1)
+    monkeypatch.setattr(networks, "hps_score", lambda path, device: Length())
     few = ["--samples", 6, "--steps", 2, "--batch", 2, "--picture", tmp_path / "x.png"]
+    few += ["--hps-weights", tmp_path / "hps.pt"]
     report = json.loads(told(eval_command, repainted, "--json", *few).stdout)
     assert (tmp_path / "x.png").is_file()
     assert (report["system"], report["masks"]) == ("lazy", "mixed")
     for column in ("quality", "dense", "hidden"):
         assert report[column]["outside_differing"] == 0 and report[column]["hole_error"] > 0
         assert set(report[column]["accuracy"]) == {"digit"} and report[column]["frechet"] > 0
+        assert report[column]["hps_by_sample"] == [1.0] * 6  # digits' captions
     assert report["quality"]["hole_error"] != report["hidden"]["hole_error"]
+    assert report["not_judged"] == ["FID (--fid-weights)", "CLIP score (--clip-weights)"]
+    refused = told(eval_command, repainted, "--keep-samples", tmp_path / "kept", *few)
+    assert refused.exit_code == 2 and "is not for a run that repaints" in refused.output
     assert report["quality"]["v_mse"] != report["dense"]["v_mse"] and "v_mse" not in report["hidden"]
     cost, edit = report["cost"], report["edit"]
     assert edit["encoder_milliseconds"] > 0 and 0 < edit["hole"] < 1
     assert 0 < cost["sparse"]["gflop"] < cost["all_tokens"]["gflop"]
+    monkeypatch.setenv("COLUMNS", "200")
     print_report(report)
     shown = capsys.readouterr().out
-    for words in ("pixels outside that differ", "hidden: the control", "its encoder", "not judged: FID"):
+    for words in (
+        "pixels outside that differ",
+        "hidden: the control",
+        "its encoder",
+        "not judged: FID",
+        "HPSv2",
+    ):
         assert words in shown
 
 

@@ -5,8 +5,8 @@ import torch
 
 from tools.launchers.calls import kernel_device, working_dtypes
 
-PLACES = ("test_fences.py", "test_layouts.py", "test_untouched_rows.py")
-"""They ask which memory is read and written, of which the dtype decides little: fp16 is in `make fuzz`."""
+PLACES = ("test_fences.py", "test_layouts.py", "test_same_bits.py", "test_untouched_rows.py")
+"""They ask which memory is read and written, and when; the dtype decides little: fp16 is in `make fuzz`."""
 
 
 def pytest_itemcollected(item):

@@ -21,8 +21,11 @@ WITH_MODULATION = (
     "linear_gate_residual", "linear_scatter, mlp", "two_bin_blend, residual",
 )  # fmt: skip
 
-LIKE_OTHERS = ("scatter_rescale, residual", "scatter_rescale, output", "scatter_rescale, none")
-"""They read a part of what "scatter_rescale, mlp" reads, in the same places: in `make fuzz`."""
+LIKE_OTHERS = (
+    "scatter_rescale, residual", "scatter_rescale, output", "scatter_rescale, none", "scatter_rescale, mlp",
+    "gather_adaln", "adaln", "gate_residual", "attention, shared keys", "two_bin_attention, shared keys",
+)  # fmt: skip
+"""They read by the same strides as another kind of their operator: in `make fuzz`."""
 KINDS = [pytest.param(kind, marks=[pytest.mark.fuzz] * (kind in LIKE_OTHERS)) for kind in VARIANTS]
 
 

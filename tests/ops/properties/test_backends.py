@@ -110,7 +110,7 @@ def test_auto_on_a_gpu_takes_our_kernels_and_leaves_exact_products_to_torch(monk
     gpu, half, single = torch.device("cuda"), torch.bfloat16, torch.float32
     products = ["attention", "two_bin_attention", "mlp"]
     for op in BACKENDS:
-        ours = "triton" if op in products or op == "gate_residual" else "cuda"
+        ours = "triton" if op in products else "cuda"
         assert choose(op, "auto", gpu, half) == ("cublaslt" if op == "mlp" else ours), op
         assert op in products or choose(op, "auto", gpu, single) == ours, op
     assert [choose(op, "auto", gpu, single) for op in products] == ["sdpa", "sdpa", "reference"]

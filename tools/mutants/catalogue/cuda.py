@@ -224,7 +224,7 @@ CUDA = [
         "unkept-rows-unwritten",
         "rows not selected not copied",
         SCATTER,
-        {"{ store<n, kAligned>(out, column, width, x.at(v, column)); }": "{ x.at(v, column); }"},
+        {"store<n, kAligned>(out, column, width, load<n, kAligned>(x, column, width));": ""},
         BUDGET,
     ),
     Mutant(
@@ -249,10 +249,32 @@ CUDA = [
         SCHEDULES,
     ),
     Mutant(
+        "gate-of-the-packed-row",
+        "wrong sample's modulation",
+        INCLUDE + "gate_residual.cuh",
+        {"owner_of<false>(a.groups, a.index[t], a.tokens)": "owner_of<false>(a.groups, t, a.tokens)"},
+        BUDGET,
+    ),
+    Mutant(
+        "gate-gradient-of-the-row-of-x",
+        "wrong row",
+        INCLUDE + "gate_residual_backward.cuh",
+        {"(int64_t, int64_t t) const { return t; }": "(int64_t r, int64_t) const { return r; }"},
+        BUDGET,
+    ),
+    Mutant(
+        "gate-alignment-unchecked",
+        "alignment check removed",
+        "csrc/cuda/gate_residual.cu",
+        {"all_aligned({a.hidden, a.branch, a.out, a.norm.weight, a.norm.bias})": "true"},
+        LAYOUTS,
+        sanitize=True,
+    ),
+    Mutant(
         "logit-gradient-of-one-lane",
         "wrong gradient",
         SCATTER_BACKWARD,
-        {"  row_sums(grad_score);\n": ""},
+        {"    row_sums(grad_score);\n  }\n": "  }\n"},
         BUDGET,
     ),
 ]

@@ -67,12 +67,12 @@ FAMILIES_ROWS = [
         {"slice <= (end - 1) / kWarp": "slice < (end - 1) / kWarp"}, SIM,
     ),
     Mutant(
-        "cuda-rms-without-eps", "eps forgotten", f"{CUDA}row.cuh",
-        {"return {0, rsqrtf(squares[0] / width + eps)};": "return {0, rsqrtf(squares[0] / width)};"}, SIM,
+        "cuda-rms-takes-the-mean-off", "formula", f"{CUDA}row.cuh",
+        {"if (kPlain || norm == Norm::kLayer) {": "{"}, SIM,
     ),
     Mutant(
-        "cuda-branch-gradient-keeps-the-mean", "wrong gradient", f"{CUDA}scatter_rescale_backward.cuh",
-        {"mean_g = layer ? grad_score[1] / width : 0.0f": "mean_g = 0.0f"}, SIM,
+        "cuda-branch-gradient-keeps-the-mean", "wrong gradient", f"{CUDA}norm_row.cuh",
+        {"mean_g = norm_.kind == Norm::kLayer ? sums[0] / width_ : 0.0f": "mean_g = 0.0f"}, SIM,
     ),
     Mutant(
         "norm-of-a-branch-forgotten", "formula", "diffratio_kernels/blocks/joint.py",

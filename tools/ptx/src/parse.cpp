@@ -173,7 +173,7 @@ void Decoder::directive(const string& s) {
   bool shared = std::find(parts.begin(), parts.end(), ".shared") != parts.end();
   bool local = parts[0] == ".local";
   if (!shared && !local) {
-    static const std::regex harmless("\\.(pragma|maxntid|minnctapersm|reqntid|loc|file|section)");
+    static const std::regex harmless("\\.(pragma|maxntid|maxnreg|minnctapersm|reqntid|loc|file|section)");
     if (!std::regex_match(parts[0], harmless)) error("this directive is not known");
     return;
   }

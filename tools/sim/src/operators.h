@@ -1,6 +1,7 @@
 // The kernels on torch's CPU tensors, under the names and with the arguments that cuda_ops.cpp gives them.
 #pragma once
 
+#include "cuda_ops_heads.h"
 #include "cuda_ops_two_bin.h"
 #include "python.h"
 
@@ -17,6 +18,8 @@ inline void bind_operators(pybind11::module_& module) {
   module.def("qk_norm_rope_backward", &cuda::qk_norm_rope_backward<Tensor>);
   module.def("activation", &cuda::activation<Tensor>);
   module.def("activation_backward", &cuda::activation_backward<Tensor>);
+  module.def("gate_residual", &cuda::gate_residual<Tensor>);
+  module.def("gate_residual_backward", &cuda::gate_residual_backward<Tensor>);
   module.def("scatter_rescale", &cuda::scatter_rescale<Tensor>);
   module.def("scatter_rescale_backward", &cuda::scatter_rescale_backward<Tensor>);
   module.def("two_bin_gelu", &cuda::two_bin_gelu<Tensor>);

@@ -1,7 +1,7 @@
-"""Pipelines of flow models: how each family's text, latents and transformer go together.
+"""Pipelines: how each family's text, latents and transformer go together.
 
-A pipeline without a VAE and text encoders is one of a small model on pixels, which are folded into channels,
-and on the text of a data set.
+A flow pipeline without a VAE and text encoders is one of a small model on pixels, which are folded into
+channels, and on the text of a data set.
 """
 
 from importlib import import_module
@@ -21,9 +21,16 @@ FAMILIES = {
     "ZImagePipeline": ("z_image", "ZImage"),
     "WanPipeline": ("wan", "Wan"),
 }
-"""Classes of pipelines -> the file and class here that know them."""
+"""Classes of flow models' pipelines -> the file and class here that know them."""
+DIFFUSIONS = {
+    "PixArtAlphaPipeline": ("pixart", "PixArt"),
+    "PixArtSigmaPipeline": ("pixart", "PixArtSigma"),
+    "DiTPipeline": ("dit", "DiT"),
+}
+"""The same of diffusions with betas, which are sampled and judged through their pipeline, and trained
+without."""
 
-__all__ = ["FAMILIES", "Family", "family_of", "load_pipeline", "read_index"]
+__all__ = ["DIFFUSIONS", "FAMILIES", "Family", "family_of", "load_pipeline", "read_index"]
 
 
 def read_index(name: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -47,14 +54,15 @@ def read_index(name: str, revision: str | None = None) -> dict[str, Any] | None:
 
 def family_of(index: dict[str, Any] | None, model: nn.Module) -> Family | None:
     """Return what knows the pipeline of that `model_index.json`, for its transformer; None where it is none
-    of `FAMILIES`.
+    of `FAMILIES` and `DIFFUSIONS`.
 
     Raises:
         ValueError: a pipeline of the family that cannot be trained or sampled here.
     """
-    if index is None or index["_class_name"] not in FAMILIES:
+    known = FAMILIES | DIFFUSIONS
+    if index is None or index["_class_name"] not in known:
         return None
-    file, name = FAMILIES[index["_class_name"]]
+    file, name = known[index["_class_name"]]
     return getattr(import_module(f".{file}", __name__), name)(model.config, index)
 
 

@@ -1,4 +1,4 @@
-"""What a family of flow pipelines must tell, and what all of them share."""
+"""What a family of pipelines must tell, and what all of them share."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 Text = dict[str, Tensor]
 """Of a batch: `tokens` [n, M, E]; with some families `pooled` [n, P], or `mask` [n, M], 1 where a token
-counts."""
+counts. A model of classes has `labels` [n] alone."""
 
 
 class Family:
@@ -22,8 +22,11 @@ class Family:
     Attributes:
         on_pixels: whether the pipeline has no VAE: its latents are folded pixels.
         guided: whether the pipeline samples with classifier-free guidance: training drops captions for it.
+        flow: whether it is a flow; a diffusion with betas otherwise, whose schedule the pipeline has.
+        by_class: whether it draws classes: its text is `labels`.
     """
 
+    flow, by_class = True, False
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     text_tokens = 512
     """What the pipeline pads or cuts text to."""
@@ -59,12 +62,12 @@ class Family:
         raise NotImplementedError
 
     def predict(self, model: nn.Module, noisy: Tensor, level: Tensor, text: Text, guidance: float) -> Tensor:
-        """Return the velocity, noise - clean, that a model predicts: like `noisy`.
+        """Return what a model predicts, like `noisy`: of a flow the velocity, noise - clean.
 
         Args:
             model: the transformer, or a wrapper of it.
             noisy: latents [n, C, h, w], of a video [n, C, F, h, w].
-            level: noise levels [n] in [0, 1].
+            level: noise levels [n] in [0, 1]; of a diffusion timesteps in parts of 1000.
             text: of the batch.
             guidance: the scale that a distilled model is told.
         """
@@ -73,6 +76,10 @@ class Family:
     def arguments(self, text: Text, null: Text, guidance: float) -> dict[str, Any]:
         """What the pipeline is called with, for `text` and, as negative prompt, `null`."""
         raise NotImplementedError
+
+    def sized(self, side: int) -> dict[str, int]:
+        """How the pipeline is told the side of the images in pixels."""
+        return {"height": side, "width": side}
 
     # Pixels and latents.
 

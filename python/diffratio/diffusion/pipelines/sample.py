@@ -1,4 +1,4 @@
-"""Samples of a flow model: its pipeline makes them."""
+"""Samples of a model: its pipeline makes them."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ...progress import progress_bar
 from .family import Family, Text
 
 AT_ONCE = {True: 128, False: 4}
@@ -35,10 +34,10 @@ class Drawing:
 
 
 @torch.no_grad()
-def sample(
-    family: Family, pipe: DiffusionPipeline, text: Text, null: Text, how: Drawing, bar: str | None = None
+def draw(
+    family: Family, pipe: DiffusionPipeline, text: Text, null: Text, how: Drawing, first: int = 0
 ) -> Tensor:
-    """Return images float32 [n, C, side, side] in [-1, 1] on the CPU.
+    """Return images float32 [n, C, side, side] in [-1, 1] on the CPU, made by one call of the pipeline.
 
     Args:
         family: what knows the pipeline.
@@ -46,24 +45,21 @@ def sample(
         text: of n captions, where the transformer is.
         null: of the empty caption, n = 1.
         how: size, steps, noise and guidance.
-        bar: title of the progress bar; None shows none.
+        first: number of the first image.
     """
     pipe.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": how.steps, "height": how.side, "width": how.side, "output_type": "pt"}
+    options = {"num_inference_steps": how.steps, "output_type": "pt"} | family.sized(how.side)
     if family.on_pixels:
         fold = math.isqrt(family.latent_channels // how.channels)
         height = how.side // fold
-        told = height * family.latent_factor
-        options |= {"height": told, "width": told, "output_type": "latent"}
-    chunks, made = torch.arange(len(text["tokens"])).split(AT_ONCE[family.on_pixels]), []
-    for rows in progress_bar(chunks, show=bar is not None, desc=bar, unit="batch", leave=False):
-        some = {name: x[rows] for name, x in text.items()}
-        none = {name: x.expand(len(rows), *x.shape[1:]) for name, x in null.items()}
-        noise = [torch.Generator().manual_seed(how.seed + int(row)) for row in rows]
-        out = pipe(**family.arguments(some, none, how.guidance), generator=noise, **options)
-        images = family.images(out).float().cpu()
-        if family.on_pixels:
-            made.append(F.pixel_shuffle(family.unpack(images, height, height), fold).clamp(-1, 1))
-        else:
-            made.append(2 * images - 1)
-    return torch.cat(made)
+        options |= family.sized(height * family.latent_factor) | {"output_type": "latent"}
+    count = len(next(iter(text.values())))
+    null = {name: x.expand(count, *x.shape[1:]) for name, x in null.items()}
+    noise = [torch.Generator().manual_seed(how.seed + first + i) for i in range(count)]
+    with torch.random.fork_rng():
+        torch.manual_seed(how.seed + first)  # DiT's pipeline hands its scheduler no generator
+        out = pipe(**family.arguments(text, null, how.guidance), generator=noise, **options)
+    images = family.images(out).float().cpu()
+    if family.on_pixels:
+        return F.pixel_shuffle(family.unpack(images, height, height), fold).clamp(-1, 1)
+    return 2 * images - 1

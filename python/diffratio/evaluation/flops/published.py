@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..published import published
 from .count import KeptTable, dsap_kept, transformer_flops
 from .shapes import PRESETS
 
@@ -38,45 +39,45 @@ def rows() -> list[PublishedRow]:
     floor = tokens * 8 // 10
     atedm = "outer 8 layers unpruned in 6 of 20 steps: our reading"
     return [
-        _row("PixArt", "0 %", (17361.7, 138893.9), "dense", None, "120 text tokens"),
-        _row("ToMe", "10 %", (16391.4, 131131.6), "tome", tokens - tokens // 10, tome),
-        _row("ToMe", "20 %", (15421.2, 123369.2), "tome", tokens - tokens * 2 // 10, tome),
-        _row("AT-EDM", "20 %", (15132.7, 121061.2), "atedm", dsap_kept(_PIXART, floor), atedm),
-        _row("MoD", "20 %", (13949.3, 111594.2), "mod", floor, "kept tokens rounded down"),
-        _fitted("DiffRatio-L", (13967.1, 111737.0), regions=1),
-        _fitted("DiffRatio-LT", (13957.2, 111657.3), regions=4),
+        _row("PixArt", "dense", 0.0, None, "120 text tokens"),
+        _row("ToMe", "tome", 0.1, tokens - tokens // 10, tome),
+        _row("ToMe", "tome", 0.2, tokens - tokens * 2 // 10, tome),
+        _row("AT-EDM", "atedm", 0.2, dsap_kept(_PIXART, floor), atedm),
+        _row("MoD", "mod", 0.2, floor, "kept tokens rounded down"),
+        _fitted("DiffRatio-L", "l", regions=1),
+        _fitted("DiffRatio-LT", "lt", regions=4),
     ]
 
 
-def _row(
-    name: str,
-    compression: str,
-    published: tuple[float, float],
-    method: str,
-    kept: KeptTable | None,
-    note: str,
-    fitted: bool = False,
-) -> PublishedRow:
-    ours = tuple(_gflops(kept, method, batch) for batch in BATCHES)
-    same = all(round(a, 1) == b for a, b in zip(ours, published, strict=True))
-    status = "fitted" if fitted else "exact" if same else "plausible"
-    saving = transformer_flops(_PIXART, kept, method=method).saving(transformer_flops(_PIXART))
-    return PublishedRow(name, compression, published, ours, saving, status, note)
+def _published(method: str, compression: float) -> tuple[float, ...]:
+    """GFLOPs of Table 1 at both batch sizes."""
+    figures = published("t2i", "pixart-sigma", method, compression).figures
+    return tuple(figures[str(batch)]["gflop"] for batch in BATCHES)
 
 
-def _fitted(name: str, published: tuple[float, float], regions: int) -> PublishedRow:
+def _row(name: str, method: str, compression: float, kept: KeptTable | None, note: str) -> PublishedRow:
+    learned, figures = method in ("l", "lt"), _published(method, compression)
+    counted = "mod" if learned else method
+    ours = tuple(_gflops(kept, counted, batch) for batch in BATCHES)
+    same = all(round(a, 1) == b for a, b in zip(ours, figures, strict=True))
+    status = "fitted" if learned else "exact" if same else "plausible"
+    saving = transformer_flops(_PIXART, kept, method=counted).saving(transformer_flops(_PIXART))
+    return PublishedRow(name, f"{100 * compression:.0f} %", figures, ours, saving, status, note)
+
+
+def _fitted(name: str, method: str, regions: int) -> PublishedRow:
     """A row whose learned table is not published: the token total that the batch-128 figure implies.
 
     The figure is linear in the number of kept tokens, so it fixes their sum, and nothing of their spread.
     """
     tokens, cells = _PIXART.tokens, _PIXART.layers * regions
     every, one_less = (_gflops(kept, "mod", BATCHES[1]) for kept in (tokens, tokens - 1))
-    removed = round(cells * (every - published[1]) / (every - one_less))
+    removed = round(cells * (every - _published(method, 0.2)[1]) / (every - one_less))
     total = cells * tokens - removed
     spread = [(total + cell) // cells for cell in range(cells)]
     table = [spread[first : first + regions] for first in range(0, cells, regions)]
     note = f"{total} tokens kept over {cells} cells, spread evenly"
-    return _row(name, "20 %", published, "mod", table, note, fitted=True)
+    return _row(name, method, 0.2, table, note)
 
 
 def _gflops(kept: KeptTable | None, method: str, batch: int) -> float:
