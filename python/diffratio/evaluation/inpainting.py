@@ -24,8 +24,8 @@ from ..inpainting.systems import Frame, System
 from ..progress import progress_bar
 from ..routing.find import routed_model
 from ..train.arguments import TrainArguments
-from ..train.data import ValidationSamples
 from ..train.inpainting import InpaintObjective, holes_of
+from ..train.samples import ValidationSamples
 from .classifier import attribute_accuracy, classifier
 from .cost import compare
 from .frechet import frechet_distance
