@@ -72,7 +72,7 @@ def report(run: dict[str, Any]) -> list[str]:
     loss = f"validation {run['loss']} {run['validation_loss']:.4f}"
     lines = [f"{folder}: {run['step']} steps in {duration(run['seconds'])}, {loss}", *kept_lines(run)]
     commands = {f"diffratio {name} {shlex.quote(folder)}": what for name, what in NEXT.items()}
-    if run["arguments"]["task"] == "inpaint":
+    if run["arguments"].get("task") == "inpaint":
         del commands[f"diffratio sample {shlex.quote(folder)}"]
         commands[f"diffratio inpaint {shlex.quote(folder)} --image IMAGE --mask MASK --prompt TEXT"] = (
             "an edit"
