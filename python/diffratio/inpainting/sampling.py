@@ -86,7 +86,7 @@ def paint(
     how: Steps,
     *,
     noise: Tensor | None = None,
-    after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    after_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Make what `edit.where` marks.
 
@@ -97,7 +97,7 @@ def paint(
         how: scheduler, steps, guidance.
         noise: like `edit.clean`; None: drawn by the generator.
         after_step: given the number of the step, its timestep and what is there; returns that or other
-            latents.
+            latents; None makes this step the last.
 
     Returns:
         [B, C, H, W], like `edit.clean` outside of `edit.where`.
@@ -130,7 +130,10 @@ def paint(
         predicted = predicted if learned else predicted[:, :channels]
         latents = scheduler.step(predicted, timestep, latents, **options, return_dict=False)[0]
         if after_step is not None:
-            latents = after_step(number, timestep, latents)
+            changed = after_step(number, timestep, latents)
+            if changed is None:
+                break
+            latents = changed
     return torch.where(edit.where, latents, clean)
 
 
