@@ -173,6 +173,8 @@ class Tome(Baseline):
             raise RuntimeError(f"{layer.name}: the model tells {self.name} the size of the image; call it")
         if size[0] * size[1] != tokens:
             self.refuse(layer, f"it is given {tokens} tokens of an image of {size[0]} x {size[1]}")
+        if min(size) < 2:
+            self.refuse(layer, f"an image of {size[0]} x {size[1]} tokens has no 2 x 2 in which they merge")
         return self.alone(call, run, size)
 
     def alone(self, call, run, size):

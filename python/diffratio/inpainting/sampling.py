@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from ..diffusion.sampling import guided
 from ..routing.find import transformer_of
 from .systems import Edit, System
 
@@ -145,14 +146,6 @@ def _sizes(model: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, dic
         resolution = torch.tensor([[height, width]], dtype=model.dtype, device=model.device).expand(batch, 2)
         aspect = resolution[:, :1] / resolution[:, 1:]
     return {"added_cond_kwargs": {"resolution": resolution, "aspect_ratio": aspect}}
-
-
-def guided(predicted: Tensor, channels: int, guidance: float) -> Tensor:
-    """Of predictions without text and with it [2B, ...] one [B, ...]: the mean, of C channels, guided; a
-    learned variance, in the others, that of the text."""
-    without, with_text = predicted.chunk(2)
-    mean = without[:, :channels] + guidance * (with_text - without)[:, :channels]
-    return torch.cat([mean, with_text[:, channels:]], dim=1)
 
 
 def _learns_variance(scheduler: SchedulerMixin) -> bool:

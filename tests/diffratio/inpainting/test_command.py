@@ -91,8 +91,10 @@ def test_a_picture_is_taken_as_it_is_seen(run, folder):
     assert np.array_equal(np.asarray(made)[~inside], np.asarray(seen)[~inside])
 
 
-def test_json(run):
+def test_json(run, folder):
+    (folder / "model_index.json").write_text("{}")  # a pipeline that nobody asked for, where it is typed
     result = run("lazy", "--json", dataset="shapes")
+    (folder / "model_index.json").unlink()
     report = json.loads(result.stdout)
     assert report["outside_pixels_changed"] == 0 and report["system"] == "lazy"
     assert report["hole"] == pytest.approx(120 / 1024) and report["picture"] == "out/inpainted.png"
