@@ -35,7 +35,8 @@ def train(context: typer.Context, as_json: bool, **values) -> None:
             from ..train import train
 
             arguments = TrainArguments.of(**given)
-            if arguments.recipe is not None and not as_json:
+            first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+            if arguments.recipe is not None and not as_json and first:
                 typer.echo(recipe_line(arguments, given))
             run = train(arguments, progress=not as_json)
         except (ArgumentError, BrokenImage) as error:
