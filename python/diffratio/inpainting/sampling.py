@@ -57,6 +57,9 @@ class Steps:
     """Height and width in pixels, which PixArt-alpha at 1024 is told; None: as many as the model is given."""
 
     def __post_init__(self):
+        if not hasattr(self.scheduler, "add_noise"):
+            name = type(self.scheduler).__name__
+            raise ValueError(f"scheduler: {name} is of a flow; a hole is made by a diffusion with betas")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1")
         if not 0 < self.strength <= 1 or self.taken < 1:

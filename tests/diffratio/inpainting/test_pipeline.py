@@ -4,7 +4,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import (
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
 
 from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.data import load_dataset
@@ -188,6 +193,13 @@ def test_wrong_arguments_are_named(pipes, photo, wrong, said):
     given = {"prompt": "a box", "image": image, "mask_image": mask, "num_inference_steps": 1} | wrong
     with pytest.raises(ValueError, match=said):
         pipes["lazy"](**given)
+
+
+def test_a_scheduler_of_a_flow_is_named(pipes, photo):
+    parts = pipes["lazy"].components | {"scheduler": FlowMatchEulerDiscreteScheduler()}
+    pipe = DiffRatioInpaintPipeline(**parts, system="lazy")
+    with pytest.raises(ValueError, match="scheduler: FlowMatchEulerDiscreteScheduler is of a flow"):
+        pipe("a box", image=photo[0], mask_image=photo[1], num_inference_steps=1)
 
 
 def test_a_pipeline_wants_a_model_of_its_system(base, pipes):
