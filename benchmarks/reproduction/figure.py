@@ -19,6 +19,12 @@ def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
         quality(curve, dataset, runs, names)
         learned(heat, runs[dataset, "lt", max(TARGETS)])
         heat.set_title(f"{names['lt']}, {max(TARGETS):.0%}", fontsize=9, color=INK)
+    named = {}
+    for curve in panels[::2]:
+        handles, labels = curve.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    place = {"loc": "outside lower center", "ncols": len(named)}
+    figure.legend(named.values(), named, fontsize=9, frameon=False, **place)
     return save(figure, path)
 
 
@@ -43,7 +49,6 @@ def quality(axes, dataset: str, runs: dict, names: dict[str, str]) -> None:
     axes.set_title(dataset, fontsize=11, color=INK)
     axes.set_xticks([100 * target for target in TARGETS])
     axes.margins(x=0.2)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 
 def learned(axes, results: list[dict]) -> None:

@@ -17,10 +17,15 @@ def kept_tokens(tenths: int, tokens: int, rounding: str = "ceil") -> int:
     Returns:
         K, in 0..N.
 
+    Raises:
+        ValueError: another rounding.
+
     Example:
         >>> kept_tokens(3, 100)
         30
     """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding!r} must be one of {ROUNDINGS}")
     if rounding == "floor":
         return max(tenths * tokens // 10, min(tenths, 1))
     return min(tokens, -(-tenths * tokens // 10))

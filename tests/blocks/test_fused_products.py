@@ -84,7 +84,7 @@ def test_gathered_rows_that_only_one_product_reads_are_not_written(dtype, monkey
 
 
 def run(others="auto", direct=True):
-    return Run("cuda", others, attention="auto", gate="triton", direct=direct)
+    return Run("cuda", others, attention="auto", direct=direct)
 
 
 def like(dtype=torch.bfloat16, device="cuda"):

@@ -99,6 +99,8 @@ def test_both_bins_are_prefixes_of_one_selection(small):
 def test_the_authors_mod_rounds_down_and_keeps_one():
     assert kept_tokens(8, 1024, "floor") == 819 and kept_tokens(8, 1024) == 820
     assert [kept_tokens(n, 5, "floor") for n in range(11)] == [0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    with pytest.raises(ValueError, match="rounding='round' must be one of"):
+        kept_tokens(3, 5, "round")
 
 
 def test_offsets_count_the_kept_tokens():

@@ -1,8 +1,8 @@
 """Baselines by name, as `--baseline` takes them: the one place that knows the grammar.
 
-tome:MERGE:RATIO[:SEED]    tome:mlp:0.2      apply_tome(model, 0.2, "mlp")
-atedm:RATIO[:REFILL]       atedm:0.2         apply_atedm(model, 0.2)
-mod:RATIO[:ROUNDING]       mod:0.2:floor     apply_diffratio(model, DiffRatioConfig(0.2, rounding="floor"))
+tome:MERGE:RATIO        tome:mlp:0.2      apply_tome(model, 0.2, "mlp")
+atedm:RATIO[:REFILL]    atedm:0.2         apply_atedm(model, 0.2)
+mod:RATIO[:ROUNDING]    mod:0.2:floor     apply_diffratio(model, DiffRatioConfig(0.2, rounding="floor"))
 """
 
 from dataclasses import dataclass

@@ -169,8 +169,12 @@ class Tome(Baseline):
             return None
         self.refuse(layer, self.why_not(call))
         size = layer.model.told.get(type(self))
-        if size is None or size[0] * size[1] != tokens:
+        if size is None:
             raise RuntimeError(f"{layer.name}: the model tells {self.name} the size of the image; call it")
+        if size[0] * size[1] != tokens:
+            self.refuse(layer, f"it is given {tokens} tokens of an image of {size[0]} x {size[1]}")
+        if min(size) < 2:
+            self.refuse(layer, f"an image of {size[0]} x {size[1]} tokens has no 2 x 2 in which they merge")
         return self.alone(call, run, size)
 
     def alone(self, call, run, size):

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .eval import Base, Checkpoint, Dataset, Device, Seed, load
 from .output import check_file, names_errors
@@ -65,7 +65,7 @@ def inpaint(
     report |= {"strength": strength, "seed": seed, "seconds": time.perf_counter() - begun}
     report |= {"hole": float(marked.mean()), "outside_pixels_changed": _changed(picture, made, ~marked)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    made.save(out)
+    made.save(out, icc_profile=picture.info.get("icc_profile"))  # without it colours look different
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
@@ -79,7 +79,7 @@ def _opened(path: Path, name: str) -> Image.Image:
     try:
         with Image.open(path) as picture:
             picture.load()
-            return picture
+            return ImageOps.exif_transpose(picture)  # as it is seen
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"{name}={str(path)!r} is no picture that can be read ({error})") from None
 

@@ -79,8 +79,9 @@ def _planned(
     shape: TransformerShape, batch: int, kept: float | None, adapter: Path | None, source, cache_text_kv: bool
 ) -> planner.Plan:
     """By the formulas of PixArt and DiT."""
-    tenths = _tenths(kept, adapter, [f"transformer_blocks.{layer}" for layer in range(shape.layers)])
-    counts = [[kept_tokens(n, shape.tokens) for n in row] for row in tenths]
+    layers = [f"transformer_blocks.{layer}" for layer in range(shape.layers)]
+    tenths, rounding = _tenths(kept, adapter, layers)
+    counts = [[kept_tokens(n, shape.tokens, rounding) for n in row] for row in tenths]
     return planner.plan(shape, batch, counts, source, cache_text_kv=cache_text_kv)
 
 
@@ -96,15 +97,19 @@ def _counted(
             "--no-cache-text-kv: of PixArt alone; this model's text is counted as the model runs it"
         )
     count = count_preset(preset.resized(batch=batch))
-    return plan_counted(count, batch, _tenths(kept, adapter, count.layers), source)
+    tenths, rounding = _tenths(kept, adapter, count.layers)
+    if rounding != "ceil":
+        raise ValueError(f"--adapter: its rounding={rounding!r} is counted for PixArt and DiT alone")
+    return plan_counted(count, batch, tenths, source)
 
 
-def _tenths(kept: float | None, adapter: Path | None, layers: Sequence[str]) -> list[list[int]]:
-    """Kept tenths [L][R] of layers with these names: one number everywhere, or those of an adapter."""
+def _tenths(kept: float | None, adapter: Path | None, layers: Sequence[str]) -> tuple[list[list[int]], str]:
+    """Kept tenths [L][R] of layers with these names, one number everywhere or those of an adapter, and how
+    counts of them are rounded."""
     if kept is not None and adapter is not None:
         raise ValueError("--kept: give either --kept or --adapter")
     if adapter is None:
-        return [[tenths_of(0.7 if kept is None else kept, "--kept")]] * len(layers)
+        return [[tenths_of(0.7 if kept is None else kept, "--kept")]] * len(layers), "ceil"
     from ..routing.adapter_file import CONFIG_NAME, read_config
 
     try:
@@ -116,7 +121,7 @@ def _tenths(kept: float | None, adapter: Path | None, layers: Sequence[str]) -> 
         routed = f"{len(names)} layers, {names[0]} to {names[-1]}" if names else "no layer"
         raise ValueError(f"--adapter: it routes {routed}; the model that is planned has {len(layers)}")
     table = dict(zip(names, config.kept_tenths(len(names)), strict=True))
-    return [table[layer] for layer in layers]
+    return [table[layer] for layer in layers], config.rounding
 
 
 def _title(found: planner.Plan) -> str:

@@ -35,7 +35,8 @@ def train(context: typer.Context, as_json: bool, **values) -> None:
             from ..train import train
 
             arguments = TrainArguments.of(**given)
-            if arguments.recipe is not None and not as_json:
+            first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+            if arguments.recipe is not None and not as_json and first:
                 typer.echo(recipe_line(arguments, given))
             run = train(arguments, progress=not as_json)
         except (ArgumentError, BrokenImage) as error:
@@ -72,7 +73,7 @@ def report(run: dict[str, Any]) -> list[str]:
     loss = f"validation {run['loss']} {run['validation_loss']:.4f}"
     lines = [f"{folder}: {run['step']} steps in {duration(run['seconds'])}, {loss}", *kept_lines(run)]
     commands = {f"diffratio {name} {shlex.quote(folder)}": what for name, what in NEXT.items()}
-    if run["arguments"]["task"] == "inpaint":
+    if run["arguments"].get("task") == "inpaint":
         del commands[f"diffratio sample {shlex.quote(folder)}"]
         commands[f"diffratio inpaint {shlex.quote(folder)} --image IMAGE --mask MASK --prompt TEXT"] = (
             "an edit"

@@ -46,7 +46,7 @@ def conditions(text: str) -> list[Condition]:
     """
     found = []
     for one in text.split(","):
-        match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|=)\s*(.+?)\s*", one)
+        match = re.fullmatch(r"\s*([^<>=!]+?)\s*(>=|<=|=)\s*([^<>=].*?)\s*", one)
         if match is None:
             raise ValueError(
                 f"keep_rows={text!r}: {one.strip()!r} must be COLUMN >= NUMBER, <= NUMBER or = TEXT"

@@ -87,6 +87,12 @@ def _predict(
     n, channels = images.shape[:2]
     both = torch.cat([images, images]).to(model.dtype)
     predicted = model(both, encoder_hidden_states=text, timestep=timestep.expand(2 * n)).sample.float()
+    return guided(predicted, channels, guidance)
+
+
+def guided(predicted: Tensor, channels: int, guidance: float) -> Tensor:
+    """Of predictions without text and with it [2B, ...] one [B, ...]: the mean, of C channels, guided; a
+    learned variance, in the others, that of the text."""
     without, with_text = predicted.chunk(2)
     mean = without[:, :channels] + guidance * (with_text - without)[:, :channels]
     return torch.cat([mean, with_text[:, channels:]], dim=1)

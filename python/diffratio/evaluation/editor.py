@@ -32,7 +32,7 @@ def editor_of(target: Target, path: str, system: str | None = None) -> DiffRatio
         if not isinstance(target.model, LazyPixArt):
             raise ValueError(f"system: must be given for {target.name!r}: image or crop")
         system = "lazy"
-    for folder in (path, (target.run or {}).get("base_model", "")):
+    for folder in filter(None, (path, (target.run or {}).get("base_model"))):
         if (Path(folder) / DiffusionPipeline.config_name).is_file():
             options = {"transformer": target.model, "system": system, "local_files_only": True}
             pipe = DiffRatioInpaintPipeline.from_pretrained(folder, **options)

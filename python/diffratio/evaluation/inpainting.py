@@ -24,8 +24,8 @@ from ..inpainting.systems import Frame, System
 from ..progress import progress_bar
 from ..routing.find import routed_model
 from ..train.arguments import TrainArguments
-from ..train.data import ValidationSamples
 from ..train.inpainting import InpaintObjective, holes_of
+from ..train.samples import ValidationSamples
 from .classifier import attribute_accuracy, classifier
 from .cost import compare
 from .frechet import frechet_distance
@@ -213,10 +213,10 @@ def repainting_report(
     found = {"system": judge.system.name, "masks": judge.arguments.masks, "real": judge.real}
     found["not_judged"] = critics.networks.missing
     found |= {
-        "quality": judged("sparse" if target.routed else "model"),
+        "quality": judged(target.baseline or ("sparse" if target.routed else "model")),
         "hidden": judged("hidden", hidden=True),
     }
-    if target.routed:
+    if target.patched:
         disable_diffratio(target.model)
         try:
             found["dense"] = judged("dense")
@@ -256,7 +256,7 @@ class RepaintingStep:
             model: that of the constructor, patched.
             progress: show a progress bar.
         """
-        noisy, regions = self._whole.clean, routed_model(model).config.num_regions
+        noisy, regions = self._whole.clean, routed_model(model, baseline=True).config.num_regions
         middles = [int((region + 0.5) * 1000 / regions) for region in range(regions)]
         times = [torch.full((len(noisy),), middle, device=noisy.device) for middle in middles]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Pictures = PIL.Image.Image | Sequence[PIL.Image.Image] | np.ndarray | Tensor
 """PIL, one or a list; an array [H, W], [H, W, C] or [B, H, W, C]; a tensor [C, H, W] or [B, C, H, W]. In
-[0, 1]; an array may hold bytes."""
+[0, 1]; an array may hold bytes, a mask bools."""
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
@@ -19,14 +19,19 @@ def picture_of(given: Pictures, channels: int) -> Tensor:
     """`tensor_of` pictures that are to come back as they were.
 
     Raises:
-        ValueError: those of `tensor_of`, and pictures that would lose something: transparency, 16 bits.
+        ValueError: those of `tensor_of`, pictures that would lose something (transparency, 16 bits), and
+            values that are none of [0, 1].
     """
     exact = ("L", "1") if channels == 1 else ("RGB", "L", "1", "P")
     for one in given if isinstance(given, (list, tuple)) else [given]:
         if isinstance(one, PIL.Image.Image) and (one.mode not in exact or "transparency" in one.info):
             mode = "L" if channels == 1 else "RGB"
             raise ValueError(f"image of mode {one.mode} is more than {mode} can hold; convert it before")
-    return tensor_of(given, "image", channels)
+    picture = tensor_of(given, "image", channels)
+    if not bool(((picture >= 0) & (picture <= 1)).all()):
+        low, high = picture.aminmax()
+        raise ValueError(f"image must be in [0, 1], got {low:g} to {high:g}")
+    return picture
 
 
 def tensor_of(given: Pictures, name: str, channels: int) -> Tensor:
@@ -61,8 +66,14 @@ def mask_of(given: Pictures, like: Tensor) -> Tensor:
     """[B, 1, H, W] bool, on the CPU: what is white.
 
     Raises:
-        ValueError: it is of another size than pictures like [B, C, H, W], or nothing of a mask is white.
+        ValueError: it is of another size than pictures like [B, C, H, W], transparent somewhere, or nothing
+            of a mask is white.
     """
+    for one in given if isinstance(given, (list, tuple)) else [given]:
+        if isinstance(one, PIL.Image.Image) and is_transparent(one):
+            raise ValueError("mask_image is transparent in places: paint it in white and black alone")
+    if getattr(given, "dtype", None) in (torch.bool, np.dtype(bool)):
+        given = 1.0 * given
     mask = tensor_of(given, "mask_image", 1).cpu() >= 0.5
     if mask.shape[-2:] != like.shape[-2:]:
         own, other = (f"{x.shape[-1]} x {x.shape[-2]}" for x in (mask, like))
@@ -72,10 +83,17 @@ def mask_of(given: Pictures, like: Tensor) -> Tensor:
     return mask
 
 
+def is_transparent(picture: PIL.Image.Image) -> bool:
+    """Whether a pixel is."""
+    return picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
 def output_of(pictures: Tensor, kind: str):
     """[B, C, H, W] in [0, 1] as "pil", "np" or "pt"."""
     if kind == "pt":
         return pictures
+    if kind == "np" and pictures.dtype == torch.float64:  # below all of its bits are not kept
+        return pictures.cpu().movedim(1, -1).numpy()
     arrays = VaeImageProcessor.pt_to_numpy(pictures)
     return arrays if kind == "np" else VaeImageProcessor.numpy_to_pil(arrays)
 

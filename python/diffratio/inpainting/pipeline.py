@@ -96,7 +96,8 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
             output_type: "pil", "np", "pt", or "latent": what the model made, with nothing pasted.
             return_dict: whether to return an `ImagePipelineOutput`; else a tuple.
             callback_on_step_end: called with the pipeline, the number of the step, its timestep and a dict
-                of `callback_on_step_end_tensor_inputs`; latents that it returns take their place.
+                of `callback_on_step_end_tensor_inputs`; latents that it returns in one take their place, and
+                `pipe._interrupt = True` makes this step the last.
             max_sequence_length: of the prompt, in tokens.
 
         Returns:
@@ -112,7 +113,10 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         masks = prompt_attention_mask, negative_prompt_attention_mask
         given = _Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)
         text = self._text(given, guidance_scale, max_sequence_length)
-        rows = _Rows.of(num_images_per_prompt, image=picture, mask_image=mask, prompt=text.tokens)
+        counted = {"image": picture, "mask_image": mask, "prompt": text.tokens}
+        if text.null_tokens is not None:
+            counted["negative_prompt"] = text.null_tokens
+        rows = _Rows.of(num_images_per_prompt, **counted)
         picture, mask, text = rows(picture), rows(mask), text.map(rows)
 
         size = self.working_size(picture, height, width)
@@ -124,14 +128,16 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
             raise ValueError(f"latents must have the shape {shape}, got {tuple(latents.shape)}")
         pixels = frame.pictures.shape[-2:]
         how = Steps(self.scheduler, num_inference_steps, guidance_scale, strength, generator, pixels)
+        self._interrupt = False
         with self.progress_bar(total=how.taken) as bar:
 
-            def after_step(number: int, timestep: Tensor, latents: Tensor) -> Tensor:
+            def after_step(number: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
                 bar.update()
                 if callback_on_step_end is None:
                     return latents
                 shown = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                return callback_on_step_end(self, number, timestep, shown).get("latents", latents)
+                changed = callback_on_step_end(self, number, timestep, shown) or {}
+                return None if self._interrupt else changed.get("latents", latents)
 
             made = paint(system, self.transformer, edit, text, how, noise=latents, after_step=after_step)
         images = made
@@ -216,12 +222,27 @@ class _Prompts:
     def __post_init__(self):
         if (self.prompt is None) == (self.embeds is None):
             raise ValueError("prompt must be given, or prompt_embeds; not both")
+        if self.embeds is None and not self.prompts:
+            raise ValueError("prompt must be one or more, got none")
         if self.embeds is None and len(self.negatives) != len(self.prompts):
             raise ValueError(
                 f"negative_prompt: {len(self.negatives)} of them for {len(self.prompts)} prompts"
             )
         if (self.mask is None) != (self.negative_mask is None) and self.negative_embeds is not None:
             raise ValueError("prompt_attention_mask and negative_prompt_attention_mask go together")
+        encoded = {
+            "negative_prompt_embeds": self.negative_embeds,
+            "prompt_attention_mask": self.mask,
+            "negative_prompt_attention_mask": self.negative_mask,
+        }
+        for name, one in encoded.items():
+            if one is None:
+                continue
+            if self.embeds is None:
+                raise ValueError(f"{name} goes with prompt_embeds, and there are none")
+            own, other = tuple(one.shape), tuple(self.embeds.shape)
+            if own[1:] != other[1 : len(own)]:
+                raise ValueError(f"{name} of shape {own} does not fit prompt_embeds of shape {other}")
 
     @property
     def prompts(self) -> list[str]:

@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from ..diffusion.sampling import guided
 from ..routing.find import transformer_of
 from .systems import Edit, System
 
@@ -86,7 +87,7 @@ def paint(
     how: Steps,
     *,
     noise: Tensor | None = None,
-    after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    after_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Make what `edit.where` marks.
 
@@ -97,7 +98,7 @@ def paint(
         how: scheduler, steps, guidance.
         noise: like `edit.clean`; None: drawn by the generator.
         after_step: given the number of the step, its timestep and what is there; returns that or other
-            latents.
+            latents; None makes this step the last.
 
     Returns:
         [B, C, H, W], like `edit.clean` outside of `edit.where`.
@@ -130,7 +131,10 @@ def paint(
         predicted = predicted if learned else predicted[:, :channels]
         latents = scheduler.step(predicted, timestep, latents, **options, return_dict=False)[0]
         if after_step is not None:
-            latents = after_step(number, timestep, latents)
+            changed = after_step(number, timestep, latents)
+            if changed is None:
+                break
+            latents = changed
     return torch.where(edit.where, latents, clean)
 
 
@@ -142,14 +146,6 @@ def _sizes(model: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, dic
         resolution = torch.tensor([[height, width]], dtype=model.dtype, device=model.device).expand(batch, 2)
         aspect = resolution[:, :1] / resolution[:, 1:]
     return {"added_cond_kwargs": {"resolution": resolution, "aspect_ratio": aspect}}
-
-
-def guided(predicted: Tensor, channels: int, guidance: float) -> Tensor:
-    """Of predictions without text and with it [2B, ...] one [B, ...]: the mean, of C channels, guided; a
-    learned variance, in the others, that of the text."""
-    without, with_text = predicted.chunk(2)
-    mean = without[:, :channels] + guidance * (with_text - without)[:, :channels]
-    return torch.cat([mean, with_text[:, channels:]], dim=1)
 
 
 def _learns_variance(scheduler: SchedulerMixin) -> bool:

@@ -315,7 +315,7 @@ def _remove(model_or_pipe) -> None:
 
 def unpatch(model: nn.Module) -> None:
     """Take off what `patch` put on; a ValueError where a block was hooked afterwards."""
-    shared, blocks = model._diffratio_model, routed_blocks(model)
+    shared, blocks = routed_model(model, baseline=True), routed_blocks(model)
     applied = "apply_diffratio" if shared.baseline is None else shared.baseline.name
     for block in blocks:
         if getattr(block.forward, "__func__", None) is not routed_forward:

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
+from diffratio import disable_diffratio, enable_diffratio
 from diffratio.baselines import apply_atedm
 from diffratio.baselines.atedm import AtEdm, page_rank
-from diffratio.routing.find import routed_model
 
 
 @pytest.fixture
@@ -65,24 +66,18 @@ def test_open_layers_are_the_outer_ones(layers, count, is_open):
     assert [n for n in range(layers) if baseline.is_open(n, layers)] == is_open
 
 
-def test_open_layers_are_open_in_the_noisiest_steps(tiny, block_calls):
-    """8 of 28 layers in 6 of 20 steps, of a scheduler's trailing timesteps and of its even ones."""
-    model = tiny.make("pixart")
-    dense = block_calls(model, tiny.inputs(model, 999))
-    apply_atedm(model, 0.5, open_layers=2)
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_open_layers_are_open_in_6_of_20_steps(spacing, tiny):
+    model = apply_atedm(tiny.make("pixart", num_layers=1), 0.5, open_layers=1)
+    scheduler = DPMSolverMultistepScheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(20)
 
-    def same(timestep):
-        calls = block_calls(model, tiny.inputs(model, timestep))
-        return [torch.equal(calls[0][3], dense[0][3]), calls]
+    def is_open(timestep):
+        inputs = tiny.inputs(model, timestep)
+        out = tiny.run(enable_diffratio(model), inputs)
+        return torch.equal(out, tiny.run(disable_diffratio(model), inputs))
 
-    assert same(999)[0]
-    for steps in ([999 - 50 * i for i in range(20)], [round(999 * (20 - i) / 20) for i in range(20)]):
-        model_now = routed_model(model, baseline=True)
-        opened = 0
-        for step in steps:
-            model_now.enter(torch.tensor([step]))
-            opened += model_now.regions[0] >= 7
-        assert opened == 6
+    assert [is_open(timestep) for timestep in scheduler.timesteps.tolist()] == [True] * 6 + [False] * 14
 
 
 def test_a_batch_of_several_timesteps_keeps_its_own_counts(tiny):

@@ -325,6 +325,9 @@ def test_rows_are_kept_by_their_columns(monkeypatch):
         ("aesthetic >= 99", "keeps 0 of 30 rows"),
         ("aesthetic", "'aesthetic' must be COLUMN"),
         ("aesthetic >= high", "'high' is not a number"),
+        ("language == en", "'language == en' must be COLUMN"),
+        ("language != en", "'language != en' must be COLUMN"),
+        ("aesthetic => 5", "'aesthetic => 5' must be COLUMN"),
     ):
         with pytest.raises(ValueError, match=f"^keep_rows.*{words}"):
             kept(keep_rows)

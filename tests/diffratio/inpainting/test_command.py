@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 import typer
@@ -73,8 +75,26 @@ def test_it_repaints_and_leaves_the_rest(run, folder, system):
     assert "0 pixels outside of the mask differ" in result.output
 
 
-def test_json(run):
+def test_a_picture_is_taken_as_it_is_seen(run, folder):
+    """A camera that was turned leaves a note in the file; a colour profile says what bytes look like."""
+    wide, exif = PIL.Image.open(folder / "photo.png").resize((48, 32)), PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    wide.save(folder / "turned.png", exif=exif, icc_profile=b"profile")
+    seen = PIL.ImageOps.exif_transpose(PIL.Image.open(folder / "turned.png"))
+    mask = PIL.Image.new("L", seen.size)
+    mask.paste(255, (4, 20, 20, 30))
+    mask.save(folder / "tall.png")
+    result = run("lazy", dataset="shapes", image="turned.png", mask="tall.png", out="out/turned.png")
+    assert result.exit_code == 0, result.output
+    made, inside = PIL.Image.open(folder / "out/turned.png"), np.asarray(mask) > 127
+    assert made.size == (32, 48) and made.info["icc_profile"] == b"profile"
+    assert np.array_equal(np.asarray(made)[~inside], np.asarray(seen)[~inside])
+
+
+def test_json(run, folder):
+    (folder / "model_index.json").write_text("{}")  # a pipeline that nobody asked for, where it is typed
     result = run("lazy", "--json", dataset="shapes")
+    (folder / "model_index.json").unlink()
     report = json.loads(result.stdout)
     assert report["outside_pixels_changed"] == 0 and report["system"] == "lazy"
     assert report["hole"] == pytest.approx(120 / 1024) and report["picture"] == "out/inpainted.png"

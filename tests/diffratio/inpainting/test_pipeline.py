@@ -87,6 +87,30 @@ def test_its_call_is_that_of_diffusers(pipes, photo):
     assert not torch.equal(first.images, second.images)
 
 
+def test_arrays_of_doubles_and_bools_come_back_as_they_were(pipes, photo):
+    image, mask = np.random.default_rng(0).random((27, 33, 3)), np.asarray(photo[1]) > 127
+    given = {"image": image, "mask_image": mask, "num_inference_steps": 1, "output_type": "np"}
+    [made] = pipes["lazy"]("a box", **given).images
+    assert made.dtype == np.float64 and np.array_equal(made[~mask], image[~mask])
+    [again] = pipes["lazy"]("a box", **given | {"mask_image": torch.from_numpy(mask)[None]}).images
+    assert np.array_equal(again[~mask], image[~mask])
+
+
+def test_a_callback_may_look_alone_and_may_interrupt(pipes, photo):
+    image, mask = photo
+    seen = []
+
+    def look(pipe, number, timestep, given):
+        seen.append(number)
+        pipe._interrupt = number == 1
+
+    pipe, given = pipes["lazy"], {"image": image, "mask_image": mask, "num_inference_steps": 4}
+    [made] = pipe("a box", **given, callback_on_step_end=look).images
+    assert seen == [0, 1] and made.size == image.size
+    pipe("a box", **given, callback_on_step_end=lambda _, number, *more: seen.append(number))
+    assert seen == [0, 1, 0, 1, 2, 3]
+
+
 def test_a_batch_of_ragged_holes_is_each_picture_alone(pipes):
     apply_diffratio(pipes["lazy"], DiffRatioConfig(0.3))
     images, masks = torch.rand(3, 3, 32, 32), draw_masks("mixed", torch.arange(3), 32).float()
@@ -126,6 +150,10 @@ def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
     assert editor_of(load_target(tmp_path), str(tmp_path)).config.system == "lazy"
 
 
+def encoded(**options):
+    return {"prompt": None, "prompt_embeds": torch.zeros(2, 5, 32)} | options
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -146,6 +174,13 @@ def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
         ({"generator": [torch.Generator()] * 2}, "generator: 2 of them for 1 pictures"),
         ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents must have the shape \(1, 4, 8, 10\)"),
         ({"callback_on_step_end_tensor_inputs": ["mask"]}, "callback_on_step_end_tensor_inputs"),
+        ({"image": torch.full((3, 27, 33), 255.0)}, r"image must be in \[0, 1\], got 255 to 255"),
+        ({"image": torch.full((3, 27, 33), torch.nan)}, r"image must be in \[0, 1\]"),
+        ({"mask_image": PIL.Image.new("RGBA", (33, 27), (255,) * 3 + (0,))}, "mask_image is transparent"),
+        ({"prompt": []}, "prompt must be one or more"),
+        ({"negative_prompt_embeds": torch.zeros(1, 5, 32)}, "negative_prompt_embeds goes with prompt_embeds"),
+        (encoded(negative_prompt_embeds=torch.zeros(1, 6, 32)), r"\(1, 6, 32\) does not fit .* \(2, 5, 32\)"),
+        (encoded(negative_prompt_embeds=torch.zeros(3, 5, 32)), "3 where|2 where there are 3"),
     ],
 )
 def test_wrong_arguments_are_named(pipes, photo, wrong, said):

@@ -5,9 +5,10 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffratio.diffusion import noise_schedule
+from diffratio.diffusion.sampling import guided
 from diffratio.diffusion.schedules import target_of
 from diffratio.inpainting.regenerate import regenerate_from_pixart
-from diffratio.inpainting.sampling import Steps, Text, guided, paint
+from diffratio.inpainting.sampling import Steps, Text, paint
 from diffratio.inpainting.systems import SYSTEMS, system_of
 
 NAMES = tuple(SYSTEMS)

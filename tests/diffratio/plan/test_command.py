@@ -62,6 +62,10 @@ def test_an_adapter_gives_each_layer_its_own_ratio(tmp_path):
     assert [layer["kept"] for layer in report["layers"]] == [[8, 8], [16, 12], [8, 8]]
     code, text = flat("--adapter", tmp_path / "adapter", "--model", tmp_path / "model")
     assert code == 0 and "0 0.50 0.50" in text and "1 1.00 0.75" in text
+    written = tmp_path / "adapter" / "diffratio_config.json"
+    written.write_text(written.read_text().replace('"ceil"', '"floor"'))
+    report = json_of("--model", tmp_path / "model", "--adapter", tmp_path / "adapter")
+    assert [layer["kept"] for layer in report["layers"]] == [[8, 8], [16, 11], [8, 8]]
 
 
 @pytest.mark.parametrize(

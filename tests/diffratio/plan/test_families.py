@@ -113,6 +113,10 @@ def test_plan_prints_memory_and_takes_an_adapter(folder, counted, synthetic):
     report = json_of("plan", "--model", folder, *SIZES, "--adapter", folder / "adapter")
     assert report == json.loads(json.dumps(plan_counted(counted, 2, config.kept_tenths(4), H200).to_dict()))
     assert [layer["kept"] for layer in report["layers"]] == [[32, 32], [64, 45], [32, 32], [32, 32]]
+    written = folder / "adapter" / "diffratio_config.json"
+    written.write_text(written.read_text().replace('"ceil"', '"floor"'))
+    code, text = run("plan", "--model", folder, *SIZES, "--adapter", folder / "adapter")
+    assert code == 2 and "--adapter: its rounding='floor' is counted for PixArt and DiT alone" in text
     for row in synthetic.peak_rows():
         append(folder / "gpu.jsonl", synthetic.facts, [row])
     code, text = run("plan", "--model", folder, *SIZES, "--kept", 0.3, "--results", folder / "gpu.jsonl")

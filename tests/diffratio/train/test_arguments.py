@@ -152,6 +152,8 @@ def test_the_command_prints_a_recipe_and_what_was_typed_wins(monkeypatch):
     )
     assert "num_regions 4 (given); samples with sampler ddpm, steps 100, guidance 4.5" in told
     assert run("--recipe", "t2i", "--json").output == ""
+    monkeypatch.setenv("RANK", "1")  # of several processes one speaks
+    assert run("--recipe", "t2i").output == ""
 
 
 def test_the_command_names_a_bad_argument_without_a_traceback():

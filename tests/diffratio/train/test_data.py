@@ -5,7 +5,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
-from diffratio.cli.train import train
+from diffratio.cli import dispatch
 from diffratio.train import ArgumentError, TrainArguments
 from diffratio.train.data import load_splits
 from diffratio.train.model import load_base
@@ -45,11 +45,8 @@ def test_a_size_that_the_models_patches_do_not_divide_is_refused(splits):
 def test_a_broken_image_ends_the_command_with_its_name(splits, tmp_path):
     for path in tmp_path.glob("*.png"):
         path.write_bytes(path.read_bytes()[:-2000])
-    images = {"pretrained_model_name_or_path": "shapes", "dataset_name": str(tmp_path)}
-    sizes = {
-        "max_train_steps": 1,
-        "train_batch_size": 2,
-        "output_dir": str(tmp_path / "run"),
-    }
+    words = ["--json", "--method", "dense", "--report_to", "none", "--max_train_steps", "1"]
+    words += ["--pretrained_model_name_or_path", "shapes", "--dataset_name", str(tmp_path)]
+    words += ["--train_batch_size", "2", "--output_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"^diffratio train: image .*\.png cannot be read: "):
-        train(as_json=True, method="dense", report_to="none", **images, **sizes)
+        dispatch(["train", *words])

@@ -157,6 +157,16 @@ class Length:
         return [float(len(caption)) for caption in captions]
 
 
+def test_eval_paints_by_a_baseline(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(inpainting, "_ROUNDS", 1)
+    dense = {"task": "inpaint", "system": "image", "method": "dense"}
+    tiny.train(tmp_path / "run", **dense, max_train_steps=1, validation_steps=1, checkpointing_steps=1)
+    given = ["--baseline", "tome:mlp:0.5", "--samples", 6, "--steps", 2, "--batch", 2, "--json"]
+    report = json.loads(told(eval_command, tmp_path / "run", *given).stdout)
+    assert report["quality"]["v_mse"] != report["dense"]["v_mse"] and report["baseline"] == "tome:mlp:0.5"
+    assert 0 < report["cost"]["tome:mlp:0.5"]["gflop"] < report["cost"]["dense"]["gflop"]
+
+
 def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inpainting, "_ROUNDS", 1)
     monkeypatch.setattr(networks, "hps_score", lambda path, device: Length())

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffratio.data import load_dataset
-from diffratio.train.data import TrainingSamples, ValidationSamples
+from diffratio.train.samples import TrainingSamples, ValidationSamples
 from diffratio.train.times import Timesteps
 
 DIGITS = load_dataset("digits", split="held_out")
