@@ -82,9 +82,14 @@ def setup(dataset: str, method: str = "dense") -> str:
     """A digest of what decides a result besides method, target and seed: starting weights and settings."""
     system = (SYSTEMS | TRAINING_FREE)[method]
     own = system.extra | ({"targets": system.targets} if system.targets else {})
-    digest = hashlib.sha256(json.dumps([TRAINING | own, SAMPLING], sort_keys=True).encode())
-    digest.update((PRETRAINED[dataset] / "fp32.sha256").read_bytes())
-    return digest.hexdigest()[:12]
+    return digest([TRAINING | own, SAMPLING], dataset)
+
+
+def digest(settings: list, model: str) -> str:
+    """Of settings, and of the weights of a model of the package."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    found.update((PRETRAINED[model] / "fp32.sha256").read_bytes())
+    return found.hexdigest()[:12]
 
 
 def is_done(path: Path, setup: str) -> bool:
@@ -133,6 +138,11 @@ class Run:
             "target_compression": self.compression,
             "seed": self.seed,
         }  # fmt: skip
+
+    @property
+    def base(self) -> str:
+        """What training begins with: a model of the package, or a folder."""
+        return self.dataset
 
     @property
     def result(self) -> Path:

@@ -2,11 +2,13 @@
 
     python -m benchmarks.reproduction.run
     python -m benchmarks.reproduction.run --dataset shapes --method lt --target 0.2 --seed 3
+    python -m benchmarks.reproduction.run --dataset twins --system lazy --method lt --seed 3
 
 Fine-tunes the shipped dense models by every method, runs what needs no training on them, and judges the
-results. What is done with today's models and settings is left alone, so a stopped reproduction goes on where
-it was. One thread per run; the logs lie in out/reproduction/, and one file of results per run in
-benchmarks/results/reproduction/. `tables.py` writes docs/reproduction.md from those of the plan's seeds.
+results. Systems that repaint twins are trained dense before that, once each ("start"). What is done with
+today's models and settings is left alone, so a stopped reproduction goes on where it was. One thread per run;
+the logs lie in out/reproduction/, and one file of results per run in benchmarks/results/reproduction/.
+`tables.py` writes docs/reproduction.md from those of the plan's seeds.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from datetime import date
 import torch
 from tqdm import tqdm
 
+from benchmarks.reproduction import twins
 from benchmarks.reproduction.plan import (
     DATASETS,
     RESULTS,
@@ -39,6 +42,7 @@ from benchmarks.reproduction.plan import (
     is_done,
     setup,
 )
+from benchmarks.reproduction.repainting import judged_repainting
 from diffratio.evaluation.flops import TransformerShape, transformer_flops
 from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.router_maps import router_auc
@@ -56,15 +60,23 @@ def finish(run: Run, facts: dict) -> str:
     if run.method in TRAINING_FREE:
         found = facts | judged_by_eval(run)
     else:
-        if not (run.folder / "final").is_dir():
-            resume = "latest" if run.folder.is_dir() else None
-            folder = {"output_dir": str(run.folder), "resume_from_checkpoint": resume}
-            train(TrainArguments(**run.training, **folder), progress=False)
-        found = facts | {"training": run.training} | judged(load_target(run.folder)) | logged(run)
+        train_once(run)
+        judge = judged_repainting if isinstance(run, twins.Repaint) else judged
+        found = facts | {"training": run.training} | judge(load_target(run.folder)) | logged(run)
     write(run.result, found)
     quality, flops = found["quality"], found["flops_of_dense"]
     right = f"all right {quality['accuracy_joint']:.3f}"
     return f"{run.name}: v-MSE {quality['v_mse']:.4f}, {right}, FLOPs {flops:.3f} of dense"
+
+
+def train_once(run: Run) -> None:
+    """Train, or go on where a run was stopped; nothing where it is finished."""
+    torch.set_num_threads(1)
+    if not (run.folder / "final").is_dir():
+        resume = "latest" if run.folder.is_dir() else None
+        own = {"output_dir": str(run.folder), "resume_from_checkpoint": resume}
+        own["pretrained_model_name_or_path"] = run.base
+        train(TrainArguments(**run.training | own), progress=False)
 
 
 def judged_by_eval(run: Run) -> dict:
@@ -145,15 +157,19 @@ def prepare(facts: dict, datasets: set[str]) -> None:
 def chosen(arguments: argparse.Namespace) -> list[Run]:
     """The runs that the command line asks for; without an argument all of the plan."""
     wanted = {name: value for name, value in vars(arguments).items() if name != "jobs" and value}
-    runs = all_runs(arguments.seed or SEEDS)
-    return [run for run in runs if all(getattr(run, name) in value for name, value in wanted.items())]
+    seeds = arguments.seed or SEEDS
+    runs = [*all_runs(seeds), *twins.all_repaints(seeds)]
+    return [run for run in runs if all(getattr(run, name, None) in value for name, value in wanted.items())]
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--jobs", type=int, default=os.cpu_count())
-    found.add_argument("--dataset", choices=DATASETS, action="append", help="repeatable, like the others")
-    found.add_argument("--method", choices=[*SYSTEMS, *TRAINING_FREE], action="append")
+    found.add_argument(
+        "--dataset", choices=[*DATASETS, twins.DATASET], action="append", help="repeatable, as all"
+    )
+    found.add_argument("--system", choices=twins.SYSTEMS, action="append", help="of twins")
+    found.add_argument("--method", choices=[twins.START, *SYSTEMS, *TRAINING_FREE], action="append")
     found.add_argument("--target", type=float, choices=TARGETS, action="append")
     found.add_argument("--seed", type=int, action="append", help="any; the tables read 0, 1 and 2")
     return found
@@ -173,12 +189,15 @@ def main() -> None:
     }  # fmt: skip
     prepare(facts, {run.dataset for run in runs} & set(DATASETS))
     todo = [run for run in runs if not run.done]
+    starts = dict.fromkeys(run.start for run in todo if isinstance(run, twins.Repaint))
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(arguments.jobs, context, max_tasks_per_child=1) as pool,
         progress_bar(total=len(runs), initial=len(runs) - len(todo), unit="run") as bar,
     ):
+        for done in as_completed([pool.submit(train_once, start) for start in starts]):
+            done.result()
         for done in as_completed([pool.submit(finish, run, facts) for run in todo]):
             tqdm.write(done.result(), file=sys.stderr)
             bar.update()

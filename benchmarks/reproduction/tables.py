@@ -1,4 +1,5 @@
-"""The tables of docs/reproduction.md, which tables.py writes between its markers, and its picture."""
+"""The tables of docs/reproduction.md, which tables.py writes between its markers, and its picture. Those of
+repainting are in twins_tables.py."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import product
 
+from benchmarks.reproduction import twins_tables
 from benchmarks.reproduction.figure import draw
 from benchmarks.reproduction.plan import (
     DATASETS,
@@ -21,10 +23,14 @@ from benchmarks.reproduction.plan import (
     is_done,
     setup,
 )
+from benchmarks.reproduction.twins_tables import spread
 
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 PICTURE = DOCUMENT.with_suffix(".png")
-START, END = "<!-- measured: tables.py writes from here -->", "<!-- to here -->"
+START, REPAINTING, END = (
+    *("<!-- measured: tables.py writes from here -->", "<!-- repainting: tables.py writes from here -->"),
+    "<!-- to here -->",
+)
 NAMES = {method: system.label for method, system in (SYSTEMS | TRAINING_FREE).items()}
 HEAD = (
     "| model | seeds | mean kept (ratios) | mean kept (bins) | FLOPs of dense | v-MSE | Frechet | attributes "
@@ -58,12 +64,6 @@ def load_starts() -> dict[str, dict]:
     if missing:
         raise SystemExit(f"the reproduction has not begun: {', '.join(missing)}")
     return {name: json.loads(path.read_text()) for name, path in paths.items()}
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
 def mean_ratio(result: dict) -> float | None:
@@ -251,9 +251,10 @@ def main() -> None:
     lines += ["### What was learned", "", *learned_table(runs)]
     lines += ["### Claims", "", *claims_table(runs), "### Against each other", "", *pairs_table(runs)]
     text = DOCUMENT.read_text()
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    DOCUMENT.write_text(f"{before}{START}\n\n" + "\n".join(lines) + f"\n{END}{after}")
+    for start, own in ((START, lines), (REPAINTING, twins_tables.lines())):
+        before, rest = text.split(start)
+        text = f"{before}{start}\n\n" + "\n".join(own) + f"\n{END}{rest.partition(END)[2]}"
+    DOCUMENT.write_text(text)
     draw(PICTURE, runs, NAMES)
     print(f"written to {DOCUMENT.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.reproduction import plan, tables
+from benchmarks.reproduction import plan, tables, twins
 from benchmarks.reproduction import run as command
 from diffratio.train import TrainArguments
 from diffratio.train.controller import RAMP
@@ -161,7 +161,15 @@ def test_one_command_makes_one_run_with_another_seed():
     one = ["--dataset", "shapes", "--method", "lt", "--target", "0.2"]
     assert asked(*one, "--seed", "3") == ["shapes-lt-20-seed3"]
     assert asked(*one) == [f"shapes-lt-20-seed{seed}" for seed in plan.SEEDS]
-    assert len(asked()) == len(plan.all_runs()) and asked("--method", "dense", "--target", "0.2") == []
+    assert len(asked()) == len(plan.all_runs()) + len(twins.all_repaints())
+    assert asked("--method", "dense", "--target", "0.2") == []
+
+
+def test_one_command_makes_one_run_that_repaints():
+    assert asked("--system", "lazy", "--method", "lt", "--seed", "3") == ["twins-lazy-lt-30-seed3"]
+    assert asked("--dataset", "twins", "--method", "start") == [
+        f"twins-{system}-start" for system in ("lazy", "image", "crop")
+    ]
 
 
 def test_what_is_not_trained_is_judged_by_the_command(monkeypatch):
