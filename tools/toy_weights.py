@@ -2,6 +2,7 @@
 
     python -m tools.toy_weights model OUT python/diffratio/toy/assets/shapes  # OUT: toy_pretrain.py
     python -m tools.toy_weights lt30                                          # fine-tunes the digits model
+    python -m tools.toy_weights finished RUN python/diffratio/toy/assets/twins-lazy  # RUN: of diffratio train
 
 One thread of a CPU takes 10 minutes to fine-tune. The `digits-lt30` that ships was fine-tuned from the digits
 model before its weights were rounded. Evaluation's classifiers: `python -m diffratio.evaluation.classifier`.
@@ -82,12 +83,25 @@ def lt30(
     train(TrainArguments(**own, **LEARNED))
     model(run / "final", out)
     error = prediction_error(load_diffratio(load_pixart(out), out), load_dataset("digits", split="held_out"))
+    write_log(run, out, v_mse=round(error.overall, 5))
+
+
+@app.command()
+def finished(run: Path, out: Path) -> None:
+    """Copy the result of a run with learned ratios to OUT, as `model` does, with a log."""
+    model(run / "final", out)
+    write_log(run, out)
+
+
+def write_log(run: Path, out: Path, **figures: float) -> None:
+    """Write to ``out`` how a run went, and ``figures`` of its end; the folder that it lay in is left out."""
     info = json.loads((run / RUN).read_text())
+    del info["arguments"]["output_dir"]
     log = Log(out / LOG_FILE, echo=False)
     log(**{name: info[name] for name in ("arguments", "parameters", "versions")})
     for entry in thinned(read_lines(run / LOG), read_lines(run / RATIOS)):
         log(**entry)
-    log(finished=True, seconds=round(info["seconds"], 1), v_mse=round(error.overall, 5))
+    log(finished=True, seconds=round(info["seconds"], 1), **figures)
 
 
 def thinned(log: list[dict], ratios: list[dict], every: int = 20) -> Iterator[dict]:

@@ -11,8 +11,8 @@ from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from diffratio.cli import demo as command
-from diffratio.demo import run
-from diffratio.demo.picture import table_rows, title
+from diffratio.demo import repainting, run
+from diffratio.demo.picture import cost_rows, encoder_line, repainted_title, table_rows, title
 from diffratio.diffusion.sampling import CHUNK
 from diffratio.evaluation.flops import TransformerShape, transformer_flops
 from diffratio.evaluation.quality import Judge, SampleSettings
@@ -39,6 +39,7 @@ def report(tmp_path_factory, figures) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "save", save_and_keep)
         patch.setattr(run, "_REPEATS", 2)  # nobody reads the times
+        patch.setattr(repainting, "_ROUNDS", 1)
         return run.run_demo(tmp_path_factory.mktemp("demo"), SETTINGS, progress=False)
 
 
@@ -64,7 +65,7 @@ def test_the_report_holds_what_was_learned(report):
 
 
 def test_the_picture_shows_what_the_report_says(report, figures):
-    (figure,) = figures
+    figure, _ = figures
     (table,) = figure.findobj(Table)
     shown = [cell.get_text().get_text() for cell in table.get_celld().values()]
     shown += [text.get_text() for text in figure.findobj(Text)]
@@ -88,6 +89,41 @@ def test_the_sparse_model_computes_less(report):
     assert full_size["sparse"]["peak_megabytes"] < full_size["all_tokens"]["peak_megabytes"]
 
 
+def test_holes_are_repainted_and_cost_what_they_are_large(report):
+    painted = report["repainting"]
+    assert Path(painted["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert [(edit["hole"], edit["outside_differing"]) for edit in painted["edits"]] == [
+        (1 / 16, 0),
+        (1 / 4, 0),
+        (9 / 16, 0),
+    ]
+    for costs in painted["costs"].values():
+        assert [cost["hole"] for cost in costs] == [1, 9 / 16, 1 / 4, 1 / 16]
+        for cost in costs:
+            part = cost["dense"]["gflop"] / costs[0]["dense"]["gflop"]
+            assert 0.7 * cost["hole"] < part < cost["hole"] + 0.06
+            assert 0.6 < cost["sparse"]["gflop"] / cost["dense"]["gflop"] < 1
+            assert cost["dense"]["milliseconds"] > 0 and cost["sparse"]["milliseconds"] > 0
+    assert painted["encoder_milliseconds"] > 0 and painted["training_steps"] > 0
+
+
+def test_the_second_picture_shows_what_the_report_says(report, figures):
+    _, figure = figures
+    painted = report["repainting"]
+    (table,) = figure.findobj(Table)
+    shown = [cell.get_text().get_text() for cell in table.get_celld().values()]
+    shown += [text.get_text() for text in figure.findobj(Text)]
+    for words in (
+        repainted_title(painted),
+        encoder_line(painted),
+        *(c for row in cost_rows(painted) for c in row),
+    ):
+        assert words in shown
+    assert shown.count("0 pixels outside differ") == 3
+    for edit in painted["edits"]:
+        assert edit["prompt"] in shown and f"hole: {edit['hole']:.1%} of the tokens" in shown
+
+
 def test_the_command_prints_the_report_in_80_columns(report, monkeypatch, tmp_path: Path):
     asked = []
     monkeypatch.setattr(run, "run_demo", lambda out, settings, progress: asked.append(settings) or report)
@@ -96,7 +132,7 @@ def test_the_command_prints_the_report_in_80_columns(report, monkeypatch, tmp_pa
     result = CliRunner().invoke(app, ["--out", str(tmp_path), "--seed", "3"], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert asked == [SampleSettings(200, seed=3)]
-    for row in table_rows(report):
+    for row in (*table_rows(report), *cost_rows(report["repainting"])):
         assert any(all(cell in line for cell in row) for line in result.output.splitlines()), row
     assert "tokens kept, learned: 70.0% on average" in result.output and "t 750 to 999" in result.output
     assert CHUNK < 200  # maps are drawn from more than one chunk

@@ -1,4 +1,4 @@
-"""The demo: sample the dense and the sparse digits model, judge both, measure both, draw the picture."""
+"""The demo: sample the dense and the sparse digits model, judge and measure both; repaint holes; draw."""
 
 import json
 import time
@@ -19,9 +19,10 @@ from ..plots.recorded import kept_maps
 from ..plots.style import save
 from ..routing.apply import route_blocks
 from ..toy import DIGITS_LT30
-from .picture import by_class, compose
+from .picture import by_class, compose, compose_repainted
+from .repainting import repaint
 
-PICTURE_FILE, REPORT_FILE = "demo.png", "demo.json"
+PICTURE_FILE, REPAINTED_FILE, REPORT_FILE = "demo.png", "repainted.png", "demo.json"
 
 _BATCH = 64
 _LATENT = 64  # a 512 x 512 image in PixArt's latent space: 32 x 32 tokens
@@ -30,10 +31,11 @@ _MAP_COLUMNS = 8
 
 
 def run_demo(out_dir: Path, settings: SampleSettings, *, progress: bool = True) -> dict[str, Any]:
-    """Sample digits with both models and write ``demo.png`` and ``demo.json``; on the GPU if there is one.
+    """Sample digits with both models, repaint holes, and write two pictures and ``demo.json``; on the GPU if
+    there is one.
 
     Args:
-        out_dir: where the two files go; made if need be.
+        out_dir: where the files go; made if need be.
         settings: how each model is sampled.
         progress: show progress bars on standard error.
 
@@ -41,7 +43,7 @@ def run_demo(out_dir: Path, settings: SampleSettings, *, progress: bool = True) 
         The report, as in ``demo.json``: the settings; the figures of ``Judge`` for ``dense``, ``sparse`` and
         ``real`` held-out digits; the ``kept_tenths`` [L][R] that the sparse model has learned (region 0 is
         the cleanest) and ``mean_kept``; ``costs``, of each thing measured what ``model_cost`` returns;
-        ``seconds``.
+        ``repainting``, what ``repaint`` returns; ``seconds``.
     """
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,6 +70,12 @@ def run_demo(out_dir: Path, settings: SampleSettings, *, progress: bool = True) 
     samples = [by_class(images, labels) for images in (dense_images, sparse_images)]
     shares = kept[:, shown].float().mean(0)
     save(compose(report, samples, shares, [timesteps[i] for i in shown]), out_dir / PICTURE_FILE)
+    painting = time.perf_counter()
+    report["repainting"], done = repaint(settings, device, progress)
+    report["repainting"] |= {
+        "picture": str(save(compose_repainted(report["repainting"], done), out_dir / REPAINTED_FILE)),
+        "seconds": time.perf_counter() - painting,
+    }
     report["seconds"] = time.perf_counter() - start
     (out_dir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return report

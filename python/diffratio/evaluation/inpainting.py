@@ -20,7 +20,7 @@ from ..diffusion.variance import predicts_variance
 from ..inpainting.compose import pasted
 from ..inpainting.masks import draw_masks
 from ..inpainting.sampling import Steps, Text, paint
-from ..inpainting.systems import Frame, System
+from ..inpainting.systems import Edit, Frame, System
 from ..progress import progress_bar
 from ..routing.find import routed_model
 from ..train.arguments import TrainArguments
@@ -226,28 +226,44 @@ def repainting_report(
 
 
 class RepaintingStep:
-    """One step on random pictures with boxes as holes, to be timed.
+    """One step on random pictures, to be timed.
 
     Args:
         model: of the system.
         system: what repaints.
         batch: pictures; guidance makes two of one.
         text_tokens: of each.
+        mask: of each [1, 1, H, W] bool; None: boxes.
     """
 
-    def __init__(self, model: nn.Module, system: System, *, batch: int, text_tokens: int):
+    def __init__(
+        self, model: nn.Module, system: System, *, batch: int, text_tokens: int, mask: Tensor | None = None
+    ):
         self._model, self._system, config = model, system, model.config
         draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
         side, place = config.sample_size, {"device": model.device, "dtype": model.dtype}
         pictures = draw(batch, system.channels(model), side, side)
-        frame = system.frame(pictures, draw_masks("box", torch.arange(batch), side), config.patch_size)
+        mask = draw_masks("box", torch.arange(batch), side) if mask is None else mask.expand(batch, 1, -1, -1)
+        frame = system.frame(pictures, mask, config.patch_size)
         self._whole = system.edit(Frame(frame.pictures.to(**place), frame.mask), config.patch_size)
         given = {"tokens": draw(batch, text_tokens, config.caption_channels).to(**place)}
         given["original_size"] = torch.full((batch, 2), 8.0 * side, **place)
         objective = InpaintObjective(model, sampling_scheduler(None, "ddpm"), system=system)
         self._condition = objective.condition(given)
-        with torch.inference_mode():
-            self._edit = system.encoded(model, self._whole)
+        self._edit = self.encode()
+
+    @torch.inference_mode()
+    def encode(self) -> Edit:
+        """What is computed once for an edit."""
+        return self._system.encoded(self._model, self._whole)
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module) -> None:
+        """A step of a patched model in the middle of each of its regions."""
+        noisy, regions = self._whole.clean, routed_model(model, baseline=True).config.num_regions
+        for region in range(regions):
+            middle = torch.full((len(noisy),), int((region + 0.5) * 1000 / regions), device=noisy.device)
+            self._system.predict(model, self._edit, noisy, timestep=middle, **self._condition)
 
     def cost(self, model: nn.Module, progress: bool) -> dict[str, dict[str, float]]:
         """Return `compare` of the step, the mean over the regions, with counted FLOPs.
@@ -256,16 +272,9 @@ class RepaintingStep:
             model: that of the constructor, patched.
             progress: show a progress bar.
         """
-        noisy, regions = self._whole.clean, routed_model(model, baseline=True).config.num_regions
-        middles = [int((region + 0.5) * 1000 / regions) for region in range(regions)]
-        times = [torch.full((len(noisy),), middle, device=noisy.device) for middle in middles]
-
-        def call() -> None:
-            for timestep in times:
-                self._system.predict(model, self._edit, noisy, timestep=timestep, **self._condition)
-
+        regions = routed_model(model, baseline=True).config.num_regions
         options = {"description": "measuring latency", "progress": progress, "count": True, "layers": True}
-        found = compare(model, call, repeats=_ROUNDS, **options)
+        found = compare(model, partial(self, model), repeats=_ROUNDS, **options)
         for one in found.values():
             one["milliseconds"] /= regions
             one["gflop"] /= regions
@@ -279,12 +288,11 @@ class RepaintingStep:
             found["encoder_milliseconds"] = 1e3 * self._seconds()
         return found
 
-    @torch.inference_mode()
     def _seconds(self) -> float:
         found = []
         for _ in range(_ROUNDS):
             begun = time.perf_counter()
-            self._system.encoded(self._model, self._whole)
+            self.encode()
             if self._model.device.type == "cuda":
                 torch.cuda.synchronize(self._model.device)
             found.append(time.perf_counter() - begun)

@@ -11,6 +11,9 @@ PRETRAINED = {name: _ASSETS / name for name in ("digits", "shapes")}
 DIGITS_LT30 = _ASSETS / "digits-lt30"
 """The model of the digits, fine-tuned until it had learned how much each block keeps at which timesteps
 (DiffRatio-LT, 30 % compression on average): weights, and the adapter beside them."""
+TWINS_LAZY = _ASSETS / "twins-lazy"
+"""A ``LazyPixArt`` that began as the model of the shapes and was trained to repaint one of two objects alike,
+by learned ratios (DiffRatio-LT, 30 % compression on average): weights, adapter and log."""
 
 
 def load_pixart(folder: Path | str, device: torch.device | str = "cpu") -> PixArtTransformer2DModel:
