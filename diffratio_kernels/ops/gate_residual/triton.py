@@ -15,11 +15,11 @@ from ..branch_norm import gradients
 
 @triton.jit
 def unit_branch(branch, d, eps, D: tl.constexpr, NORM: tl.constexpr):
-    """A branch's row normalised, and its 1/std; as it is without a norm."""
+    """A branch's row normalised, and its 1/std; as it is without a norm. Elements beyond D are any."""
     rstd = 1.0
     if NORM != "none":
         mean, rstd = row_stats(tl.where(d < D, branch, 0.0), d, D, eps, NORM == "rms")
-        branch = tl.where(d < D, (branch - mean) * rstd, 0.0)
+        branch = (branch - mean) * rstd
     return branch, rstd
 
 
