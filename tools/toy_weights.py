@@ -94,11 +94,19 @@ def finished(run: Path, out: Path) -> None:
 
 
 def write_log(run: Path, out: Path, **figures: float) -> None:
-    """Write to ``out`` how a run went, and ``figures`` of its end; the folder that it lay in is left out."""
+    """Write to ``out`` how a run went, and ``figures`` of its end; folders that it knew are left out.
+
+    A run that began with the result of another one has that one's name, and its steps as ``steps_before``.
+    """
     info = json.loads((run / RUN).read_text())
-    del info["arguments"]["output_dir"]
+    arguments = info["arguments"]
+    del arguments["output_dir"]
+    known, began = {}, Path(arguments["pretrained_model_name_or_path"]).parent
+    if (began / RUN).is_file():
+        arguments["pretrained_model_name_or_path"] = began.name
+        known["steps_before"] = json.loads((began / RUN).read_text())["step"]
     log = Log(out / LOG_FILE, echo=False)
-    log(**{name: info[name] for name in ("arguments", "parameters", "versions")})
+    log(**{name: info[name] for name in ("arguments", "parameters", "versions")}, **known)
     for entry in thinned(read_lines(run / LOG), read_lines(run / RATIOS)):
         log(**entry)
     log(finished=True, seconds=round(info["seconds"], 1), **figures)

@@ -149,4 +149,5 @@ def _full_size(device: str) -> nn.Module:
 def _training_steps() -> int:
     """How long the model was trained, by its log."""
     with (TWINS_LAZY / "train_log.jsonl").open() as log:
-        return json.loads(next(log))["arguments"]["max_train_steps"]
+        first = json.loads(next(log))
+    return first["arguments"]["max_train_steps"] + first["steps_before"]
