@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from ..diffusion.sampling import guided
+from ..diffusion.sizes import told_sizes
 from ..routing.find import transformer_of
 from .systems import Edit, System
 
@@ -143,12 +144,10 @@ def paint(
 
 def _sizes(model: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, dict[str, Tensor | None]]:
     """What a PixArt is told of the size of its picture."""
-    height, width = size
-    resolution = aspect = None
+    sizes = None
     if model.use_additional_conditions:
-        resolution = torch.tensor([[height, width]], dtype=model.dtype, device=model.device).expand(batch, 2)
-        aspect = resolution[:, :1] / resolution[:, 1:]
-    return {"added_cond_kwargs": {"resolution": resolution, "aspect_ratio": aspect}}
+        sizes = torch.tensor([size], dtype=model.dtype, device=model.device).expand(batch, 2)
+    return {"added_cond_kwargs": told_sizes(sizes)}
 
 
 def _learns_variance(scheduler: SchedulerMixin) -> bool:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from ..diffusion.flow import mixed
 from ..diffusion.pipelines import Family
 from ..diffusion.schedules import PREDICTED, target_of
+from ..diffusion.sizes import told_sizes
 from ..diffusion.variance import WEIGHT, VariationalBound
 from ..progress import progress_bar
 from ..routing.find import transformer_of
@@ -104,14 +105,10 @@ class Objective:
         """Return what the model is given beside image and timestep."""
         if self.by_class:
             return {"class_labels": batch["attributes"][:, 0]}
-        sizes = {"resolution": None, "aspect_ratio": None}
-        if self.sized:
-            size = batch["original_size"].float()
-            sizes = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
         return {
             "encoder_hidden_states": batch["tokens"],
             "encoder_attention_mask": batch.get("mask"),
-            "added_cond_kwargs": sizes,
+            "added_cond_kwargs": told_sizes(batch["original_size"].float() if self.sized else None),
         }
 
     def _snr_weight(self, timestep: Tensor) -> Tensor:

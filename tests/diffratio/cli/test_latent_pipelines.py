@@ -2,15 +2,12 @@
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-import typer
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
-from typer.testing import CliRunner
 
 from diffratio.diffusion.pipelines import load_pipeline
 from diffratio.diffusion.schedules import target_of
@@ -20,20 +17,9 @@ from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.target import load_target
 from diffratio.train import TrainArguments, train
 
+from .test_flow_pipelines import FEW, call, told
+
 SIDE = 64
-FEW = ["--steps", 2, "--device", "cpu"]
-
-
-def call(command, *arguments):
-    app = typer.Typer()
-    app.command()(getattr(import_module(f"diffratio.cli.{command}"), command))
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-
-
-def told(command, *arguments):
-    result = call(command, *arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(autouse=True)

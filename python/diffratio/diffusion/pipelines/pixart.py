@@ -2,6 +2,7 @@
 
 import torch
 
+from ..sizes import told_sizes
 from .family import Family
 
 
@@ -24,17 +25,16 @@ class PixArt(Family):
         return {"tokens": tokens, "mask": mask}
 
     def predict(self, model, noisy, level, text, guidance):
-        sizes = {"resolution": None, "aspect_ratio": None}
+        sizes = None
         if model.use_additional_conditions:
-            side = torch.tensor([noisy.shape[-2:]], device=noisy.device) * float(self.latent_factor)
-            side = side.expand(len(noisy), 2).to(noisy.dtype)
-            sizes = {"resolution": side, "aspect_ratio": side[:, :1] / side[:, 1:]}
+            sizes = torch.tensor([noisy.shape[-2:]], device=noisy.device) * float(self.latent_factor)
+            sizes = sizes.expand(len(noisy), 2).to(noisy.dtype)
         predicted = model(
             noisy,
             encoder_hidden_states=text["tokens"],
             encoder_attention_mask=text.get("mask"),
             timestep=(1000 * level).long(),
-            added_cond_kwargs=sizes,
+            added_cond_kwargs=told_sizes(sizes),
             return_dict=False,
         )[0]
         # A model that learns its variance predicts it in the second half of the channels.
