@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline
 
 from ..data import load_dataset
 from ..diffusion import sampling_scheduler
+from ..diffusion.schedules import latents_scheduler
 from ..diffusion.variance import predicts_variance
 from ..inpainting.edit import pipeline_of
 from ..inpainting.lazy import LazyPixArt
@@ -32,17 +33,19 @@ def editor_of(target: Target, path: str, system: str | None = None) -> DiffRatio
         if not isinstance(target.model, LazyPixArt):
             raise ValueError(f"system: must be given for {target.name!r}: image or crop")
         system = "lazy"
+    sampler = (target.run or {}).get("sampling", {}).get("sampler")
+    learned = predicts_variance(target.model, system_of(system).channels(target.model))
     for folder in filter(None, (path, (target.run or {}).get("base_model"))):
         if (Path(folder) / DiffusionPipeline.config_name).is_file():
             options = {"transformer": target.model, "system": system, "local_files_only": True}
             pipe = DiffRatioInpaintPipeline.from_pretrained(folder, **options)
+            if sampler is not None:  # of the run's recipe
+                pipe.scheduler = latents_scheduler(pipe.scheduler.config, sampler, learned)
             return pipe.to(target.model.device)
     if target.dataset is None:
         raise ValueError(f"dataset: none is known for {target.name!r}, so nothing tells what its text is")
     if target.why_no_schedule is not None:
         raise ValueError(f"path: {target.why_no_schedule}")
-    sampler = (target.run or {}).get("sampling", {}).get("sampler", "dpm++")
-    learned = predicts_variance(target.model, system_of(system).channels(target.model))
-    scheduler = sampling_scheduler(target.schedule, sampler, learned)
+    scheduler = sampling_scheduler(target.schedule, sampler or "dpm++", learned)
     dataset = load_dataset(target.dataset, split="held_out", **target.options)
     return pipeline_of(target.model, system, scheduler, dataset)

@@ -51,6 +51,11 @@ def test_blocks_compute_on_kept_tokens(kind, refill, tiny, plain, block_calls, m
             assert torch.equal(out[b], out[b, source])  # pruned rows are those of their source, bit by bit
 
 
+def test_a_ratio_is_the_decimal_number_that_was_written():
+    kept = [AtEdm(ratio).left(tokens) for ratio, tokens in ((0.2, 1024), (0.9, 1000), (0.7, 10), (0.9, 5))]
+    assert kept == [819, 100, 3, 1]
+
+
 @pytest.mark.parametrize(
     ("layers", "count", "is_open"),
     [
