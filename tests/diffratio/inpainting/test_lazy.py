@@ -100,10 +100,8 @@ def test_the_encoder_is_a_plain_transformer_at_the_decoder_s_places(tiny):
         joined = [own[f"attention.to_{name}.{kind}"] for name in "qkv"]
         theirs[f"self_attn.in_proj_{kind}"] = torch.cat(joined)
         theirs[f"self_attn.out_proj.{kind}"] = own[f"attention.to_out.0.{kind}"]
-        theirs[f"linear1.{kind}"], theirs[f"linear2.{kind}"] = (
-            own[f"mlp.net.0.proj.{kind}"],
-            own[f"mlp.net.2.{kind}"],
-        )
+        theirs[f"linear1.{kind}"] = own[f"mlp.net.0.proj.{kind}"]
+        theirs[f"linear2.{kind}"] = own[f"mlp.net.2.{kind}"]
         theirs |= {f"norm{n}.{kind}": own[f"norm{n}.{kind}"] for n in (1, 2)}
     plain.load_state_dict(theirs)
     x = torch.randn(2, 9, 32)

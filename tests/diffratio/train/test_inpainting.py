@@ -3,6 +3,7 @@ leaves behind is the model that was validated."""
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,11 +20,12 @@ from diffratio.diffusion.variance import VariationalBound
 from diffratio.evaluation import inpainting, networks
 from diffratio.evaluation.quality import SampleSettings
 from diffratio.evaluation.target import Target
-from diffratio.inpainting.masks import KINDS
+from diffratio.inpainting.masks import KINDS, draw_masks, pooled
 from diffratio.inpainting.systems import SYSTEMS, system_of
 from diffratio.routing.find import routed_layers, routed_model
 from diffratio.toy import PRETRAINED, load_pixart
 from diffratio.train import ArgumentError, TrainArguments, Trainer, arguments, data, load_run
+from diffratio.train.encoded import EncodedDataset
 from diffratio.train.inpainting import InpaintObjective, holes_of
 from diffratio.train.model import load_base
 from diffratio.train.objective import validate
@@ -105,6 +107,27 @@ def test_a_hole_is_a_function_of_the_sample(masks):
         assert torch.equal(all_of_them[3]["hole"][0], load_dataset("shapes").masks([row])[0] > 0)
     else:
         assert not torch.equal(all_of_them[3]["hole"], samples(seed=1)[3]["hole"])
+
+
+def test_holes_of_a_run_are_its_seed_s_and_latents_have_those_of_their_pixels():
+    given = {"task": "inpaint", "train_mode": "full", "masks": "strokes"}
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(patch_size=2)
+    base = data.Base(model, None, SimpleNamespace(times=None))
+    shapes, item, drawn = load_dataset("shapes"), {"pixel_values": torch.zeros(3, 32, 32)}, []
+    for seed in (0, 0, 1):
+        loader = data.training_loader(TrainArguments(seed=seed, **given), base, shapes, 1, 0)
+        drawn.append(loader.dataset.holes(item, 0, 3)["hole"])
+    held_out = data.validation_loader(TrainArguments(seed=1, **given), base, shapes)
+    drawn.append(held_out.dataset.holes(item, 0, 3)["hole"])
+    first, same, *others = drawn
+    assert torch.equal(first, same) and not any(torch.equal(first, other) for other in others)
+    assert torch.equal(drawn[-1][None], draw_masks("strokes", torch.tensor([3]), 32))
+    encoded = EncodedDataset.__new__(EncodedDataset)  # without its files
+    encoded.count = 4
+    holes = data.validation_loader(TrainArguments(**given), base, encoded).dataset.holes
+    found = holes({"latents": torch.zeros(4, 8, 8)}, 0, 3)["hole"]
+    assert torch.equal(found, pooled(draw_masks("strokes", torch.tensor([3]), 64), 8)[0])
 
 
 def test_a_crop_is_a_square_of_half_the_side_around_the_hole():

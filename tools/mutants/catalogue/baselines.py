@@ -19,7 +19,7 @@ BASELINES = [
     ),
     Mutant(
         "a-destination-is-a-sum", "formula", TOME,
-        {'x.gather(1, _rows(self.merging, x)), "mean")': 'x.gather(1, _rows(self.merging, x)), "sum")'}, OF_TOME,
+        {'_rows(self.merging, x)), "mean")': '_rows(self.merging, x)), "sum")'}, OF_TOME,
     ),
     Mutant(
         "a-draw-s-row-and-column-change-places", "wrong axis", TOME,
@@ -40,13 +40,14 @@ BASELINES = [
         {"if x.shape[0] % 2 == 0:": "if True:"}, OF_TOME,
     ),
     Mutant(
-        "merged-tokens-are-matched-behind-the-norm", "formula", "diffratio_kernels/blocks/joint.py",
-        {"        normed, rows = own.merge(normed, rows)\n    if isinstance": "        _, rows = own.merge(normed, rows)\n    if isinstance"}, OF_TOME,
-    ),
-    Mutant(
         "transformers-of-a-pipeline-share-a-draw", "shared state", f"{SOURCE}apply.py",
         {"num_regions=baseline.regions), replace(baseline))": "num_regions=baseline.regions), baseline)"},
         OF_APPLY,
+    ),
+    Mutant(
+        "a-second-attention-is-not-merged", "branch forgotten", TOME,
+        {"after = replace(after, attention=attending(after.attention))": "pass"},
+        "tests/diffratio/families/test_baselines.py -k 'merges_its_image or known'",
     ),
     Mutant(
         "rank-flows-the-other-way", "wrong axis", ATEDM,
@@ -54,7 +55,8 @@ BASELINES = [
     ),
     Mutant(
         "heads-add-up-unsquared", "formula", ATEDM,
-        {"page_rank(weights, self.how.iterations).square()": "page_rank(weights, self.how.iterations)"}, OF_ATEDM,
+        {"page_rank(weights, self.how.iterations).square()": "page_rank(weights, self.how.iterations)"},
+        OF_ATEDM,
     ),
     Mutant(
         "a-decimal-ratio-loses-a-token", "rounding", ATEDM,
@@ -100,7 +102,7 @@ BASELINES = [
     ),
     Mutant(
         "a-baseline-is-measured-dense", "call forgotten", "python/diffratio/evaluation/cost.py",
-        {"        for name, route in routes.items():\n            route()\n": "        for name, route in routes.items():\n"},
+        {"            route()\n            peak": "            peak"},
         f"{OF_FLOPS} -k beside",
     ),
 ]  # fmt: skip

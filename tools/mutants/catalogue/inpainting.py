@@ -86,7 +86,8 @@ INPAINTING = [
     ),
     Mutant(
         "the-mean-of-a-hole-over-the-mask", "wrong denominator", SYSTEMS,
-        {"/ (self.where.flatten(1)": "/ (self.mask.flatten(1)"}, "tests/diffratio/train/test_inpainting.py -k loss",
+        {"/ (self.where.flatten(1)": "/ (self.mask.flatten(1)"},
+        "tests/diffratio/train/test_inpainting.py -k loss",
     ),
     Mutant(
         "the-masked-picture-shows-its-hole", "mask forgotten", SYSTEMS,
@@ -102,8 +103,8 @@ INPAINTING = [
         OF_SYSTEMS,
     ),
     Mutant(
-        "guidance-by-the-scheduler-s-unscaled-input", "call forgotten", SAMPLING,
-        {"noisy = scheduler.scale_model_input(noisy, timestep).to(plain.dtype)": "noisy = noisy.to(plain.dtype)"},
+        "the-scheduler-s-input-unscaled", "call forgotten", SAMPLING,
+        {"noisy = scheduler.scale_model_input(noisy, timestep)": "noisy = noisy"},
         OF_SYSTEMS,
     ),
     Mutant(

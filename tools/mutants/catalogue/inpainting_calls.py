@@ -5,53 +5,79 @@ from .mutant import Mutant
 SOURCE = "python/diffratio/inpainting/"
 PIPELINE = f"{SOURCE}pipeline.py"
 TRAIN, JUDGED = "python/diffratio/train/inpainting.py", "python/diffratio/evaluation/inpainting.py"
-OF_PIPELINE = "tests/diffratio/inpainting/test_pipeline.py -k 'not 200_masks and not saved'"
+OF_PIPELINE = "tests/diffratio/inpainting/test_pipeline.py -k"
+OF_COMMAND = "tests/diffratio/inpainting/test_command.py -k options_are"
 OF_TRAINING = "tests/diffratio/train/test_inpainting.py -k"
-OF_JUDGING = "tests/diffratio/train/test_inpainting.py -k 'judges or twins_match'"
 
 INPAINTING_CALLS = [
     Mutant(
         "latents-of-a-picture-unscaled", "factor forgotten", PIPELINE,
-        {"clean = latents * self.vae.config.scaling_factor": "clean = latents"}, OF_PIPELINE,
+        {"clean = latents * self.vae.config.scaling_factor": "clean = latents"}, f"{OF_PIPELINE} made_of",
     ),
     Mutant(
         "latents-are-decoded-unscaled", "factor forgotten", PIPELINE,
-        {"made.to(self.vae.dtype) / self.vae.config.scaling_factor": "made.to(self.vae.dtype)"}, OF_PIPELINE,
+        {"made.to(self.vae.dtype) / self.vae.config.scaling_factor": "made.to(self.vae.dtype)"},
+        f"{OF_PIPELINE} made_of",
     ),
     Mutant(
         "a-picture-is-encoded-in-0-to-1", "wrong range", PIPELINE,
-        {"torch.float32), size) * 2 - 1": "torch.float32), size)"}, OF_PIPELINE,
+        {"torch.float32), size) * 2 - 1": "torch.float32), size)"}, f"{OF_PIPELINE} made_of",
     ),
     Mutant(
         "the-vae-s-seam-stays", "call forgotten", PIPELINE,
         {"made = poisson_blended(made, picture.to(made), mask.to(made.device)).clamp(0, 1)": "pass"},
-        OF_PIPELINE,
+        f"{OF_PIPELINE} made_of",
     ),
     Mutant(
         "results-of-several-pictures-take-turns", "wrong order of samples", PIPELINE,
         {"return whole.repeat_interleave(self.copies, dim=0)":
-         "return whole.repeat(self.copies, *[1] * (whole.dim() - 1))"}, OF_PIPELINE,
+         "return whole.repeat(self.copies, *[1] * (whole.dim() - 1))"}, f"{OF_PIPELINE} results_of",
     ),
     Mutant(
         "latents-of-a-callback-are-dropped", "result forgotten", PIPELINE,
-        {'changed.get("latents", latents)': "latents"}, OF_PIPELINE,
+        {'changed.get("latents", latents)': "latents"}, f"{OF_PIPELINE} its_call",
     ),
     Mutant(
         "a-negative-prompt-guides-towards", "swapped arguments", PIPELINE,
-        {"text = Text(tokens, null, mask, null_mask)": "text = Text(null, tokens, null_mask, mask)"}, OF_PIPELINE,
+        {"text = Text(tokens, null, mask, null_mask)": "text = Text(null, tokens, null_mask, mask)"},
+        f"{OF_PIPELINE} guidance_leads",
     ),
     Mutant(
         "half-grey-is-not-white", "comparison", f"{SOURCE}pictures.py",
-        {'"mask_image", 1).cpu() >= 0.5': '"mask_image", 1).cpu() > 0.5'}, OF_PIPELINE,
+        {'"mask_image", 1).cpu() >= 0.5': '"mask_image", 1).cpu() > 0.5'}, f"{OF_PIPELINE} one_half",
     ),
     Mutant(
         "a-mask-is-not-resized-with-its-picture", "call forgotten", PIPELINE,
-        {"system.frame(pixels, resized_mask(mask, size), self.unit)": "system.frame(pixels, mask, self.unit)"},
-        OF_PIPELINE,
+        {"system.frame(pixels, resized_mask(mask, size), self": "system.frame(pixels, mask, self"},
+        f"{OF_PIPELINE} its_call",
     ),
     Mutant(
         "a-run-is-edited-by-another-sampler", "setting forgotten", "python/diffratio/evaluation/editor.py",
-        {'(target.run or {}).get("sampling", {}).get("sampler", "dpm++")': '"dpm++"'}, OF_PIPELINE,
+        {'sampler = (target.run or {}).get("sampling", {}).get("sampler")': "sampler = None"},
+        f"{OF_PIPELINE} recipe",
+    ),
+    Mutant(
+        "the-command-s-seed-is-forgotten", "setting forgotten", "python/diffratio/cli/inpaint.py",
+        {"manual_seed(seed)": "manual_seed(0)"}, OF_COMMAND,
+    ),
+    Mutant(
+        "the-command-forgets-what-to-lead-away-from", "setting forgotten", "python/diffratio/cli/inpaint.py",
+        {"        negative_prompt=negative_prompt, generator": "        generator"}, OF_COMMAND,
+    ),
+    Mutant(
+        "holes-of-every-seed-are-alike", "wrong key of a random number", "python/diffratio/train/data.py",
+        {"seed=arguments.seed + 1": "seed=1"}, f"{OF_TRAINING} holes_of_a_run",
+    ),
+    Mutant(
+        "a-run-is-validated-on-its-own-holes", "held-out data not held out", "python/diffratio/train/data.py",
+        {"holes = _holes(arguments, base, dataset, seed=0)":
+         "holes = _holes(arguments, base, dataset, seed=arguments.seed + 1)"},
+        f"{OF_TRAINING} holes_of_a_run",
+    ),
+    Mutant(
+        "masks-of-latents-are-drawn-on-latents", "unit", "python/diffratio/train/data.py",
+        {"factor = PIXELS_PER_LATENT if isinstance(dataset, EncodedDataset) else 1": "factor = 1"},
+        f"{OF_TRAINING} holes_of_a_run",
     ),
     Mutant(
         "an-epoch-s-holes-come-again", "wrong key of a random number", TRAIN,
@@ -64,28 +90,28 @@ INPAINTING_CALLS = [
     ),
     Mutant(
         "the-error-of-a-hole-over-the-picture", "wrong denominator", JUDGED,
-        {"/ inside.flatten(1).sum(1)": "/ inside[0].numel()"}, OF_JUDGING,
+        {"/ inside.flatten(1).sum(1)\n": "/ inside[0].numel()\n"}, f"{OF_TRAINING} twins_match",
     ),
     Mutant(
         "every-hole-gets-the-same-noise", "wrong key of a random number", JUDGED,
-        {"mixed_seed(settings.seed, row)": "mixed_seed(settings.seed, 0)"}, OF_JUDGING,
+        {"mixed_seed(settings.seed, row)": "mixed_seed(settings.seed, 0)"}, f"{OF_TRAINING} holes_get",
     ),
     Mutant(
         "hidden-pictures-are-shown", "control that controls nothing", JUDGED,
-        {"if hidden else frame": "if not hidden else frame"}, OF_JUDGING,
+        {"if hidden else frame": "if not hidden else frame"}, f"{OF_TRAINING} holes_get",
     ),
     Mutant(
         "quarters-of-the-noise-backwards", "index", JUDGED,
-        {"error[quarter == q]": "error[quarter == QUARTILES - 1 - q]"}, OF_JUDGING,
+        {"error[quarter == q]": "error[quarter == QUARTILES - 1 - q]"}, f"{OF_TRAINING} quarters",
     ),
     Mutant(
         "flops-of-all-regions-for-one-step", "wrong denominator", JUDGED,
-        {'            one["gflop"] /= regions\n': ""}, OF_JUDGING,
+        {'            one["gflop"] /= regions\n': ""}, f"{OF_TRAINING} costs",
     ),
     Mutant(
         "a-repainter-s-reference-is-trained-on", "held-out data not held out", JUDGED,
         {"partial(images_of, judge.held_out, progress)": "partial(images_of, judge._seen, progress)"},
-        OF_JUDGING,
+        f"{OF_TRAINING} eval_judges",
     ),
     Mutant(
         "the-twin-lies-beside-the-hole", "index", "python/diffratio/data/twins.py",
