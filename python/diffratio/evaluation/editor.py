@@ -12,6 +12,7 @@ from ..inpainting.edit import pipeline_of
 from ..inpainting.lazy import LazyPixArt
 from ..inpainting.pipeline import DiffRatioInpaintPipeline
 from ..inpainting.systems import system_of
+from ..names import on_disk
 from .target import Target
 
 
@@ -27,18 +28,21 @@ def editor_of(target: Target, path: str, system: str | None = None) -> DiffRatio
         ValueError: the model is of another system, or nothing tells which it is of, or what its text and its
             noise are.
     """
+    run = target.run or {}
+    given, base = run.get("arguments", {}), run.get("base_model")
     if system is None:
-        system = (target.run or {}).get("arguments", {}).get("system")
+        system = given.get("system")
     if system is None:
         if not isinstance(target.model, LazyPixArt):
             raise ValueError(f"system: must be given for {target.name!r}: image or crop")
         system = "lazy"
-    sampler = (target.run or {}).get("sampling", {}).get("sampler")
+    sampler = run.get("sampling", {}).get("sampler")
     learned = predicts_variance(target.model, system_of(system).channels(target.model))
-    for folder in filter(None, (path, (target.run or {}).get("base_model"))):
-        if (Path(folder) / DiffusionPipeline.config_name).is_file():
-            options = {"transformer": target.model, "system": system, "local_files_only": True}
-            pipe = DiffRatioInpaintPipeline.from_pretrained(folder, **options)
+    for name in filter(None, (path, base)):
+        of_hub = name == base and run.get("latents") and not on_disk(name)
+        if of_hub or (Path(name) / DiffusionPipeline.config_name).is_file():
+            options = {"transformer": target.model, "system": system, "revision": given.get("revision")}
+            pipe = DiffRatioInpaintPipeline.from_pretrained(name, **options, local_files_only=not of_hub)
             if sampler is not None:  # of the run's recipe
                 pipe.scheduler = latents_scheduler(pipe.scheduler.config, sampler, learned)
             return pipe.to(target.model.device)

@@ -207,6 +207,20 @@ def test_a_run_s_recipe_says_how_its_pipeline_samples(sampler, scheduler, varian
     assert pipe("a box", image=photo[0], mask_image=photo[1], num_inference_steps=2).images
 
 
+def test_the_pipeline_of_a_run_may_be_of_a_hub(pipes, tmp_path, monkeypatch):
+    pipes["crop"].transformer.save_pretrained(tmp_path)
+    target, asked = load_target(tmp_path), []
+    target.run = {"arguments": {"system": "crop", "revision": "main"}, "latents": True}
+    target.run["base_model"] = "someone/model"
+
+    def from_pretrained(name, **options):
+        asked.append((name, options["revision"], options["local_files_only"]))
+        return pipes["crop"]
+
+    monkeypatch.setattr(DiffRatioInpaintPipeline, "from_pretrained", from_pretrained)
+    assert editor_of(target, str(tmp_path)) is pipes["crop"] and asked == [("someone/model", "main", False)]
+
+
 def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
     pipes["lazy"].save_pretrained(tmp_path)
     loaded = DiffRatioInpaintPipeline.from_pretrained(tmp_path)
@@ -245,6 +259,7 @@ def encoded(**options):
         ({"negative_prompt_embeds": torch.zeros(1, 5, 32)}, "negative_prompt_embeds goes with prompt_embeds"),
         (encoded(negative_prompt_embeds=torch.zeros(1, 6, 32)), r"\(1, 6, 32\) does not fit .* \(2, 5, 32\)"),
         (encoded(negative_prompt_embeds=torch.zeros(3, 5, 32)), "3 where|2 where there are 3"),
+        (encoded(negative_prompt="red"), "negative_prompt goes with prompt, negative_prompt_embeds with"),
     ],
 )
 def test_wrong_arguments_are_named(pipes, photo, wrong, said):

@@ -53,7 +53,7 @@ INPAINTING_CALLS = [
     ),
     Mutant(
         "a-run-is-edited-by-another-sampler", "setting forgotten", "python/diffratio/evaluation/editor.py",
-        {'sampler = (target.run or {}).get("sampling", {}).get("sampler")': "sampler = None"},
+        {'sampler = run.get("sampling", {}).get("sampler")': "sampler = None"},
         f"{OF_PIPELINE} recipe",
     ),
     Mutant(
