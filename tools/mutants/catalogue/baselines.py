@@ -75,6 +75,15 @@ BASELINES = [
         {"/ math.sqrt(given.width)": "/ given.width"}, OF_ATEDM,
     ),
     Mutant(
+        "heads-take-turns-at-shared-keys", "index", ATEDM,
+        {"of_key = head // shared": "of_key = head % given.kv_heads"}, f"{OF_ATEDM} -k maps_is",
+    ),
+    Mutant(
+        "maps-without-the-attention-s-gate", "branch forgotten", ATEDM,
+        {"attended = attended * products.product(run, normed, own.gate).sigmoid()": "pass"},
+        f"{OF_ATEDM} -k maps_is",
+    ),
+    Mutant(
         "the-cleanest-steps-are-open", "order", ATEDM,
         {"region >= first for": "region < self.regions - first for"}, OF_ATEDM,
     ),

@@ -80,6 +80,10 @@ INPAINTING_CALLS = [
         f"{OF_TRAINING} holes_of_a_run",
     ),
     Mutant(
+        "a-hub-s-pipeline-is-not-found", "condition", "python/diffratio/evaluation/editor.py",
+        {"not on_disk(name)": "on_disk(name)"}, f"{OF_PIPELINE} hub",
+    ),
+    Mutant(
         "an-epoch-s-holes-come-again", "wrong key of a random number", TRAIN,
         {"torch.tensor([number]), side": "torch.tensor([row]), side"}, f"{OF_TRAINING} hole",
     ),
