@@ -15,7 +15,7 @@ from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.data import load_dataset
 from diffratio.evaluation.editor import editor_of
 from diffratio.evaluation.target import load_target
-from diffratio.inpainting import SYSTEMS, DiffRatioInpaintPipeline, LazyPixArt, inpaint, system_of
+from diffratio.inpainting import SYSTEMS, DiffRatioInpaintPipeline, LazyPixArt, inpaint, pipeline, system_of
 from diffratio.inpainting.compose import poisson_blended
 from diffratio.inpainting.edit import pipeline_of
 from diffratio.inpainting.masks import draw_masks, grown, pooled
@@ -107,6 +107,34 @@ def test_a_call_is_made_of_the_vae_s_latents_and_blended_into_the_picture(pipes)
     outside = ~grown(pooled(mask, 4), 2).expand_as(latents)
     torch.testing.assert_close(latents[outside], known[outside])
     torch.testing.assert_close(made, poisson_blended(decoded, image, mask > 0).clamp(0, 1))
+
+
+def test_settings_of_a_call_reach_its_steps(pipes, photo, monkeypatch):
+    found, generator = [], torch.Generator()
+
+    def paint(system, model, edit, text, how, **options):
+        found.append((how.steps, how.guidance, how.strength, how.size, how.generator is generator))
+        return edit.clean
+
+    monkeypatch.setattr(pipeline, "paint", paint)
+    given = {"num_inference_steps": 7, "guidance_scale": 2.0, "strength": 0.5, "generator": generator}
+    pipes["lazy"]("a box", image=photo[0], mask_image=photo[1], **given)
+    assert found == [(7, 2.0, 0.5, (32, 40), True)]  # pixels, which some models are told
+
+
+def test_a_data_set_s_text_is_that_of_prompts_and_negative_prompts(monkeypatch):
+    data, found = load_dataset("shapes"), []
+    pipe = pipeline_of(LazyPixArt.from_pixart(load_pixart(PRETRAINED["shapes"])), "lazy", dataset=data)
+
+    def paint(system, model, edit, text, how, **options):
+        found.append(text)
+        return edit.clean
+
+    monkeypatch.setattr(pipeline, "paint", paint)
+    prompts, mask = data.captions([0, 1]), torch.ones(1, 1, 32, 32)
+    pipe(prompts, torch.rand(1, 3, 32, 32), mask, negative_prompt=["", prompts[0]])
+    assert torch.equal(found[0].tokens, data.encode(prompts))
+    assert torch.equal(found[0].null_tokens, torch.stack([data.null_tokens, data.encode(prompts[:1])[0]]))
 
 
 def test_guidance_leads_from_the_negative_prompt_to_the_prompt(base, pipes, photo):
@@ -276,11 +304,13 @@ def test_a_scheduler_of_a_flow_is_named(pipes, photo):
         pipe("a box", image=photo[0], mask_image=photo[1], num_inference_steps=1)
 
 
-def test_a_pipeline_wants_a_model_of_its_system(base, pipes):
+def test_a_pipeline_wants_a_model_of_its_system(base, pipes, photo):
     with pytest.raises(ValueError, match="transformer: system='lazy' wants a LazyPixArt"):
         pipeline_of(base, "lazy")
     with pytest.raises(ValueError, match="transformer: system='image' wants .* got a LazyPixArt"):
         pipeline_of(pipes["lazy"], "image")
+    with pytest.raises(ValueError, match="transformer: system='image' wants .* got a LazyPixArt"):
+        inpaint(pipes["lazy"], *photo, "a box", "image")
 
 
 @pytest.mark.parametrize("name", NAMES)

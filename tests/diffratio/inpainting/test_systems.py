@@ -35,6 +35,13 @@ def test_a_wide_pixart_begins_as_pixart(pixart, tiny):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_model_begins_in_the_dtype_and_the_mode_of_another(name, pixart):
+    made = system_of(name).from_pixart(pixart.to(torch.bfloat16))
+    assert not made.training and {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    assert system_of(name).from_pixart(pixart.train()).training
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_training_needs_no_more_than_an_edit(name, models, masks):
     model, schedule = models[name].train(), noise_schedule()
     system, edit = edit_of(name, torch.randn(3, 4, 16, 16), masks)
@@ -78,6 +85,7 @@ def test_a_crop_is_the_smallest_square_around_the_mask():
     frame = system.frame(pictures, mask, 4)
     assert frame.boxes == [(1, 38, 11, 48), (0, 1, 32, 47)]
     assert frame.pictures.shape == (2, 3, 16, 16) and frame.mask.flatten(1).any(1).all()
+    assert system.frame(pictures, mask, 6).pictures.shape == (2, 3, 18, 18)  # whole tokens
     before, made = pictures.clone(), torch.tensor([9.0, 7.0]).view(2, 1, 1, 1).expand(2, 3, 16, 16)
     back = frame.restore(made, pictures)
     assert torch.equal(pictures, before)

@@ -251,11 +251,19 @@ def test_sample_names_the_command_that_repaints(repainted, tmp_path):
 
 def test_a_step_costs_what_its_regions_cost_on_average(tiny, monkeypatch):
     model = system_of("image").from_pixart(tiny.make("pixart"))
-    step = inpainting.RepaintingStep(model, system_of("image"), batch=1, text_tokens=4)
+    step, seen = inpainting.RepaintingStep(model, system_of("image"), batch=1, text_tokens=4), []
     cost = {"milliseconds": 8.0, "gflop": 4.0, "peak_megabytes": 2.0}
     monkeypatch.setattr(inpainting, "compare", lambda *_, **__: {"dense": dict(cost)})
     apply_diffratio(model, DiffRatioConfig(0.3, num_regions=4))
+    model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(int(given["timestep"])), with_kwargs=True
+    )
+    step(model)
+    assert seen == [125, 375, 625, 875]  # the middle of each
     assert step.cost(model, progress=False)["dense"] == cost | {"milliseconds": 2.0, "gflop": 1.0}
+    one = torch.arange(64).view(1, 1, 8, 8) == 27
+    step = inpainting.RepaintingStep(model, system_of("image"), batch=2, text_tokens=4, mask=one)
+    assert step.once() == {"hole": 1 / 16}  # of the tokens
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,6 @@ BASELINES = [
         {"metric = F.normalize(x.detach(), dim=-1)": "metric = x.detach()"}, OF_TOME,
     ),
     Mutant(
-        "the-least-alike-merge", "order", TOME,
-        {"argsort(dim=-1, descending=True, stable=True)": "argsort(dim=-1, stable=True)"}, OF_TOME,
-    ),
-    Mutant(
-        "a-destination-is-a-sum", "formula", TOME,
-        {'_rows(self.merging, x)), "mean")': '_rows(self.merging, x)), "sum")'}, OF_TOME,
-    ),
-    Mutant(
         "a-draw-s-row-and-column-change-places", "wrong axis", TOME,
         {"rows + choice // 2, columns + choice % 2": "rows + choice % 2, columns + choice // 2"}, OF_TOME,
     ),
@@ -29,11 +21,6 @@ BASELINES = [
         "an-odd-row-has-destinations", "off by one", TOME,
         {"2 * torch.arange(height // 2, device=device)": "2 * torch.arange(-(-height // 2), device=device)"},
         f"{OF_TOME} -k odd_side",
-    ),
-    Mutant(
-        "tokens-come-back-in-the-order-of-merging", "index", TOME,
-        {"torch.cat([self.alone, self.goals.expand(len(y), -1), self.merging], dim=1)":
-         "torch.cat([self.merging, self.goals.expand(len(y), -1), self.alone], dim=1)"}, OF_TOME,
     ),
     Mutant(
         "an-odd-batch-draws-too", "branch always taken", TOME,
@@ -63,16 +50,8 @@ BASELINES = [
         {"(1 - Fraction(str(self.ratio))) * tokens": "(1 - self.ratio) * tokens"}, OF_ATEDM,
     ),
     Mutant(
-        "pruned-rows-are-copied-from-pruned-ones", "mask forgotten", ATEDM,
-        {"mean.masked_fill(~kept.view(batch, 1, tokens), -1)": "mean"}, OF_ATEDM,
-    ),
-    Mutant(
         "pruned-rows-are-copied-from-the-first-sample", "index", ATEDM,
         {"best = best + tokens * torch": "best = best + 0 * torch"}, OF_ATEDM,
-    ),
-    Mutant(
-        "pruning-scales-by-the-width", "formula", ATEDM,
-        {"/ math.sqrt(given.width)": "/ given.width"}, OF_ATEDM,
     ),
     Mutant(
         "heads-take-turns-at-shared-keys", "index", ATEDM,
@@ -100,10 +79,6 @@ BASELINES = [
         "open-steps-count-as-pruned", "setting forgotten", f"{FLOPS}baselines.py",
         {'return dsap_kept(shape, kept) if method == "atedm" else kept, method': "return kept, method"},
         f"{OF_FLOPS} -k 'open or rows'",
-    ),
-    Mutant(
-        "matching-to-all-tokens", "formula", f"{FLOPS}count.py",
-        {"targets * (shape.tokens - targets)": "targets * shape.tokens"}, f"{OF_FLOPS} -k counts",
     ),
     Mutant(
         "ranking-once-for-all-heads", "factor forgotten", f"{FLOPS}count.py",

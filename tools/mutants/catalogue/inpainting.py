@@ -45,6 +45,10 @@ INPAINTING = [
         {"return x + self.mlp(self.norm2(x))": "return self.mlp(self.norm2(x))"}, OF_LAZY,
     ),
     Mutant(
+        "a-system-s-model-forgets-its-dtype", "dtype", f"{SOURCE}pixart.py",
+        {"made if made.dtype == model.dtype else made.to(model.dtype)": "made"}, f"{OF_SYSTEMS} -k mode",
+    ),
+    Mutant(
         "the-context-s-places-at-another-scale", "argument forgotten", LAZY,
         {"            interpolation_scale=self.pos_embed.interpolation_scale,\n": ""}, OF_LAZY,
     ),
@@ -57,10 +61,6 @@ INPAINTING = [
         {"places[-1] + 2": "places[-1] + 1"}, OF_COMPOSE,
     ),
     Mutant(
-        "the-picture-ends-in-black", "wrong border", COMPOSE,
-        {"count = _neighbours(torch.ones_like(inside))": "count = 4"}, OF_COMPOSE,
-    ),
-    Mutant(
         "all-are-solved-when-one-is", "reduction", COMPOSE,
         {"bool((size <= enough).all())": "bool((size <= enough).any())"}, OF_COMPOSE,
     ),
@@ -69,12 +69,8 @@ INPAINTING = [
         {"return pasted(blended, picture, mask)": "return blended"}, OF_COMPOSE,
     ),
     Mutant(
-        "a-crop-s-margin-on-one-side", "formula", SYSTEMS,
-        {"+ 2 * margin": "+ margin"}, OF_SYSTEMS,
-    ),
-    Mutant(
-        "rows-and-columns-of-a-crop-change-places", "wrong axis", SYSTEMS,
-        {"mask.any(1 - axis)": "mask.any(axis)"}, OF_SYSTEMS,
+        "a-crop-of-half-a-token", "rounding", SYSTEMS,
+        {"round(min(height, width) / 2 / unit) * unit": "round(min(height, width) / 2)"}, OF_SYSTEMS,
     ),
     Mutant(
         "every-crop-gets-the-first-one-s-paint", "index", SYSTEMS,
@@ -110,10 +106,6 @@ INPAINTING = [
     Mutant(
         "noise-of-one-whatever-the-scheduler", "factor forgotten", SAMPLING,
         {"latents = noise * scheduler.init_noise_sigma": "latents = noise"}, OF_SYSTEMS,
-    ),
-    Mutant(
-        "the-variance-is-cut-where-it-is-learned", "half of the channels lost", SAMPLING,
-        {"predicted if learned else predicted[:, :channels]": "predicted[:, :channels]"}, OF_SYSTEMS,
     ),
     Mutant(
         "the-context-is-encoded-again-every-step", "stale or no cache", SAMPLING,

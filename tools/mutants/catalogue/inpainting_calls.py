@@ -15,11 +15,6 @@ INPAINTING_CALLS = [
         {"clean = latents * self.vae.config.scaling_factor": "clean = latents"}, f"{OF_PIPELINE} made_of",
     ),
     Mutant(
-        "latents-are-decoded-unscaled", "factor forgotten", PIPELINE,
-        {"made.to(self.vae.dtype) / self.vae.config.scaling_factor": "made.to(self.vae.dtype)"},
-        f"{OF_PIPELINE} made_of",
-    ),
-    Mutant(
         "a-picture-is-encoded-in-0-to-1", "wrong range", PIPELINE,
         {"torch.float32), size) * 2 - 1": "torch.float32), size)"}, f"{OF_PIPELINE} made_of",
     ),
@@ -27,6 +22,19 @@ INPAINTING_CALLS = [
         "the-vae-s-seam-stays", "call forgotten", PIPELINE,
         {"made = poisson_blended(made, picture.to(made), mask.to(made.device)).clamp(0, 1)": "pass"},
         f"{OF_PIPELINE} made_of",
+    ),
+    Mutant(
+        "a-model-is-told-its-latents-size", "unit", PIPELINE,
+        {"pixels = frame.pictures.shape[-2:]": "pixels = edit.clean.shape[-2:]"},
+        f"{OF_PIPELINE} settings_of",
+    ),
+    Mutant(
+        "a-data-set-s-negative-prompts-are-dropped", "argument forgotten", PIPELINE,
+        {"self.dataset.encode([one]) if one else null for": "null for"}, f"{OF_PIPELINE} data_set_s",
+    ),
+    Mutant(
+        "a-call-of-another-system-by-the-last-one", "stale or no cache", f"{SOURCE}edit.py",
+        {" or model.config.system != system": ""}, f"{OF_PIPELINE} wants_a_model",
     ),
     Mutant(
         "results-of-several-pictures-take-turns", "wrong order of samples", PIPELINE,
@@ -47,11 +55,6 @@ INPAINTING_CALLS = [
         {'"mask_image", 1).cpu() >= 0.5': '"mask_image", 1).cpu() > 0.5'}, f"{OF_PIPELINE} one_half",
     ),
     Mutant(
-        "a-mask-is-not-resized-with-its-picture", "call forgotten", PIPELINE,
-        {"system.frame(pixels, resized_mask(mask, size), self": "system.frame(pixels, mask, self"},
-        f"{OF_PIPELINE} its_call",
-    ),
-    Mutant(
         "a-run-is-edited-by-another-sampler", "setting forgotten", "python/diffratio/evaluation/editor.py",
         {'sampler = run.get("sampling", {}).get("sampler")': "sampler = None"},
         f"{OF_PIPELINE} recipe",
@@ -59,10 +62,6 @@ INPAINTING_CALLS = [
     Mutant(
         "the-command-s-seed-is-forgotten", "setting forgotten", "python/diffratio/cli/inpaint.py",
         {"manual_seed(seed)": "manual_seed(0)"}, OF_COMMAND,
-    ),
-    Mutant(
-        "the-command-forgets-what-to-lead-away-from", "setting forgotten", "python/diffratio/cli/inpaint.py",
-        {"        negative_prompt=negative_prompt, generator": "        generator"}, OF_COMMAND,
     ),
     Mutant(
         "holes-of-every-seed-are-alike", "wrong key of a random number", "python/diffratio/train/data.py",
@@ -111,6 +110,14 @@ INPAINTING_CALLS = [
     Mutant(
         "flops-of-all-regions-for-one-step", "wrong denominator", JUDGED,
         {'            one["gflop"] /= regions\n': ""}, f"{OF_TRAINING} costs",
+    ),
+    Mutant(
+        "every-region-is-timed-in-the-middle-one", "index", JUDGED,
+        {"int((region + 0.5) * 1000 / regions)": "int(0.5 * 1000)"}, f"{OF_TRAINING} costs",
+    ),
+    Mutant(
+        "a-hole-in-pixels-instead-of-tokens", "unit", JUDGED,
+        {"self._edit.where.float()": "self._edit.mask.float()"}, f"{OF_TRAINING} costs",
     ),
     Mutant(
         "a-repainter-s-reference-is-trained-on", "held-out data not held out", JUDGED,
