@@ -6,11 +6,13 @@ from diffusers import DiffusionPipeline
 
 from ..data import load_dataset
 from ..diffusion import sampling_scheduler
+from ..diffusion.schedules import latents_scheduler
 from ..diffusion.variance import predicts_variance
 from ..inpainting.edit import pipeline_of
 from ..inpainting.lazy import LazyPixArt
 from ..inpainting.pipeline import DiffRatioInpaintPipeline
 from ..inpainting.systems import system_of
+from ..names import on_disk
 from .target import Target
 
 
@@ -26,23 +28,28 @@ def editor_of(target: Target, path: str, system: str | None = None) -> DiffRatio
         ValueError: the model is of another system, or nothing tells which it is of, or what its text and its
             noise are.
     """
+    run = target.run or {}
+    given, base = run.get("arguments", {}), run.get("base_model")
     if system is None:
-        system = (target.run or {}).get("arguments", {}).get("system")
+        system = given.get("system")
     if system is None:
         if not isinstance(target.model, LazyPixArt):
             raise ValueError(f"system: must be given for {target.name!r}: image or crop")
         system = "lazy"
-    for folder in filter(None, (path, (target.run or {}).get("base_model"))):
-        if (Path(folder) / DiffusionPipeline.config_name).is_file():
-            options = {"transformer": target.model, "system": system, "local_files_only": True}
-            pipe = DiffRatioInpaintPipeline.from_pretrained(folder, **options)
+    sampler = run.get("sampling", {}).get("sampler")
+    learned = predicts_variance(target.model, system_of(system).channels(target.model))
+    for name in filter(None, (path, base)):
+        of_hub = name == base and run.get("latents") and not on_disk(name)
+        if of_hub or (Path(name) / DiffusionPipeline.config_name).is_file():
+            options = {"transformer": target.model, "system": system, "revision": given.get("revision")}
+            pipe = DiffRatioInpaintPipeline.from_pretrained(name, **options, local_files_only=not of_hub)
+            if sampler is not None:  # of the run's recipe
+                pipe.scheduler = latents_scheduler(pipe.scheduler.config, sampler, learned)
             return pipe.to(target.model.device)
     if target.dataset is None:
         raise ValueError(f"dataset: none is known for {target.name!r}, so nothing tells what its text is")
     if target.why_no_schedule is not None:
         raise ValueError(f"path: {target.why_no_schedule}")
-    sampler = (target.run or {}).get("sampling", {}).get("sampler", "dpm++")
-    learned = predicts_variance(target.model, system_of(system).channels(target.model))
-    scheduler = sampling_scheduler(target.schedule, sampler, learned)
+    scheduler = sampling_scheduler(target.schedule, sampler or "dpm++", learned)
     dataset = load_dataset(target.dataset, split="held_out", **target.options)
     return pipeline_of(target.model, system, scheduler, dataset)

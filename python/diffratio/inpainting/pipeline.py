@@ -222,6 +222,8 @@ class _Prompts:
     def __post_init__(self):
         if (self.prompt is None) == (self.embeds is None):
             raise ValueError("prompt must be given, or prompt_embeds; not both")
+        if self.embeds is not None and self.negative is not None:
+            raise ValueError("negative_prompt goes with prompt, negative_prompt_embeds with prompt_embeds")
         if self.embeds is None and not self.prompts:
             raise ValueError("prompt must be one or more, got none")
         if self.embeds is None and len(self.negatives) != len(self.prompts):

@@ -94,6 +94,23 @@ def test_summary_says_that_there_is_a_baseline(model, tiny):
     assert summary(apply_diffratio(remove_baseline(model), DiffRatioConfig(0.0))).baseline is None
 
 
+def test_transformers_of_a_pipeline_draw_each_on_its_own(tiny):
+    class Pipeline:
+        transformer = tiny.make("pixart")
+        transformer_2 = copy.deepcopy(transformer)
+
+    apply_tome(Pipeline, 0.5, "mlp", seed=1)
+    inputs = tiny.inputs(Pipeline.transformer)
+    one, other = (tiny.run(model, inputs) for model in (Pipeline.transformer, Pipeline.transformer_2))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("mod:0.2", 52), ("mod:0.2:floor", 51)])
+def test_uniform_mod_keeps_as_many_as_its_name_says(name, kept, tiny):
+    model = apply_baseline(tiny.make("pixart"), name)
+    assert tiny.kept(model, tiny.inputs(model)) == [[kept] * 2] * 3
+
+
 def test_a_pipeline_and_its_text_cache(tiny):
     class Pipeline:
         transformer = tiny.make("pixart")

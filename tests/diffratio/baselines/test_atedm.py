@@ -7,6 +7,11 @@ from diffusers import DPMSolverMultistepScheduler
 from diffratio import disable_diffratio, enable_diffratio
 from diffratio.baselines import apply_atedm
 from diffratio.baselines.atedm import AtEdm, page_rank
+from diffratio_kernels.blocks.joint import every_row
+from diffratio_kernels.blocks.products import run_of
+from diffratio_kernels.blocks.routed import routed
+from diffratio_kernels.blocks.stream import Call, Mlp, SelfAttention, Stream
+from diffratio_kernels.types import HeadNorm, Linear, Rescale, RowNorm
 
 
 @pytest.fixture
@@ -49,6 +54,28 @@ def test_blocks_compute_on_kept_tokens(kind, refill, tiny, plain, block_calls, m
             assert len(kept) == 44  # floor(0.7 * 64)
             torch.testing.assert_close(out[b : b + 1], expected, atol=1e-5, rtol=1e-5)
             assert torch.equal(out[b], out[b, source])  # pruned rows are those of their source, bit by bit
+
+
+def test_a_ratio_is_the_decimal_number_that_was_written():
+    kept = [AtEdm(ratio).left(tokens) for ratio, tokens in ((0.2, 1024), (0.9, 1000), (0.7, 10), (0.9, 5))]
+    assert kept == [819, 100, 3, 1]
+
+
+def test_attention_by_its_maps_is_the_block_s_own():
+    """Of heads that share keys, with norms and a gate, where nothing is pruned."""
+
+    def linear(columns, inner=32):
+        return Linear(torch.randn(columns, inner) / inner**0.5, torch.randn(columns))
+
+    own = SelfAttention((linear(32), linear(16), linear(16)), linear(32), 4, 2, HeadNorm(), gate=linear(32))
+    x = torch.randn(2, 12, 32)
+    image = Stream(x, torch.randn(2, 6, 32), own, Mlp(linear(64), linear(32, 64)), attention_norm=RowNorm())
+    call, run = Call(image), run_of("mod_block", "auto", "auto", x, False)
+    rows, logits = every_row(2, 12, x.device), torch.zeros(2, 12)
+    dense, kept = (
+        routed(one, rows, logits, Rescale("none"), run) for one in (call, AtEdm(0.0).alone(call, run, (3, 4)))
+    )
+    torch.testing.assert_close(kept, dense, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -46,16 +46,19 @@ def test_each_layer_has_its_own_time_and_peak():
         assert times[1] >= 50 * factor and times[2] >= 100 * factor > times[0]
 
 
-def test_runs_of_a_block_are_averaged_and_no_hook_stays():
-    model = nn.Sequential(Slow(0.0, 1.0))
+def test_runs_of_a_block_are_averaged_and_no_hook_stays(monkeypatch):
+    model, clock = nn.Sequential(Slow(0.0, 1.0)), [0.0]
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.append(clock[-1] + seconds))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[-1])
 
     def call():
-        for megabytes in (1.0, 3.0):
-            model[0].megabytes = megabytes
+        for both in (1.0, 3.0):
+            model[0].seconds = model[0].megabytes = both
             model(torch.zeros(3))
 
     costs = layer_costs(model, call, {"only": lambda: None}, rounds=1, progress=False)
     assert costs["only"]["peak_megabytes"] == pytest.approx([2.0], rel=0.01)
+    assert costs["only"]["milliseconds"] == [2000.0]
     assert not model[0]._forward_hooks and not model[0]._forward_pre_hooks
 
 

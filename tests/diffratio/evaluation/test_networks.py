@@ -2,6 +2,7 @@
 that is called; with open_clip at hand the last test runs it with a small ViT of its own."""
 
 import json
+import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -30,13 +31,13 @@ class Extractor(nn.Module):
 
 
 class Pairs(nn.Module):
-    """Images become (their level, 1), captions (0, their length)."""
+    """Images become (their level, 1), captions (0, their length beyond 8)."""
 
     def encode_image(self, images):
         return torch.stack([images.flatten(1).mean(1), torch.ones(len(images))], dim=1)
 
     def encode_text(self, lengths):
-        return torch.stack([torch.zeros(len(lengths)), lengths], dim=1)
+        return torch.stack([torch.zeros(len(lengths)), lengths - 8], dim=1)
 
 
 @pytest.fixture
@@ -98,12 +99,13 @@ def test_a_score_of_pairs_is_the_mean_cosine_of_every_sample(
 ):
     [score] = Critics(Networks(**{option: weights})).scores(lambda: pytest.fail("of FID alone"))
     images = torch.full((70, 3, 4, 4), -1.0)
-    images[:35] = 1  # level 255: cosine 1 / sqrt(255^2 + 1); black: 1
-    low, high = scale / (255**2 + 1) ** 0.5, scale
-    found = added(score, images)
-    assert found[f"{name}_by_sample"] == pytest.approx([low] * 35 + [high] * 35)
-    assert found[name] == pytest.approx((low + high) / 2)
-    assert found[f"{name}_error"] == pytest.approx((high - low) / 2 / 69**0.5)
+    images[:35] = 1  # level 255: cosine 1 / sqrt(255^2 + 1); black: 1, or -1 where the caption is short
+    wanted = [scale / (255**2 + 1) ** 0.5] * 35 + [scale] * 29 + [-scale] * 6
+    score.add(images, ["a caption"] * 64 + ["a"] * 6)
+    found = score.figures()
+    assert found[f"{name}_by_sample"] == pytest.approx(wanted)
+    assert found[name] == pytest.approx(statistics.fmean(wanted))
+    assert found[f"{name}_error"] == pytest.approx(statistics.stdev(wanted) / 70**0.5)
     assert packages == [(architecture, str(weights))]
 
 

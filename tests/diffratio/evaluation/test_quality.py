@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffratio.data import load_dataset
+from diffratio.evaluation import quality
 from diffratio.evaluation.quality import Judge, SampleSettings
 from diffratio.evaluation.target import Target, load_target
 from diffratio.toy import DIGITS_LT30
@@ -20,6 +21,13 @@ def judge() -> Judge:
 def test_real_images_are_nearly_perfect(judge):
     assert judge.real["accuracy_joint"] >= 0.95 and judge.real["accuracy"].keys() == {"digit"}
     assert judge.real["frechet"] < 8
+
+
+def test_fid_compares_with_held_out_images_and_with_no_more_than_the_paper(judge, monkeypatch):
+    own = judge.held_out.batch(range(360))["pixel_values"]
+    assert torch.equal(torch.cat(list(judge.held_out_images())), own)
+    monkeypatch.setattr(quality, "REFERENCE", 100)
+    assert torch.equal(torch.cat(list(judge.held_out_images())), own[:100])
 
 
 def test_a_trained_model_is_better_than_one_that_draws_noise(judge):

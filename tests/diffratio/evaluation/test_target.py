@@ -41,6 +41,14 @@ def test_a_dense_run_has_no_routers(synthetic_runs):
     assert not target.routed and target.kept_tenths is None and target.mean_kept == 1
 
 
+def test_a_run_s_data_are_read_as_they_were_trained_on(synthetic_runs, tmp_path: Path):
+    run = shutil.copytree(synthetic_runs / "mod", tmp_path / "mod")
+    info = json.loads((run / "run.json").read_text())
+    wanted = {"caption_column": "said", "image_column": "photo", "keep_rows": "aesthetic >= 5"}
+    (run / "run.json").write_text(json.dumps(info | {"arguments": info["arguments"] | wanted}))
+    assert load_target(run).options == wanted | {"resolution": None}
+
+
 def test_a_model_of_the_package_knows_its_data():
     target = load_target("digits", dtype=torch.bfloat16)
     assert target.dataset == "digits" and not target.routed and target.model.dtype == torch.bfloat16

@@ -59,24 +59,28 @@ def test_where_it_is_not_defined_the_error_says_why(make, name, reason):
     assert reason in str(error.value)
 
 
-def test_a_joint_block_merges_its_image_and_not_its_text():
-    """SD3's block by its own modules, attention among merged image rows and all of the text."""
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_joint_block_merges_its_image_and_not_its_text(number):
+    """SD3.5's blocks by their own modules, attention among merged image rows and all of the text; the first
+    one's image attends to itself, too."""
     model, inputs = made(sd3.sd35_model)
     apply_tome(model, 0.5, seed=3)
     calls = []
-    block = model.transformer_blocks[1]
+    block = model.transformer_blocks[number]
     block.register_forward_hook(lambda _, args, kw, out: calls.append((kw, out)), with_kwargs=True)
     call(model, inputs)
     [(given, (text_out, image_out))] = calls
     draws = torch.Generator().manual_seed(3)
-    choice = [torch.randint(4, (3, 3), generator=draws) for _ in range(2)][1]
+    choice = [torch.randint(4, (3, 3), generator=draws) for _ in range(2)][number]
     x, text, temb = (given[name] for name in ("hidden_states", "encoder_hidden_states", "temb"))
     matching = Matching(x, (6, 6), 18, choice)
     with torch.no_grad():
-        normed, gate, shift, scale, gate_mlp = block.norm1(x, emb=temb)
+        normed, gate, shift, scale, gate_mlp, *second = block.norm1(x, emb=temb)
         of_text, text_gate, text_shift, text_scale, text_gate_mlp = block.norm1_context(text, emb=temb)
         attended, of_text = block.attn(matching.merge(normed), of_text)
         x = x + gate[:, None] * matching.unmerge(attended)
+        if second:
+            x = x + second[1][:, None] * matching.unmerge(block.attn2(matching.merge(second[0])))
         branch = block.ff(block.norm2(x) * (1 + scale[:, None]) + shift[:, None])
         text = text + text_gate[:, None] * of_text
         of_text = block.ff_context(

@@ -91,6 +91,22 @@ def test_a_picture_is_taken_as_it_is_seen(run, folder):
     assert np.array_equal(np.asarray(made)[~inside], np.asarray(seen)[~inside])
 
 
+def test_options_are_those_of_the_call(run, folder, monkeypatch):
+    calls = []
+
+    def repaint(*given, **options):
+        calls.append((given[3:], options))
+        return [given[1]]
+
+    monkeypatch.setattr("diffratio.inpainting.inpaint", repaint)
+    given = {"dataset": "shapes", "seed": 3, "guidance": 2.5, "strength": 0.5, "negative-prompt": "clouds"}
+    assert run("lazy", **given).exit_code == 0
+    [(words, options)] = calls
+    assert words == (PROMPT, "lazy", 2, 2.5)
+    assert options.pop("generator").initial_seed() == 3
+    assert options == {"strength": 0.5, "negative_prompt": "clouds"}
+
+
 def test_json(run, folder):
     (folder / "model_index.json").write_text("{}")  # a pipeline that nobody asked for, where it is typed
     result = run("lazy", "--json", dataset="shapes")

@@ -1,5 +1,6 @@
 """What was made and what was there: seams, and pixels outside of the mask."""
 
+import pytest
 import torch
 
 from diffratio.inpainting.compose import pasted, poisson_blended
@@ -27,11 +28,12 @@ def solved(made, picture, mask):
     return result
 
 
-def test_the_poisson_equation_is_solved():
+@pytest.mark.parametrize("scattered", [0.0, 0.3])
+def test_the_poisson_equation_is_solved(scattered):
     torch.manual_seed(1)
     made, picture = torch.rand(2, 2, 24, 21), torch.rand(2, 2, 24, 21)
-    mask = torch.rand(2, 1, 24, 21) < 0.3  # many parts, at the border of the picture too
-    mask[:, :, 3:20, 6:] = True
+    mask = torch.rand(2, 1, 24, 21) < scattered  # many parts, at the border of the picture too
+    mask[0, :, 3:20, 6:15], mask[1, :, 5:21, 4 : 21 if scattered else 12] = True, True
     result = poisson_blended(made, picture, mask)
     for sample in range(2):
         for channel in range(2):
@@ -46,6 +48,9 @@ def test_a_seam_between_two_brightnesses_goes():
     mask = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
     mask[..., 6:26, 8:24] = True
     assert torch.allclose(poisson_blended(picture + 0.3, picture, mask), picture, atol=1e-3)
+    both = torch.cat([picture, picture + 0.3])  # beside one without a seam, which is done at once
+    blended = poisson_blended(both, picture.expand_as(both), mask.expand(2, -1, -1, -1))
+    assert torch.allclose(blended, picture.expand_as(both), atol=1e-3)
     everywhere = torch.ones_like(mask)
     assert torch.equal(poisson_blended(picture + 0.3, picture, everywhere), picture + 0.3)
 

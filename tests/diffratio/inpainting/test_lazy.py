@@ -1,7 +1,10 @@
 """LazyPixArt: PixArt on a hole's tokens, dense and routed."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 
 from diffratio import (
     DiffRatioConfig,
@@ -13,7 +16,7 @@ from diffratio import (
     save_diffratio,
 )
 from diffratio.inpainting.hole import Hole
-from diffratio.inpainting.lazy import LazyPixArt
+from diffratio.inpainting.lazy import ContextBlock, LazyPixArt
 from diffratio.inpainting.masks import token_mask
 from diffratio.routing.find import routed_blocks, routed_layers
 from diffratio_kernels import kept_tokens
@@ -87,6 +90,24 @@ def test_ragged_holes_equal_each_sample_alone(lazy, inputs, compression):
             assert torch.allclose(whole[row : row + 1], one, rtol=1e-5, atol=2e-6)
     outside = ~inputs["hole"].put(torch.ones(3, 64, 1)).bool().view(3, 1, 8, 8).repeat_interleave(2, 2)
     assert whole[outside.repeat_interleave(2, 3).expand_as(whole)].abs().max() == 0
+
+
+def test_the_encoder_is_a_plain_transformer_at_the_decoder_s_places(tiny):
+    block, gelu = ContextBlock(32, 2), partial(nn.functional.gelu, approximate="tanh")
+    plain = nn.TransformerEncoderLayer(32, 2, 128, 0.0, gelu, batch_first=True, norm_first=True)
+    own, theirs = block.state_dict(), {}
+    for kind in ("weight", "bias"):
+        joined = [own[f"attention.to_{name}.{kind}"] for name in "qkv"]
+        theirs[f"self_attn.in_proj_{kind}"] = torch.cat(joined)
+        theirs[f"self_attn.out_proj.{kind}"] = own[f"attention.to_out.0.{kind}"]
+        theirs[f"linear1.{kind}"] = own[f"mlp.net.0.proj.{kind}"]
+        theirs[f"linear2.{kind}"] = own[f"mlp.net.2.{kind}"]
+        theirs |= {f"norm{n}.{kind}": own[f"norm{n}.{kind}"] for n in (1, 2)}
+    plain.load_state_dict(theirs)
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(block(x), plain(x))
+    lazy = LazyPixArt.from_pixart(tiny.pixart(interpolation_scale=2), encoder_layers=1)
+    assert torch.equal(lazy.context_embed.pos_embed, lazy.pos_embed.pos_embed)
 
 
 def test_a_context_that_was_computed_before_is_the_same(lazy, inputs):

@@ -5,6 +5,7 @@ import torch
 
 from diffratio.data import load_dataset
 from diffratio.inpainting.masks import KINDS, dilated, draw_masks, grown, pooled, token_mask
+from diffratio.inpainting.pictures import resized_mask
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,11 @@ def test_an_object_is_covered_and_dilated_covers_more(objects):
     assert dilated(one, 2).sum() == 25 and dilated(one, 2)[2:7, 3:8].all()
 
 
+def test_boxes_reach_every_edge():
+    reached = draw_masks("box", torch.arange(300), 32).any(dim=0)[0]
+    assert reached[[0, -1]].any(dim=1).all() and reached[:, [0, -1]].any(dim=0).all()
+
+
 def test_what_cannot_be_drawn_is_named(objects):
     with pytest.raises(ValueError, match="kind='circle' must be one of"):
         draw_masks("circle", torch.arange(2), 32)
@@ -48,6 +54,7 @@ def test_a_token_is_of_the_hole_where_one_pixel_of_it_is():
     mask = torch.zeros(1, 1, 8, 12, dtype=torch.bool)
     mask[0, 0, 3, 4] = True
     assert token_mask(mask, 4).tolist() == [[False, True, False, False, False, False]]
+    assert resized_mask(mask, (2, 3))[0, 0, 0, 1] and resized_mask(mask, (8, 12)) is mask
     assert grown(mask, 4).sum() == 16 and grown(mask, 4)[0, 0, :4, 4:8].all()
     with pytest.raises(ValueError, match="mask is 8 x 12, whose sides 5 must divide"):
         pooled(mask, 5)

@@ -15,9 +15,10 @@ from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.data import load_dataset
 from diffratio.evaluation.editor import editor_of
 from diffratio.evaluation.target import load_target
-from diffratio.inpainting import SYSTEMS, DiffRatioInpaintPipeline, LazyPixArt, inpaint, system_of
+from diffratio.inpainting import SYSTEMS, DiffRatioInpaintPipeline, LazyPixArt, inpaint, pipeline, system_of
+from diffratio.inpainting.compose import poisson_blended
 from diffratio.inpainting.edit import pipeline_of
-from diffratio.inpainting.masks import draw_masks
+from diffratio.inpainting.masks import draw_masks, grown, pooled
 from diffratio.toy import PRETRAINED, load_pixart
 
 NAMES = tuple(SYSTEMS)
@@ -84,12 +85,84 @@ def test_its_call_is_that_of_diffusers(pipes, photo):
     assert seen == [(True, 0, 250, ["latents"]), (True, 1, 0, ["latents"])]
     latents = call(output_type="latent", return_dict=False)[0]
     assert latents.shape == (2, 4, 8, 10)  # 27 x 33 rounded up to tokens of 8 pixels: 32 x 40
+    last = {"num_inference_steps": 2, "callback_on_step_end": after_step, "output_type": "latent"}
+    assert (call(**last).images[:, :, 2:4, 4:6] == 0).all()  # in the hole stands what it returned
     assert call(output_type="np", height=16, width=16).images.shape == (2, 27, 33, 3)
     same = [call(generator=torch.Generator().manual_seed(7)).images for _ in range(2)]
     assert torch.equal(*same) and not torch.equal(same[0], call().images)
     noise = torch.randn(2, 4, 8, 10)
     first, second = (call(latents=noise, negative_prompt=text, output_type="latent") for text in ("", "red"))
     assert not torch.equal(first.images, second.images)
+
+
+def test_a_call_is_made_of_the_vae_s_latents_and_blended_into_the_picture(pipes):
+    pipe, image, mask = pipes["lazy"], torch.rand(1, 3, 32, 32), torch.zeros(1, 1, 32, 32)
+    mask[..., 9:24, 6:20] = 1
+    given = {"image": image, "mask_image": mask, "latents": torch.randn(1, 4, 8, 8)}
+    given |= {"num_inference_steps": 1, "generator": torch.Generator()}
+    latents, made = (pipe("a box", **given, output_type=kind).images for kind in ("latent", "pt"))
+    with torch.no_grad():
+        known = 0.5 * pipe.vae.encode(2 * image - 1).latent_dist.mode()
+        decoded = (pipe.vae.decode(latents / 0.5).sample / 2 + 0.5).clamp(0, 1)
+    outside = ~grown(pooled(mask, 4), 2).expand_as(latents)
+    torch.testing.assert_close(latents[outside], known[outside])
+    torch.testing.assert_close(made, poisson_blended(decoded, image, mask > 0).clamp(0, 1))
+
+
+def test_settings_of_a_call_reach_its_steps(pipes, photo, monkeypatch):
+    found, generator = [], torch.Generator()
+
+    def paint(system, model, edit, text, how, **options):
+        found.append((how.steps, how.guidance, how.strength, how.size, how.generator is generator))
+        return edit.clean
+
+    monkeypatch.setattr(pipeline, "paint", paint)
+    given = {"num_inference_steps": 7, "guidance_scale": 2.0, "strength": 0.5, "generator": generator}
+    pipes["lazy"]("a box", image=photo[0], mask_image=photo[1], **given)
+    assert found == [(7, 2.0, 0.5, (32, 40), True)]  # pixels, which some models are told
+
+
+def test_a_data_set_s_text_is_that_of_prompts_and_negative_prompts(monkeypatch):
+    data, found = load_dataset("shapes"), []
+    pipe = pipeline_of(LazyPixArt.from_pixart(load_pixart(PRETRAINED["shapes"])), "lazy", dataset=data)
+
+    def paint(system, model, edit, text, how, **options):
+        found.append(text)
+        return edit.clean
+
+    monkeypatch.setattr(pipeline, "paint", paint)
+    prompts, mask = data.captions([0, 1]), torch.ones(1, 1, 32, 32)
+    pipe(prompts, torch.rand(1, 3, 32, 32), mask, negative_prompt=["", prompts[0]])
+    assert torch.equal(found[0].tokens, data.encode(prompts))
+    assert torch.equal(found[0].null_tokens, torch.stack([data.null_tokens, data.encode(prompts[:1])[0]]))
+
+
+def test_guidance_leads_from_the_negative_prompt_to_the_prompt(base, pipes, photo):
+    image, mask = photo
+    encoded = base.encode_prompt("a box", negative_prompt="red", max_sequence_length=120)
+    names = "prompt_embeds", "prompt_attention_mask"
+    names += tuple(f"negative_{name}" for name in names)
+    given = {"image": image, "mask_image": mask, "latents": torch.randn(1, 4, 8, 10), "output_type": "latent"}
+    given["num_inference_steps"] = 1
+    made = pipes["image"]("a box", negative_prompt="red", **given).images
+    given |= dict(zip(names, encoded, strict=True))
+    torch.testing.assert_close(pipes["image"](**given).images, made)
+
+
+def test_results_of_a_picture_follow_each_other(pipes):
+    images, mask = torch.rand(2, 3, 32, 32), torch.zeros(1, 1, 32, 32)
+    mask[..., :9, :9] = 1
+    given = {"num_inference_steps": 1, "num_images_per_prompt": 2, "output_type": "pt"}
+    made = pipes["lazy"]("a box", image=images, mask_image=mask, **given).images
+    assert torch.equal(made[..., 9:, :], images.repeat_interleave(2, 0)[..., 9:, :])
+
+
+def test_from_one_half_on_a_mask_is_white(pipes, photo):
+    given = {"image": torch.rand(1, 3, 32, 32), "num_inference_steps": 1, "output_type": "pt"}
+    made = pipes["lazy"]("a box", mask_image=torch.full((1, 1, 32, 32), 0.5), **given).images
+    assert not torch.equal(made, given["image"])
+    with pytest.raises(ValueError, match="mask_image is empty"):
+        pipes["lazy"]("a box", mask_image=torch.full((1, 1, 32, 32), 0.499), **given)
 
 
 def test_arrays_of_doubles_and_bools_come_back_as_they_were(pipes, photo):
@@ -148,6 +221,34 @@ def test_it_is_saved_and_loaded(pipes, photo, tmp_path):
     assert all(torch.equal(one, other) for other in others)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "variance"),
+    [("ddpm", "DDPMScheduler", "learned_range"), ("dpm++", "DPMSolverMultistepScheduler", None)],
+)
+def test_a_run_s_recipe_says_how_its_pipeline_samples(sampler, scheduler, variance, pipes, photo, tmp_path):
+    pipes["crop"].save_pretrained(tmp_path)
+    target = load_target(tmp_path)
+    target.run = {"arguments": {"system": "crop"}, "sampling": {"sampler": sampler}}
+    pipe = editor_of(target, str(tmp_path))
+    config = pipe.scheduler.config
+    assert (type(pipe.scheduler).__name__, config.variance_type) == (scheduler, variance)
+    assert pipe("a box", image=photo[0], mask_image=photo[1], num_inference_steps=2).images
+
+
+def test_the_pipeline_of_a_run_may_be_of_a_hub(pipes, tmp_path, monkeypatch):
+    pipes["crop"].transformer.save_pretrained(tmp_path)
+    target, asked = load_target(tmp_path), []
+    target.run = {"arguments": {"system": "crop", "revision": "main"}, "latents": True}
+    target.run["base_model"] = "someone/model"
+
+    def from_pretrained(name, **options):
+        asked.append((name, options["revision"], options["local_files_only"]))
+        return pipes["crop"]
+
+    monkeypatch.setattr(DiffRatioInpaintPipeline, "from_pretrained", from_pretrained)
+    assert editor_of(target, str(tmp_path)) is pipes["crop"] and asked == [("someone/model", "main", False)]
+
+
 def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
     pipes["lazy"].save_pretrained(tmp_path)
     loaded = DiffRatioInpaintPipeline.from_pretrained(tmp_path)
@@ -186,6 +287,7 @@ def encoded(**options):
         ({"negative_prompt_embeds": torch.zeros(1, 5, 32)}, "negative_prompt_embeds goes with prompt_embeds"),
         (encoded(negative_prompt_embeds=torch.zeros(1, 6, 32)), r"\(1, 6, 32\) does not fit .* \(2, 5, 32\)"),
         (encoded(negative_prompt_embeds=torch.zeros(3, 5, 32)), "3 where|2 where there are 3"),
+        (encoded(negative_prompt="red"), "negative_prompt goes with prompt, negative_prompt_embeds with"),
     ],
 )
 def test_wrong_arguments_are_named(pipes, photo, wrong, said):
@@ -202,11 +304,13 @@ def test_a_scheduler_of_a_flow_is_named(pipes, photo):
         pipe("a box", image=photo[0], mask_image=photo[1], num_inference_steps=1)
 
 
-def test_a_pipeline_wants_a_model_of_its_system(base, pipes):
+def test_a_pipeline_wants_a_model_of_its_system(base, pipes, photo):
     with pytest.raises(ValueError, match="transformer: system='lazy' wants a LazyPixArt"):
         pipeline_of(base, "lazy")
     with pytest.raises(ValueError, match="transformer: system='image' wants .* got a LazyPixArt"):
         pipeline_of(pipes["lazy"], "image")
+    with pytest.raises(ValueError, match="transformer: system='image' wants .* got a LazyPixArt"):
+        inpaint(pipes["lazy"], *photo, "a box", "image")
 
 
 @pytest.mark.parametrize("name", NAMES)

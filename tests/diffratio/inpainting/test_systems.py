@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.sampling import guided
@@ -32,6 +32,13 @@ def test_a_wide_pixart_begins_as_pixart(pixart, tiny):
     with torch.no_grad():
         made = wide(**inputs | {"hidden_states": more}).sample
         assert torch.allclose(made, pixart(**inputs).sample, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_begins_in_the_dtype_and_the_mode_of_another(name, pixart):
+    made = system_of(name).from_pixart(pixart.to(torch.bfloat16))
+    assert not made.training and {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    assert system_of(name).from_pixart(pixart.train()).training
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,10 +85,13 @@ def test_a_crop_is_the_smallest_square_around_the_mask():
     frame = system.frame(pictures, mask, 4)
     assert frame.boxes == [(1, 38, 11, 48), (0, 1, 32, 47)]
     assert frame.pictures.shape == (2, 3, 16, 16) and frame.mask.flatten(1).any(1).all()
-    back = frame.restore(torch.full((2, 3, 16, 16), 9.0), pictures)
-    assert (back[0, :, 1:11, 38:48] == 9).all()
-    back[0, :, 1:11, 38:48] = pictures[0, :, 1:11, 38:48]
-    assert torch.equal(back[0], pictures[0])
+    assert system.frame(pictures, mask, 6).pictures.shape == (2, 3, 18, 18)  # whole tokens
+    before, made = pictures.clone(), torch.tensor([9.0, 7.0]).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+    back = frame.restore(made, pictures)
+    assert torch.equal(pictures, before)
+    wanted = before.clone()
+    wanted[0, :, 1:11, 38:48], wanted[1, :, :, 1:47] = 9, 7
+    assert torch.equal(back, wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +110,43 @@ def test_it_samples_with_any_scheduler(name, variance, tiny, pixart, masks):
     assert not torch.equal(made[~outside], edit.clean[~outside])
 
 
+class Watched:
+    """A system that predicts zeros; `seen` is what its model was given, step by step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def encoded(self, model, edit):
+        return edit
+
+    def predict(self, model, edit, noisy, timestep, **_):
+        self.seen.append((int(timestep[0]), noisy))
+        return torch.zeros_like(noisy)
+
+
+@pytest.mark.parametrize(("strength", "begun"), [(1.0, 750), (0.5, 250)])
+def test_strength_says_how_much_noise_lies_on_the_picture_at_first(strength, begun, wide, masks):
+    clean, noise = torch.randn(2, 3, 4, 16, 16)
+    _, edit = edit_of("image", clean, masks)
+    watched, scheduler = Watched(), DDPMScheduler()
+    paint(watched, wide, edit, Text(torch.ones(3, 6, 24)), Steps(scheduler, 4, 1.0, strength), noise=noise)
+    assert [timestep for timestep, _ in watched.seen] == [750, 500, 250, 0][-int(4 * strength) :]
+    first = noise if strength == 1 else scheduler.add_noise(clean, noise, torch.tensor([begun] * 3))
+    assert watched.seen[0][0] == begun and torch.equal(watched.seen[0][1], first)
+
+
+def test_schedulers_that_scale_their_samples_paint_the_same(wide, masks):
+    """DDIM's steps are Euler's on samples over their signal's part, with more noise to begin with."""
+    noise, text = torch.randn(3, 4, 16, 16), Text(torch.randn(3, 6, 24), torch.zeros(3, 6, 24))
+    system, edit = edit_of("image", torch.randn(3, 4, 16, 16), masks)
+    plain = DDIMScheduler(clip_sample=False)
+    one, other = (
+        paint(system, wide, edit, text, Steps(scheduler, 4, 2.0), noise=noise)
+        for scheduler in (plain, EulerDiscreteScheduler(timestep_spacing="leading"))
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_a_model_that_is_told_sizes_is_told_those_of_the_pixels(tiny, masks):
     sized = {"num_attention_heads": 3, "cross_attention_dim": 48, "use_additional_conditions": True}
     model = system_of("lazy").from_pixart(tiny.pixart(**sized))
@@ -116,13 +163,15 @@ def test_guidance_changes_the_text_and_not_the_context(lazy, masks):
     calls = []
     lazy.register_forward_pre_hook(lambda m, args, kwargs: calls.append(kwargs), with_kwargs=True)
     system, edit = edit_of("lazy", torch.randn(3, 4, 16, 16), masks)
-    text = Text(torch.ones(3, 6, 24), torch.zeros(3, 6, 24))
-    encoded = []
+    masked = torch.ones(3, 6), torch.eye(3, 6)
+    text, encoded = Text(torch.ones(3, 6, 24), torch.zeros(3, 6, 24), *masked), []
     lazy.context_norm.register_forward_hook(lambda *_: encoded.append(1))
     paint(system, lazy, edit, text, Steps(DDPMScheduler(), 3, 4.5))
     assert len(calls) == 3 and len(encoded) == 1  # once per edit
     first, second = calls[0]["context"].chunk(2)
     assert torch.equal(first, second) and calls[0]["hole"].counts == [12, 64, 3] * 2
+    assert torch.equal(calls[0]["hole"].places, torch.cat([edit.hole.places] * 2))
+    assert torch.equal(calls[0]["encoder_attention_mask"], torch.cat(masked[::-1]))
     assert calls[0]["encoder_hidden_states"].flatten(1).amax(1).tolist() == [0, 0, 0, 1, 1, 1]
 
 

@@ -3,12 +3,14 @@ leaves behind is the model that was validated."""
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
+from diffratio import DiffRatioConfig, apply_diffratio
 from diffratio.cli.eval import eval as eval_command
 from diffratio.cli.eval import print_report
 from diffratio.cli.sample import sample
@@ -18,11 +20,12 @@ from diffratio.diffusion.variance import VariationalBound
 from diffratio.evaluation import inpainting, networks
 from diffratio.evaluation.quality import SampleSettings
 from diffratio.evaluation.target import Target
-from diffratio.inpainting.masks import KINDS
+from diffratio.inpainting.masks import KINDS, draw_masks, pooled
 from diffratio.inpainting.systems import SYSTEMS, system_of
 from diffratio.routing.find import routed_layers, routed_model
 from diffratio.toy import PRETRAINED, load_pixart
 from diffratio.train import ArgumentError, TrainArguments, Trainer, arguments, data, load_run
+from diffratio.train.encoded import EncodedDataset
 from diffratio.train.inpainting import InpaintObjective, holes_of
 from diffratio.train.model import load_base
 from diffratio.train.objective import validate
@@ -97,11 +100,34 @@ def test_a_hole_is_a_function_of_the_sample(masks):
     holes = [all_of_them[number]["hole"] for number in range(8)]
     assert all(hole.any() and hole.dtype == torch.bool for hole in holes)
     assert len({hole.sum().item() for hole in holes}) > 4
+    one, epoch_later = (all_of_them.holes(all_of_them.dataset[3], 3, number)["hole"] for number in (5, 505))
+    assert torch.equal(one, epoch_later) == (masks == "object")
     if masks == "object":
         row = all_of_them._row(3)
         assert torch.equal(all_of_them[3]["hole"][0], load_dataset("shapes").masks([row])[0] > 0)
     else:
         assert not torch.equal(all_of_them[3]["hole"], samples(seed=1)[3]["hole"])
+
+
+def test_holes_of_a_run_are_its_seed_s_and_latents_have_those_of_their_pixels():
+    given = {"task": "inpaint", "train_mode": "full", "masks": "strokes"}
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(patch_size=2)
+    base = data.Base(model, None, SimpleNamespace(times=None))
+    shapes, item, drawn = load_dataset("shapes"), {"pixel_values": torch.zeros(3, 32, 32)}, []
+    for seed in (0, 0, 1):
+        loader = data.training_loader(TrainArguments(seed=seed, **given), base, shapes, 1, 0)
+        drawn.append(loader.dataset.holes(item, 0, 3)["hole"])
+    held_out = data.validation_loader(TrainArguments(seed=1, **given), base, shapes)
+    drawn.append(held_out.dataset.holes(item, 0, 3)["hole"])
+    first, same, *others = drawn
+    assert torch.equal(first, same) and not any(torch.equal(first, other) for other in others)
+    assert torch.equal(drawn[-1][None], draw_masks("strokes", torch.tensor([3]), 32))
+    encoded = EncodedDataset.__new__(EncodedDataset)  # without its files
+    encoded.count = 4
+    holes = data.validation_loader(TrainArguments(**given), base, encoded).dataset.holes
+    found = holes({"latents": torch.zeros(4, 8, 8)}, 0, 3)["hole"]
+    assert torch.equal(found, pooled(draw_masks("strokes", torch.tensor([3]), 64), 8)[0])
 
 
 def test_a_crop_is_a_square_of_half_the_side_around_the_hole():
@@ -148,6 +174,16 @@ def told(command, *given):
     return CliRunner().invoke(app, [str(one) for one in given], env={"COLUMNS": "200"})
 
 
+class Corners(networks.Inception):
+    """In place of Inception."""
+
+    def __init__(self, path, device):
+        pass
+
+    def features(self, images):
+        return images[..., ::7, ::7].flatten(1)
+
+
 class Length:
     """In place of a network of pairs: how long the caption is."""
 
@@ -170,8 +206,9 @@ def test_eval_paints_by_a_baseline(tiny, tmp_path, monkeypatch):
 def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inpainting, "_ROUNDS", 1)
     monkeypatch.setattr(networks, "hps_score", lambda path, device: Length())
+    monkeypatch.setattr(networks, "Inception", Corners)
     few = ["--samples", 6, "--steps", 2, "--batch", 2, "--picture", tmp_path / "x.png"]
-    few += ["--hps-weights", tmp_path / "hps.pt"]
+    few += ["--hps-weights", tmp_path / "hps.pt", "--fid-weights", tmp_path / "fid.pth"]
     report = json.loads(told(eval_command, repainted, "--json", *few).stdout)
     assert (tmp_path / "x.png").is_file()
     assert (report["system"], report["masks"]) == ("lazy", "mixed")
@@ -179,8 +216,9 @@ def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_pat
         assert report[column]["outside_differing"] == 0 and report[column]["hole_error"] > 0
         assert set(report[column]["accuracy"]) == {"digit"} and report[column]["frechet"] > 0
         assert report[column]["hps_by_sample"] == [1.0] * 6  # digits' captions
+        assert report[column]["fid_reference"] == len(load_dataset("digits", split="held_out"))
     assert report["quality"]["hole_error"] != report["hidden"]["hole_error"]
-    assert report["not_judged"] == ["FID (--fid-weights)", "CLIP score (--clip-weights)"]
+    assert report["not_judged"] == ["CLIP score (--clip-weights)"]
     refused = told(eval_command, repainted, "--keep-samples", tmp_path / "kept", *few)
     assert refused.exit_code == 2 and "is not for a run that repaints" in refused.output
     assert report["quality"]["v_mse"] != report["dense"]["v_mse"] and "v_mse" not in report["hidden"]
@@ -194,7 +232,7 @@ def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_pat
         "pixels outside that differ",
         "hidden: the control",
         "its encoder",
-        "not judged: FID",
+        "not judged: CLIP score",
         "HPSv2",
     ):
         assert words in shown
@@ -211,17 +249,67 @@ def test_sample_names_the_command_that_repaints(repainted, tmp_path):
     assert refused.exit_code == 2 and "it repaints a part of a picture: diffratio inpaint" in refused.output
 
 
-def test_twins_match_where_the_hole_holds_one_and_by_chance_where_it_holds_another():
-    """`accuracy_joint` is P(match): of 4 shapes in 6 colours."""
+def test_a_step_costs_what_its_regions_cost_on_average(tiny, monkeypatch):
+    model = system_of("image").from_pixart(tiny.make("pixart"))
+    step, seen = inpainting.RepaintingStep(model, system_of("image"), batch=1, text_tokens=4), []
+    cost = {"milliseconds": 8.0, "gflop": 4.0, "peak_megabytes": 2.0}
+    monkeypatch.setattr(inpainting, "compare", lambda *_, **__: {"dense": dict(cost)})
+    apply_diffratio(model, DiffRatioConfig(0.3, num_regions=4))
+    model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(int(given["timestep"])), with_kwargs=True
+    )
+    step(model)
+    assert seen == [125, 375, 625, 875]  # the middle of each
+    assert step.cost(model, progress=False)["dense"] == cost | {"milliseconds": 2.0, "gflop": 1.0}
+    one = torch.arange(64).view(1, 1, 8, 8) == 27
+    step = inpainting.RepaintingStep(model, system_of("image"), batch=2, text_tokens=4, mask=one)
+    assert step.once() == {"hole": 1 / 16}  # of the tokens
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """The judge of 240 twins, and a model of the system lazy."""
     model = system_of("lazy").from_pixart(load_pixart(PRETRAINED["shapes"]))
     given = dataclasses.asdict(TrainArguments(task="inpaint", train_mode="full"))
     target = Target(
         model, "x", "twins", schedule=noise_schedule(), run={"arguments": given, "latents": False}
     )
-    judge = inpainting.Repainting(target, SampleSettings(samples=240), progress=False)
+    return inpainting.Repainting(target, SampleSettings(samples=240), progress=False), target
+
+
+def test_holes_get_noise_of_their_own_and_the_control_sees_nothing(twins, monkeypatch):
+    judge, target = twins
+    pictures, seeds, shown = load_dataset("twins", split="held_out").batch(range(240))["pixel_values"], [], []
+
+    def paint(system, model, edit, text, how, after_step):
+        seeds.extend(one.initial_seed() for one in how.generator)
+        shown.append(edit.clean)
+        return edit.clean
+
+    monkeypatch.setattr(inpainting, "paint", paint)
+    assert torch.equal(judge.paint(target, ""), pictures) and len(set(seeds)) == 240
+    assert torch.equal(torch.cat(shown), pictures)
+    assert torch.equal(judge.paint(target, "", hidden=True), judge.given) and seeds[:240] == seeds[240:]
+    assert not torch.cat(shown[len(shown) // 2 :]).any()
+
+
+def test_errors_are_told_by_quarters_of_the_noise(twins, monkeypatch):
+    judge, target = twins
+
+    def quarter(self, model, batch):
+        return (4 * batch["timestep"] // 1000).float()
+
+    monkeypatch.setattr(inpainting.InpaintObjective, "__call__", quarter)
+    assert judge.errors(target) == {"v_mse": 1.5, "v_mse_by_quartile": [0, 1, 2, 3]}
+
+
+def test_twins_match_where_the_hole_holds_one_and_by_chance_where_it_holds_another(twins):
+    """`accuracy_joint` is P(match): of 4 shapes in 6 colours."""
+    judge, target = twins
     assert judge.why_not(target) is None
     assert (judge.mask.flatten(1).sum(1) == 14 * 14).all(), "one twin's quarter, whatever the run's masks"
-    own = judge.given + judge.mask * load_dataset("twins", split="held_out").batch(range(240))["pixel_values"]
+    whole = load_dataset("twins", split="held_out").batch(range(240))["pixel_values"]
+    own = judge.given + judge.mask * whole
     exact = judge.figures(own)
     assert exact["accuracy_joint"] == 1 and exact["hole_error"] == 0 and exact["outside_differing"] == 0
     assert exact["frechet"] == pytest.approx(judge.real["frechet"])
@@ -231,7 +319,10 @@ def test_twins_match_where_the_hole_holds_one_and_by_chance_where_it_holds_anoth
         inside = judge.mask[rows].expand_as(own[rows])
         own[rows] = torch.where(inside, own[rows.roll(1)], own[rows])
     swapped = judge.figures(own)
-    assert swapped["outside_differing"] == 0 and swapped["hole_error"] > 0
+    inside = judge.mask.expand_as(own)
+    each = [(a - b)[where].square().mean() for a, b, where in zip(own, whole, inside, strict=True)]
+    assert swapped["outside_differing"] == 0
+    assert swapped["hole_error"] == pytest.approx(torch.stack(each).mean().item(), rel=1e-4)
     assert 0 < swapped["accuracy_joint"] < 0.12 and swapped["accuracy"]["colour"] < 0.3
     top, left = (~judge.mask[0, 0]).nonzero()[0].tolist()
     own[0, :, top, left] += 0.5

@@ -6,7 +6,8 @@ from diffratio import DiffRatioConfig, learn_ratios
 from diffratio.routing.apply import route_blocks
 from diffratio.routing.find import routed_layers
 from diffratio.train import Trainer, load_run
-from diffratio.train.ramp import RatioRamp
+from diffratio.train.model import add_routing
+from diffratio.train.ramp import RatioRamp, make_controller
 
 MOD = {"method": "mod", "target_compression": 0.2, "ramp": 0.5}
 
@@ -23,6 +24,17 @@ def test_compression_grows_evenly_and_then_stays(tiny, runs, tmp_path):
     steps = [line for line in runs.lines(tmp_path) if "loss" in line]
     assert [line["target"] for line in steps] == pytest.approx([line["mean_ratio"] for line in steps])
     assert [layer.kept for layer in routed_layers(load_run(tmp_path)[0])] == [[10, 8, 7, 7]] * 3
+
+
+@pytest.mark.parametrize(("ramp", "reached"), [(None, 40), (0.1, 10)])
+def test_a_learned_ratio_s_ramp_can_be_chosen(ramp, reached, tiny, tmp_path):
+    arguments = tiny.arguments(tmp_path, method="lt", target_compression=0.2, ramp=ramp, max_train_steps=100)
+    model = tiny.make("pixart")
+    add_routing(model, arguments)
+    controller, targets = make_controller(model, arguments), []
+    for controller.step in (reached - 1, reached):
+        targets.append(controller.target)
+    assert targets[0] > targets[1] == pytest.approx(0.8)
 
 
 def test_no_ratio_is_trained(tiny, tmp_path):

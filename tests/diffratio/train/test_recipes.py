@@ -15,6 +15,8 @@ from diffratio.evaluation.quality import SampleSettings
 from diffratio.evaluation.target import load_target
 from diffratio.routing.find import routed_layers, routed_model
 from diffratio.train import ArgumentError, load_run
+from diffratio.train.arguments import SYSTEMS
+from diffratio.train.model import load_base
 
 SHORT = {"max_train_steps": 2, "checkpointing_steps": 2, "validation_steps": 2}
 
@@ -63,6 +65,14 @@ def test_a_recipe_trains_the_variance_and_says_how_to_sample(with_variance, tiny
     result = CliRunner().invoke(app, [str(tmp_path), *options])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["variance"] == "as the model predicts it"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_learns_a_variance(system, with_variance, tiny, tmp_path):
+    given = with_variance | {"task": "inpaint", "system": system, "learn_variance": True}
+    base = load_base(tiny.arguments(tmp_path, **given))
+    assert base.objective.name == "v-MSE + variational bound"
+    assert base.scheduler.config.variance_type == "learned_range"
 
 
 def test_a_model_without_a_variance_learns_none(tiny, tmp_path):
