@@ -139,8 +139,8 @@ def times_lines(times: dict | None) -> list[str]:
         f"Times are of a step, the mean over those of the sampler, with the ratios of seed {times['seed']}: "
         f"of {small['batch']} samples on this model, and (wide) {wide['batch']} of {wide['tokens']} tokens "
         f"on one of random weights, width {wide['width']}, whose layers keep the same parts. All systems "
-        f"take turns with the dense model; medians of {small['rounds']} and {wide['rounds']} rounds, their spread "
-        f"at most {spread:.0%}; {times['threads']} thread of {times['device']}, torch "
+        f"take turns with the dense model; medians of {small['rounds']} and {wide['rounds']} rounds, their "
+        f"spread at most {spread:.0%}; {times['threads']} thread of {times['device']}, torch "
         f"{times['versions']['torch']}, commit {times['commit']}. Routed blocks that skip nothing take "
         f"{' and '.join(own)} of the dense time: fused kernels, and routing.",
         "",
