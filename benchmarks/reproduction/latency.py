@@ -38,7 +38,7 @@ from diffratio_kernels import kept_tokens
 
 FILE = RESULTS / "latency.json"
 DATASET, TARGET, SEED = "shapes", 0.2, 0
-"""Of seeds the first: their FLOPs are the same to 0.3 %."""
+"""Of the seeds one: their FLOPs hardly differ."""
 ROUNDS, SECONDS = 15, 100.0
 """Of one size; rounds end after so many seconds, not before the third."""
 
