@@ -64,6 +64,7 @@ mutants: $(READY)
 # docs/reproduction.md: fine-tunes small models by every method, goes on where it was stopped
 reproduction: $(READY)
 	$(BIN)/python -m benchmarks.reproduction.run
+	$(BIN)/python -m benchmarks.reproduction.latency
 	$(BIN)/python -m benchmarks.reproduction.tables
 
 # On a GPU machine, with the Python that has its torch; nothing is installed. The first look is two commands, each

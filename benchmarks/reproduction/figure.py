@@ -1,4 +1,5 @@
-"""The picture of docs/reproduction.md: quality of every run against compression, and what LT has learned."""
+"""The pictures of docs/reproduction.md: quality of every run against compression, and what LT has learned;
+quality of every system against its measured time and its FLOPs."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ from pathlib import Path
 
 from benchmarks.reproduction.plan import DATASETS, TARGETS
 from diffratio.plots.style import INK, KEPT, MUTED, RUNS, bare, new_figure, plain, save
+from diffratio.plots.tradeoffs import tradeoffs
 
 COLOURS = {"mod": RUNS[1], "mod-clean": RUNS[4], "l": RUNS[0], "lt": RUNS[2]}
+BEYOND = 4
+"""Times the dense model's v-MSE: more would leave the others no room."""
 
 
 def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
@@ -26,6 +30,17 @@ def draw(path: Path, runs: dict, names: dict[str, str]) -> Path:
     place = {"loc": "outside lower center", "ncols": len(named)}
     figure.legend(named.values(), named, fontsize=9, frameon=False, **place)
     return save(figure, path)
+
+
+def draw_costs(path: Path, points: list[dict], times: dict) -> Path:
+    """Write the PNG. points: of every system, the dense model first, as `tradeoffs` takes them; one whose
+    error is many times the dense model's is named in the title alone. times: of `latency.load`."""
+    errors = {one["name"]: one["quality"]["v_mse"] for one in points}
+    most = BEYOND * points[0]["quality"]["v_mse"]
+    beyond = [f"{name} (v-MSE {error:.2f})" for name, error in errors.items() if error > most]
+    title = f"{times['dataset']} at {times['target']:.0%}, means of the seeds" + "; beyond: " * bool(beyond)
+    shown = [one for one in points if one["quality"]["v_mse"] <= most]
+    return save(tradeoffs(shown, title + ", ".join(beyond)), path)
 
 
 def quality(axes, dataset: str, runs: dict, names: dict[str, str]) -> None:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
-from benchmarks.reproduction import twins_tables
-from benchmarks.reproduction.figure import draw
+from benchmarks.reproduction import latency, twins_tables
+from benchmarks.reproduction.figure import draw, draw_costs
 from benchmarks.reproduction.plan import (
     DATASETS,
     LEARNED,
@@ -27,6 +27,7 @@ from benchmarks.reproduction.twins_tables import spread
 
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 PICTURE = DOCUMENT.with_suffix(".png")
+COSTS = DOCUMENT.with_name("reproduction-costs.png")
 START, REPAINTING, END = (
     *("<!-- measured: tables.py writes from here -->", "<!-- repainting: tables.py writes from here -->"),
     "<!-- to here -->",
@@ -37,6 +38,12 @@ HEAD = (
     "| all right |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
+TIMES = (
+    ("time of dense", "shapes", "time_of_dense"),
+    ("FLOPs, wide", "wide", "flops_of_dense"),
+    ("time, wide", "wide", "time_of_dense"),
+)
+"""Columns of `latency.load`: name, size and figure."""
 PAIRS = (
     ("l", "mod"),
     ("lt", "mod"),
@@ -48,6 +55,9 @@ PAIRS = (
     ("lt", "tome-all"),
 )
 """What is compared, the first with the second."""
+CONTROLS = ("mod-ramp", "mod-clean")
+GAINS = (("v-MSE", "v_mse", -1), ("all right", "accuracy_joint", 1))
+"""Name, figure, and 1 where larger is better."""
 EQUAL = 0.005
 """FLOPs that differ by no more than this part count as equal."""
 
@@ -73,7 +83,8 @@ def mean_ratio(result: dict) -> float | None:
     return statistics.mean(ratio for row in result["ratios"][-1]["ratios"] for ratio in row)
 
 
-def row(name: str, results: list[dict]) -> str:
+def row(name: str, results: list[dict], more: Sequence[str] = ()) -> str:
+    """more: cells at its end."""
     quality = [result["quality"] for result in results]
     kept = [mean_ratio(result) for result in results]
     cells = [
@@ -85,22 +96,72 @@ def row(name: str, results: list[dict]) -> str:
         spread([one["frechet"] for one in quality], 2),
         spread([one["accuracy_mean"] for one in quality], 3),
         spread([one["accuracy_joint"] for one in quality], 3),
+        *more,
     ]
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def quality_table(dataset: str, start: dict, runs: dict) -> list[str]:
-    """A row for each system of which there is a result, target by target."""
-    real = start["real"]
-    lines = [f"### {dataset}", "", HEAD]
+def quality_table(dataset: str, start: dict, runs: dict, times: dict | None = None) -> list[str]:
+    """A row for each system of which there is a result, target by target; times: of `latency.load`, where
+    they are of this data set."""
+    real, columns = start["real"], () if times is None else TIMES
+    names, rule = HEAD.splitlines()
+    names += "".join(f" {name} |" for name, _, _ in columns)
+    lines = [f"### {dataset}", "", f"{names}\n{rule}{'---|' * len(columns)}"]
     lines.append(
         f"| real held-out images | | | | | | {real['frechet']:.2f} | {real['accuracy_mean']:.3f} | "
-        f"{real['accuracy_joint']:.3f} |"
+        f"{real['accuracy_joint']:.3f} |" + " |" * len(columns)
     )
-    lines.append(row("dense, before", [start]))
+    lines.append(row("dense, before", [start], ["1.000"] * len(columns)))
     for (_, method, target), results in ((key, runs[key]) for key in keys(dataset) if key in runs):
-        lines.append(row(f"{NAMES[method]}, {target:.0%}" if target else NAMES[method], results))
-    return [*lines, ""]
+        name = f"{NAMES[method]}, {target:.0%}" if target else NAMES[method]
+        lines.append(row(name, results, cost_cells(times, method, target) if columns else ()))
+    return [*lines, "", *times_lines(times)]
+
+
+def cost_cells(times: dict, method: str, target: float) -> list[str]:
+    """What a step of a system costs, where that was measured."""
+    if method == "dense":
+        return ["1.000"] * len(TIMES)
+    sizes = times["sizes"] if target == times["target"] else {}
+    own = [sizes.get(size, {"systems": {}})["systems"].get(method) for _, size, _ in TIMES]
+    return ["" if one is None else f"{one[cost]:.3f}" for one, (_, _, cost) in zip(own, TIMES, strict=True)]
+
+
+def times_lines(times: dict | None) -> list[str]:
+    """How they were measured."""
+    if times is None:
+        return []
+    small, wide = sizes = list(times["sizes"].values())
+    own = [f"{size['systems']['all tokens']['time_of_dense']:.3f}" for size in sizes]
+    spread = max(figures["spread"] for size in sizes for figures in size["systems"].values())
+    return [
+        f"Times are of a step, the mean over those of the sampler, with the ratios of seed {times['seed']}: "
+        f"of {small['batch']} samples on this model, and (wide) {wide['batch']} of {wide['tokens']} tokens "
+        f"on one of random weights, width {wide['width']}, whose layers keep the same parts. All systems "
+        f"take turns with the dense model; medians of {small['rounds']} and {wide['rounds']} rounds, their "
+        f"spread at most {spread:.0%}; {times['threads']} thread of {times['device']}, torch "
+        f"{times['versions']['torch']}, commit {times['commit']}. Routed blocks that skip nothing take "
+        f"{' and '.join(own)} of the dense time: fused kernels, and routing.",
+        "",
+    ]
+
+
+def cost_points(runs: dict, times: dict) -> list[dict]:
+    """Every system at the target of the times, dense first: its name, mean quality, and costs over the dense
+    model's, as `tradeoffs` draws them."""
+    dataset, target, sizes = times["dataset"], times["target"], times["sizes"]
+    costs = {"dense": {"time_of_dense": 1.0, "flops_of_dense": 1.0}} | sizes[dataset]["systems"]
+    points = []
+    for method in (*SYSTEMS, *TRAINING_FREE):
+        results = runs.get((dataset, method, 0.0 if method == "dense" else target), [])
+        if not results or method not in costs:
+            continue
+        names = ("frechet", "accuracy_joint", "v_mse")
+        quality = {name: statistics.mean(one["quality"][name] for one in results) for name in names}
+        time, flops = (costs[method][f"{cost}_of_dense"] for cost in ("time", "flops"))
+        points.append({"name": NAMES[method], "quality": quality, "milliseconds": time, "gflop": flops})
+    return points
 
 
 def keys(dataset: str) -> list[tuple[str, str, float]]:
@@ -213,10 +274,34 @@ def pairs_table(runs: dict) -> list[str]:
             sum(sign * a["quality"][metric] < sign * b["quality"][metric] for a, b in pairs)
             for metric, sign in (("v_mse", 1), ("frechet", 1), ("accuracy_joint", -1))
         ]
-        equal = " (equal)" if max(map(abs, apart)) <= EQUAL else ""
-        cells = [f"{100 * min(apart):+.1f} to {100 * max(apart):+.1f} %{equal}"]
+        equal = "equal" if max(map(abs, apart)) <= EQUAL else "not equal"
+        cells = [f"{100 * min(apart):+.1f} to {100 * max(apart):+.1f} % ({equal})"]
         cells += [f"{count} of {len(pairs)}" for count in counts]
         lines.append(f"| {NAMES[one]} than {NAMES[other]} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def gains_table(runs: dict) -> list[str]:
+    """How much better LT is than uniform MoD, and which part of it controls have that learn no ratios."""
+    lines = [
+        f"| {NAMES['lt']} better than {NAMES['mod']} | seeds | by | {' | '.join(map(NAMES.get, CONTROLS))} |",
+        f"|---|---|---|{'---|' * len(CONTROLS)}",
+    ]
+    for dataset, target, (name, metric, sign) in product(DATASETS, TARGETS, GAINS):
+        found = {
+            method: {
+                one["seed"]: sign * one["quality"][metric] for one in runs.get((dataset, method, target), [])
+            }
+            for method in ("mod", "lt", *CONTROLS)
+        }
+        seeds = sorted(set.intersection(*map(set, found.values())))
+        if not seeds:
+            continue
+        means = {method: statistics.mean(own[seed] for seed in seeds) for method, own in found.items()}
+        gain = means["lt"] - means["mod"]
+        shares = [f"{(means[control] - means['mod']) / gain:.0%}" if gain > 0 else "" for control in CONTROLS]
+        cells = [f"{dataset} {target:.0%}, {name}", str(len(seeds)), f"{gain:.4f}", *shares]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -244,12 +329,18 @@ def main() -> None:
     starts, runs = load_starts(), defaultdict(list)
     for result in load():
         runs[result["dataset"], result["method"], result["target"]].append(result)
+    times = latency.load()
     lines = missing_lines()
     for dataset in DATASETS:
-        lines += quality_table(dataset, starts[dataset], runs)
+        own = times if dataset == latency.DATASET else None
+        lines += quality_table(dataset, starts[dataset], runs, own)
+    if times is not None:
+        lines += [f"![Quality of every system at {times['target']:.0%} against its cost]({COSTS.name})", ""]
+        draw_costs(COSTS, cost_points(runs, times), times)
     lines += ["### Where the error is", "", *quarters_table(runs)]
     lines += ["### What was learned", "", *learned_table(runs)]
     lines += ["### Claims", "", *claims_table(runs), "### Against each other", "", *pairs_table(runs)]
+    lines += ["### What the gain is made of", "", *gains_table(runs)]
     text = DOCUMENT.read_text()
     for start, own in ((START, lines), (REPAINTING, twins_tables.lines())):
         before, rest = text.split(start)

@@ -4,9 +4,14 @@ import json
 import subprocess
 
 import pytest
+import torch
 
-from benchmarks.reproduction import plan, tables, twins
+from benchmarks.harness.options import Options
+from benchmarks.reproduction import figure, latency, plan, tables, twins
 from benchmarks.reproduction import run as command
+from benchmarks.suites.model import Models
+from diffratio.evaluation.flops import TransformerShape
+from diffratio.evaluation.flops.counted import Counting
 from diffratio.train import TrainArguments
 from diffratio.train.controller import RAMP
 
@@ -55,7 +60,7 @@ def test_systems_are_compared_seed_by_seed():
     runs["digits", "l", 0.2][1]["flops_of_dense"] *= 1.01
     found = rows(tables.pairs_table(runs))
     some, every = f"{PAIRS // 3} of {PAIRS}", f"{PAIRS} of {PAIRS}"
-    assert found["DiffRatio-L than uniform MoD"] == ["+0.0 to +1.0 %", some, some, some]
+    assert found["DiffRatio-L than uniform MoD"] == ["+0.0 to +1.0 % (not equal)", some, some, some]
     assert found["DiffRatio-LT than uniform MoD"] == ["+0.0 to +0.0 % (equal)", every, every, every]
     assert found["DiffRatio-LT than DiffRatio-L"][0].startswith("-1.0 to +0.0 %")
     assert "DiffRatio-LT than growing MoD, cleanest region dense" not in found
@@ -182,3 +187,76 @@ def test_what_is_not_trained_is_judged_by_the_command(monkeypatch):
     done.returncode, done.stderr = 2, "no such option"
     with pytest.raises(RuntimeError, match="diffratio eval shapes .*: no such option"):
         command.judged_by_eval(plan.Run("shapes", "atedm", 0.2, 0))
+
+
+LT_TABLE = [[10, 8, 6, 5], [10, 7, 7, 7], [10, 10, 6, 6]]
+
+
+@pytest.fixture
+def systems(monkeypatch, tmp_path):
+    """Results of systems that cost differently, in files, and sizes that take no time."""
+    monkeypatch.setattr(plan, "RESULTS", tmp_path)
+    tables_of = {"lt": LT_TABLE} | dict.fromkeys(("mod", "mod-floor", "mod-ramp"), [[8]] * 3)
+    for method in (*tables_of, "tome-all", "atedm"):
+        run = plan.Run("shapes", method, 0.2, 0)
+        run.result.write_text(json.dumps({"setup": run.setup, "kept_tenths": tables_of.get(method)}))
+    small = {"layers": 3, "width": 48, "heads": 2, "tokens": 36}
+    size = latency.Size(lambda: Models(Options(**small)).dense, batch=2, text=5)
+    monkeypatch.setattr(latency, "SIZES", {"shapes": size, "wide": size})
+    monkeypatch.setattr(latency, "FILE", tmp_path / "latency.json")
+    return latency.systems()
+
+
+def test_steps_are_those_that_the_sampler_makes(systems):
+    columns = zip(*LT_TABLE, strict=True)
+    assert latency.steps_of(systems["lt"]) == {latency.Step(column): 5 for column in columns}
+    assert latency.steps_of(systems["mod-floor"]) == {latency.Step((8, 8, 8), "floor"): 20}
+    assert latency.steps_of(systems["mod"]) == latency.steps_of(systems["mod-ramp"])
+    assert latency.steps_of(systems["tome-all"]) == {latency.Step(baseline="tome:all:0.21"): 1}
+
+
+def test_a_step_runs_what_its_flops_say(systems):
+    size = latency.SIZES["wide"]
+    with torch.inference_mode():
+        calls = latency.Calls(size)
+        shape = TransformerShape.from_model(calls.dense, text_tokens=size.text)
+        for step in {latency.Step(), *(one for run in systems.values() for one in latency.steps_of(run))}:
+            calls.prepare(step)
+            with Counting() as counting:
+                calls(step)
+            assert counting.count.flops == pytest.approx(size.batch * step.flops(shape), rel=0.01), step
+
+
+def test_times_stand_beside_the_quality_of_today_s_systems(systems, monkeypatch, capsys):
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    latency.main()
+    assert "wide, lt: time " in capsys.readouterr().out
+    monkeypatch.setitem(plan.SYSTEMS, "mod-ramp", plan.System("uniform MoD, growing", "mod", {"ramp": 0.5}))
+    plan.setup.cache_clear()
+    times = latency.load()
+    plan.setup.cache_clear()
+    small = times["sizes"]["shapes"]["systems"]
+    assert small.keys() == {"mod", "mod-floor", "lt", "tome-all", "atedm", "all tokens"}
+    assert all(own["time_of_dense"] > 0 and 0 < own["flops_of_dense"] < 1.01 for own in small.values())
+    assert tables.cost_cells(times, "mod", 0.2)[1] == f"{small['mod']['flops_of_dense']:.3f}"
+    assert tables.cost_cells(times, "mod", 0.3) == tables.cost_cells(times, "mod-ramp", 0.2) == [""] * 3
+    runs = results(
+        lambda run: 5 if run.method == "atedm" else 0.1, ("dense", "mod", "mod-ramp", "lt", "atedm")
+    )
+    points = tables.cost_points(runs, times)
+    assert [one["name"] for one in points] == [
+        *("dense, the same steps", "uniform MoD", "DiffRatio-LT", "AT-EDM, not trained")
+    ]
+    path = figure.draw_costs(plan.RESULTS / "costs.png", points, times)
+    assert path.is_file()
+
+
+def test_what_controls_gain_is_a_part_of_what_lt_gains():
+    errors = {"mod": 0.5, "mod-ramp": 0.55, "mod-clean": 0.4, "lt": 0.3}
+    runs = results(lambda run: errors[run.method], tuple(errors))
+    del runs["digits", "mod-clean", 0.3], runs["digits", "lt", 0.2][1:]
+    found = rows(tables.gains_table(runs))
+    assert found["digits 20%, v-MSE"] == ["1", "0.2000", "-25%", "50%"]
+    assert found["shapes 30%, all right"] == ["3", "0.2000", "-25%", "50%"]
+    assert "digits 30%, v-MSE" not in found
