@@ -23,7 +23,7 @@ FILES = {
     ],
 )
 def test_outcomes(replacement, how, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox, "TIMEOUT", 3)
+    monkeypatch.setattr(sandbox, "TIMEOUT", 3 if how == "timeout" else 60)  # a busy machine starts slowly
     box = sandbox.Sandbox(tmp_path, FILES)
     with box.planted("diffratio_kernels/__init__.py", {"return 1": replacement}):
         outcome = box.run("tests/test_value.py")

@@ -91,6 +91,8 @@ def test_attention_by_its_maps_is_the_block_s_own():
 def test_open_layers_are_the_outer_ones(layers, count, is_open):
     baseline = AtEdm(0.2, open_layers=count)
     assert [n for n in range(layers) if baseline.is_open(n, layers)] == is_open
+    assert [n for n in range(layers) if len(baseline.kept_ratios(n, layers)) == 2] == is_open
+    assert AtEdm(0.2, open_layers=count, open_steps=0.0).kept_ratios(0, layers) == (0.8,)
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])

@@ -235,6 +235,13 @@ def test_a_run_s_recipe_says_how_its_pipeline_samples(sampler, scheduler, varian
     assert pipe("a box", image=photo[0], mask_image=photo[1], num_inference_steps=2).images
 
 
+def test_a_model_on_pixels_is_edited_with_the_noise_of_its_training(tmp_path):
+    LazyPixArt.from_pixart(load_pixart(PRETRAINED["shapes"])).save_pretrained(tmp_path)
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    pipe = editor_of(load_target(tmp_path, dataset="shapes"), str(tmp_path))
+    assert pipe.scheduler.config.prediction_type == "epsilon" and pipe.dataset.text_width == 64
+
+
 def test_the_pipeline_of_a_run_may_be_of_a_hub(pipes, tmp_path, monkeypatch):
     pipes["crop"].transformer.save_pretrained(tmp_path)
     target, asked = load_target(tmp_path), []

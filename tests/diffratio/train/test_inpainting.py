@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
+from diffusers import DDPMScheduler
 from typer.testing import CliRunner
 
 from diffratio import DiffRatioConfig, apply_diffratio
@@ -291,6 +292,25 @@ def test_holes_get_noise_of_their_own_and_the_control_sees_nothing(twins, monkey
     assert torch.equal(torch.cat(shown), pictures)
     assert torch.equal(judge.paint(target, "", hidden=True), judge.given) and seeds[:240] == seeds[240:]
     assert not torch.cat(shown[len(shown) // 2 :]).any()
+
+
+def test_holes_are_painted_by_the_settings_and_the_target_s_noise(twins, monkeypatch):
+    judge, target = twins
+    found, texts = set(), []
+
+    def paint(system, model, edit, text, how, after_step):
+        own = how.scheduler.config
+        found.add((how.steps, how.guidance, own.variance_type, own.prediction_type))
+        texts.append(text.tokens)
+        return edit.clean
+
+    monkeypatch.setattr(inpainting, "paint", paint)
+    monkeypatch.setattr(judge, "settings", SampleSettings(240, 0, 7, 3.0, "ddpm"))
+    monkeypatch.setattr(target.model, "out_channels", 6)  # a variance, too
+    judge.paint(dataclasses.replace(target, schedule=DDPMScheduler()), "")
+    assert found == {(7, 3.0, "learned_range", "epsilon")}
+    tokens = load_dataset("twins", split="held_out").batch(range(240))["tokens"]
+    assert torch.equal(torch.cat(texts), tokens)
 
 
 def test_errors_are_told_by_quarters_of_the_noise(twins, monkeypatch):

@@ -79,6 +79,11 @@ INPAINTING_CALLS = [
         f"{OF_TRAINING} holes_of_a_run",
     ),
     Mutant(
+        "edited-with-the-package-s-noise", "setting forgotten", "python/diffratio/evaluation/editor.py",
+        {"sampling_scheduler(target.schedule, sampler": "sampling_scheduler(None, sampler"},
+        f"{OF_PIPELINE} of_its_training",
+    ),
+    Mutant(
         "a-hub-s-pipeline-is-not-found", "condition", "python/diffratio/evaluation/editor.py",
         {"not on_disk(name)": "on_disk(name)"}, f"{OF_PIPELINE} hub",
     ),
@@ -98,6 +103,20 @@ INPAINTING_CALLS = [
     Mutant(
         "every-hole-gets-the-same-noise", "wrong key of a random number", JUDGED,
         {"mixed_seed(settings.seed, row)": "mixed_seed(settings.seed, 0)"}, f"{OF_TRAINING} holes_get",
+    ),
+    Mutant(
+        "painted-with-a-fixed-variance", "setting forgotten", JUDGED,
+        {"learned = predicts_variance(model, system.channels(model))": "learned = False"},
+        f"{OF_TRAINING} painted_by",
+    ),
+    Mutant(
+        "painted-with-the-package-s-noise", "setting forgotten", JUDGED,
+        {"sampling_scheduler(target.schedule, settings": "sampling_scheduler(None, settings"},
+        f"{OF_TRAINING} painted_by",
+    ),
+    Mutant(
+        "each-chunk-has-the-first-one-s-text", "index", JUDGED,
+        {'self._batch["tokens"][rows]': 'self._batch["tokens"][: len(rows)]'}, f"{OF_TRAINING} painted_by",
     ),
     Mutant(
         "hidden-pictures-are-shown", "control that controls nothing", JUDGED,
