@@ -78,15 +78,18 @@ def sampling_scheduler(
     )
 
 
-def latents_scheduler(own: Mapping[str, Any], sampler: str) -> DPMSolverMultistepScheduler | DDPMScheduler:
+def latents_scheduler(
+    own: Mapping[str, Any], sampler: str, learned_variance: bool = False
+) -> DPMSolverMultistepScheduler | DDPMScheduler:
     """Return what samples in a pipeline whose scheduler has the config ``own``: the same for latents, which
-    nothing clips.
+    nothing clips. Pipelines of diffusers drop a learned variance.
 
     Steps are spread evenly, so that each of the timestep regions gets its share of them; diffusers' own
     default spreads 20 over 4 regions as 4, 5, 6 and 5.
     """
     if sampler == "ddpm":
-        how = {"variance_type": "fixed_small", "timestep_spacing": "linspace", "clip_sample": False}
+        variance = "learned_range" if learned_variance else "fixed_small"
+        how = {"variance_type": variance, "timestep_spacing": "linspace", "clip_sample": False}
         return DDPMScheduler.from_config(own, **how)
     how = {"algorithm_type": "dpmsolver++", "timestep_spacing": "trailing", "variance_type": None}
     return DPMSolverMultistepScheduler.from_config(own, **how)
