@@ -95,4 +95,4 @@ def test_systems_paint_the_same_holes_side_by_side(painters, tmp_path, monkeypat
 def test_a_run_on_latents_is_shown_by_its_own_command(painters):
     target = load_target(painters / "lazy")
     target.run["latents"] = True
-    assert "has 1 channels instead of 3" in judge_of(target, FEW, progress=False).why_not(target)
+    assert "it has 3 channels instead of 1" in judge_of(target, FEW, progress=False).why_not(target)
