@@ -192,7 +192,7 @@ class _Quality:
             made_by = {
                 "column": column,
                 "weights": digest(target.model),
-                "routing": None if column in ("dense", "base", "model") else _routing(target),
+                "routing": _routing(target) if target.patched and column not in ("dense", "base") else None,
                 "dtype": str(target.model.dtype),
                 "images": judge.held_out.name,
                 "pipeline": pipeline and pipeline.name,

@@ -19,7 +19,7 @@ from diffratio.evaluation.quality import SampleSettings
 from diffratio.evaluation.target import load_target
 from diffratio.inpainting import DiffRatioInpaintPipeline, system_of
 from diffratio.inpainting.masks import draw_masks, pooled
-from diffratio.train import ArgumentError, Trainer, encoded
+from diffratio.train import ArgumentError, Trainer, data, encoded
 
 COLOURS = {"a red image": (255, 0, 0), "a green image": (0, 255, 0), "a blue one": (0, 0, 255)}
 IMAGES, HELD_OUT = 18, 2
@@ -146,7 +146,8 @@ def test_holes_are_repainted_in_latents_and_judged_through_the_pipeline(
     assert report["variance"] == "as the model predicts it" and report["masks"] == "box"
     for column in ("quality", "hidden"):
         assert report[column]["outside_differing"] == 0 and report[column]["hole_error"] > 0
-    assert report["quality"]["hps_by_sample"] != report["hidden"]["hps_by_sample"]
+    if system == "lazy":  # of a crop this small nothing is known but its hole
+        assert report["quality"]["hps_by_sample"] != report["hidden"]["hps_by_sample"]
     # The same held-out images, holes and noise as in training, whose latents were kept in half precision.
     assert report["quality"]["noise_mse"] == pytest.approx(run["validation_loss"], rel=2e-2)
     assert "Frechet distance and accuracy" in report["not_judged"][0]
@@ -156,12 +157,12 @@ def test_holes_are_repainted_in_latents_and_judged_through_the_pipeline(
 
 @torch.no_grad()
 def test_the_latents_of_a_crop_are_those_of_its_pixels(tiny, pipeline, images, tmp_path):
-    crop, whole = (
-        trainer(
-            tiny, pipeline, images, tmp_path / system, task="inpaint", system=system, masks="box"
-        ).training.dataset
-        for system in ("crop", "image")
-    )
+    def samples(system, **more):
+        changes = {"task": "inpaint", "system": system, "masks": "box"} | more
+        one = trainer(tiny, pipeline, images, tmp_path / system, **changes)
+        return data.training_loader(one.arguments, one.base, one.dataset, 1, 0).dataset
+
+    crop, whole = samples("crop"), samples("image")
     item, other = crop[3], whole[3]
     assert item["latents"].shape == (4, 2, 2) and item["hole"].shape == (1, 2, 2)
     assert other["latents"].shape == (4, 4, 4) and item["original_size"].tolist() == [8, 8]
@@ -174,8 +175,7 @@ def test_the_latents_of_a_crop_are_those_of_its_pixels(tiny, pipeline, images, t
     latents = vae.encode(frame.pictures).latent_dist.mode()[0] * vae.config.scaling_factor
     torch.testing.assert_close(item["latents"], latents)
     with pytest.raises(ArgumentError, match="^dataloader_num_workers=1 must be 0 for system='crop'"):
-        changes = {"task": "inpaint", "system": "crop", "dataloader_num_workers": 1}
-        trainer(tiny, pipeline, images, tmp_path / "crop", **changes)
+        samples("crop", dataloader_num_workers=1)
 
 
 def test_an_editor_samples_as_the_run_was_trained_and_knows_pipelines_of_a_hub(
