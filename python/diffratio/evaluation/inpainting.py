@@ -27,6 +27,7 @@ from .cost import compare
 from .editor import editor_of
 from .pipeline import IMAGES
 from .quality import SHOWN, Judge, SampleSettings, Score
+from .samples import eight_bit
 from .target import Target
 
 _CHUNK, _ROUNDS = 64, 9
@@ -179,11 +180,12 @@ class _Painted:
 
     def add(self, images: Tensor, captions: list[str]) -> None:
         numbers = len(self._errors) + torch.arange(len(images))
-        found, inside = images - self._judge.pictures(numbers), self._judge.masks(numbers)
-        inside = inside.expand_as(found)
+        pictures, inside = self._judge.pictures(numbers), self._judge.masks(numbers)
+        found, inside = images - pictures, inside.expand_as(images)
+        differing = (found != 0) & (images != eight_bit(pictures))  # what is kept on disk is rounded
         squares = found.square().masked_fill(~inside, 0).flatten(1).sum(1)
         self._errors += (squares / inside.flatten(1).sum(1)).tolist()
-        self._outside += ((found != 0) & ~inside).any(1).sum().item()
+        self._outside += (differing & ~inside).any(1).sum().item()
 
     def figures(self) -> dict[str, Any]:
         return {"hole_error": fmean(self._errors), "outside_differing": self._outside}

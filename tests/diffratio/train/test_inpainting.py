@@ -171,9 +171,9 @@ def test_eval_judges_what_is_painted_and_that_nothing_else_is(repainted, tmp_pat
     monkeypatch.setattr(inpainting, "_ROUNDS", 1)
     monkeypatch.setattr(networks, "hps_score", lambda path, device: Length())
     few = ["--samples", 6, "--steps", 2, "--batch", 2, "--picture", tmp_path / "x.png"]
-    few += ["--hps-weights", tmp_path / "hps.pt"]
+    few += ["--hps-weights", tmp_path / "hps.pt", "--keep-samples", tmp_path / "kept"]
     report = json.loads(told(eval_command, repainted, "--json", *few).stdout)
-    assert (tmp_path / "x.png").is_file()
+    assert (tmp_path / "x.png").is_file() and (tmp_path / "kept" / "hidden" / "000005.png").is_file()
     assert (report["system"], report["masks"]) == ("lazy", "mixed")
     for column in ("quality", "dense", "hidden"):
         assert report[column]["outside_differing"] == 0 and report[column]["hole_error"] > 0
