@@ -259,7 +259,8 @@ def _figures(quality: dict[str, Any]) -> dict[str, str]:
         for quartile, error in enumerate(quality[f"{key}_by_quartile"]):
             timesteps = f"  timesteps {250 * quartile} to {250 * quartile + 249}"
             levels = f"  noise {quartile / 4:.2f} to {(quartile + 1) / 4:.2f}"
-            rows[levels if key == "velocity_mse" else timesteps] = f"{error:.4f}"
+            name = levels if key == "velocity_mse" else timesteps
+            rows[name] = "" if error is None else f"{error:.4f}"
     if "hole_error" in quality:
         rows["painted against original, MSE"] = f"{quality['hole_error']:.4f}"
         rows["pixels outside that differ"] = str(quality["outside_differing"])

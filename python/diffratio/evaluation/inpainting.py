@@ -167,7 +167,8 @@ class Repainting(Judge):
             errors.append(objective(model, batch).double().cpu())
         error, quarter = torch.cat(errors), objective.times.region(timesteps[order], QUARTILES)
         kind = PREDICTED[schedule.config.prediction_type]
-        by_quartile = [error[quarter == q].mean().item() for q in range(QUARTILES)]
+        parts = [error[quarter == q] for q in range(QUARTILES)]
+        by_quartile = [part.mean().item() if len(part) else None for part in parts]  # of few images
         return {f"{kind}_mse": error.mean().item(), f"{kind}_mse_by_quartile": by_quartile}
 
 

@@ -150,6 +150,8 @@ def test_holes_are_repainted_in_latents_and_judged_through_the_pipeline(
         assert report["quality"]["hps_by_sample"] != report["hidden"]["hps_by_sample"]
     # The same held-out images, holes and noise as in training, whose latents were kept in half precision.
     assert report["quality"]["noise_mse"] == pytest.approx(run["validation_loss"], rel=2e-2)
+    low, none, *_, high = report["quality"]["noise_mse_by_quartile"]
+    assert low > 0 and none is high is None, "two images, in the first and the third quarter"
     assert "Frechet distance and accuracy" in report["not_judged"][0]
     assert Image.open(tmp_path / "kept" / "hidden" / "000001.png").size == (16, 16)
     assert ("encoder_milliseconds" in report["edit"]) == (system == "lazy")
