@@ -20,11 +20,10 @@ from diffratio.toy import PRETRAINED, load_pixart
 
 def judged_repainting(target: Target) -> dict:
     """What a finished model paints into the holes, also where it is shown nothing; what a step costs."""
-    judge = Repainting(target, SampleSettings(**SAMPLING), progress=False)
-    made = {name: judge.figures(judge.paint(target, name, name == "hidden")) for name in ("seen", "hidden")}
+    judge = Repainting.of(target, SampleSettings(**SAMPLING), progress=False)
     return {
-        "quality": made["seen"] | judge.errors(target),
-        "hidden": made["hidden"],
+        "quality": judge(target)[1],
+        "hidden": judge.blind()(target)[1],
         "real": judge.real,
         "kept_tenths": target.kept_tenths,
         "mean_kept_in_bins": target.mean_kept,

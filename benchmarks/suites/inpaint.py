@@ -16,7 +16,7 @@ from diffratio.routing.apply import route_blocks
 
 from ..harness.options import Options
 from ..harness.subject import Candidate, Subject
-from .model import Inputs, Models, Twin, check_blocks, flops, side
+from .model import Models, Twin, check_blocks, flops, of_a_model, side
 
 HOLES = (1 / 16, 9 / 64, 1 / 4, 1 / 2, 1.0)
 """Parts of the tokens, each a square."""
@@ -26,16 +26,7 @@ _CHANNELS, _PATCH = 4, 2
 
 def subjects(options: Options) -> Iterator[Subject]:
     """One call of the decoder at one timestep, all samples with the same hole."""
-    side(options)  # complains before anything is made
-    yield Subject(
-        suite="inpaint",
-        name="LazyPixArt",
-        dtype=options.dtype,
-        shape=options.shape("layers"),
-        make=Inputs(options),
-        case_bytes=options.weight_bytes(options.layers),
-        candidates=tuple(_candidates(options)),
-    )
+    yield of_a_model("inpaint", "LazyPixArt", options, _candidates(options))
 
 
 def _candidates(options: Options) -> Iterator[Candidate]:

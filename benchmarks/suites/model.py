@@ -200,15 +200,20 @@ def flops(
 
 def subjects(options: Options) -> Iterator[Subject]:
     """One forward at one timestep."""
+    yield of_a_model("model", "PixArt transformer", options, _candidates(options))
+
+
+def of_a_model(suite: str, name: str, options: Options, candidates: Iterator[Candidate]) -> Subject:
+    """Of what is called as a whole transformer is."""
     side(options)  # complains before anything is made
-    yield Subject(
-        suite="model",
-        name="PixArt transformer",
+    return Subject(
+        suite=suite,
+        name=name,
         dtype=options.dtype,
         shape=options.shape("layers"),
         make=Inputs(options),
         case_bytes=options.weight_bytes(options.layers),
-        candidates=tuple(_candidates(options)),
+        candidates=tuple(candidates),
     )
 
 

@@ -112,6 +112,8 @@ def put(model_or_pipe, baseline: Baseline):
                 has, remedy = (f"the baseline {found.name}", "remove_baseline")
             name = type(model).__name__
             raise ValueError(f"{baseline.name}: model {name} has {has}; call {remedy} first")
+        if (reason := getattr(model, "why_no_baseline", None)) is not None:
+            raise ValueError(f"{baseline.name} does not apply to {type(model).__name__}: {reason}")
         refuse_reducer(model, wrappers, f"the baseline {baseline.name}")
     for model, _ in models:
         patch(model, DiffRatioConfig(0.0, num_regions=baseline.regions), replace(baseline))

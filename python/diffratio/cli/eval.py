@@ -108,7 +108,7 @@ def eval(
     options = {"checkpoint": checkpoint, "base": base, "dataset": dataset, "dtype": DTYPES[dtype]}
     target = load(path, device, baseline=baseline, **options)
     if samples is None:
-        samples = 512 if target.pipeline is None or target.pipeline.family.on_pixels else 8
+        samples = 8 if target.in_latents else 512
     given = {"sampler": sampler, "steps": steps, "guidance": guidance}
     settings, pictures = SampleSettings.of(target, samples=samples, seed=seed, **given), {}
     report = evaluate(
@@ -169,7 +169,7 @@ def print_report(report: dict[str, Any]) -> None:
         columns["hidden"] = report.get("hidden")
         columns = {name: one for name, one in columns.items() if one is not None}
         columns["real images"] = report["real"]
-        if report["published"] is not None and {"fid", "clip_score"} & set(report["quality"]):
+        if report["published"] is not None and set(report["published"]["figures"]) & set(report["quality"]):
             columns["published"] = report["published"]["figures"]
         figures = [_figures(one) for one in columns.values()]
         rows = [(what, *(one.get(what, "") for one in figures)) for what in figures[0]]
@@ -259,7 +259,8 @@ def _figures(quality: dict[str, Any]) -> dict[str, str]:
         for quartile, error in enumerate(quality[f"{key}_by_quartile"]):
             timesteps = f"  timesteps {250 * quartile} to {250 * quartile + 249}"
             levels = f"  noise {quartile / 4:.2f} to {(quartile + 1) / 4:.2f}"
-            rows[levels if key == "velocity_mse" else timesteps] = f"{error:.4f}"
+            name = levels if key == "velocity_mse" else timesteps
+            rows[name] = "" if error is None else f"{error:.4f}"
     if "hole_error" in quality:
         rows["painted against original, MSE"] = f"{quality['hole_error']:.4f}"
         rows["pixels outside that differ"] = str(quality["outside_differing"])

@@ -10,7 +10,7 @@ import torch
 import typer
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .eval import Base, Checkpoint, Dataset, Device, Seed, load
+from .eval import Base, Checkpoint, Dataset, Device, Sampler, Seed, load
 from .output import check_file, names_errors
 
 
@@ -27,7 +27,8 @@ def inpaint(
         str | None, typer.Option(help="lazy, image or crop. Default: the run's, or lazy for such a model.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the model's scheduler.")] = 100,
+    sampler: Sampler = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 100,
     guidance: Annotated[float, typer.Option(help="Weight of classifier-free guidance, 1 is none.")] = 4.5,
     strength: Annotated[
         float, typer.Option(help="Below 1 the hole begins with what is there, and that part of the steps.")
@@ -51,18 +52,22 @@ def inpaint(
     if not marked.any():
         raise ValueError(f"mask={str(mask)!r} is empty: nothing of it is white, so there is nothing to paint")
     from ..evaluation.editor import editor_of
+    from ..evaluation.quality import SampleSettings
     from ..inpainting import inpaint as repaint
 
     target = load(path, device, checkpoint=checkpoint, base=base, dataset=dataset)
-    pipe = editor_of(target, path, system)
+    SampleSettings.of(target, sampler=sampler, steps=steps)  # complains
+    pipe = editor_of(target, path, system, sampler)
     pipe.set_progress_bar_config(disable=True if as_json else None)  # None: where there is no terminal
     begun = time.perf_counter()
     [made] = repaint(
         pipe, picture, white, prompt, pipe.config.system, steps, guidance, strength=strength,
         negative_prompt=negative_prompt, generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=target.text_tokens,
     )  # fmt: skip
     report = {"picture": str(out), "system": pipe.config.system, "steps": steps, "guidance": guidance}
-    report |= {"strength": strength, "seed": seed, "seconds": time.perf_counter() - begun}
+    report |= {"sampler": type(pipe.scheduler).__name__, "strength": strength, "seed": seed}
+    report |= {"seconds": time.perf_counter() - begun}
     report |= {"hole": float(marked.mean()), "outside_pixels_changed": _changed(picture, made, ~marked)}
     out.parent.mkdir(parents=True, exist_ok=True)
     made.save(out, icc_profile=picture.info.get("icc_profile"))  # without it colours look different
@@ -70,7 +75,8 @@ def inpaint(
         typer.echo(json.dumps(report, indent=2))
         return
     typer.echo(
-        f"{out} written: {report['hole']:.1%} of the picture repainted in {report['seconds']:.1f} s; "
+        f"{out} written: {report['hole']:.1%} of the picture repainted in {report['seconds']:.1f} s by "
+        f"{report['system']} and {report['sampler']}; "
         f"{report['outside_pixels_changed']} pixels outside of the mask differ"
     )
 

@@ -82,7 +82,7 @@ def latents_scheduler(
     own: Mapping[str, Any], sampler: str, learned_variance: bool = False
 ) -> DPMSolverMultistepScheduler | DDPMScheduler:
     """Return what samples in a pipeline whose scheduler has the config ``own``: the same for latents, which
-    nothing clips.
+    nothing clips. Pipelines of diffusers drop a learned variance.
 
     Steps are spread evenly, so that each of the timestep regions gets its share of them; diffusers' own
     default spreads 20 over 4 regions as 4, 5, 6 and 5.

@@ -15,7 +15,7 @@ from ..routing.apply import route_blocks
 from ..routing.find import routed_model
 from .cost import model_cost
 from .flops.shapes import PAPER_TEXT_TOKENS
-from .inpainting import RepaintingStep, repainting_report
+from .inpainting import RepaintingStep, judge_of
 from .layers import MEASURED_BY
 from .networks import Critics, Networks
 from .published import Published, of_dense, published
@@ -24,8 +24,8 @@ from .router_maps import TIMESTEPS, router_auc
 from .samples import SampleFolder, digest
 from .target import Target
 
-PUBLISHED_MODEL = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "sample_size": 64}
-"""Sizes of the transformer of the paper's Table 1, at its 512 pixels a side."""
+PUBLISHED_MODEL = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72}
+"""Sizes of the transformer of the paper's Tables 1 (512 pixels a side) and 4 (1024)."""
 
 
 def evaluate(
@@ -60,8 +60,8 @@ def evaluate(
         Quality is None, with ``why_no_quality``, where the model does not make images of the data set,
         nothing tells the noise that it was trained with, or too few images are held out; ``base`` is left
         out, with ``why_no_base``, where it cannot be loaded any more. Of a model that its pipeline samples
-        ``not_judged`` says what is missing. A run that repaints is judged by ``repainting_report`` instead,
-        and ``edit`` tells what an edit costs once.
+        ``not_judged`` says what is missing. A run that repaints is judged by ``Repainting``: in place of
+        ``base`` it has ``hidden``, a control that sees no picture; ``edit`` tells what an edit costs once.
 
     Raises:
         ValueError: a file or package of ``networks`` is missing, or ``keep_samples`` holds something else.
@@ -84,15 +84,8 @@ def evaluate(
         "published_of_dense": {} if row is None else of_dense(row, batch),
     }
     text_tokens, side = PAPER_TEXT_TOKENS if model.config.get("caption_channels") else 0, None
-    if target.repaints:
-        if keep_samples is not None:
-            raise ValueError(f"keep_samples={str(keep_samples)!r} is not for a run that repaints")
-        report |= repainting_report(target, settings, critics, progress=progress, pictures=pictures)
-        step = RepaintingStep(model, target.system, batch=batch, text_tokens=text_tokens)
-        cost = _cost(target, partial(step.cost, progress=progress))
-        return report | {"batch": batch, "cost": cost, "edit": step.once(), "layers_by": layers_by}
     if target.dataset is not None:
-        judge = Judge.of(target, settings, progress)
+        judge = judge_of(target, settings, progress)
         if judge.why_not(target) is None:
             side, text_tokens = judge.held_out.size, text_tokens and judge.held_out.text_tokens
         why_not = judge.why_not(target, quality=True)
@@ -101,7 +94,12 @@ def evaluate(
         report |= quality.report(target)
     else:
         report |= {"quality": None, "why_no_quality": why_not}
-    if target.pipeline is not None:
+    if target.repaints:
+        report |= {"system": target.system.name, "masks": judge.arguments.masks}
+        report["not_judged"] = [_UNCLASSIFIED] * target.in_latents + critics.networks.missing
+        step = RepaintingStep(model, target.system, batch=batch, text_tokens=text_tokens)
+        report["edit"], measure = step.once(), partial(step.cost, progress=progress)
+    elif target.pipeline is not None:
         report["not_judged"] = _not_judged(target, critics.networks)
         held_out = judge.held_out if why_not is None else None
         measure = partial(target.pipeline.cost, held_out=held_out, batch=batch, progress=progress)
@@ -112,32 +110,40 @@ def evaluate(
 
 
 def published_row(target: Target) -> Published | None:
-    """Return the row of Table 1 that a model is the like of: the method of its run and the compression that
-    it has come to, in percent, or its baseline, on PixArt-Sigma of full size in its pipeline; None for all
+    """Return the row of Table 1 or 4 that a model is the like of: the method of its run and the compression
+    that it has come to, in percent, or its baseline, on PixArt of full size in its pipeline; None for all
     else."""
-    if target.pipeline is None or target.options.get("resolution") not in (None, 512):
+    if target.repaints and target.in_latents:
+        task, system, side = "inpaint", target.system.name, 1024
+    elif target.pipeline is not None and isinstance(target.pipeline.family, PixArtSigma):
+        task, system, side = "t2i", "pixart-sigma", 512
+    else:
         return None
-    if not isinstance(target.pipeline.family, PixArtSigma):
+    sizes = PUBLISHED_MODEL | {"sample_size": side // 8}
+    if any(target.model.config[name] != size for name, size in sizes.items()):
         return None
-    if any(target.model.config[name] != size for name, size in PUBLISHED_MODEL.items()):
+    if target.options.get("resolution") not in (None, side):
         return None
     if target.baseline is not None:
         baseline = parse_baseline(target.baseline)
         # As the paper's FLOPs have them: ToMe merges in the MLP alone, AT-EDM copies.
         method = {"tome:mlp": "tome", "atedm": "atedm"}.get(baseline.name.rpartition(":")[0])
-        return method and published("t2i", "pixart-sigma", method, baseline.ratio)
+        return method and published(task, system, method, baseline.ratio)
     if target.run is None:
         return None
-    compression = round(1 - target.mean_kept, 2)
-    return published("t2i", "pixart-sigma", target.run["arguments"]["method"], compression)
+    method = target.run["arguments"]["method"]
+    if task == "inpaint" and method in ("l", "lt"):
+        method = "diffratio"  # which, Table 4 does not say
+    return published(task, system, method, round(1 - target.mean_kept, 2))
+
+
+_UNCLASSIFIED = "Frechet distance and accuracy, which need a classifier of the pictures"
 
 
 def _not_judged(target: Target, networks: Networks) -> list[str]:
     """What a report on a model that its pipeline samples says nothing about."""
     missing = ["router scores against object masks"]
-    if not target.pipeline.family.on_pixels:
-        missing += ["Frechet distance and accuracy, which need a classifier of the pictures"]
-    return missing + networks.missing
+    return missing + [_UNCLASSIFIED] * target.in_latents + networks.missing
 
 
 class _Quality:
@@ -153,7 +159,7 @@ class _Quality:
         found = {"quality": self.figures(target, "sampling", own), "real": self.judge.real}
         if target.routed:
             auc = None
-            if target.pipeline is None:
+            if target.pipeline is None and not target.repaints:
                 auc = router_auc(target.model, self.judge.held_out, schedule=target.schedule)
             if auc is not None:
                 found |= {"router_auc": auc, "router_auc_timesteps": list(TIMESTEPS)}
@@ -163,6 +169,10 @@ class _Quality:
                 found["dense"] = self.figures(target, "sampling dense", "dense")
             finally:
                 enable_diffratio(target.model)
+        if target.repaints:
+            self.pictures["given"] = self.judge.given
+            blind = _Quality(self.judge.blind(), self.critics, self.pictures, self.keep_samples)
+            return found | {"hidden": blind.figures(target, "painting, hidden", "hidden")}
         if target.run is not None:
             try:
                 base = target.load_base()
@@ -175,12 +185,14 @@ class _Quality:
         folder, judge = None, self.judge
         if self.keep_samples is not None:
             settings, pipeline = dict(vars(judge.settings)), target.pipeline
-            if pipeline is not None:  # the noise of an image does not depend on how many there are
+            if (
+                pipeline is not None or target.repaints
+            ):  # the noise of an image does not depend on how many there are
                 del settings["samples"]
             made_by = {
                 "column": column,
                 "weights": digest(target.model),
-                "routing": None if column in ("dense", "base", "model") else _routing(target),
+                "routing": _routing(target) if target.patched and column not in ("dense", "base") else None,
                 "dtype": str(target.model.dtype),
                 "images": judge.held_out.name,
                 "pipeline": pipeline and pipeline.name,

@@ -1,228 +1,200 @@
 """How well a run repaints: what it paints into held-out images, what it predicts there, and what it costs."""
 
 import time
-from dataclasses import replace
-from functools import cached_property, partial
-from statistics import median
+from collections.abc import Iterator
+from copy import copy
+from functools import partial
+from statistics import fmean, median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
-from .. import disable_diffratio, enable_diffratio
-from ..data import load_dataset
 from ..data.randomness import mixed_seed
 from ..data.twins import MaskedTwins, Twins
 from ..diffusion import PREDICTED, sampling_scheduler
+from ..diffusion.pipelines.sample import AT_ONCE
 from ..diffusion.prediction import QUARTILES
-from ..diffusion.variance import predicts_variance
 from ..inpainting.compose import pasted
 from ..inpainting.masks import draw_masks
-from ..inpainting.sampling import Steps, Text, paint
+from ..inpainting.pipeline import DiffRatioInpaintPipeline, Prompts
 from ..inpainting.systems import Edit, Frame, System
 from ..progress import progress_bar
 from ..routing.find import routed_model
 from ..train.arguments import TrainArguments
-from ..train.inpainting import InpaintObjective, holes_of
-from ..train.samples import ValidationSamples
-from .classifier import attribute_accuracy, classifier
+from ..train.inpainting import InpaintObjective
 from .cost import compare
-from .frechet import frechet_distance
-from .networks import Critics
-from .quality import images_of
+from .editor import editor_of
+from .pipeline import IMAGES
+from .quality import SHOWN, Judge, SampleSettings, Score
+from .samples import eight_bit
 from .target import Target
 
-_CHUNK, _REFERENCE, _ROUNDS = 64, 2048, 9
+_CHUNK, _ROUNDS = 64, 9
 
 
-class Repainting:
+class Repainting(Judge):
     """Judges what models of a run's system paint into the same holes of the same images.
 
     Of twins the hole is always one of them, and what counts is what is seen in it: `accuracy_joint` is how
-    often it matches the other one, P(match).
-
-    Args:
-        target: a run with the task inpaint, on pixels.
-        settings: `SampleSettings`.
-        progress: show progress bars on standard error.
+    often it matches the other one, P(match). Made by `of`, for a run with the task inpaint.
     """
 
-    def __init__(self, target: Target, settings, progress: bool = True):
-        self.settings, self.progress = settings, progress
-        self.held_out, train = (
-            load_dataset(target.dataset, split=split, **target.options) for split in ("held_out", "train")
-        )
-        own = target.run["arguments"]
-        self._twins = isinstance(self.held_out, Twins)
-        self.arguments = TrainArguments(**own | {"masks": "object" if self._twins else own["masks"]})
-        self.system = target.system
-        self._seen = MaskedTwins("train", target.options.get("resolution")) if self._twins else train
-        numbers = torch.arange(settings.samples)
-        rows = numbers % len(self.held_out)
-        self._batch, objects = self.held_out.batch(rows), self.held_out.masks(rows)
-        self.captions = self.held_out.captions(rows)
-        self.mask = draw_masks(self.arguments.masks, numbers, self.held_out.size, objects=objects)
+    hidden = False
+    """Whether all that a model is shown of a picture is grey: a control."""
 
-    def why_not(self, target: Target) -> str | None:
-        """Why a model cannot be judged here; None where it can."""
+    @classmethod
+    def of(cls, target: Target, settings: SampleSettings, progress: bool = True) -> "Repainting":
+        judge = super().of(target, settings, progress)
+        own, judge._twins = target.run["arguments"], isinstance(judge.held_out, Twins)
+        judge.arguments = TrainArguments(**own | {"masks": "object" if judge._twins else own["masks"]})
+        judge.system, judge.latents = target.system, target.in_latents
+        judge.classifies, judge._editor = not judge.latents, None
+        if judge._twins:
+            judge._train = MaskedTwins("train", target.options.get("resolution"))
+        return judge
+
+    def blind(self) -> "Repainting":
+        """The same judge of models that are shown nothing."""
+        other = copy(self)
+        other.hidden = True
+        return other
+
+    def why_not(self, target: Target, *, quality: bool = False) -> str | None:
         config, data = target.model.config, self.held_out
-        pairs = [("channels", self.system.channels(target.model), data.channels)]
-        pairs.append(("text channels", config.get("caption_channels"), data.text_width))
+        pairs = [("channels", 3 if self.latents else self.system.channels(target.model), data.channels)]
+        if not self.latents:
+            pairs.append(("text channels", config.get("caption_channels"), data.text_width))
         wrong = [f"{has} {what} instead of {wants}" for what, has, wants in pairs if has != wants]
         if wrong:
             return f"the model does not fit {data.name!r}: it has {', '.join(wrong)}"
-        return target.why_no_schedule
+        try:
+            return target.why_no_schedule or (self._pipe(target) and None)
+        except ValueError as error:
+            return str(error)
+
+    def at_once(self, target: Target) -> int:
+        return AT_ONCE[False] if self.latents else _CHUNK
+
+    def masks(self, numbers: Tensor) -> Tensor:
+        """The holes [n, 1, S, S] bool of samples."""
+        objects = self.held_out.masks(self.wanted[numbers])
+        return draw_masks(self.arguments.masks, numbers, self.held_out.size, objects=objects)
+
+    @property
+    def mask(self) -> Tensor:
+        """`masks` of all samples."""
+        return self.masks(torch.arange(len(self.wanted)))
 
     @property
     def given(self) -> Tensor:
-        """The images with their holes in grey."""
-        return self._batch["pixel_values"].masked_fill(self.mask, 0)
+        """The first images with their holes in grey."""
+        rows = torch.arange(min(SHOWN, len(self.wanted)))
+        return self.pictures(rows).masked_fill(self.masks(rows), 0)
 
-    @torch.no_grad()
-    def paint(self, target: Target, description: str, hidden: bool = False) -> Tensor:
-        """Return the images [n, C, H, W] with what a model paints into their holes.
+    def pictures(self, numbers: Tensor) -> Tensor:
+        """The images [n, C, S, S] in [-1, 1] of samples."""
+        return self.held_out.batch(self.wanted[numbers])["pixel_values"]
 
-        Args:
-            target: the model, and its noise.
-            description: of the progress bar.
-            hidden: whether all that the model is shown is an empty picture: a control.
-        """
-        model, system, settings = target.model, self.system, self.settings
-        learned = predicts_variance(model, system.channels(model))
-        parts, made = torch.arange(len(self.mask)).split(_CHUNK), []
+    def seen(self, images: Tensor, first: int) -> Tensor:
+        return images * self.masks(first + torch.arange(len(images))) if self._twins else images
+
+    def _pipe(self, target: Target) -> DiffRatioInpaintPipeline:
+        """The pipeline around a target's model; a VAE and a text encoder are loaded once."""
+        if self._editor is None or not self.latents:
+            self._editor = editor_of(target, target.name, sampler=self.settings.sampler)
+            self._editor.set_progress_bar_config(disable=True)
+        self._editor.transformer = target.model
+        return self._editor
+
+    def _drawn(
+        self, target: Target, description: str, captions: list[str] | None, first: int
+    ) -> Iterator[Tensor]:
+        """The images with what a model paints into their holes, from number `first` on, call by call."""
+        if captions is not None:
+            raise ValueError("prompt: is not for runs that repaint held-out images")
+        pipe, how, total = self._pipe(target), self.settings, len(self.wanted)
+        given = {"num_inference_steps": how.steps, "guidance_scale": how.guidance, "output_type": "latent"}
         with progress_bar(
-            total=len(parts) * settings.steps, show=self.progress, desc=description, unit="step", leave=False
+            total=total, initial=first, show=self.progress, desc=description, unit="image", leave=False
         ) as bar:
+            for numbers in torch.arange(first, total).split(self.at_once(target)):
+                pictures, mask = self.pictures(numbers), self.masks(numbers)
+                picture = pictures / 2 + 0.5
+                made = pipe(
+                    self.held_out.captions(self.wanted[numbers]),
+                    torch.full_like(picture, 0.5) if self.hidden else picture,
+                    mask,
+                    generator=[
+                        torch.Generator().manual_seed(mixed_seed(how.seed, n)) for n in numbers.tolist()
+                    ],
+                    max_sequence_length=target.text_tokens,
+                    **given,
+                ).images
+                size = pipe.working_size(picture, None, None)
+                frame = pipe.framed(picture, mask, size)
+                whole = pipe.composed(frame, made, picture, mask, size).float().cpu()
+                bar.update(len(numbers))
+                yield pasted(2 * whole - 1, pictures, mask)
 
-            def after_step(number: int, timestep: Tensor, latents: Tensor) -> Tensor:
-                bar.update()
-                return latents
-
-            for rows in parts:
-                picture, mask = self._batch["pixel_values"][rows].to(model.device), self.mask[rows]
-                frame = system.frame(picture, mask, model.config.patch_size)
-                shown = replace(frame, pictures=torch.zeros_like(frame.pictures)) if hidden else frame
-                tokens = self._batch["tokens"][rows].to(model.device, model.dtype)
-                text = Text(tokens, self.held_out.null_tokens.to(tokens).expand_as(tokens))
-                scheduler = sampling_scheduler(target.schedule, settings.sampler, learned)
-                drawn = [
-                    torch.Generator().manual_seed(mixed_seed(settings.seed, row)) for row in rows.tolist()
-                ]
-                how = Steps(scheduler, settings.steps, settings.guidance, generator=drawn)
-                edit = system.edit(shown, model.config.patch_size)
-                found = paint(system, model, edit, text, how, after_step=after_step).clamp(-1, 1)
-                made.append(pasted(frame.restore(found, picture), picture, mask.to(picture.device)).cpu())
-        return torch.cat(made)
-
-    def figures(self, images: Tensor) -> dict[str, Any]:
-        """Return how good painted images are.
-
-        `hole_error` is the mean square of what differs from the image in its hole, `outside_differing` the
-        number of pixels that differ outside of it. `frechet` and `accuracy` are there where a classifier
-        knows the data's attributes.
-        """
-        found = images - self._batch["pixel_values"]
-        inside = self.mask.expand_as(found)
-        per_image = found.square().masked_fill(~inside, 0).flatten(1).sum(1) / inside.flatten(1).sum(1)
-        outside = ((found != 0) & ~inside).any(1).sum().item()
-        painted = {"hole_error": per_image.mean().item(), "outside_differing": outside}
-        return self._verdict(images) | painted
-
-    @cached_property
-    def real(self) -> dict[str, Any]:
-        """The verdict on the images themselves; empty without a classifier."""
-        return self._verdict(self._batch["pixel_values"])
-
-    @cached_property
-    def _classifier(self):
-        return classifier(self._seen, self.progress)
-
-    @cached_property
-    def _real_features(self) -> Tensor:
-        count = min(_REFERENCE, len(self._seen))
-        return self._classifier.judge(self._seen.batch(range(count))["pixel_values"])[0]
-
-    def _verdict(self, images: Tensor) -> dict[str, Any]:
-        names = self.held_out.attribute_names
-        if not names:
-            return {}
-        features, seen = self._classifier.judge(images * self.mask if self._twins else images)
-        each, joint = attribute_accuracy(seen, self._batch["attributes"])
-        return {
-            "frechet": frechet_distance(self._real_features, features),
-            "accuracy": dict(zip(names, each, strict=True)),
-            "accuracy_mean": sum(each) / len(each),
-            "accuracy_joint": joint,
-        }
+    def _verdict(self) -> list[Score]:
+        return [*super()._verdict(), _Painted(self)]
 
     @torch.no_grad()
-    def errors(self, target: Target) -> dict[str, Any]:
-        """Return the mean squared error of what a model predicts in holes of held-out images, as
-        `prediction_error` does of whole ones."""
-        model = target.model
-        objective = InpaintObjective(model, target.schedule, system=self.system)
-        holes = holes_of(self.arguments, model, self.held_out, factor=1, seed=0)
-        count = min(len(self.mask), len(self.held_out))
-        samples = ValidationSamples(self.held_out, count, times=objective.times, holes=holes)
-        order = sorted((samples[row] for row in range(count)), key=lambda one: int(one["timestep"]))
-        errors, quarters = [], []
-        for start in range(0, count, _CHUNK):
-            batch = default_collate(order[start : start + _CHUNK])
-            placed = {
-                name: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype)
-                for name, x in batch.items()
-            }
-            errors.append(objective(model, placed).double().cpu())
-            quarters.append(objective.times.region(batch["timestep"], QUARTILES))
-        error, quarter = torch.cat(errors), torch.cat(quarters)
-        kind = PREDICTED[target.schedule.config.prediction_type]
-        by_quartile = [error[quarter == q].mean().item() for q in range(QUARTILES)]
+    def _errors(self, target: Target) -> dict[str, Any]:
+        """The mean squared error of what a model predicts in holes of held-out images, as in validation."""
+        if self.hidden:
+            return {}
+        model, pipe, schedule = target.model, self._pipe(target), target.schedule
+        objective = InpaintObjective(model, schedule, system=self.system)
+        count = min(len(self.wanted), len(self.held_out), IMAGES[False] if self.latents else len(self.wanted))
+        places = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        errors, timesteps = [], objective.times.spread(places, count)
+        order = timesteps.argsort()  # blocks compute samples of one region as one
+        for numbers in order.split(self.at_once(target)):
+            picture, mask = self.pictures(numbers) / 2 + 0.5, self.masks(numbers)
+            frame = pipe.framed(picture, mask, pipe.working_size(picture, None, None))
+            edit, text = pipe.edit(frame), Prompts(self.held_out.captions(self.wanted[numbers]))
+            text = pipe.text(text, 1.0, target.text_tokens)
+            noise = [torch.Generator().manual_seed(mixed_seed(0, n, 2)) for n in numbers.tolist()]
+            noise = torch.stack([torch.randn(edit.clean.shape[1:], generator=one) for one in noise])
+            size = torch.tensor([frame.pictures.shape[-2:]]).expand(len(numbers), 2)
+            batch = {"pixel_values": edit.clean, "hole": edit.mask, "noise": noise, "tokens": text.tokens}
+            batch |= {"timestep": timesteps[numbers], "original_size": size}
+            batch |= {} if text.mask is None else {"mask": text.mask}
+            kinds = {name: model.dtype if x.is_floating_point() else x.dtype for name, x in batch.items()}
+            batch = {name: x.to(model.device, kinds[name]) for name, x in batch.items()}
+            errors.append(objective(model, batch).double().cpu())
+        error, quarter = torch.cat(errors), objective.times.region(timesteps[order], QUARTILES)
+        kind = PREDICTED[schedule.config.prediction_type]
+        parts = [error[quarter == q] for q in range(QUARTILES)]
+        by_quartile = [part.mean().item() if len(part) else None for part in parts]  # of few images
         return {f"{kind}_mse": error.mean().item(), f"{kind}_mse_by_quartile": by_quartile}
 
 
-def repainting_report(
-    target: Target,
-    settings,
-    critics: Critics,
-    *,
-    progress: bool = True,
-    pictures: dict[str, Tensor] | None = None,
-) -> dict[str, Any]:
-    """Return `quality`, `real`, and the same figures for `hidden`, the control that sees no picture, and
-    `dense`, the weights without routing; or `why_no_quality`. `critics` judge whole pictures."""
-    reason = None
-    if target.run["latents"]:
-        reason = "the run repaints in latents: `diffratio inpaint` shows what it makes"
-    if reason is None:
-        judge = Repainting(target, settings, progress)
-        reason = judge.why_not(target)
-    if reason is not None:
-        return {"quality": None, "why_no_quality": reason}
-    pictures = {} if pictures is None else pictures
-    pictures["given"] = judge.given
+class _Painted:
+    """How far painted images are off: `hole_error`, the mean square of what differs from the image in its
+    hole, and `outside_differing`, how many pixels differ outside of it."""
 
-    def judged(column: str, hidden: bool = False) -> dict[str, Any]:
-        pictures[column] = judge.paint(target, f"painting, {column}", hidden)
-        found = judge.figures(pictures[column])
-        for score in critics.scores(partial(images_of, judge.held_out, progress)):
-            score.add(pictures[column], judge.captions)
-            found |= score.figures()
-        return found if hidden else found | judge.errors(target)
+    def __init__(self, judge: Repainting) -> None:
+        self._judge, self._errors, self._outside = judge, [], 0
 
-    found = {"system": judge.system.name, "masks": judge.arguments.masks, "real": judge.real}
-    found["not_judged"] = critics.networks.missing
-    found |= {
-        "quality": judged(target.baseline or ("sparse" if target.routed else "model")),
-        "hidden": judged("hidden", hidden=True),
-    }
-    if target.patched:
-        disable_diffratio(target.model)
-        try:
-            found["dense"] = judged("dense")
-        finally:
-            enable_diffratio(target.model)
-    return found
+    def add(self, images: Tensor, captions: list[str]) -> None:
+        numbers = len(self._errors) + torch.arange(len(images))
+        pictures, inside = self._judge.pictures(numbers), self._judge.masks(numbers)
+        found, inside = images - pictures, inside.expand_as(images)
+        differing = (found != 0) & (images != eight_bit(pictures))  # what is kept on disk is rounded
+        squares = found.square().masked_fill(~inside, 0).flatten(1).sum(1)
+        self._errors += (squares / inside.flatten(1).sum(1)).tolist()
+        self._outside += (differing & ~inside).any(1).sum().item()
+
+    def figures(self) -> dict[str, Any]:
+        return {"hole_error": fmean(self._errors), "outside_differing": self._outside}
+
+
+def judge_of(target: Target, settings: SampleSettings, progress: bool = True) -> Judge:
+    """The judge for what a target was trained for, on its data set."""
+    return (Repainting if target.repaints else Judge).of(target, settings, progress)
 
 
 class RepaintingStep:

@@ -198,14 +198,21 @@ class Judge:
             first=first,
         )
 
+    def at_once(self, target: Target) -> int:
+        """How many samples are made by one call."""
+        return sampling.CHUNK if target.pipeline is None else AT_ONCE[target.pipeline.family.on_pixels]
+
+    def seen(self, images: Tensor, first: int) -> Tensor:
+        """What the classifier looks at of samples from number `first` on."""
+        return images
+
     def _kept(self, target: Target, description: str, folder: SampleFolder | None) -> Iterator[Tensor]:
         """All samples, part by part: those of ``folder``, and those that it lacks, which it is given."""
         if folder is None:
             yield from self._drawn(target, description, None, first=0)
             return
-        pipeline, first = target.pipeline, 0
-        at_once = sampling.CHUNK if pipeline is None else AT_ONCE[pipeline.family.on_pixels]
-        for images in folder.read(len(self.wanted), at_once):
+        first = 0
+        for images in folder.read(len(self.wanted), self.at_once(target)):
             yield images
             first += len(images)
         if first < len(self.wanted):
@@ -286,7 +293,8 @@ class _Attributes:
         self._judge, self._features, self._seen = judge, [], []
 
     def add(self, images: Tensor, captions: list[str]) -> None:
-        features, seen = self._judge._classifier.judge(images)
+        first = sum(map(len, self._seen))
+        features, seen = self._judge._classifier.judge(self._judge.seen(images, first))
         self._features.append(features)
         self._seen.append(seen)
 

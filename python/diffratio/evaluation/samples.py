@@ -53,15 +53,24 @@ class SampleFolder:
 
     def write(self, first: int, images: Tensor) -> Tensor:
         """Write ``images`` ``[n, C, H, W]`` in [-1, 1], numbered from ``first``; return them as written."""
-        levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        levels = _levels(images).to(torch.uint8)
         for row, one in enumerate(levels, start=first):
             pixels = one[0] if len(one) == 1 else one.permute(1, 2, 0)
             with replacing(self._path(row)) as beside:
                 Image.fromarray(pixels.contiguous().numpy()).save(beside, format="PNG")
-        return levels.float() / 127.5 - 1
+        return eight_bit(images)
 
     def _path(self, row: int) -> Path:
         return self.folder / f"{row:06}.png"
+
+
+def eight_bit(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as a PNG holds them."""
+    return _levels(images) / 127.5 - 1
+
+
+def _levels(images: Tensor) -> Tensor:
+    return ((images + 1) * 127.5).round().clamp(0, 255)
 
 
 def _read(path: Path) -> Tensor:

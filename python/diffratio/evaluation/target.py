@@ -14,6 +14,7 @@ from ..data import BUILT_IN
 from ..data.images import CaptionedImages
 from ..diffusion import noise_schedule
 from ..diffusion.pipelines import Family, family_of, read_index
+from ..diffusion.pipelines.pixart import PixArt
 from ..diffusion.schedules import SCHEDULE_FILE, read_schedule
 from ..inpainting.load import load_transformer
 from ..inpainting.systems import System, system_of
@@ -75,6 +76,19 @@ class Target:
     def channels(self) -> int:
         """C of what the model makes: one that repaints may be shown more."""
         return self.system.channels(self.model) if self.repaints else self.model.config.in_channels
+
+    @property
+    def in_latents(self) -> bool:
+        """Whether its images come out of a VAE."""
+        if self.repaints:
+            return self.run["latents"]
+        return self.pipeline is not None and not self.pipeline.family.on_pixels
+
+    @property
+    def text_tokens(self) -> int:
+        """M of what a model that repaints in latents reads."""
+        given = (self.run or {}).get("arguments", {}).get("max_sequence_length")
+        return given or PixArt.text_tokens
 
     @property
     def kept_tenths(self) -> list[list[int]] | None:

@@ -60,6 +60,9 @@ class LazyPixArt(PixArtTransformer2DModel):
     """
 
     _no_split_modules = ["HoleBlock", "ContextBlock", "PatchEmbed"]
+    why_no_baseline = (
+        "it computes the tokens of holes, in which neither 2 x 2 tokens nor their number are given"
+    )
 
     @register_to_config
     @_with_arguments_of_pixart

@@ -1,12 +1,13 @@
 """Inpainting in the call conventions of diffusers: pictures in, pictures out, masks white where to paint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from ..baselines.calls import check_whole
 from ..routing.find import transformer_of
 from .compose import pasted, poisson_blended
 from .masks import pooled
@@ -108,26 +109,31 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         """
         system, model = system_of(self.config.system), transformer_of(self.transformer)
         _check(image, mask_image, output_type, callback_on_step_end_tensor_inputs)
+        for name, value in (
+            ("num_images_per_prompt", num_images_per_prompt),
+            ("max_sequence_length", max_sequence_length),
+        ):
+            check_whole(name, value, 1)
+        how = Steps(self.scheduler, num_inference_steps, guidance_scale, strength, generator)
         picture = picture_of(image, system.channels(model) if self.vae is None else 3)
         mask = mask_of(mask_image, picture)
         masks = prompt_attention_mask, negative_prompt_attention_mask
-        given = _Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)
-        text = self._text(given, guidance_scale, max_sequence_length)
+        given = Prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, *masks)
+        text = self.text(given, guidance_scale, max_sequence_length)
         counted = {"image": picture, "mask_image": mask, "prompt": text.tokens}
         if text.null_tokens is not None:
             counted["negative_prompt"] = text.null_tokens
         rows = _Rows.of(num_images_per_prompt, **counted)
         picture, mask, text = rows(picture), rows(mask), text.map(rows)
 
+        _check_generator(generator, rows.total)
         size = self.working_size(picture, height, width)
-        frame, edit = self._shown(picture, mask, size)
-        if isinstance(generator, list) and len(generator) != rows.total:
-            raise ValueError(f"generator: {len(generator)} of them for {rows.total} pictures")
-        if latents is not None and latents.shape != edit.clean.shape:
-            shape = tuple(edit.clean.shape)
-            raise ValueError(f"latents must have the shape {shape}, got {tuple(latents.shape)}")
-        pixels = frame.pictures.shape[-2:]
-        how = Steps(self.scheduler, num_inference_steps, guidance_scale, strength, generator, pixels)
+        frame = self.framed(picture, mask, size)
+        edit = self.edit(frame)
+        if latents is not None and getattr(latents, "shape", None) != edit.clean.shape:
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else f"a {type(latents).__name__}"
+            raise ValueError(f"latents must have the shape {tuple(edit.clean.shape)}, got {got}")
+        how = replace(how, size=frame.pictures.shape[-2:])
         self._interrupt = False
         with self.progress_bar(total=how.taken) as bar:
 
@@ -142,17 +148,21 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
             made = paint(system, self.transformer, edit, text, how, noise=latents, after_step=after_step)
         images = made
         if output_type != "latent":
-            images = output_of(self._composed(frame, made, picture, mask, size), output_type)
+            images = output_of(self.composed(frame, made, picture, mask, size), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _text(self, given: "_Prompts", guidance: float, length: int) -> Text:
+    def text(self, given: "Prompts", guidance: float, length: int) -> Text:
+        """What the model reads, in `length` tokens; with that of no text where guidance is not 1."""
         guided = guidance != 1
         if given.embeds is not None:
             if guided and given.negative_embeds is None:
                 raise ValueError(
                     f"negative_prompt_embeds must be given beside prompt_embeds: guidance_scale is {guidance}"
                 )
+            wants, shape = transformer_of(self.transformer).config.caption_channels, given.embeds.shape
+            if len(shape) != 3 or wants not in (None, shape[2]):
+                raise ValueError(f"prompt_embeds must be [B, M, {wants}], got the shape {tuple(shape)}")
             text = Text(given.embeds, given.negative_embeds, given.mask, given.negative_mask)
         elif self.dataset is not None:
             null = self.dataset.null_tokens[None]
@@ -176,8 +186,8 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         """At which the model works."""
         unit = self.unit
         for name, asked in (("height", height), ("width", width)):
-            if asked is not None and (asked < unit or asked % unit):
-                raise ValueError(f"{name}={asked} must be a multiple of {unit}")
+            if asked is not None and (not isinstance(asked, int) or asked < unit or asked % unit):
+                raise ValueError(f"{name}={asked!r} must be a multiple of {unit}")
         own = (-(-side // unit) * unit for side in picture.shape[-2:])
         return tuple(asked or side for asked, side in zip((height, width), own, strict=True))
 
@@ -186,18 +196,23 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         """Pixels of a token's side."""
         return self.vae_scale_factor * transformer_of(self.transformer).config.patch_size
 
-    def _shown(self, picture: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Frame, Edit]:
-        """What the system looks at, in pixels, and what its model is given."""
-        system, model = system_of(self.config.system), transformer_of(self.transformer)
+    def framed(self, picture: Tensor, mask: Tensor, size: tuple[int, int]) -> Frame:
+        """What the system looks at, pixels in [-1, 1], of pictures [B, C, H, W] in [0, 1]."""
         pixels = resized(picture.to(self._execution_device, torch.float32), size) * 2 - 1
-        frame = system.frame(pixels, resized_mask(mask, size), self.unit)
+        return system_of(self.config.system).frame(pixels, resized_mask(mask, size), self.unit)
+
+    @torch.no_grad()
+    def edit(self, frame: Frame) -> Edit:
+        """What its model is given."""
+        system, model = system_of(self.config.system), transformer_of(self.transformer)
         clean, hole = frame.pictures, pooled(frame.mask, self.vae_scale_factor)
         if self.vae is not None:
             latents = self.vae.encode(clean.to(self.vae.dtype)).latent_dist.mode().float()
             clean = latents * self.vae.config.scaling_factor
-        return frame, system.edit(Frame(clean, hole), model.config.patch_size)
+        return system.edit(Frame(clean, hole), model.config.patch_size)
 
-    def _composed(self, frame: Frame, made: Tensor, picture: Tensor, mask: Tensor, size) -> Tensor:
+    @torch.no_grad()
+    def composed(self, frame: Frame, made: Tensor, picture: Tensor, mask: Tensor, size) -> Tensor:
         """`picture` with what was made in the mask."""
         if self.vae is not None:
             made = self.vae.decode(made.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
@@ -209,17 +224,20 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
 
 
 @dataclass(frozen=True)
-class _Prompts:
+class Prompts:
     """Text, or what an encoder made of it."""
 
     prompt: str | list[str] | None
-    negative: str | list[str] | None
-    embeds: Tensor | None
-    negative_embeds: Tensor | None
-    mask: Tensor | None
-    negative_mask: Tensor | None
+    negative: str | list[str] | None = None
+    embeds: Tensor | None = None
+    negative_embeds: Tensor | None = None
+    mask: Tensor | None = None
+    negative_mask: Tensor | None = None
 
     def __post_init__(self):
+        for name, texts in (("prompt", self.prompt), ("negative_prompt", self.negative)):
+            if texts is not None and not all(isinstance(one, str) for one in _listed(texts)):
+                raise ValueError(f"{name} must be a text or a list of texts, got {texts!r}")
         if (self.prompt is None) == (self.embeds is None):
             raise ValueError("prompt must be given, or prompt_embeds; not both")
         if self.embeds is not None and self.negative is not None:
@@ -249,7 +267,7 @@ class _Prompts:
     @property
     def prompts(self) -> list[str]:
         """As a list; empty where there are embeddings."""
-        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+        return [] if self.prompt is None else _listed(self.prompt)
 
     @property
     def negatives(self) -> list[str]:
@@ -272,8 +290,6 @@ class _Rows:
         if wrong := {name: count for name, count in counts.items() if count not in (1, pictures)}:
             name, count = next(iter(wrong.items()))
             raise ValueError(f"{name}: {count} where there are {pictures} ({counts}); must be one or as many")
-        if copies < 1:
-            raise ValueError(f"num_images_per_prompt={copies} must be at least 1")
         return _Rows(pictures, copies)
 
     @property
@@ -294,3 +310,15 @@ def _check(image, mask_image, output_type: str, tensor_inputs: Sequence[str]) ->
     known = DiffRatioInpaintPipeline._callback_tensor_inputs
     if unknown := set(tensor_inputs) - set(known):
         raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} must be of {known}")
+
+
+def _check_generator(generator, pictures: int) -> None:
+    listed = generator if isinstance(generator, list) else [generator] * pictures
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in listed):
+        raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+    if len(listed) != pictures:
+        raise ValueError(f"generator: {len(listed)} of them for {pictures} pictures")
+
+
+def _listed(texts: str | Sequence[str]) -> list:
+    return [texts] if isinstance(texts, str) or not isinstance(texts, Sequence) else list(texts)

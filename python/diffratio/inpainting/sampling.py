@@ -1,14 +1,17 @@
 """The steps that make a hole: guided, by any scheduler of diffusers for a diffusion with betas."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from ..baselines.calls import check_whole
 from ..diffusion.sampling import guided
 from ..diffusion.sizes import told_sizes
 from ..routing.find import transformer_of
@@ -61,8 +64,10 @@ class Steps:
         if not hasattr(self.scheduler, "add_noise"):
             name = type(self.scheduler).__name__
             raise ValueError(f"scheduler: {name} is of a flow; a hole is made by a diffusion with betas")
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
+        check_whole("steps (num_inference_steps)", self.steps, 1)
+        for name, value in (("strength", self.strength), ("guidance (guidance_scale)", self.guidance)):
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(f"{name}={value!r} must be a number")
         if not 0 < self.strength <= 1 or self.taken < 1:
             raise ValueError(
                 f"strength={self.strength} must be in (0, 1], and leave one of {self.steps} steps or more"

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import record_routing
+from ..evaluation.inpainting import Repainting
 from ..evaluation.quality import Judge
 from ..evaluation.target import Target
 from ..inpainting.hole import Hole
 from ..inpainting.masks import token_mask
 from ..routing.state import Routing, region
-from .judges import Painter
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Recorded:
         return torch.stack([means[places == r].mean(0) for r in range(regions)], dim=1)
 
 
-def record_samples(judge: Judge | Painter, target: Target, description: str) -> Recorded:
+def record_samples(judge: Judge, target: Target, description: str) -> Recorded:
     """Make the judge's samples with a routed model. Of one that repaints a crop, the images are the crops."""
     with record_routing(target.model) as log, _inputs(target.model) as given:
         images = judge.samples(target, description)
@@ -50,7 +50,7 @@ def record_samples(judge: Judge | Painter, target: Target, description: str) -> 
     return _of_holes(found, judge, target) if target.repaints else found
 
 
-def _of_holes(found: Recorded, judge: Painter, target: Target) -> Recorded:
+def _of_holes(found: Recorded, judge: Repainting, target: Target) -> Recorded:
     """What was recorded while holes were painted, on the grid of what the model is shown."""
     patch = target.model.config.patch_size
     frame = judge.system.frame(found.images, judge.mask, patch)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..evaluation.inpainting import judge_of
 from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.target import load_target
 from ..train.checkpoints import Checkpoints
 from ..train.run_log import RATIOS, RUN, read_lines
-from .judges import Painter, judge_of
 from .pictures import router_maps
 from .quality import quality_curves
 from .ratios import region_map, trajectories
@@ -81,7 +81,7 @@ class Run:
 def why_no_samples(run: Run) -> str | None:
     """Why the model makes no images of its data set, as where it works on latents; None where it does."""
     target = load_target(run.path, checkpoint=run.models()[-1][1])
-    if target.pipeline is not None and not target.pipeline.family.on_pixels:
+    if target.in_latents:
         return "a pipeline with a VAE is judged by diffratio eval alone"
     return judge_of(target, SampleSettings()).why_not(target, quality=True)
 
@@ -134,7 +134,7 @@ def measure_runs(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the figures of ``Judge`` for every model of every run, by the run's name, with ``step`` and
     ``mean_kept``. Of a run that learns no ratios the last model counts alone."""
-    judges: dict[tuple, Judge | Painter] = {}
+    judges: dict[tuple, Judge] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         models = run.models() if run.method in _LEARNED else run.models()[-1:]

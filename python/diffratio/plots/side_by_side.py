@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..evaluation.inpainting import Repainting, judge_of
 from ..evaluation.quality import Judge, SampleSettings
 from ..evaluation.target import load_target
-from .judges import Painter, judge_of
 from .pictures import side_by_side
 from .style import save
 
@@ -58,9 +58,9 @@ def draw_side_by_side(
     return save(side_by_side(rows, captions, title), out / "side-by-side.png")
 
 
-def _given(judge: Judge | Painter, name: str, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _given(judge: Judge, name: str, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row above runs that repaint: the images with their holes, the same for all of them."""
-    if not isinstance(judge, Painter):
+    if not isinstance(judge, Repainting):
         return {}
     if rows and not (GIVEN in rows and judge.given.equal(rows[GIVEN])):
         raise ValueError(f"side-by-side: {name} is given other images or holes than the first")

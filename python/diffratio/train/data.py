@@ -86,6 +86,8 @@ def load_splits(
             f"resolution: latents are [{found}, {side}, {side}], the model takes {channels} "
             f"channels and patches of {config.patch_size}"
         )
+    if arguments.task == "inpaint" and arguments.system == "crop":
+        training.images = held_out.images = encoders.images
     return training, held_out
 
 
@@ -160,7 +162,9 @@ def validation_loader(arguments: TrainArguments, base: Base, dataset) -> DataLoa
 
 
 def _holes(arguments: TrainArguments, base: Base, dataset, seed: int) -> Holes | None:
-    factor = PIXELS_PER_LATENT if isinstance(dataset, EncodedDataset) else 1
+    factor = 1
+    if isinstance(dataset, EncodedDataset):
+        factor = dataset.source.size // dataset[0]["latents"].shape[-1]
     return holes_of(arguments, base.model, dataset, factor, seed)
 
 

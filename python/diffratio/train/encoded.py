@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..data import CaptionedDataset
 from ..diffusion.pipelines import load_pipeline
 from ..files import replace_text, replacing
 from ..names import on_disk
@@ -35,11 +36,14 @@ ENCODED_BY = (
 class EncodedDataset(Dataset):
     """The `count` images in a folder that `Encoders.encode` wrote: `latents` [C, h, w], `tokens` [M, E], ...
 
-    They are read from disk one by one.
+    They are read from disk one by one. `source` are the images themselves; `images` encodes others where
+    that is asked for.
     """
 
-    def __init__(self, folder: Path, count: int):
-        self.folder, self.count = folder, count
+    images = None
+
+    def __init__(self, folder: Path, count: int, source: CaptionedDataset):
+        self.folder, self.count, self.source = folder, count, source
         with _opened(folder / NULL) as file:
             self.null = {name: _plain(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
 
@@ -90,13 +94,13 @@ class Encoders:
                 batch = dataset.batch(rows)
             except ValueError as error:
                 raise ArgumentError(f"dataset_name={self.arguments.dataset_name!r}: {error}") from None
-            tensors = self._images(batch["pixel_values"]) | self._captions(dataset.captions(rows))
+            tensors = self.images(batch["pixel_values"]) | self._captions(dataset.captions(rows))
             _write(tensors | {"attributes": batch["attributes"]}, _chunk(folder, number))
         if accelerator.is_main_process and not (folder / NULL).exists():
             null = self._captions([""])
             _write({name: tensor[0] for name, tensor in null.items()}, folder / NULL)
         accelerator.wait_for_everyone()
-        return EncodedDataset(folder, count)
+        return EncodedDataset(folder, count, dataset)
 
     @cached_property
     def _vae(self) -> AutoencoderKL:
@@ -138,7 +142,7 @@ class Encoders:
         if self.accelerator.is_main_process:
             replace_text(path, json.dumps(settings, indent=2) + "\n")
 
-    def _images(self, pixels: Tensor) -> dict[str, Tensor]:
+    def images(self, pixels: Tensor) -> dict[str, Tensor]:
         """[n, 3, H, W] in [-1, 1] -> the mode of the VAE's distribution, in the model's scale."""
         vae = self._vae
         parts = [vae.encode(some.to(self.device)).latent_dist.mode() for some in pixels.split(AT_ONCE)]
@@ -187,7 +191,7 @@ class PipelineEncoders(Encoders):
                 part.requires_grad_(False).to(self.device)
         return pipe
 
-    def _images(self, pixels: Tensor) -> dict[str, Tensor]:
+    def images(self, pixels: Tensor) -> dict[str, Tensor]:
         parts = [self.family.latents(self._pipe.vae, some.to(self.device)) for some in pixels.split(AT_ONCE)]
         return {"latents": torch.cat(parts)}
 

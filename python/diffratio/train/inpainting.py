@@ -49,34 +49,40 @@ class Holes:
 
     Args:
         arguments: the system, and which masks.
-        objects: the masks of objects by row of the data set, where it knows any.
+        source: the images, which may know the masks of their objects.
         patch: the side of a model's token.
         factor: pixels of a side for each of a latent's; 1 for a model on pixels.
         seed: of the masks.
+        images: pixels [n, 3, H, W] -> what `Encoders` makes of them; of crops in latents, whose own pixels
+            are encoded: no part of a picture's latents is those of a crop, resized less so.
 
     Raises:
-        ArgumentError: masks that the data cannot have, or a system that does not work on latents.
+        ArgumentError: masks that the data cannot have, or a crop that other processes would have to encode.
     """
 
     def __init__(
         self,
         arguments: TrainArguments,
-        objects: Callable[[list[int]], Tensor | None],
+        source: CaptionedDataset,
         patch: int,
         factor: int,
         seed: int,
+        images: Callable[[Tensor], dict[str, Tensor]] | None = None,
     ):
         self.system, self.kind = system_of(arguments.system), arguments.masks
-        self._objects, self._patch, self._factor, self._seed = objects, patch, factor, seed
-        if factor > 1 and arguments.system == "crop":
+        self._source, self._patch, self._factor, self._seed = source, patch, factor, seed
+        self._images = images
+        if images is not None and arguments.dataloader_num_workers:
             raise ArgumentError(
-                "system='crop' is trained on pixels: latents of a crop are not those of a picture"
+                f"dataloader_num_workers={arguments.dataloader_num_workers} must be 0 for system='crop' in "
+                "latents: its VAE is where the model is"
             )
         try:
-            draw_masks(self.kind, torch.zeros(1, dtype=torch.int64), 8, objects=objects([0]))
+            draw_masks(self.kind, torch.zeros(1, dtype=torch.int64), 8, objects=source.masks([0]))
         except ValueError as error:
             raise ArgumentError(f"masks={self.kind!r}: {error}") from None
 
+    @torch.no_grad()
     def __call__(self, item: dict[str, Tensor], row: int, number: int) -> dict[str, Tensor]:
         """Return an item with `hole` [1, h, w] bool; its picture is what the system sees of it.
 
@@ -86,18 +92,20 @@ class Holes:
             number: of the sample.
         """
         name = "latents" if "latents" in item else "pixel_values"
-        picture = item[name]
-        side = picture.shape[-1] * self._factor
-        hole = draw_masks(
-            self.kind, torch.tensor([number]), side, seed=self._seed, objects=self._objects([row])
-        )
-        frame = self.system.frame(picture[None], pooled(hole, self._factor), self._patch)
-        return item | {name: frame.pictures[0], "hole": frame.mask[0]}
+        side, objects = item[name].shape[-1] * self._factor, self._source.masks([row])
+        hole = draw_masks(self.kind, torch.tensor([number]), side, seed=self._seed, objects=objects)
+        if self._images is None:
+            frame = self.system.frame(item[name][None], pooled(hole, self._factor), self._patch)
+            return item | {name: frame.pictures[0], "hole": frame.mask[0]}
+        pixels = self._source.batch([row])["pixel_values"]
+        frame = self.system.frame(pixels, hole, self._factor * self._patch)
+        encoded = {name: x[0].cpu() for name, x in self._images(frame.pictures).items()}
+        return item | encoded | {"hole": pooled(frame.mask, self._factor)[0]}
 
 
 def holes_of(arguments: TrainArguments, model: nn.Module, dataset, factor: int, seed: int) -> Holes | None:
     """The holes of a data set's samples; None for another task."""
     if arguments.task != "inpaint":
         return None
-    objects = dataset.masks if isinstance(dataset, CaptionedDataset) else lambda rows: None
-    return Holes(arguments, objects, transformer_of(model).config.patch_size, factor, seed)
+    source, images = getattr(dataset, "source", dataset), getattr(dataset, "images", None)
+    return Holes(arguments, source, transformer_of(model).config.patch_size, factor, seed, images)

@@ -29,7 +29,6 @@ from diffratio.baselines import (
     remove_baseline,
 )
 from diffratio.inpainting import LazyPixArt
-from diffratio.inpainting.hole import Hole
 from diffratio.toy import DIGITS_LT30
 
 NAMES = ["tome:attn:0.5", "tome:mlp:0.2", "tome:all:0.75", "atedm:0.2", "atedm:0.5:residual"]
@@ -209,12 +208,9 @@ def test_a_bad_argument_is_named_and_nothing_changes(call, text, tiny):
 def test_tokens_that_are_no_image_of_2_x_2_are_refused(tiny):
     pixart, text = tiny.make("pixart"), torch.randn(2, 5, 24)
     given = {"encoder_hidden_states": text, "timestep": torch.tensor([1, 1])}
-    lazy = apply_tome(LazyPixArt.from_pixart(pixart), 0.5)
-    hole, context = Hole.of(torch.arange(64).expand(2, 64) < 20), torch.zeros(2, 20, pixart.inner_dim)
-    with pytest.raises(
-        ValueError, match="not apply to .*HoleBlock: it is given 20 tokens of an image of 8 x 8"
-    ):
-        lazy(torch.randn(2, 4, 16, 16), **given, hole=hole, context=context)
+    for apply in (apply_tome, apply_atedm):
+        with pytest.raises(ValueError, match="does not apply to LazyPixArt: it computes the tokens of holes"):
+            apply(LazyPixArt.from_pixart(pixart), 0.5)
     with pytest.raises(ValueError, match="an image of 1 x 4 tokens has no 2 x 2"):
         apply_tome(pixart, 0.5)(torch.randn(2, 4, 2, 8), **given)
 

@@ -41,8 +41,8 @@ def test_a_row_is_found_only_where_system_ratio_and_task_agree():
     assert of_dense(published("inpaint", "lazy", "mod", 0.3), 16) == {}
 
 
-def like(family=PixArtSigma, method="lt", compression=0.2, side=512, baseline=None, **sizes):
-    """What `published_row` looks at of a target."""
+def like(family=PixArtSigma, method="lt", compression=0.2, side=512, baseline=None, system=None, **sizes):
+    """What `published_row` looks at of a target; with a system one that repaints in latents."""
     config = SimpleNamespace(sample_size=64, patch_size=2)
     known = family(config, {"vae": ["diffusers", "AutoencoderKL"]})
     return SimpleNamespace(
@@ -51,7 +51,10 @@ def like(family=PixArtSigma, method="lt", compression=0.2, side=512, baseline=No
         mean_kept=1 - compression,
         pipeline=SimpleNamespace(family=known),
         options={"resolution": side},
-        model=SimpleNamespace(config=PUBLISHED_MODEL | sizes),
+        model=SimpleNamespace(config=PUBLISHED_MODEL | {"sample_size": side // 8} | sizes),
+        repaints=system is not None,
+        in_latents=True,
+        system=SimpleNamespace(name=system),
     )
 
 
@@ -59,9 +62,16 @@ def test_a_run_is_beside_the_paper_if_it_is_of_the_papers_model():
     assert published_row(like()).figures["fid"] == 10.68
     assert published_row(like(compression=0.2012)).figures["fid"] == 10.68
     assert published_row(like(method="dense", compression=0.0)).figures["fid"] == 11.93
-    others = {"compression": 0.13}, {"num_layers": 6}, {"sample_size": 128}, {"side": 256}
+    others = {"compression": 0.13}, {"num_layers": 6}, {"sample_size": 128}, {"side": 256, "sample_size": 64}
     for other in (like(PixArt), *(like(**one) for one in others)):
         assert published_row(other) is None
+    edits = {"side": 1024, "compression": 0.3, "system": "lazy"}
+    assert published_row(like(**edits)).figures == {"hps": 20.368}
+    assert published_row(like(**edits | {"method": "mod"})).figures == {"hps": 20.105}
+    assert published_row(like(**edits | {"compression": 0.2})) is None
+    dense = {"side": 1024, "compression": 0.0, "method": "dense"}
+    assert published_row(like(**dense, system="crop")).figures == {"hps": 19.466}
+    assert published_row(like(**dense | {"side": 512}, system="crop")) is None
     alone = like()
     alone.run = None
     assert published_row(alone) is None

@@ -113,6 +113,7 @@ def test_json(run, folder):
     (folder / "model_index.json").unlink()
     report = json.loads(result.stdout)
     assert report["outside_pixels_changed"] == 0 and report["system"] == "lazy"
+    assert report["sampler"] == "DPMSolverMultistepScheduler"
     assert report["hole"] == pytest.approx(120 / 1024) and report["picture"] == "out/inpainted.png"
 
 
@@ -131,6 +132,8 @@ def test_json(run, folder):
         ("shapes", {"system": "lazy"}, "system='lazy' wants a LazyPixArt"),
         ("nowhere", {}, "path: 'nowhere' holds no run, model or adapter"),
         ("lazy", {"dataset": "shapes", "strength": 0.1}, "strength=0.1 must be in"),
+        ("lazy", {"dataset": "shapes", "sampler": "euler"}, "sampler='euler' must be one of dpm++, ddpm"),
+        ("lazy", {"dataset": "shapes", "sampler": "ddpm", "steps": 1}, "steps must be at least 2, got 1"),
     ],
 )
 def test_wrong_arguments_are_named(run, model, options, said):

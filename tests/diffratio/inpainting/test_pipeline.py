@@ -229,6 +229,7 @@ def test_a_run_s_recipe_says_how_its_pipeline_samples(sampler, scheduler, varian
     pipes["crop"].save_pretrained(tmp_path)
     target = load_target(tmp_path)
     target.run = {"arguments": {"system": "crop"}, "sampling": {"sampler": sampler}}
+    target.run |= {"latents": True, "base_model": str(tmp_path)}
     pipe = editor_of(target, str(tmp_path))
     config = pipe.scheduler.config
     assert (type(pipe.scheduler).__name__, config.variance_type) == (scheduler, variance)
@@ -264,7 +265,7 @@ def test_a_lazy_pipeline_is_saved_and_loaded(pipes, tmp_path):
 
 
 def encoded(**options):
-    return {"prompt": None, "prompt_embeds": torch.zeros(2, 5, 32)} | options
+    return {"prompt": None, "prompt_embeds": torch.zeros(2, 5, 16)} | options
 
 
 @pytest.mark.parametrize(
@@ -291,10 +292,28 @@ def encoded(**options):
         ({"image": torch.full((3, 27, 33), torch.nan)}, r"image must be in \[0, 1\]"),
         ({"mask_image": PIL.Image.new("RGBA", (33, 27), (255,) * 3 + (0,))}, "mask_image is transparent"),
         ({"prompt": []}, "prompt must be one or more"),
-        ({"negative_prompt_embeds": torch.zeros(1, 5, 32)}, "negative_prompt_embeds goes with prompt_embeds"),
-        (encoded(negative_prompt_embeds=torch.zeros(1, 6, 32)), r"\(1, 6, 32\) does not fit .* \(2, 5, 32\)"),
-        (encoded(negative_prompt_embeds=torch.zeros(3, 5, 32)), "3 where|2 where there are 3"),
         (encoded(negative_prompt="red"), "negative_prompt goes with prompt, negative_prompt_embeds with"),
+        ({"negative_prompt_embeds": torch.zeros(1, 5, 16)}, "negative_prompt_embeds goes with prompt_embeds"),
+        (encoded(negative_prompt_embeds=torch.zeros(1, 6, 16)), r"\(1, 6, 16\) does not fit .* \(2, 5, 16\)"),
+        (encoded(negative_prompt_embeds=torch.zeros(3, 5, 16)), "3 where|2 where there are 3"),
+        (
+            encoded(prompt_embeds=torch.zeros(2, 5, 9), guidance_scale=1.0),
+            r"prompt_embeds must be \[B, M, 16\]",
+        ),
+        ({"num_inference_steps": 2.5}, r"steps \(num_inference_steps\)=2.5 must be an integer"),
+        ({"num_inference_steps": "2"}, r"steps \(num_inference_steps\)='2' must be"),
+        ({"num_inference_steps": -1}, r"steps \(num_inference_steps\)=-1 must be"),
+        ({"strength": 1.5}, "strength=1.5 must be"),
+        ({"strength": "all"}, "strength='all' must be a number"),
+        ({"guidance_scale": torch.nan}, r"guidance \(guidance_scale\)=nan must be a number"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt=1.5 must be an integer"),
+        ({"max_sequence_length": 0}, "max_sequence_length=0 must be an integer"),
+        ({"width": 40.0}, "width=40.0 must be a multiple of 8"),
+        ({"generator": 3}, "generator must be a torch.Generator"),
+        ({"latents": [1]}, r"latents must have the shape .* got a list"),
+        ({"prompt": 5}, "prompt must be a text or a list of texts, got 5"),
+        ({"negative_prompt": [None]}, "negative_prompt must be a text or a list of texts"),
+        ({"mask_image": torch.ones(3, 1, 27, 33), "image": torch.zeros(2, 3, 27, 33)}, "mask_image|image: 2"),
     ],
 )
 def test_wrong_arguments_are_named(pipes, photo, wrong, said):

@@ -12,11 +12,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from diffratio.data import load_dataset
-from diffratio.evaluation import inpainting
+from diffratio.evaluation import inpainting, networks
+from diffratio.evaluation.editor import editor_of
 from diffratio.evaluation.evaluate import evaluate
 from diffratio.evaluation.quality import SampleSettings
 from diffratio.evaluation.target import load_target
-from diffratio.train import ArgumentError, Trainer, encoded, load_run
+from diffratio.inpainting import DiffRatioInpaintPipeline, system_of
+from diffratio.inpainting.masks import draw_masks, pooled
+from diffratio.train import ArgumentError, Trainer, data, encoded
 
 COLOURS = {"a red image": (255, 0, 0), "a green image": (0, 255, 0), "a blue one": (0, 0, 255)}
 IMAGES, HELD_OUT = 18, 2
@@ -103,8 +106,10 @@ def test_training_on_latents_runs_and_encodes_once(tiny, repository, images, tmp
     assert (tmp_path / "encoded/train/000000.safetensors").stat().st_mtime_ns == before
 
 
-def test_holes_are_repainted_in_latents(tiny, repository, images, tmp_path, monkeypatch):
-    repository = shutil.copytree(repository, tmp_path / "repository")
+@pytest.fixture(scope="module")
+def pipeline(repository, tmp_path_factory):
+    """The repository as a pipeline of diffusers."""
+    folder = shutil.copytree(repository, tmp_path_factory.mktemp("pipelines") / "pixart")
     index = {
         "_class_name": "PixArtAlphaPipeline",
         "transformer": ["diffusers", "PixArtTransformer2DModel"],
@@ -113,18 +118,89 @@ def test_holes_are_repainted_in_latents(tiny, repository, images, tmp_path, monk
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
     }
-    (repository / "model_index.json").write_text(json.dumps(index))
-    changes = {"task": "inpaint", "learn_variance": True, "method": "lt"}
-    run = trainer(tiny, repository, images, tmp_path / "lazy", **changes).fit()
-    assert run["loss"] == "noise-MSE + variational bound" and run["latents"]
-    model, _ = load_run(tmp_path / "lazy")
-    assert (model.config.in_channels, model.out_channels) == (4, 8)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+class Level:
+    """In place of a network of pairs: the mean level of an image."""
+
+    name = "hps"
+
+    def __call__(self, images, captions):
+        return images.flatten(1).mean(1).tolist()
+
+
+@pytest.mark.parametrize("system", ["crop", "lazy"])
+def test_holes_are_repainted_in_latents_and_judged_through_the_pipeline(
+    system, tiny, pipeline, images, tmp_path, monkeypatch
+):
+    changes = {"task": "inpaint", "system": system, "method": "dense", "masks": "box"}
+    run = trainer(tiny, pipeline, images, tmp_path / "run", **changes).fit()
+    assert run["loss"] == "noise-MSE" and run["latents"]
     monkeypatch.setattr(inpainting, "_ROUNDS", 1)
-    report = evaluate(load_target(tmp_path / "lazy"), SampleSettings(), batch=1, progress=False)
-    assert report["quality"] is None and "repaints in latents" in report["why_no_quality"]
-    assert report["cost"]["sparse"]["gflop"] > 0 and report["edit"]["encoder_milliseconds"] > 0
-    with pytest.raises(ArgumentError, match="^system='crop' is trained on pixels"):
-        trainer(tiny, repository, images, tmp_path / "crop", system="crop", **changes)
+    monkeypatch.setattr(networks, "hps_score", lambda path, device: Level())
+    target, how = load_target(tmp_path / "run"), SampleSettings(2, steps=2, sampler="ddpm")
+    given = {"batch": 1, "progress": False, "networks": networks.Networks(hps=tmp_path)}
+    report = evaluate(target, how, keep_samples=tmp_path / "kept", **given)
+    assert report["variance"] == "as the model predicts it" and report["masks"] == "box"
+    for column in ("quality", "hidden"):
+        assert report[column]["outside_differing"] == 0 and report[column]["hole_error"] > 0
+    if system == "lazy":  # of a crop this small nothing is known but its hole
+        assert report["quality"]["hps_by_sample"] != report["hidden"]["hps_by_sample"]
+    # The same held-out images, holes and noise as in training, whose latents were kept in half precision.
+    assert report["quality"]["noise_mse"] == pytest.approx(run["validation_loss"], rel=2e-2)
+    low, none, *_, high = report["quality"]["noise_mse_by_quartile"]
+    assert low > 0 and none is high is None, "two images, in the first and the third quarter"
+    assert "Frechet distance and accuracy" in report["not_judged"][0]
+    assert Image.open(tmp_path / "kept" / "hidden" / "000001.png").size == (16, 16)
+    assert ("encoder_milliseconds" in report["edit"]) == (system == "lazy")
+
+
+@torch.no_grad()
+def test_the_latents_of_a_crop_are_those_of_its_pixels(tiny, pipeline, images, tmp_path):
+    def samples(system, **more):
+        changes = {"task": "inpaint", "system": system, "masks": "box"} | more
+        one = trainer(tiny, pipeline, images, tmp_path / system, **changes)
+        return data.training_loader(one.arguments, one.base, one.dataset, 1, 0).dataset
+
+    crop, whole = samples("crop"), samples("image")
+    item, other = crop[3], whole[3]
+    assert item["latents"].shape == (4, 2, 2) and item["hole"].shape == (1, 2, 2)
+    assert other["latents"].shape == (4, 4, 4) and item["original_size"].tolist() == [8, 8]
+    row = crop._row(3)
+    source = load_dataset(images, split="train", resolution=16)
+    hole = draw_masks("box", torch.tensor([3]), 16, seed=1)
+    assert torch.equal(pooled(hole, 4)[0], other["hole"]), "all systems have the same holes"
+    frame = system_of("crop").frame(source.batch([row])["pixel_values"], hole, 8)
+    vae = AutoencoderKL.from_pretrained(pipeline / "vae")
+    latents = vae.encode(frame.pictures).latent_dist.mode()[0] * vae.config.scaling_factor
+    torch.testing.assert_close(item["latents"], latents)
+    with pytest.raises(ArgumentError, match="^dataloader_num_workers=1 must be 0 for system='crop'"):
+        samples("crop", dataloader_num_workers=1)
+
+
+def test_an_editor_samples_as_the_run_was_trained_and_knows_pipelines_of_a_hub(
+    tiny, pipeline, images, tmp_path, monkeypatch
+):
+    trainer(tiny, pipeline, images, tmp_path, recipe="inpaint", max_train_steps=1).fit()
+    info = json.loads((tmp_path / "run.json").read_text())
+    schedulers = [editor_of(load_target(tmp_path), "", sampler=one).scheduler for one in (None, "dpm++")]
+    assert [type(one).__name__ for one in schedulers] == ["DDPMScheduler", "DPMSolverMultistepScheduler"]
+    config = schedulers[0].config
+    assert (config.variance_type, config.clip_sample) == ("learned_range", False)
+    (tmp_path / "run.json").write_text(json.dumps(info | {"base_model": "/nowhere/pixart"}))
+    with pytest.raises(ValueError, match="^path: the pipeline '/nowhere/pixart' of .* cannot be loaded"):
+        editor_of(load_target(tmp_path), "")
+    (tmp_path / "run.json").write_text(json.dumps(info | {"base_model": "someone/pixart"}))
+    load, asked = DiffRatioInpaintPipeline.from_pretrained, []
+
+    def of_a_hub(name, local_files_only, **options):
+        asked.append((name, local_files_only))
+        return load(pipeline, local_files_only=True, **options)
+
+    monkeypatch.setattr(DiffRatioInpaintPipeline, "from_pretrained", of_a_hub)
+    assert editor_of(load_target(tmp_path), "").vae is not None and asked == [("someone/pixart", False)]
 
 
 def test_what_was_encoded_for_another_run_is_not_used(tiny, repository, images, tmp_path):

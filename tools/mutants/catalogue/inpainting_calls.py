@@ -4,6 +4,7 @@ from .mutant import Mutant
 
 SOURCE = "python/diffratio/inpainting/"
 PIPELINE = f"{SOURCE}pipeline.py"
+EDITOR = "python/diffratio/evaluation/editor.py"
 TRAIN, JUDGED = "python/diffratio/train/inpainting.py", "python/diffratio/evaluation/inpainting.py"
 OF_PIPELINE = "tests/diffratio/inpainting/test_pipeline.py -k"
 OF_COMMAND = "tests/diffratio/inpainting/test_command.py -k options_are"
@@ -25,7 +26,7 @@ INPAINTING_CALLS = [
     ),
     Mutant(
         "a-model-is-told-its-latents-size", "unit", PIPELINE,
-        {"pixels = frame.pictures.shape[-2:]": "pixels = edit.clean.shape[-2:]"},
+        {"size=frame.pictures.shape[-2:]": "size=edit.clean.shape[-2:]"},
         f"{OF_PIPELINE} settings_of",
     ),
     Mutant(
@@ -55,8 +56,8 @@ INPAINTING_CALLS = [
         {'"mask_image", 1).cpu() >= 0.5': '"mask_image", 1).cpu() > 0.5'}, f"{OF_PIPELINE} one_half",
     ),
     Mutant(
-        "a-run-is-edited-by-another-sampler", "setting forgotten", "python/diffratio/evaluation/editor.py",
-        {'sampler = run.get("sampling", {}).get("sampler")': "sampler = None"},
+        "a-run-is-edited-by-another-sampler", "setting forgotten", EDITOR,
+        {'sampler or run.get("sampling", {}).get("sampler", "dpm++")': 'sampler or "dpm++"'},
         f"{OF_PIPELINE} recipe",
     ),
     Mutant(
@@ -75,17 +76,17 @@ INPAINTING_CALLS = [
     ),
     Mutant(
         "masks-of-latents-are-drawn-on-latents", "unit", "python/diffratio/train/data.py",
-        {"factor = PIXELS_PER_LATENT if isinstance(dataset, EncodedDataset) else 1": "factor = 1"},
+        {'factor = dataset.source.size // dataset[0]["latents"].shape[-1]': "factor = 1"},
         f"{OF_TRAINING} holes_of_a_run",
     ),
     Mutant(
-        "edited-with-the-package-s-noise", "setting forgotten", "python/diffratio/evaluation/editor.py",
+        "edited-with-the-package-s-noise", "setting forgotten", EDITOR,
         {"sampling_scheduler(target.schedule, sampler": "sampling_scheduler(None, sampler"},
         f"{OF_PIPELINE} of_its_training",
     ),
     Mutant(
-        "a-hub-s-pipeline-is-not-found", "condition", "python/diffratio/evaluation/editor.py",
-        {"not on_disk(name)": "on_disk(name)"}, f"{OF_PIPELINE} hub",
+        "a-hub-s-pipeline-is-not-found", "condition", EDITOR,
+        {'"local_files_only": on_disk(name)': '"local_files_only": True'}, f"{OF_PIPELINE} hub",
     ),
     Mutant(
         "an-epoch-s-holes-come-again", "wrong key of a random number", TRAIN,
@@ -98,29 +99,28 @@ INPAINTING_CALLS = [
     ),
     Mutant(
         "the-error-of-a-hole-over-the-picture", "wrong denominator", JUDGED,
-        {"/ inside.flatten(1).sum(1)\n": "/ inside[0].numel()\n"}, f"{OF_TRAINING} twins_match",
+        {"(squares / inside.flatten(1).sum(1))": "(squares / inside[0].numel())"},
+        f"{OF_TRAINING} twins_match",
     ),
     Mutant(
         "every-hole-gets-the-same-noise", "wrong key of a random number", JUDGED,
-        {"mixed_seed(settings.seed, row)": "mixed_seed(settings.seed, 0)"}, f"{OF_TRAINING} holes_get",
+        {"mixed_seed(how.seed, n)": "mixed_seed(how.seed, 0)"}, f"{OF_TRAINING} holes_get",
     ),
     Mutant(
-        "painted-with-a-fixed-variance", "setting forgotten", JUDGED,
-        {"learned = predicts_variance(model, system.channels(model))": "learned = False"},
-        f"{OF_TRAINING} painted_by",
-    ),
-    Mutant(
-        "painted-with-the-package-s-noise", "setting forgotten", JUDGED,
-        {"sampling_scheduler(target.schedule, settings": "sampling_scheduler(None, settings"},
+        "painted-with-a-fixed-variance", "setting forgotten", EDITOR,
+        {"learned = predicts_variance(target.model, system_of(system).channels(target.model))":
+         "learned = False"},
         f"{OF_TRAINING} painted_by",
     ),
     Mutant(
         "each-chunk-has-the-first-one-s-text", "index", JUDGED,
-        {'self._batch["tokens"][rows]': 'self._batch["tokens"][: len(rows)]'}, f"{OF_TRAINING} painted_by",
+        {"captions(self.wanted[numbers]),\n                    torch":
+         "captions(self.wanted[: len(numbers)]),\n                    torch"},
+        f"{OF_TRAINING} painted_by",
     ),
     Mutant(
         "hidden-pictures-are-shown", "control that controls nothing", JUDGED,
-        {"if hidden else frame": "if not hidden else frame"}, f"{OF_TRAINING} holes_get",
+        {"if self.hidden else picture": "if not self.hidden else picture"}, f"{OF_TRAINING} holes_get",
     ),
     Mutant(
         "quarters-of-the-noise-backwards", "index", JUDGED,
@@ -137,11 +137,6 @@ INPAINTING_CALLS = [
     Mutant(
         "a-hole-in-pixels-instead-of-tokens", "unit", JUDGED,
         {"self._edit.where.float()": "self._edit.mask.float()"}, f"{OF_TRAINING} costs",
-    ),
-    Mutant(
-        "a-repainter-s-reference-is-trained-on", "held-out data not held out", JUDGED,
-        {"partial(images_of, judge.held_out, progress)": "partial(images_of, judge._seen, progress)"},
-        f"{OF_TRAINING} eval_judges",
     ),
     Mutant(
         "the-twin-lies-beside-the-hole", "index", "python/diffratio/data/twins.py",
