@@ -14,13 +14,13 @@ from .target import Target
 
 
 def editor_of(
-    target: Target, path: str, system: str | None = None, sampler: str | None = None
+    target: Target, path: str | None, system: str | None = None, sampler: str | None = None
 ) -> DiffRatioInpaintPipeline:
     """Return the pipeline around a target's model.
 
     Args:
         target: of ``load_target``.
-        path: what it was loaded from.
+        path: what it was loaded from; None: a run.
         system: "lazy", "image" or "crop"; None is the run's, or lazy for such a model.
         sampler: "dpm++" or "ddpm"; None is that of the run's recipe, else "dpm++", and of a pipeline that is
             no run its own scheduler.
@@ -52,12 +52,12 @@ def editor_of(
     return pipeline_of(target.model, system, scheduler, dataset)
 
 
-def _pipeline_name(target: Target, path: str) -> str | None:
+def _pipeline_name(target: Target, path: str | None) -> str | None:
     """The folder or hub id of the pipeline that a target is a part of; None for a model on pixels."""
-    if target.run is not None:
-        return target.run["base_model"] if target.run["latents"] else None
-    if on_disk(path) and read_index(path) is not None:
+    if path is not None and on_disk(path) and read_index(path) is not None:
         return path
+    if target.run is not None:
+        return target.run["base_model"] if target.run.get("latents") else None
     return None if target.pipeline is None else target.pipeline.name
 
 

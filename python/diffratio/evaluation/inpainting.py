@@ -102,7 +102,7 @@ class Repainting(Judge):
     def _pipe(self, target: Target) -> DiffRatioInpaintPipeline:
         """The pipeline around a target's model; a VAE and a text encoder are loaded once."""
         if self._editor is None or not self.latents:
-            self._editor = editor_of(target, target.name, sampler=self.settings.sampler)
+            self._editor = editor_of(target, None, sampler=self.settings.sampler)
             self._editor.set_progress_bar_config(disable=True)
         self._editor.transformer = target.model
         return self._editor

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .frechet import Moments, gaussian_distance
+from .samples import levels_of
 
 FEATURES = 2048
 """Of Inception: a covariance of fewer images is singular, and FID depends on how many they are."""
@@ -182,8 +183,7 @@ class PairScore:
 
 def _bytes(images: Tensor) -> Tensor:
     """uint8 [n, 3, H, W]; one channel is repeated."""
-    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.expand(-1, 3, -1, -1)
+    return levels_of(images).to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 def _found(argument: str, weights: Path, module: str, package: str) -> tuple[str, ModuleType]:

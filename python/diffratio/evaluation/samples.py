@@ -53,7 +53,7 @@ class SampleFolder:
 
     def write(self, first: int, images: Tensor) -> Tensor:
         """Write ``images`` ``[n, C, H, W]`` in [-1, 1], numbered from ``first``; return them as written."""
-        levels = _levels(images).to(torch.uint8)
+        levels = levels_of(images).to(torch.uint8)
         for row, one in enumerate(levels, start=first):
             pixels = one[0] if len(one) == 1 else one.permute(1, 2, 0)
             with replacing(self._path(row)) as beside:
@@ -66,10 +66,11 @@ class SampleFolder:
 
 def eight_bit(images: Tensor) -> Tensor:
     """Images in [-1, 1] as a PNG holds them."""
-    return _levels(images) / 127.5 - 1
+    return levels_of(images) / 127.5 - 1
 
 
-def _levels(images: Tensor) -> Tensor:
+def levels_of(images: Tensor) -> Tensor:
+    """0 to 255 of images in [-1, 1]."""
     return ((images + 1) * 127.5).round().clamp(0, 255)
 
 

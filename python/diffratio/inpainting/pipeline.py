@@ -109,11 +109,8 @@ class DiffRatioInpaintPipeline(DiffusionPipeline):
         """
         system, model = system_of(self.config.system), transformer_of(self.transformer)
         _check(image, mask_image, output_type, callback_on_step_end_tensor_inputs)
-        for name, value in (
-            ("num_images_per_prompt", num_images_per_prompt),
-            ("max_sequence_length", max_sequence_length),
-        ):
-            check_whole(name, value, 1)
+        check_whole("num_images_per_prompt", num_images_per_prompt, 1)
+        check_whole("max_sequence_length", max_sequence_length, 1)
         how = Steps(self.scheduler, num_inference_steps, guidance_scale, strength, generator)
         picture = picture_of(image, system.channels(model) if self.vae is None else 3)
         mask = mask_of(mask_image, picture)

@@ -183,7 +183,7 @@ def test_the_mean_is_guided_and_the_variance_is_that_of_the_text():
 
 def test_bad_settings_are_named(lazy, masks):
     scheduler = DDPMScheduler()
-    with pytest.raises(ValueError, match="steps=0 must be"):
+    with pytest.raises(ValueError, match=r"steps \(num_inference_steps\)=0 must be"):
         Steps(scheduler, 0)
     with pytest.raises(ValueError, match="strength=0.1 must be"):
         Steps(scheduler, 5, strength=0.1)

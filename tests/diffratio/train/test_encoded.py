@@ -185,13 +185,13 @@ def test_an_editor_samples_as_the_run_was_trained_and_knows_pipelines_of_a_hub(
 ):
     trainer(tiny, pipeline, images, tmp_path, recipe="inpaint", max_train_steps=1).fit()
     info = json.loads((tmp_path / "run.json").read_text())
-    schedulers = [editor_of(load_target(tmp_path), "", sampler=one).scheduler for one in (None, "dpm++")]
+    schedulers = [editor_of(load_target(tmp_path), None, sampler=one).scheduler for one in (None, "dpm++")]
     assert [type(one).__name__ for one in schedulers] == ["DDPMScheduler", "DPMSolverMultistepScheduler"]
     config = schedulers[0].config
     assert (config.variance_type, config.clip_sample) == ("learned_range", False)
     (tmp_path / "run.json").write_text(json.dumps(info | {"base_model": "/nowhere/pixart"}))
     with pytest.raises(ValueError, match="^path: the pipeline '/nowhere/pixart' of .* cannot be loaded"):
-        editor_of(load_target(tmp_path), "")
+        editor_of(load_target(tmp_path), None)
     (tmp_path / "run.json").write_text(json.dumps(info | {"base_model": "someone/pixart"}))
     load, asked = DiffRatioInpaintPipeline.from_pretrained, []
 
@@ -200,7 +200,7 @@ def test_an_editor_samples_as_the_run_was_trained_and_knows_pipelines_of_a_hub(
         return load(pipeline, local_files_only=True, **options)
 
     monkeypatch.setattr(DiffRatioInpaintPipeline, "from_pretrained", of_a_hub)
-    assert editor_of(load_target(tmp_path), "").vae is not None and asked == [("someone/pixart", False)]
+    assert editor_of(load_target(tmp_path), None).vae is not None and asked == [("someone/pixart", False)]
 
 
 def test_what_was_encoded_for_another_run_is_not_used(tiny, repository, images, tmp_path):
