@@ -96,6 +96,8 @@ LIMITS = """
   edit): given some it stops with an error of its graph that names `img_ids` (on a GPU an assertion of the
   device). Without references it is one graph. Compile block by block (`compile_repeated_blocks`) with them,
   and Ideogram 4, MiniMax-H3 and Lumina 2, whose tokens the host has to read.
+* Sequences of unequal lengths (Z-Image, JoyImage-Edit-Plus) in fp32 on a GPU: attention there is torch's, the
+  host reads their lengths, and `cuda_graphs` refuses them.
 * Masks of numbers whose values the host would have to wait for (PixArt, Allegro, and LTX where its model is
   not given a mask of bools, sampling on a GPU without `cache_text`), and masks that only weigh tokens, send
   attention to the text through diffusers' module: as exact, and no faster than that is.
@@ -198,7 +200,7 @@ def page() -> str:
         f"{name}, from {low:g} to {high:g}" for name, (low, high) in registry.TIMESTEP_UNITS.items()
     )
     table = "\n".join(rows()) + f"\n\nTimesteps, the finished picture first: {units}.\n"
-    lacking = _without("checkpointing", "Gradient checkpointing") + _without("graphs", "CUDA graphs")
+    lacking = _without("checkpointing", "Gradient checkpointing") + _without("graphs", "No CUDA graph")
     return TOP + table + REFUSED + "\n".join(refused) + "\n" + LIMITS + lacking
 
 

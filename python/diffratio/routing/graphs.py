@@ -52,13 +52,11 @@ class _Watched(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         there = {x.device.type == self.kind for x in (*tree_leaves(args), out) if isinstance(x, Tensor)}
-        waits = True in there and bool(_DYNAMIC & {*func.tags})
+        waits = bool(_DYNAMIC & {*func.tags})
         if func in _PLACES:  # by a mask; one value for all that it marks needs no count of them
             masks = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
             waits = masks and (len(args) == 2 or args[2].numel() > 1)
-        elif func in _COPIES:
-            waits = len(there) > 1
-        if waits:
+        if len(there) > 1 if func in _COPIES else waits and True in there:
             where = f"its forward waits for values on the GPU ({func})"
             raise RuntimeError(f"cuda_graphs: no graph can hold {self.name}: {where}")
         return out

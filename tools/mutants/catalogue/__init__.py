@@ -7,9 +7,11 @@ from .cuda_two_bin import CUDA_TWO_BIN
 from .families import FAMILIES
 from .families_rows import FAMILIES_ROWS
 from .gate import GATE
+from .graphs import GRAPHS_OF_MODELS
 from .mutant import Mutant
 from .native import NATIVE
 from .ops import OPERATORS
+from .peers import PEERS
 from .triton_products import TRITON_PRODUCTS
 from .triton_rows import TRITON_ROWS
 from .triton_select import TRITON_SELECTION
@@ -20,4 +22,4 @@ __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
 MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED + FAMILIES
-MUTANTS += FAMILIES_ROWS + ACTIVATIONS
+MUTANTS += FAMILIES_ROWS + ACTIVATIONS + GRAPHS_OF_MODELS + PEERS
