@@ -1,4 +1,4 @@
-"""What a CUDA graph holds besides operators: constants that the host hands over; and what it cannot wait for"""
+"""What a CUDA graph holds besides operators: constants that the host hands over; what no graph waits for."""
 
 import pytest
 import torch

@@ -11,7 +11,6 @@ from .graphs import GRAPHS_OF_MODELS
 from .mutant import Mutant
 from .native import NATIVE
 from .ops import OPERATORS
-from .peers import PEERS
 from .triton_products import TRITON_PRODUCTS
 from .triton_rows import TRITON_ROWS
 from .triton_select import TRITON_SELECTION
@@ -22,4 +21,4 @@ __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
 MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED + FAMILIES
-MUTANTS += FAMILIES_ROWS + ACTIVATIONS + GRAPHS_OF_MODELS + PEERS
+MUTANTS += FAMILIES_ROWS + ACTIVATIONS + GRAPHS_OF_MODELS
