@@ -71,8 +71,9 @@ On whole tiny models (`tests/diffratio/families/test_compositions.py` and the fi
 * First-Block-Cache: as on the dense model, for the models that it knows.
 * `cache_text`: keys and values of cross-attention are projected once; where the text runs through the
   blocks it warns that there is nothing to keep.
-* `cuda_graphs`: replays have the eager bits, with operators recorded on a CPU
-  (`tests/diffratio/families/test_recorded.py`).
+* `cuda_graphs`: replays have the eager bits, with other latents, texts and masks too; operators are
+  recorded on a CPU (`tests/diffratio/families/test_recorded.py`). What a model's forward makes of the host's
+  numbers is copied to the GPU once; models that wait for the GPU are refused by name, see below.
 * `torch.compile`: every block is one graph, where the dense block is one
   (`tests/diffratio/families/test_compiled_blocks.py`).
 * Adapters: `load_diffratio` gives the bits that were saved.
@@ -95,7 +96,8 @@ LIMITS = """
   edit): given some it stops with an error of its graph that names `img_ids` (on a GPU an assertion of the
   device). Without references it is one graph. Compile block by block (`compile_repeated_blocks`) with them,
   and Ideogram 4, MiniMax-H3 and Lumina 2, whose tokens the host has to read.
-* Blocks of experts (HiDream, Nucleus) are read by the host: no CUDA graph takes them.
+* Sequences of unequal lengths (Z-Image, JoyImage-Edit-Plus) in fp32 on a GPU: attention there is torch's, the
+  host reads their lengths, and `cuda_graphs` refuses them.
 * Masks of numbers whose values the host would have to wait for (PixArt, Allegro, and LTX where its model is
   not given a mask of bools, sampling on a GPU without `cache_text`), and masks that only weigh tokens, send
   attention to the text through diffusers' module: as exact, and no faster than that is.
@@ -152,10 +154,11 @@ def _dense(blocks) -> str:
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items()) or "-"
 
 
-def _checkpointing() -> str:
-    """Models whose gradient checkpointing does not work."""
-    reasons = json.loads(FACTS.read_text())["without checkpointing"]
-    return "".join(f"* Gradient checkpointing, `{name}`: {why}.\n" for name, why in reasons.items())
+def _without(what: str, name: str) -> str:
+    """Cases of models that have no checkpointing, or no graphs; one line a reason."""
+    reasons = json.loads(FACTS.read_text())[f"without {what}"]
+    cases = {why: [f"`{case}`" for case in reasons if reasons[case] == why] for why in reasons.values()}
+    return "".join(f"* {name}, {', '.join(own)}: {why}.\n" for why, own in cases.items())
 
 
 def _module(file: str):
@@ -197,7 +200,8 @@ def page() -> str:
         f"{name}, from {low:g} to {high:g}" for name, (low, high) in registry.TIMESTEP_UNITS.items()
     )
     table = "\n".join(rows()) + f"\n\nTimesteps, the finished picture first: {units}.\n"
-    return TOP + table + REFUSED + "\n".join(refused) + "\n" + LIMITS + _checkpointing()
+    lacking = _without("checkpointing", "Gradient checkpointing") + _without("graphs", "No CUDA graph")
+    return TOP + table + REFUSED + "\n".join(refused) + "\n" + LIMITS + lacking
 
 
 if __name__ == "__main__":

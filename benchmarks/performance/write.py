@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.performance.paper import paper_section
 from benchmarks.performance.prediction import prediction_error
 from benchmarks.performance.render import kernel_table, markdown, roofline_table, subject_tables, target_table
 from benchmarks.performance.targets import targets
@@ -151,7 +152,8 @@ def document(rows: list[dict], pictures: list[Path]) -> str:
         stem = file_of(PICTURES, machine[0]).stem
         mine = [path for path in pictures if path.stem.startswith(f"{stem}-{machine[1]}-{machine[2]}-")]
         lines += [line for path in mine for line in (f"![{path.stem}](performance/{path.name})", "")]
-    return "\n".join([*lines, *predicted_section(), *tile_section(), *kernel_section()])
+    lines += [*predicted_section(), *paper_section(RESULTS), *tile_section(), *kernel_section()]
+    return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:

@@ -16,6 +16,7 @@ from diffratio_kernels.types import Seqlens
 
 from ..harness.options import Options
 from ..harness.subject import Candidate, Subject
+from ..peers import libraries
 from ..peers.rows import PEERS
 from . import products
 from .case import cost_of, operator_case
@@ -53,6 +54,11 @@ def _peers(op: str, options: Options, about: dict) -> Iterator[Candidate]:
         if options.compile_mode is not None:
             compiled = torch.compile(peer, mode=options.compile_mode, dynamic=False)
             yield Candidate("torch compiled", Peer(compiled), **about)
+    if op == "route":
+        yield Candidate("flashinfer", Peer(libraries.route), libraries.check_top_k, **about)
+    elif op == "mlp":
+        way = QuackMlp(op, "quack")
+        yield Candidate("quack", way.run, way.verify, **about)
 
 
 def _backends(op: str, options: Options, keep: int, about: dict) -> Iterator[Candidate]:
@@ -111,11 +117,15 @@ class Operator:
     def run(self, call: Call) -> object:
         return call.function(**call.arguments, backend=self.backend)
 
+    def results(self, call: Call) -> tuple[Tensor, ...]:
+        """What is held against the budget."""
+        return _results(call, self.backend)
+
     def verify(self, call: Call) -> None:
         """Assert that every floating result is within the budget of eager PyTorch, the last backend."""
         eager = BACKENDS[self.op.removesuffix("_")][-1]
         gold = replace(call, arguments=cast(call.arguments, torch.float64))
-        results = (_results(c, by) for c, by in ((call, self.backend), (call, eager), (gold, eager)))
+        results = self.results(call), _results(call, eager), _results(gold, eager)
         for result, *others in zip(*results, strict=True):
             if result.is_floating_point():
                 check_budget(f"{self.op} {self.backend}", result, *others)
@@ -128,6 +138,17 @@ def _results(call: Call, backend: str) -> tuple[Tensor, ...]:
     x = call.arguments["x"].clone()
     call.function(**call.arguments | {"x": x}, backend=backend)
     return (x,)
+
+
+class QuackMlp(Operator):
+    """The MLP by QuACK, the GELU in the epilogue of its first product."""
+
+    def run(self, call: Call) -> Tensor:
+        names = "rows", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"
+        return libraries.quack().mlp(*(call.arguments[name] for name in names))
+
+    def results(self, call: Call) -> tuple[Tensor, ...]:
+        return (self.run(call),)
 
 
 @dataclass(frozen=True)

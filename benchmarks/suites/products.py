@@ -21,6 +21,7 @@ from diffratio_kernels.types import Finish, Linear, PackedRows, Rescale, Run
 
 from ..harness.options import Options
 from ..harness.subject import Candidate, Subject
+from ..peers import libraries
 from .case import cost_of
 
 Case = dict[str, Any]
@@ -33,14 +34,17 @@ def subjects(options: Options, kept: float, keep: int, put: Call) -> Iterator[Su
     inputs = {name: Inputs(options, keep, *sizes) for name, sizes in products(options.transformer).items()}
     for name, make in inputs.items():
         cost = cost_of(name, options, keep)
-        candidate = Candidate("torch", _multiply, kept=kept, flops=cost.operations, moved=cost.bytes)
-        yield Subject("operator", name, options.dtype, shape, make, cost.bytes, (candidate,))
+        about = {"kept": kept, "flops": cost.operations, "moved": cost.bytes}
+        candidates = (
+            Candidate("torch", _multiply, **about),
+            Candidate("quack", _quack_linear, _check_quack_linear, **about),
+        )
+        yield Subject("operator", name, options.dtype, shape, make, cost.bytes, candidates)
     for name, (product, row_step) in JOINED.items():
         cost = cost_of(name, options, keep)
-        # the row step is ours
-        about = {"kept": kept, "flops": cost.operations, "moved": cost.bytes, "ours": True}
-        candidates = tuple(
-            Candidate(label, run, Check(name, row_step, label, run), **about)
+        about = {"kept": kept, "flops": cost.operations, "moved": cost.bytes}
+        candidates = tuple(  # the row step is ours, but for another library's
+            Candidate(label, run, Check(name, row_step, label, run), ours=label != "quack", **about)
             for label, run in _ways(name, row_step, options, put.arguments["x"])
         )
         make = JoinedInputs(inputs[product], put)
@@ -93,9 +97,18 @@ def _multiply(case: Case) -> Tensor:
     return _linear(case)(case["inputs"])
 
 
+def _quack_linear(case: Case) -> Tensor:
+    return libraries.quack().linear(case["inputs"], case["weight"], case["bias"])
+
+
+def _check_quack_linear(case: Case) -> None:
+    actual = _quack_linear(case)
+    check_budget("linear quack", actual, _multiply(case), _multiply(cast(case, torch.float64)))
+
+
 def _ways(name: str, row_step: str, options: Options, x: Tensor) -> Iterator[tuple[str, Way]]:
     """The library's product and the row step of each backend, by torch where there is none; then the
-    one kernel."""
+    one kernel, and QuACK's epilogue, which puts no rows in other places."""
     known = [n for n in options.backends if n in BACKENDS[row_step]]
     for own in [n for n in known if not unavailable_reason(n, options.device, options.dtype)] or [
         "reference"
@@ -103,6 +116,8 @@ def _ways(name: str, row_step: str, options: Options, x: Tensor) -> Iterator[tup
         run = run_of("mod_block", own, "auto", x, direct=True)
         yield f"torch + {own}", Apart(row_step, run)
     yield "triton", _ONE_KERNEL[name]
+    if name == "linear_gate_residual":
+        yield "quack", _quack_gate_residual
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,11 @@ def _linear_gate_residual(case: Case) -> Tensor:
 
     hidden, inputs, gate = case["hidden"], case["inputs"], case["gate"]
     return linear_gate_residual(hidden, inputs, _linear(case), gate, case["rows"], in_place=True)
+
+
+def _quack_gate_residual(case: Case) -> Tensor:
+    given = (case[name] for name in ("hidden", "inputs", "weight", "bias", "gate"))
+    return libraries.quack().linear_gate_residual(*given)
 
 
 def _finish(case: Case, branch: Tensor) -> Finish:

@@ -120,6 +120,7 @@ def test_the_document_has_every_row_and_every_picture(tmp_path, monkeypatch):
     assert "refused: no kernel / none" in text and "| mod_block cuda | 0.5 | eager, cold | 0.9 |" in text
     assert "| linear_scatter | sm_90 | 16384 | 1152 x 4608 |" in text
     assert "## Predicted, not measured" in text and "## Kernels, compiled ahead of time" in text
+    assert "| DiffRatio-LT | 0.797 | 0.793 | 0." in text and "Nothing of this has been measured" in text
     pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     stem = "nvidia-h200-8-bfloat16"
     assert pictures == [f"{stem}-block.png", f"{stem}-roofline-16x1024x1152x300.png"]

@@ -1,17 +1,39 @@
 """Stands in for the recorder of CUDA graphs on a CPU: records operators, and replays them on the same memory.
 
 As in a CUDA graph, whatever was computed outside of the recording is a constant of the replay, and reading a
-value while recording is an error.
+value while recording is an error, as is a tensor that is made of the host's numbers.
 """
 
+import sys
 from unittest import mock
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffratio.families import text_mask
 from diffratio.routing import graphs, text_cache
+
+
+class _Host(TorchFunctionMode):
+    """What on a GPU would be a copy between it and the host. The package's own lists are of tensors of the
+    CPU: on a GPU it takes other ways."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        made = func in (torch.tensor, torch.as_tensor) and (kwargs or {}).get("device") is not None
+        read = func in (torch.Tensor.tolist, torch.Tensor.numpy)
+        if made or (read and "diffusers" in _caller()):
+            raise RuntimeError(f"operation not permitted when stream is capturing ({func.__name__})")
+        return func(*args, **(kwargs or {}))
+
+
+def _caller() -> str:
+    """The file that called torch, whatever modes of functions lie between."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return frame.f_code.co_filename
 
 
 class _Recording(TorchDispatchMode):
@@ -49,6 +71,7 @@ class OpRecorder:
         with (
             mock.patch.object(text_cache, "capturing", capturing),
             mock.patch.object(text_mask, "capturing", capturing),
+            _Host(),
             recording,
         ):
             outputs = run(*inputs)

@@ -5,10 +5,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
+from torch.utils._pytree import tree_map_only
 
 from diffratio import DiffRatioConfig, apply_diffratio, cache_text, cuda_graphs
 from diffratio.families import text_mask
 from diffratio.routing.find import routed_blocks
+from tests.diffratio.families.cases import MODELS
+from tests.diffratio.families.test_models import made
+from tests.diffratio.families.test_models import run as run_family
 
 pytestmark = pytest.mark.gpu
 REGIONS = {0: [0.1, 0.2, 0.3, 0.4], -1: [1.0, 0.0, 0.2, 0.5]}
@@ -78,6 +82,39 @@ def test_replays_have_the_eager_bits(dtype, masked):
     with cuda_graphs(model) as graphs:
         assert same([run(model, inputs) for inputs in given], expected)
         assert len(graphs) == len(TIMES)
+
+
+HANDED = ("qwen_image", "qwen_image_edit", "ltx2", "chroma", "wan", "flux")
+"""Most of them hand numbers of the host to the GPU in every call, which no capture can."""
+
+
+def on_gpu(name):
+    model, inputs = made(name)
+    apply_diffratio(model.to("cuda"), DiffRatioConfig(0.5))
+    return model, tree_map_only(torch.Tensor, lambda t: t.to("cuda"), inputs)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the routers are untrained")
+@pytest.mark.parametrize("name", HANDED)
+def test_families_have_the_eager_bits(name):
+    model, inputs = on_gpu(name)
+    expected = run_family(model, inputs)
+    with cuda_graphs(model) as graphs:
+        for _ in range(2):
+            assert torch.equal(run_family(model, inputs), expected)
+        assert len(graphs) == 1
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the routers are untrained")
+@pytest.mark.parametrize("name", [name for name, make in MODELS.items() if getattr(make, "graphs", None)])
+def test_families_that_wait_are_refused_before_a_capture(name):
+    """So that the next one works."""
+    model, inputs = on_gpu(name)
+    with cuda_graphs(model), pytest.raises(RuntimeError, match=f"no graph can hold {type(model).__name__}"):
+        run_family(model, inputs)
+    test_families_have_the_eager_bits("flux")
 
 
 def test_weights_in_place_are_seen_and_moved_ones_captured_again():

@@ -58,6 +58,7 @@ FORBIDDEN = {
     "benchmarks/harness": ["tools", "benchmarks.peers", "benchmarks.performance"],
     "benchmarks/suites": ["tools", "benchmarks.performance"],
     "benchmarks/peers": ["tools", "benchmarks.suites"],
+    "benchmarks/a100": ["tools", "benchmarks.performance"],
     "tools": ["tests"],
 }
 # Folders of python/diffratio: each imports only those before it.

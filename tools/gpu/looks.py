@@ -170,6 +170,9 @@ def sanitizer(tool: str) -> Step:
     return Step(tool, f"compute-sanitizer {tool}", command, 480, 90)
 
 
+PAPER = "{python} -m benchmarks.a100 --out {folder}"
+"""What `python -m benchmarks.a100` without words measures takes hours: here the small batch in bf16."""
+
 REST = (
     DEVICE,
     *map(sanitizer, ("memcheck", "racecheck", "initcheck", "synccheck")),
@@ -208,6 +211,9 @@ REST = (
     bench("sampling-1024", "20 steps with guidance", 480, 300, "sampling", batch=(1, 4), text=300),
     bench("sampling-4096", "20 steps with guidance", 480, 300, "sampling",
           batch=(1,), tokens=4096, text=300),
+    Step("paper-tables", "the paper's tables and figure 3, 16 images in bf16",
+         f"{PAPER} --step figure3-bf16 --step table1-bf16-16 --step table2-512-bf16-16", 480, 240,
+         f"{PAPER} --device cpu --tiny --rounds 1 --step table1-fp32-1", needs="diffusers"),
 )  # fmt: skip
 
 LOOKS = {

@@ -5,9 +5,61 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .find import routed_blocks, routed_model, unwrapped
+
+_HANDED = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.to, torch.Tensor.cuda}
+_COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
+_PLACES = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
+_DYNAMIC = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class _Constants(TorchFunctionMode):
+    """What runs hand from the host to the device, by value: once, then copied there. A graph cannot wait for
+    the host, and all that the host computes is a part of the graph's key."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.noted = kind, {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        there = args and isinstance(args[0], Tensor) and args[0].device.type == self.kind
+        if there or func not in _HANDED:
+            return func(*args, **(kwargs or {}))
+        key = func, *map(_value, tree_leaves((args, kwargs)))
+        if key not in self.noted:
+            self.noted[key] = func(*args, **(kwargs or {}))
+        return self.noted[key].clone()
+
+
+def _value(x) -> Hashable:
+    """What tells an argument of the host from another one."""
+    if not isinstance(x, Tensor) or x.device.type != "cpu":
+        return repr(x) if isinstance(x, float) else x if isinstance(x, Hashable) else id(x)
+    return x.dtype, x.shape, x.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+class _Watched(TorchDispatchMode):
+    """A RuntimeError where a run of a model waits for values of the device, as no graph can."""
+
+    def __init__(self, model, kind: str):
+        super().__init__()
+        self.name, self.kind = type(model).__name__, kind
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        there = {x.device.type == self.kind for x in (*tree_leaves(args), out) if isinstance(x, Tensor)}
+        waits = bool(_DYNAMIC & {*func.tags})
+        if func in _PLACES:  # by a mask; one value for all that it marks needs no count of them
+            masks = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+            waits = masks and (len(args) == 2 or args[2].numel() > 1)
+        if len(there) > 1 if func in _COPIES else waits and True in there:
+            where = f"its forward waits for values on the GPU ({func})"
+            raise RuntimeError(f"cuda_graphs: no graph can hold {self.name}: {where}")
+        return out
 
 
 class _Graphs(dict):
@@ -21,12 +73,12 @@ class _Graphs(dict):
         self._model, self._shared, self._pool = model, shared, torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable, inputs: tuple[Tensor, ...]) -> Callable:
-        """`run` as a graph that takes tensors like `inputs`; two runs before the capture compile kernels."""
+        """`run` as a graph that takes tensors like `inputs`."""
         device = inputs[0].device
         if getattr(torch.cuda.graph.default_capture_stream, "device", device) != device:  # of the first GPU
             torch.cuda.graph.default_capture_stream = None
         with torch.cuda.stream(torch.cuda.current_stream(device)):  # so too after a failed capture
-            return torch.cuda.make_graphed_callables(run, inputs, num_warmup_iters=2, pool=self._pool)
+            return torch.cuda.make_graphed_callables(run, inputs, num_warmup_iters=1, pool=self._pool)
 
     def __deepcopy__(self, memo):
         return type(self._model).forward.__get__(memo[id(self._model)])  # a copy of the model has no graphs
@@ -52,8 +104,23 @@ class _Graphs(dict):
         key = *layouts, *constants, *weights, *kept, str(tree), *autocast, *settings
         if key not in self:  # autocast's cached weights would not outlive the capture
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, *autocast, False):
-                self[key] = self.record(run, tuple(x.clone() for x in inputs))
-        return tree_map_only(Tensor, torch.clone, self[key](*inputs))
+                self[key] = self._recorded(run, tuple(x.clone() for x in inputs))
+        return tree_map_only(Tensor, torch.clone, self[key][0](*inputs))
+
+    def _recorded(self, run: Callable, inputs: tuple[Tensor, ...]) -> tuple[Callable, _Constants | None]:
+        """The graph of `run`, and what it reads besides weights and inputs."""
+        if any(module._compiled_call_impl is not None for module in self._model.modules()):
+            return self.record(run, inputs), None  # they would be compiled again, to be looked into
+        constants = _Constants(self.device_type)
+
+        def settled(*buffers: Tensor):
+            with constants:
+                return run(*buffers)
+
+        settled(*inputs)  # compiles kernels, and fills caches of the model's own
+        with _Watched(self._model, self.device_type):
+            settled(*inputs)
+        return self.record(settled, inputs), constants
 
     def _check(self, leaves: list, inputs: tuple[Tensor, ...], timestep, kind: str) -> None:
         reasons = {
@@ -81,7 +148,8 @@ def cuda_graphs(model_or_pipe):
     One graph per kept counts (so per timestep region), layout of tensors, value of other arguments, and
     autocast. The text is projected in every replay; several regions wait for the timestep. Weights may change
     in place; moved or replaced ones are captured anew. Leave the context for other changes: it does not see
-    hooks, processors and scales. One thread, one stream.
+    hooks, processors and scales. One thread, one stream. A forward that waits for values on the GPU is
+    refused (docs/supported-models.md has which).
 
     Args:
         model_or_pipe: a routed model on one GPU, or a pipeline with one.
@@ -92,7 +160,7 @@ def cuda_graphs(model_or_pipe):
     Raises:
         ValueError, TypeError, RuntimeError: a model that is compiled as a whole or offloaded, a call with
             gradients, in training mode, inside of record_routing or cache_text or in several regions, an
-            argument that is neither tensor on the GPU nor constant, or no GPU.
+            argument that is neither tensor on the GPU nor constant, a forward that waits, or no GPU.
 
     Example:
         >>> apply_diffratio(model.to("cuda").eval(), DiffRatioConfig(compression=0.3))

@@ -91,14 +91,15 @@ def facts() -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def unchecked() -> dict[str, str]:
-    """Models whose gradient checkpointing is not tested, and why."""
-    reasons = {name: getattr(make, "checkpointing", None) for name, make in MODELS.items()}
+def without(what: str) -> dict[str, str]:
+    """Models that have no gradient "checkpointing", or no CUDA "graphs", and why."""
+    reasons = {name: getattr(make, what, None) for name, make in MODELS.items()}
     return {name: why for name, why in sorted(reasons.items()) if why}
 
 
 def written() -> str:
-    found = {"blocks": facts(), "refused": refusals(), "without checkpointing": unchecked()}
+    found = {"blocks": facts(), "refused": refusals()}
+    found |= {f"without {what}": without(what) for what in ("checkpointing", "graphs")}
     return json.dumps(found, indent=1) + "\n"
 
 

@@ -20,6 +20,7 @@ from diffratio import (
     remove_diffratio,
 )
 from diffratio.families import text_mask
+from diffratio.routing import graphs
 
 REGIONS = {0: [0.1, 0.2, 0.3, 0.3], 1: [0.5, 0.6, 0.7, 0.7], 2: [1.0, 0.0, 0.2, 0.2]}
 """Regions 2 and 3 keep the same, and so share a graph."""
@@ -373,6 +374,16 @@ def test_a_copy_made_inside_has_no_graphs(tiny, routed, recorder):
     assert "forward" not in vars(twin)
 
 
+def test_compiled_blocks_are_captured_as_they_are(tiny, model, recorder, monkeypatch):
+    """Modes of functions would have them compiled again, and broken into pieces."""
+    inputs = tiny.inputs(tiny.route(model))
+    expected = tiny.run(model, inputs)
+    monkeypatch.setattr(graphs, "_Constants", None)
+    model.transformer_blocks[0].compile(backend=lambda graph, inputs: graph.forward)
+    with cuda_graphs(model):
+        assert torch.allclose(tiny.run(model, inputs), expected, atol=1e-6)
+
+
 def test_the_recorder_keeps_constants_and_refuses_reads(op_recorder):
     """The controls: what these tests look for does go wrong in a recording."""
     buffer, factor = torch.ones(2), torch.ones(2) * 3
@@ -381,3 +392,5 @@ def test_the_recorder_keeps_constants_and_refuses_reads(op_recorder):
     assert replay(torch.full((2,), 2.0)).tolist() == [6, 6]
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         op_recorder().record(lambda given: given * given[0].item(), (buffer,))
+    with pytest.raises(RuntimeError, match="capturing .tensor"):
+        op_recorder().record(lambda given: given * torch.tensor([2.0, 3.0], device="cpu"), (buffer,))

@@ -8,6 +8,7 @@ from .cuda_two_bin import CUDA_TWO_BIN
 from .families import FAMILIES
 from .families_rows import FAMILIES_ROWS
 from .gate import GATE
+from .graphs import GRAPHS_OF_MODELS
 from .inpainting import INPAINTING
 from .inpainting_calls import INPAINTING_CALLS
 from .metrics import METRICS
@@ -24,5 +25,5 @@ __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
 MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED + FAMILIES
-MUTANTS += FAMILIES_ROWS + ACTIVATIONS
+MUTANTS += FAMILIES_ROWS + ACTIVATIONS + GRAPHS_OF_MODELS
 MUTANTS += INPAINTING + INPAINTING_CALLS + BASELINES + METRICS

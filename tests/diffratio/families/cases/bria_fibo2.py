@@ -65,5 +65,7 @@ def bria_fibo2_model():
     }  # fmt: skip
 
 
+bria_fibo2_model.graphs = "the host reads the lengths of the texts"
+
 BLOCKS = (bria_fibo2, bria_fibo2_text)
 MODELS = (bria_fibo2_model,)

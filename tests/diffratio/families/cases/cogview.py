@@ -116,5 +116,7 @@ def glm_image_model():
     }
 
 
+glm_image_model.graphs = "its model drops the prior of samples by a mask"
+
 BLOCKS = (cogview3plus, cogview4, glm_image, glm_image_references)
 MODELS = (cogview3plus_model, cogview4_model, glm_image_model)

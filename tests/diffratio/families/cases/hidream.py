@@ -89,5 +89,8 @@ def hidream_wide_model():
     return _model(8, 12)
 
 
+hidream_model.graphs = "the host counts the tokens of each expert"
+hidream_wide_model.graphs = "the host counts the tokens of each expert"
+
 BLOCKS = (hidream, hidream_padded, hidream_single, hidream_single_padded)
 MODELS = (hidream_model, hidream_wide_model)

@@ -162,6 +162,10 @@ def hunyuan_image_model():
 
 hunyuan_image_model.checkpointing = "diffusers' model gives checkpointing arguments by name, which it refuses"
 
+framepack_model.graphs = "its model slices the text by the lengths that a mask holds"
+hunyuan_video15_model.graphs = "its model sorts the text by its masks"
+hunyuan_image_model.graphs = "its model sorts two texts by their masks"
+
 BLOCKS = (
     hunyuan_double, hunyuan_single, hunyuan_replace, hunyuan_replace_single, hunyuan15_joint,
     hunyuan_image_double, hunyuan_image_single,

@@ -123,5 +123,7 @@ def ltx2_guidance_model():
     return _model(newer=True, spatio_temporal_guidance_blocks=[1])
 
 
+ltx2_guidance_model.graphs = "with perturbed samples its model asks whether all are"
+
 BLOCKS = (ltx2, ltx2_i2v, ltx2_newer, ltx2_newer_i2v, ltx2_perturbed, ltx2_isolated)
 MODELS = (ltx2_model, ltx2_newer_model, ltx2_guidance_model)

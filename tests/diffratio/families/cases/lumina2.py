@@ -61,5 +61,7 @@ def lumina2_model():
     }  # fmt: skip
 
 
+lumina2_model.graphs = "the host reads the lengths of the texts"
+
 BLOCKS = (lumina2, lumina2_ragged)
 MODELS = (lumina2_model,)

@@ -69,5 +69,7 @@ def nucleus_model():
     }  # fmt: skip
 
 
+nucleus_model.graphs = "the host counts the tokens of each expert"
+
 BLOCKS = (nucleus, nucleus_experts)
 MODELS = (nucleus_model,)

@@ -103,5 +103,7 @@ def qwenimage21_model():
     }  # fmt: skip
 
 
+qwenimage21_model.graphs = "its model finds the image by a mask"
+
 BLOCKS = (qwenimage21, qwenimage21_padded, qwenimage21_one_timestep, qwenimage21_cached)
 MODELS = (qwenimage21_model,)
