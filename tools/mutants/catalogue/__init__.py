@@ -1,6 +1,7 @@
 """The planted bugs: small edits of one file each, and the tests that should see them."""
 
 from .activations import ACTIVATIONS
+from .choices import CHOICES
 from .compiled import COMPILED
 from .cuda import CUDA
 from .cuda_two_bin import CUDA_TWO_BIN
@@ -20,4 +21,4 @@ __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
 MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED + FAMILIES
-MUTANTS += FAMILIES_ROWS + ACTIVATIONS
+MUTANTS += FAMILIES_ROWS + ACTIVATIONS + CHOICES
