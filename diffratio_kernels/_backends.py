@@ -46,7 +46,8 @@ _AUTO = {
     "cpu": ("cpu", "sdpa", "reference"),
     "cuda": ("cuda", "cublaslt", "triton", "sdpa", "reference"),
 }
-"""Device type -> the order in which "auto" tries. No GPU has measured the second row yet: it is predicted."""
+"""Device type -> the order in which "auto" tries. On a GPU attention and products are chosen by shape instead
+(_choice.py); the rest of the second row no GPU has measured yet."""
 
 _PACKAGES = {"varlen": "torch.nn.attention.varlen", "flash_attn": "flash_attn"}
 """Backend -> what must be installed."""
@@ -83,7 +84,9 @@ def unavailable_reason(backend: str, device_type: str, dtype: torch.dtype | None
         return None
     if device_type != "cuda":  # cuda, cublaslt and the libraries
         return f"it is for CUDA tensors, not {device_type}"
-    return _native.cuda_unavailable if backend == "cuda" else _missing(backend)
+    if backend == "cuda":
+        return _native.cuda_unavailable or _triton.too_old()
+    return None if backend == "cublaslt" else _triton.too_old() or _missing(backend)
 
 
 def _missing(backend: str) -> str | None:
@@ -133,7 +136,8 @@ def choose(
 
 
 def capabilities() -> list[dict]:
-    """Every operator x backend x device type.
+    """Every operator x backend x device type. `auto` is what is taken without a look at the shape, which
+    decides about attention and products on a GPU (_choice.py).
 
     Returns:
         Rows with `op`, `backend`, `device`, the `dtypes` it takes, whether it is `available` here and, where

@@ -12,8 +12,7 @@ from pathlib import Path
 PACKAGES = ("torch", "triton", "diffusers", "flash-attn", "numpy")
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "power.limit")
 RESULTS = (
-    "benchmarks/results", "diffratio_kernels/kernels/triton/tiles.json", "docs/performance",
-    "docs/performance.md",
+    "benchmarks/results", "diffratio_kernels/_triton/tiles.json", "docs/performance", "docs/performance.md",
 )  # fmt: skip
 """What a run on a GPU writes: it is no change of the sources."""
 CHECKOUT = Path(__file__).parents[2]

@@ -29,5 +29,10 @@ def unavailable_reason(device_type: str) -> str | None:
         return None if interpreted else "on the CPU it runs in Triton's interpreter only (TRITON_INTERPRET=1)"
     if device_type != "cuda":
         return f"it is for CUDA tensors, not {device_type}"
+    return too_old()
+
+
+def too_old() -> str | None:
+    """Why this GPU runs nothing that is compiled for 8.0 and later; None where it does."""
     major, minor = torch.cuda.get_device_capability()
     return None if major >= 8 else f"it needs compute capability 8.0, this GPU has {major}.{minor}"

@@ -1,7 +1,9 @@
-"""Tiles per kernel, architecture and shape, from the table in tiles.json: nothing is tuned at run time.
+"""Tiles per kernel, architecture and shape, from the table in tiles.json: nothing is tuned at run time. It
+also holds how fast kernels are, as a part of a library's time (_choice.py).
 
 `source` of an entry: "predicted" (by the tile-and-wave model and the ahead-of-time report: no spills, blocks
-on a multiprocessor) or "measured on" which GPU, when, at which commit; tools/tune/tune.py writes it.
+on a multiprocessor) or "measured", then `on` names GPU, torch, Triton, commit and date; tools/tune/tune.py
+writes it.
 """
 
 import json
@@ -32,6 +34,7 @@ class ProductTile:
     tile: tuple[int, ...]
     of_library: float
     source: str
+    on: str = ""
 
     def distance(self, rows: int, columns: int, inner: int) -> tuple[float, float]:
         """From another shape: first the weight counts, then the rows."""
@@ -39,8 +42,28 @@ class ProductTile:
         return weight, abs(log(self.rows / rows))
 
 
+@dataclass(frozen=True)
+class AttentionRatio:
+    """How fast our attention is at one shape, beside every library that was measured with it.
+
+    kind: of _choice.KINDS. architecture: the compute capability, 90 for 9.0. queries, keys: of the longest
+    sample; with two bins rows of the large and of the small set. of: library -> our seconds as a part of its
+    own.
+    """
+
+    kind: str
+    architecture: int
+    queries: int
+    keys: int
+    head_dim: int
+    of: dict[str, float]
+    source: str
+    on: str = ""
+
+
 _TABLE = json.loads(TABLE.read_text())
 PRODUCT_TILES = [ProductTile(**entry | {"tile": tuple(entry["tile"])}) for entry in _TABLE["products"]]
+ATTENTION_RATIOS = [AttentionRatio(**entry) for entry in _TABLE["ratios"]]
 # kernel: {architecture: {held width of a head: (queries, keys, warps, stages)}}
 ATTENTION_TILES: dict[str, dict[int, dict[int, tuple[int, ...]]]] = {}
 for _entry in _TABLE["attention"]:
@@ -57,14 +80,18 @@ assumed_architecture = 80
 """Compute capability taken for tensors that are not on a GPU (interpreter, ahead-of-time compilation)."""
 
 
-_capability = cache(torch.cuda.get_device_capability)
+@cache
+def capability(device: torch.device) -> int:
+    """The compute capability of a GPU: 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def architecture(device: torch.device) -> int:
     """Which table a device takes."""
     if device.type != "cuda":
         return assumed_architecture
-    return architecture_of(_capability(device)[0])
+    return architecture_of(capability(device) // 10)
 
 
 def architecture_of(major: int) -> int:
@@ -88,11 +115,6 @@ def product_tiles(kernel: str, rows: Tensor, columns: int) -> dict:
     tile = PRODUCT_FP32 if fp32 else nearest(kernel, architecture(rows.device), columns, *rows.shape).tile
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP", "num_warps", "num_stages")
     return dict(zip(names, tile, strict=True))
-
-
-def beats_library(kernel: str, device: torch.device, columns: int, rows: int, inner: int) -> bool:
-    """Whether the table says that one kernel is faster than the library's product and a row kernel."""
-    return nearest(kernel, architecture(device), columns, rows, inner).of_library < 1
 
 
 @lru_cache(maxsize=4096)

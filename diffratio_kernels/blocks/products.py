@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._backends import choose, kernels, unavailable_reason
-from .._triton import tiles
+from .._backends import choose, kernels
+from .._choice import takes_ours
 from ..ops.activation.op import run_activation
 from ..ops.mlp.op import choose_mlp
 from ..types import Gated, Linear, Product, Run
@@ -145,14 +145,11 @@ def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) ->
 
 def fuses(run: Run, kernel: str, like: Tensor, rows: int, linear: Product | None) -> bool:
     """Whether a product of so many rows, of the dtype and device of `like`, takes the Triton kernel that has
-    a row step as its epilogue: always where Triton was asked for, else where the table of tiles says that it
-    is faster."""
+    a row step as its epilogue: always where Triton was asked for, else where the table says that it is
+    faster."""
     if not run.direct or not isinstance(linear, Linear) or run.others == "reference":
         return False
     if run.others == "triton":
         return True
-    half = like.dtype in (torch.float16, torch.bfloat16)  # in fp32 Triton's products have no matrix units
-    if not half or like.device.type != "cuda" or unavailable_reason("triton", "cuda", like.dtype):
-        return False
     columns, inner = linear.weight.shape
-    return tiles.beats_library(kernel, like.device, columns, rows, inner)
+    return like.device.type == "cuda" and takes_ours(kernel, like.dtype, like.device, columns, rows, inner)

@@ -8,7 +8,6 @@ import torch
 
 from diffratio_kernels import _triton, mod_block
 from diffratio_kernels._backends import kernels
-from diffratio_kernels._triton import tiles
 from diffratio_kernels.blocks import products, routed
 from diffratio_kernels.testing.cases import ModBlockCase
 from diffratio_kernels.types import Linear, Run
@@ -91,26 +90,21 @@ def like(dtype=torch.bfloat16, device="cuda"):
     return SimpleNamespace(dtype=dtype, device=torch.device(device))
 
 
-@pytest.mark.parametrize("of_library", [0.99, 1.0])
-def test_auto_follows_the_table_on_a_gpu_in_half(of_library, monkeypatch):
-    entry = replace(tiles.PRODUCT_TILES[0], kernel="joined", architecture=90, of_library=of_library)
-    monkeypatch.setattr(tiles, "PRODUCT_TILES", [entry])
-    monkeypatch.setattr(tiles, "architecture", lambda device: 90)
-    monkeypatch.setattr(products, "unavailable_reason", lambda *_: None)
-    tiles.nearest.cache_clear()
-    linear = Linear(torch.empty(1152, 1152))
-    shape, faster = (8192, linear), of_library < 1
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_follows_the_table_on_a_gpu_in_half(faster, monkeypatch):
+    def takes_ours(kernel, dtype, device, *shape):
+        return faster and (kernel, dtype, shape) == ("joined", torch.bfloat16, (1152, 8192, 576))
+
+    monkeypatch.setattr(products, "takes_ours", takes_ours)
+    linear = Linear(torch.empty(1152, 576))
+    shape = 8192, linear
     assert products.fuses(run(), "joined", like(), *shape) == faster
     assert products.fuses(run("triton"), "joined", like(), *shape)
-    for other in (like(torch.float32), like(torch.float64), like(device="cpu")):
-        assert not products.fuses(run(), "joined", other, *shape)
+    assert not products.fuses(run(), "joined", like(torch.float32), *shape)
     assert not products.fuses(run("reference"), "joined", like(), *shape)
     assert not products.fuses(run("triton", direct=False), "joined", like(), *shape)
     for not_raw in (None, linear.__call__, torch.nn.Linear(8, 8)):
         assert not products.fuses(run("triton"), "joined", like(), 8192, not_raw)
-    monkeypatch.setattr(products, "unavailable_reason", lambda *_: "no Triton")
-    assert not products.fuses(run(), "joined", like(), *shape)
-    tiles.nearest.cache_clear()
 
 
 def test_nothing_is_launched_where_nothing_is_kept(monkeypatch):

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import diffratio_kernels as dk
 from diffratio_kernels import _backends, _triton
+from diffratio_kernels._triton import tiles
 from diffratio_kernels.ops.mlp import cublaslt
 from diffratio_kernels.ops.mlp.op import choose_mlp
 from diffratio_kernels.testing.cases import ModBlockCase
@@ -23,6 +24,7 @@ BETWEEN_THE_GELUS = 5e-4  # the largest distance of the tanh GELU from the exact
 def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(_triton, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(tiles, "capability", lambda device: 90)
 
 
 @pytest.fixture

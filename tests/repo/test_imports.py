@@ -17,7 +17,7 @@ PACKAGE = ROOT / "diffratio_kernels"
 ORDER = (
     ("types", "_autocast", "_native", "_triton"),
     ("_checks", "_backends"),
-    ("_register",),
+    ("_choice", "_register"),
     ("ops",),
     ("blocks",),
     ("flops",),

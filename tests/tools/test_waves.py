@@ -5,9 +5,17 @@ from dataclasses import replace
 import pytest
 
 from diffratio.plan import DEVICES
-from tools.tune.waves import TILES, Tile, best_tile, product_seconds, tile_seconds
+from tools.tune.waves import (
+    MULTIPROCESSORS,
+    TILES,
+    Tile,
+    best_tile,
+    product_seconds,
+    shared_memory_share,
+    tile_seconds,
+)
 
-H200 = DEVICES["h200"]
+A100, H200 = DEVICES["a100"], DEVICES["h200"]
 WIDE = Tile(128, 192, 0.95)
 
 
@@ -20,10 +28,29 @@ def test_waves_are_counted_whole():
     assert tile_seconds(8192, 1152, 1152, H200, WIDE, splits=2).waves == 6
 
 
-def test_a_full_wave_reaches_the_efficiency_of_its_tile():
-    choice = tile_seconds(132 * 128, 192 * 10, 8192, replace(H200, launch_seconds=1e-12), WIDE)
-    assert choice.waves == 10
-    assert choice.efficiency == pytest.approx(0.95, abs=1e-6)
+def test_a_full_wave_reaches_the_efficiency_of_its_tile_or_what_shared_memory_leaves():
+    def reached(device):
+        free = replace(device, launch_seconds=1e-12)
+        return tile_seconds(MULTIPROCESSORS[device.name] * 128, 192 * 10, 8192, free, WIDE)
+
+    assert reached(H200).waves == reached(A100).waves == 10
+    assert reached(A100).efficiency == pytest.approx(0.95, abs=1e-6)
+    assert reached(H200).efficiency == pytest.approx(0.923, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tile", "share"),
+    [
+        ((64, 64), 0.50), ((128, 64), 0.57), ((64, 128), 0.67), ((128, 128), 0.80), ((256, 128), 0.89),
+        ((128, 256), 1.0), ((256, 256), 1.0),
+    ],
+)  # fmt: skip
+def test_shared_memory_bounds_small_tiles_of_sm_90(tile, share):
+    """By hand for 64 x 64, in steps of 16: 2 * 64 * 64 * 16 FLOPs take 32 cycles, 4 KiB written and 4 read
+    take 64."""
+    for name in ("h100", "h200"):
+        assert shared_memory_share(Tile(*tile, 0.95), DEVICES[name]) == pytest.approx(share, abs=0.005)
+    assert shared_memory_share(Tile(*tile, 0.95), A100) == 1.0
 
 
 def test_one_more_row_than_a_wave_costs_a_wave():

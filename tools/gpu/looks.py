@@ -127,7 +127,7 @@ SPEED = (
           SUITES["operators"][0], **SUITES["operators"][1]),
     bench("block", "one block, 16 samples of 1024 tokens, beside compiled peers", 65, 50,
           SUITES["block"][0], **SUITES["block"][1]),
-    Step("tune", "the table of tiles, measured as far as time goes",
+    Step("tune", "attention beside every library, and tiles, as far as time goes",
          "{python} -m tools.tune.tune --minutes 0.5 --table {folder}/tiles.json", 40, 36,
          INTERPRETED + "{python} -m tools.tune.tune --table {folder}/tiles.json"),
     Step("memcheck", "compute-sanitizer memcheck, if time is left",
@@ -179,7 +179,7 @@ REST = (
     tests("host", "what needs no GPU, with this torch and this Python", 480, 60,
           "tests/reference tests/kernels tests/testing tests/ops tests/blocks --ignore tests/kernels/triton "
           "--ignore tests/reference/test_diffusers_block.py --ignore tests/ops/properties/test_backends.py"),
-    Step("tune", "the table of tiles, measured",
+    Step("tune", "attention beside every library, and every tile",
          "{python} -m tools.tune.tune --minutes 6.5 --table {folder}/tiles.json", 480, 400,
          INTERPRETED + "{python} -m tools.tune.tune --table {folder}/tiles.json"),
     bench("block-16x1024", "one block, beside peers compiled with every tuning", 480, 360, "block",

@@ -21,7 +21,7 @@ from benchmarks.harness.subject import Candidate, Subject
 from benchmarks.suites import subjects
 from diffratio_kernels._triton import tiles
 
-from ..tune import attention_sweep
+from ..tune import attention_sweep, ratios
 from ..tune import subjects as tuned
 from ..tune.candidates import candidates, compiles
 from .looks import SUITES, TINY
@@ -42,6 +42,8 @@ def options_of(words: dict) -> Iterator[Options]:
 def measured() -> Iterator[Subject]:
     """Subjects of the steps that time."""
     yield from attention_sweep.subjects()
+    for bucket in ratios.buckets() if GPU else ratios.REHEARSED:
+        yield ratios.subject_of(bucket, attention_sweep.DTYPE, attention_sweep.DEVICE)
     for suite, words in SUITES.values():
         for options in options_of(words):
             yield from subjects(suite, options)

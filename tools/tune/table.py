@@ -8,6 +8,7 @@ from pathlib import Path
 KEYS = {
     "products": ("kernel", "architecture", "columns", "inner", "rows"),
     "attention": ("kernel", "architecture", "held"),
+    "ratios": ("kind", "architecture", "head_dim", "queries", "keys"),
 }
 """What names an entry of each list, in the order in which the list is sorted."""
 
@@ -18,12 +19,12 @@ class Table:
     def __init__(self, path: Path):
         self.path = path
         lists = json.loads(path.read_text())
-        self.entries = {name: {_key(name, entry): entry for entry in lists[name]} for name in KEYS}
+        self.entries = {name: {_key(name, entry): entry for entry in lists.get(name, ())} for name in KEYS}
 
-    def source(self, entry: dict) -> str:
-        """That of the entry with the same key; where there is none, it is predicted."""
+    def get(self, entry: dict) -> dict:
+        """The entry with the same key, empty where there is none."""
         name = _list(entry)
-        return self.entries[name].get(_key(name, entry), {}).get("source", "predicted")
+        return self.entries[name].get(_key(name, entry), {})
 
     def put(self, entry: dict) -> None:
         """Add an entry, or replace the one with the same key."""
@@ -34,15 +35,15 @@ class Table:
         """Write the file as a whole, an entry a line: what changed can be read in a diff."""
         lists = []
         for name, entries in self.entries.items():
-            lines = ",\n".join(f"  {json.dumps(entries[key])}" for key in sorted(entries))
-            lists.append(f' "{name}": [\n{lines}\n ]')
+            lines = ",".join(f"\n  {json.dumps(entries[key])}" for key in sorted(entries))
+            lists.append(f' "{name}": [{lines}\n ]')
         partial = self.path.with_suffix(".partial")
         partial.write_text("{\n" + ",\n".join(lists) + "\n}\n")
         partial.replace(self.path)
 
 
 def _list(entry: dict) -> str:
-    return "attention" if "held" in entry else "products"
+    return "ratios" if "kind" in entry else "attention" if "held" in entry else "products"
 
 
 def _key(name: str, entry: dict) -> tuple:

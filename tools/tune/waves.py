@@ -10,6 +10,13 @@ from diffratio.plan import DEVICES, Device
 MULTIPROCESSORS = {DEVICES["a100"].name: 108, DEVICES["h100"].name: 132, DEVICES["h200"].name: 132}
 """How many tiles of a product run at a time."""
 
+OPERANDS_IN_SHARED_MEMORY = (DEVICES["h100"].name, DEVICES["h200"].name)
+"""Those of sm_90: its matrix units read both operands from shared memory, sm_80's from registers."""
+FLOPS_PER_BYTE = 32
+"""Of one multiprocessor of sm_90: 4096 FLOPs and 128 bytes of shared memory in a cycle."""
+ROWS_AT_ONCE = 64
+"""Rows of a tile that one instruction of sm_90 multiplies with all of its columns."""
+
 SPLITS = (1, 2, 3, 4)
 """Into how many parts the inner dimension may be cut; their sums are fp32, written and read once."""
 
@@ -32,6 +39,16 @@ TILES = (
     Tile(64, 128, 0.86),
     Tile(64, 64, 0.70),
 )
+
+
+def shared_memory_share(tile: Tile, device: Device) -> float:
+    """The most of the peak that shared memory leaves to a tile: along the inner dimension every operand is
+    written once, its rows are read once and its columns again for each 64 rows."""
+    if device.name not in OPERANDS_IN_SHARED_MEMORY:
+        return 1.0
+    reads = tile.rows + tile.rows / ROWS_AT_ONCE * tile.columns
+    moved = device.itemsize * (tile.rows + tile.columns + reads)
+    return min(1.0, 2 * tile.rows * tile.columns / (moved * FLOPS_PER_BYTE))
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,8 @@ def tile_seconds(rows: int, columns: int, inner: int, device: Device, tile: Tile
         ceil(rows / tile.rows) * ceil(columns / tile.columns) * splits / MULTIPROCESSORS[device.name]
     )
     per_tile = 2 * tile.rows * tile.columns * ceil(inner / splits)
-    computing = waves * per_tile * MULTIPROCESSORS[device.name] / (tile.efficiency * device.peak_flops)
+    share = min(tile.efficiency, shared_memory_share(tile, device))
+    computing = waves * per_tile * MULTIPROCESSORS[device.name] / (share * device.peak_flops)
     moved = device.itemsize * (rows * inner + inner * columns + rows * columns)
     seconds = max(computing, moved / device.bandwidth) + device.launch_seconds
     if splits > 1:

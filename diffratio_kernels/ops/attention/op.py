@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check, readable
+from ..._choice import Attention, attention_choice
 from ..._register import Operator, empty_gradients, like_first, register
 from ..._triton.tiles import LARGEST_HEAD_DIM
 from ...types import Run, Seqlens
@@ -29,11 +30,18 @@ def _check(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seql
         check.positive("scale", scale)
 
 
-def choose_attention(backend: str, query: Tensor, *_, gradient: bool = False) -> str:
-    """The backend for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
-    if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM:
-        backend = "sdpa"
-    return choose("attention", backend, query.device, query.dtype)
+def choose_attention(backend: str, query: Tensor, key: Tensor, *flat, gradient: bool = False) -> str:
+    """The backend for these arguments, flat as in the schema but for the scale."""
+    *_, queries, keys, key_lengths = flat[:6]
+    if backend == "auto" and query.device.type == "cuda" and not gradient:
+        samples, lengths = flat[1].shape[0] - 1, key_lengths is not None
+        padded = lengths or (samples * queries, samples * keys) != (query.shape[0], key.shape[0])
+        kind = "ragged" if padded else "self" if queries == keys else "cross"
+        heads = query.shape[2], query.dtype, query.device, query.shape[1] != key.shape[1]
+        call = Attention(kind, queries, keys, *heads, padded, lengths)
+        backend = attention_choice(call).backend
+    unfit = "triton" if query.shape[2] > LARGEST_HEAD_DIM else None
+    return choose("attention", backend, query.device, query.dtype, unfit)
 
 
 def _launcher(backend, query, key, value, *flat):
@@ -165,10 +173,9 @@ def run_attention(
     run: Run, backend: str, query: Tensor, key: Tensor, value: Tensor, seqlens: Seqlens
 ) -> Tensor:
     """`attention` as blocks run it: [T, H, d] -> [T, H d]."""
+    flat = seqlens.cu_seqlens_q, seqlens.cu_seqlens_k, seqlens.max_seqlen_q, seqlens.max_seqlen_k
     if run.direct:
-        module = kernels("attention", choose_attention(backend, query))
-        return module.attention(query, key, value, seqlens, None).flatten(1)
-    return torch.ops.diffratio.attention(
-        query, key, value, seqlens.cu_seqlens_q, seqlens.cu_seqlens_k, seqlens.max_seqlen_q,
-        seqlens.max_seqlen_k, key_lengths=seqlens.key_lengths, backend=backend,
-    ).flatten(1)  # fmt: skip
+        chosen = choose_attention(backend, query, key, value, *flat, seqlens.key_lengths)
+        return kernels("attention", chosen).attention(query, key, value, seqlens, None).flatten(1)
+    options = {"key_lengths": seqlens.key_lengths, "backend": backend}
+    return torch.ops.diffratio.attention(query, key, value, *flat, **options).flatten(1)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import ACTIVATIONS, Check
+from ..._choice import takes_ours
 from ..._register import Operator, empty_gradients, like_first, register
 from ...types import Activation, Linear, Product, Run
 
@@ -24,12 +25,15 @@ def choose_mlp(
     backend: str, rows: Tensor, fc1_bias: Tensor | None, gradient: bool, activation: str = "gelu_tanh"
 ) -> str:
     """The backend for these arguments: cuBLASLt's epilogue needs a bias, gives no gradient, has one
-    activation."""
+    activation. With a gradient ours is chosen for its memory."""
     reason = "gives no gradient" if gradient else "needs fc1_bias" if fc1_bias is None else None
     if activation != "gelu_tanh":
         reason = f"has no {activation}"
     if backend == "cublaslt" and reason:
         raise ValueError(f"mlp: backend='cublaslt' {reason}")
+    by_table = backend == "auto" and rows.device.type == "cuda" and not reason
+    if by_table and takes_ours("linear_gelu", rows.dtype, rows.device, fc1_bias.shape[0], *rows.shape):
+        backend = "triton"
     return choose("mlp", backend, rows.device, rows.dtype, "cublaslt" if reason else None)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..._backends import choose, kernels
 from ..._checks import Check
+from ..._choice import Attention, attention_choice
 from ..._triton.tiles import LARGEST_HEAD_DIM_OF_TWO_BINS
 from ...types import Nested, Run
 from ..attention.op import register_attention
@@ -21,11 +22,17 @@ def _check(query, key, value, *flat):
         check.positive("scale", scale)
 
 
-def choose_two_bin_attention(backend: str, query: Tensor, *_, gradient: bool = False) -> str:
-    """The backend for these queries; "auto" leaves heads too wide for the Triton kernels to torch."""
-    if backend == "auto" and query.shape[2] > LARGEST_HEAD_DIM_OF_TWO_BINS:
-        backend = "sdpa"
-    return choose("two_bin_attention", backend, query.device, query.dtype)
+def choose_two_bin_attention(backend: str, query: Tensor, key: Tensor, *flat, gradient: bool = False) -> str:
+    """The backend for these arguments, flat as in the schema but for the scale."""
+    _, cu_seqlens, _, *sizes, small = flat[:6]
+    if backend == "auto" and query.device.type == "cuda" and not gradient:
+        samples = cu_seqlens.shape[0] - 1
+        padded = [samples * size for size in sizes] != [query.shape[0], small]
+        heads = query.shape[2], query.dtype, query.device, query.shape[1] != key.shape[1]
+        call = Attention("two_bins", *sizes, *heads, padded, False)
+        backend = attention_choice(call).backend
+    unfit = "triton" if query.shape[2] > LARGEST_HEAD_DIM_OF_TWO_BINS else None
+    return choose("two_bin_attention", backend, query.device, query.dtype, unfit)
 
 
 def _launcher(backend, query, key, value, *flat):
@@ -103,10 +110,10 @@ def two_bin_attention(
 
 def run_two_bin_attention(run: Run, query: Tensor, key: Tensor, value: Tensor, nested: Nested) -> Tensor:
     """`two_bin_attention` as blocks run it: [T, H, d] -> [T + S, H d]."""
-    if run.direct:
-        chosen = choose_two_bin_attention(run.attention, query)
-        function, arguments = _launched(chosen, query, key, value, nested, None)
-        return function(*arguments).flatten(1)
     cu_seqlens = nested.cu_seqlens_large, nested.cu_seqlens_small
     flat = *cu_seqlens, nested.max_seqlen_large, nested.max_seqlen_small, nested.small
+    if run.direct:
+        chosen = choose_two_bin_attention(run.attention, query, key, value, *flat)
+        function, arguments = _launched(chosen, query, key, value, nested, None)
+        return function(*arguments).flatten(1)
     return torch.ops.diffratio.two_bin_attention(query, key, value, *flat, backend=run.attention).flatten(1)

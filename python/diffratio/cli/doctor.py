@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from diffratio_kernels import __version__, _native, capabilities
+from diffratio_kernels._choice import attention_choices
 
 PACKAGES = ("torch", "triton", "diffusers", "peft", "accelerate", "safetensors", "flash-attn", "numpy")
 HEADINGS = ("operator", "backend", "device", "available", "auto for", "why not")
@@ -40,6 +41,7 @@ def report() -> dict:
             "cuda_reason": _native.cuda_unavailable,
         },
         "backends": capabilities(),
+        "attention": _attention() if has_gpu else [],
     }
 
 
@@ -62,8 +64,15 @@ def lines(found: dict) -> list[str]:
         ", ".join(f"{name} {v or 'not installed'}" for name, v in found["packages"].items()),
         f"native library: {rows}" + f"; {compiled}" * lib["available"],
         *("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table),
+        *("auto, {shapes} attention: {backend} ({reason})".format(**row) for row in found["attention"]),
         *([] if found["gpus"] else ["no CUDA device: nothing runs there; --json lists what would"]),
     ]
+
+
+def _attention() -> list[dict]:
+    """What "auto" takes on the current GPU in half precision, and why."""
+    chosen = attention_choices(torch.device("cuda"))
+    return [{"shapes": shapes, **choice._asdict()} for shapes, choice in chosen]
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,7 @@ import torch
 
 from diffratio_kernels import kept_tokens
 from diffratio_kernels._backends import choose
+from diffratio_kernels._choice import Attention, attention_choice
 
 from .find import routed_layers, routed_model, transformer_of
 from .offloaded import check_values
@@ -72,12 +73,22 @@ class Summary(list):
         return "\n".join(lines)
 
 
-def _backend(block, one_operator: bool) -> str:
-    """Which kernels a block's next call takes: for its rows and, in `mod_block`, for its attention."""
+def _backend(block, one_operator: bool, kept: tuple[int, ...]) -> str:
+    """Which kernels a block's next call takes: for its rows and, in `mod_block`, for its attention; on a GPU
+    that depends on how many tokens are kept."""
     weight = next(p for p in block.parameters() if p.is_floating_point())
     device, dtype = weight.device, weight.dtype
-    rows, attention = (choose(op, "auto", device, dtype) for op in ("mod_block", "attention"))
-    return f"{rows} rows, {attention} attention" if one_operator else f"{rows} rows"
+    rows = f"{choose('mod_block', 'auto', device, dtype)} rows"
+    if not one_operator:
+        return rows
+    if device.type != "cuda":
+        return f"{rows}, {choose('attention', 'auto', device, dtype)} attention"
+    attn = getattr(block, "attn1", None)
+    if not hasattr(attn, "inner_dim") or not kept:
+        return f"{rows}, attention by the kept tokens"
+    about = attn.inner_dim // attn.heads, dtype, device, False, False, False
+    chosen = dict.fromkeys(attention_choice(Attention("self", k, k, *about)) for k in kept)
+    return f"{rows}, {' or '.join(f'{one.backend} attention ({one.reason})' for one in chosen)}"
 
 
 def summary(model_or_pipe, tokens: int | None = None) -> Summary:
@@ -136,7 +147,7 @@ def _row(layer: RoutedLayer, tokens: int | None) -> LayerSummary:
         kept_tokens=kept,
         tokens=n,
         path=path,
-        backend=_backend(layer.block, path == layer.spec.path),
+        backend=_backend(layer.block, path == layer.spec.path, kept or ()),
         reason=reason,
         learned_ratio=None if table is None else tuple(table.host()[layer.row]),
         untrained_router=layer.untrained,

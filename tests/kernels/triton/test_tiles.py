@@ -9,14 +9,18 @@ import torch
 
 from diffratio_kernels._triton import tiles
 
-SOURCE = re.compile(r"predicted|measured on .+, \d{4}-\d\d-\d\d, commit [0-9a-f]{7,}")
+ON = re.compile(r".+, torch \d.+, Triton \d.+, commit [0-9a-f]{7,}, \d{4}-\d\d-\d\d")
 KERNELS = ("linear_gelu", "linear_gelu_backward", "linear_gate_residual", "linear_scatter")
 
 
 def test_every_entry_says_where_it_comes_from():
     table = json.loads(tiles.TABLE.read_text())
     entries = table["products"] + table["attention"]
-    assert len(entries) > 20 and all(SOURCE.fullmatch(entry["source"]) for entry in entries)
+    assert len(entries) > 20
+    for entry in entries + table["ratios"]:
+        assert entry["source"] in ("predicted", "measured")
+        measured = entry["source"] == "measured"
+        assert bool(ON.fullmatch(entry.get("on", ""))) == measured == ("on" in entry)
 
 
 def test_every_kernel_has_entries_once_for_both_architectures():
