@@ -11,15 +11,14 @@ from triton.compiler import ASTSource
 from .disassembly import dump, figures, matrix_flops, resources
 from .record import Specialization
 
-# Products of BLOCK_M x BLOCK_N x head_dim that the code of a kernel holds. Where a backward kernel loops over
-# keys, the step is there twice: for whole blocks, and masked for the last one. The backward of two bins has a
+# Products of BLOCK_M x BLOCK_N x head_dim that the code of a kernel holds. The backward of two bins has a
 # loop for both of them and one for the larger.
 _PRODUCTS = {
     "attention_fwd": 2,
-    "attention_bwd_query": 2 * 3,
+    "attention_bwd_query": 3,
     "attention_bwd_key": 4,
     "two_bin_attention": 2,
-    "two_bin_attention_bwd_query": 2 * (4 + 3),
+    "two_bin_attention_bwd_query": 4 + 3,
     "two_bin_attention_bwd_key": 6 + 4,
 }
 

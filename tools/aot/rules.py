@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from .occupancy import MULTIPROCESSORS
+from .occupancy import MULTIPROCESSORS, blocks
 
-NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight")
+NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight", "waited_alone")
 MOST_REGISTERS = 64
 # How names of row kernels begin. Those of two bins read the rows of two streams at once, and take up to 115;
 # router_logits_fwd takes up to 160 for its blocks of rows.
 FEW_REGISTERS = ("gather_adaln", "gate_residual", "scatter_rescale", "qk_norm_rope", "activation")
 # Columns that a head may be held as: 64 + 16 for 72, 32 + 16 for 40, as many as it has for the others.
 HELD = {72: 80, 40: 48}
+
+PIPELINED = ("attention_fwd", "attention_bwd_query", "two_bin_attention")
+"""On sm_90 with heads of 72, two blocks overlap products with exponentials, and copies go on beside both."""
 
 
 def broken(row: dict) -> list[str]:
@@ -36,6 +39,11 @@ def _broken_by_attention(row: dict) -> list[str]:
         )
     if not row["async"].get("16"):
         found.append("no asynchronous loads of 16 bytes")
+    of_72 = row["architecture"] == 90 and head_dim == 72
+    if of_72 and row["kernel"] in PIPELINED and (blocks(row) < 2 or row["in_flight"] < 1):
+        found.append(
+            f"{blocks(row)} blocks of a multiprocessor, {row['in_flight']} copies in flight: must be 2 and 1"
+        )
     if {"1", "2"} & (row["loads"].keys() | row["async"].keys()):
         found.append("loads of less than 4 bytes")
     return found

@@ -8,6 +8,7 @@ Backward: one kernel for queries, one for keys; each gradient is summed by one p
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import triton
@@ -18,7 +19,10 @@ from ..._triton import tiles
 from ..._triton.launch import accumulator, launch, unit_rows
 from ...types import Seqlens
 
-LOG2_E = 1.4426950408889634
+
+def in_log2(scale: float) -> float:
+    """The scale of scores in units of log2, at least the smallest normal fp32: -inf times 0 is NaN."""
+    return max(scale * math.log2(math.e), torch.finfo(torch.float32).tiny)
 
 
 def parts(head_dim: int) -> tuple[int, int]:
@@ -31,20 +35,15 @@ def parts(head_dim: int) -> tuple[int, int]:
 
 @triton.jit
 def load_part(
-    ptr, rows, count, STRIDE: tl.constexpr, FIRST: tl.constexpr, PART: tl.constexpr, D: tl.constexpr,
-    MASK: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK, PART] elements from column FIRST on; zero beyond D columns and, with MASK, `count` rows."""
+    ptr, rows, count, STRIDE: tl.constexpr, FIRST: tl.constexpr, PART: tl.constexpr, D: tl.constexpr
+):
+    """[BLOCK, PART] elements from column FIRST on; zero beyond `count` rows and D columns."""
     column = FIRST + tl.arange(0, PART)[None, :]
     at = ptr + rows.to(tl.int64)[:, None] * STRIDE + column
-    if MASK and FIRST + PART > D:
+    if FIRST + PART > D:
         tile = tl.load(at, mask=(rows[:, None] < count) & (column < D), other=0.0)
-    elif MASK:
-        tile = tl.load(at, mask=rows[:, None] < count, other=0.0)
-    elif FIRST + PART > D:
-        tile = tl.load(at, mask=column < D, other=0.0)
     else:
-        tile = tl.load(at)
+        tile = tl.load(at, mask=rows[:, None] < count, other=0.0)
     return tile
 
 
@@ -69,32 +68,21 @@ def key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample):
 
 
 @triton.jit
-def _step(
-    query0, query1, out0, out1, largest, total, k_ptr, v_ptr, start, keys, scale,
-    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, MASK: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_N more keys of the online softmax; scores in units of log2."""
-    n = start + tl.arange(0, BLOCK_N)
-    key = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, MASK)
-    scores = tl.dot(query0, tl.trans(key), input_precision="ieee")
+def product(a0, a1, b0, b1, D1: tl.constexpr):
+    """a b^T over both parts of a head."""
+    product = tl.dot(a0, tl.trans(b0), input_precision="ieee")
     if D1 > 0:
-        key = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, MASK)
-        scores = tl.dot(query1, tl.trans(key), scores, input_precision="ieee")
-    scores *= scale
-    if MASK:
-        scores = tl.where(n[None, :] < keys, scores, float("-inf"))
-    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-    weights = tl.exp2(scores - new_largest[:, None])
-    decay = tl.exp2(largest - new_largest)
-    total = total * decay + tl.sum(weights, axis=1)
-    value = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, MASK)
-    weights = weights.to(value.dtype)
-    out0 = tl.dot(weights, value, out0 * decay[:, None], input_precision="ieee")
-    if D1 > 0:
-        value = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, MASK)
-        out1 = tl.dot(weights, value, out1 * decay[:, None], input_precision="ieee")
-    return out0, out1, new_largest, total
+        product = tl.dot(a1, tl.trans(b1), product, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def mask_keys(scores, start, end, BLOCK_N: tl.constexpr, D1: tl.constexpr):
+    """-inf for keys from `end` on. Whole blocks jump over that, but not behind a single product: Triton does
+    not lay it out for the product after a branch (sm_80), and scores go through shared memory."""
+    if D1 == 0 or start + BLOCK_N > end:
+        scores = tl.where(start + tl.arange(0, BLOCK_N)[None, :] < end, scores, float("-inf"))
+    return scores
 
 
 @triton.jit
@@ -103,17 +91,27 @@ def attend(
     STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over keys begin..end.
+    """The online softmax over keys begin..end; `scale` > 0 takes scores to log2, in the exponent: one FFMA.
 
-    Every step is masked: a step of its own for the last keys would be a second copy of the code outside of
-    the loop, which waits for its loads, and whose second part of V ptxas 12.8 addresses wrongly (see
-    tools/aot/descriptors.py).
+    Values beyond the end are zeros: what lies there may be NaN, which a weight of 0 does not clear.
     """
     for start in range(begin, end, BLOCK_N):
-        out0, out1, largest, total = _step(
-            query0, query1, out0, out1, largest, total, k_ptr, v_ptr, start, end, scale,
-            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
-        )  # fmt: skip
+        n = start + tl.arange(0, BLOCK_N)
+        key0 = load_part(k_ptr, n, end, STRIDE_K, 0, D0, D)
+        key1 = load_part(k_ptr, n, end, STRIDE_K, D0, D1, D) if D1 > 0 else key0
+        scores = product(query0, query1, key0, key1, D1)
+        scores = mask_keys(scores, start, end, BLOCK_N, D1)
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1) * scale)
+        weights = tl.exp2(scores * scale - new_largest[:, None])
+        decay = tl.exp2(largest - new_largest)
+        total = total * decay + tl.sum(weights, axis=1)
+        largest = new_largest
+        value = load_part(v_ptr, n, end, STRIDE_V, 0, D0, D)
+        weights = weights.to(value.dtype)
+        out0 = tl.dot(weights, value, out0 * decay[:, None], input_precision="ieee")
+        if D1 > 0:
+            value = load_part(v_ptr, n, end, STRIDE_V, D0, D1, D)
+            out1 = tl.dot(weights, value, out1 * decay[:, None], input_precision="ieee")
     return out0, out1, largest, total
 
 
@@ -137,8 +135,8 @@ def _attention_fwd(
     k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
     v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
 
-    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D, True)
-    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
+    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D)
+    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D) if D1 > 0 else query0
     out0 = tl.zeros((BLOCK_M, D0), tl.float32)
     out1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else out0
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -181,13 +179,14 @@ def attention(
     rows, heads, head_dim = query.shape
     if head_dim > tiles.LARGEST_HEAD_DIM:
         raise ValueError(f"attention: query has head_dim {head_dim}, the Triton kernels take up to 256")
-    scale = LOG2_E * (1 / math.sqrt(head_dim) if scale is None else scale)
+    scale = in_log2(1 / math.sqrt(head_dim) if scale is None else scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = accumulator(heads, rows, like=query) if save_lse else None
-    tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)))
     cu_seqlens_q, cu_seqlens_k, key_lengths = contiguous(seqlens)
+    longest, samples = seqlens.max_seqlen_q, len(cu_seqlens_q) - 1
+    tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)), longest, heads * samples)
     launch(
-        _attention_fwd, (triton.cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, len(cu_seqlens_q) - 1),
+        _attention_fwd, (triton.cdiv(longest, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_lengths, rows, scale,
         **layout(query, key, value), **tile,
     )  # fmt: skip
@@ -205,34 +204,49 @@ def contiguous(seqlens: Seqlens) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 @triton.jit
-def product(a0, a1, b0, b1, D1: tl.constexpr):
-    """a b^T over both parts of a head."""
-    product = tl.dot(a0, tl.trans(b0), input_precision="ieee")
+def load_delta(
+    out_ptr, grad_ptr, delta_ptr, first, m, count, head, rows,
+    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+):  # fmt: skip
+    """Incoming gradients of the queries m < count, and delta = sum(out * grad), which is stored too."""
+    packed = first * (H * D) + head * D
+    grad0 = load_part(grad_ptr + packed, m, count, H * D, 0, D0, D)
+    out = load_part(out_ptr + packed, m, count, H * D, 0, D0, D)
+    delta = tl.sum(grad0.to(tl.float32) * out.to(tl.float32), axis=1)
+    grad1 = grad0
     if D1 > 0:
-        product = tl.dot(a1, tl.trans(b1), product, input_precision="ieee")
-    return product
+        grad1 = load_part(grad_ptr + packed, m, count, H * D, D0, D1, D)
+        out = load_part(out_ptr + packed, m, count, H * D, D0, D1, D)
+        delta += tl.sum(grad1.to(tl.float32) * out.to(tl.float32), axis=1)
+    tl.store(delta_ptr + head.to(tl.int64) * rows + first + m, delta, mask=m < count)
+    return grad0, grad1, delta
 
 
 @triton.jit
-def _query_step(
-    query0, query1, grad0, grad1, grad_query0, grad_query1, lse, delta, k_ptr, v_ptr, start, keys,
-    scale, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, MASK: tl.constexpr,
+def grad_of_queries(
+    query0, query1, grad0, grad1, lse, delta, small0, small1, lse_small, delta_small,
+    grad_query0, grad_query1, k_ptr, v_ptr, begin, end, scale,
+    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    BLOCK_N: tl.constexpr, BOTH: tl.constexpr,
 ):  # fmt: skip
-    n = start + tl.arange(0, BLOCK_N)
-    key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, MASK)
-    key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, MASK) if D1 > 0 else key0
-    weights = tl.exp2(product(query0, query1, key0, key1, D1) * scale - lse[:, None])
-    if MASK:
-        weights = tl.where(n[None, :] < keys, weights, 0.0)
-    value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, MASK)
-    value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, MASK) if D1 > 0 else value0
-    grad_scores = weights * (product(grad0, grad1, value0, value1, D1) - delta[:, None])
-    grad_scores = grad_scores.to(key0.dtype)
-    grad_query0 = tl.dot(grad_scores, key0, grad_query0, input_precision="ieee")
-    if D1 > 0:
-        grad_query1 = tl.dot(grad_scores, key1, grad_query1, input_precision="ieee")
+    """What keys begin..end add to the gradient of queries; with BOTH in the small one of two bins, too."""
+    for start in range(begin, end, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        key0 = load_part(k_ptr, n, end, STRIDE_K, 0, D0, D)
+        key1 = load_part(k_ptr, n, end, STRIDE_K, D0, D1, D) if D1 > 0 else key0
+        value0 = load_part(v_ptr, n, end, STRIDE_V, 0, D0, D)
+        value1 = load_part(v_ptr, n, end, STRIDE_V, D0, D1, D) if D1 > 0 else value0
+        scores = product(query0, query1, key0, key1, D1)
+        scores = mask_keys(scores, start, end, BLOCK_N, D1)
+        grad_scores = tl.exp2(scores * scale - lse[:, None])
+        grad_scores *= product(grad0, grad1, value0, value1, D1) - delta[:, None]
+        if BOTH:
+            weights = tl.exp2(scores * scale - lse_small[:, None])
+            grad_scores += weights * (product(small0, small1, value0, value1, D1) - delta_small[:, None])
+        grad_scores = grad_scores.to(key0.dtype)
+        grad_query0 = tl.dot(grad_scores, key0, grad_query0, input_precision="ieee")
+        if D1 > 0:
+            grad_query1 = tl.dot(grad_scores, key1, grad_query1, input_precision="ieee")
     return grad_query0, grad_query1
 
 
@@ -254,41 +268,61 @@ def _attention_bwd_query(
         return
     first = first.to(tl.int64)
     first_key, keys = key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample)
-    packed = first * (H * D) + head * D
     q_ptr += first * STRIDE_Q + head * HEAD_Q
     k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
     v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
 
-    grad0 = load_part(grad_ptr + packed, m, queries, H * D, 0, D0, D, True)
-    out = load_part(out_ptr + packed, m, queries, H * D, 0, D0, D, True)
-    delta = tl.sum(grad0.to(tl.float32) * out.to(tl.float32), axis=1)
-    grad1 = grad0
-    if D1 > 0:
-        grad1 = load_part(grad_ptr + packed, m, queries, H * D, D0, D1, D, True)
-        out = load_part(out_ptr + packed, m, queries, H * D, D0, D1, D, True)
-        delta += tl.sum(grad1.to(tl.float32) * out.to(tl.float32), axis=1)
-    statistics = head.to(tl.int64) * rows + first + m
-    tl.store(delta_ptr + statistics, delta, mask=m < queries)
-    lse = tl.load(lse_ptr + statistics, mask=m < queries, other=float("inf"))
-
-    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D, True)
-    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
+    grad0, grad1, delta = load_delta(
+        out_ptr, grad_ptr, delta_ptr, first, m, queries, head, rows, H, D, D0, D1
+    )
+    lse = tl.load(lse_ptr + head.to(tl.int64) * rows + first + m, mask=m < queries, other=float("inf"))
+    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D)
+    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D) if D1 > 0 else query0
     grad_query0 = tl.zeros((BLOCK_M, D0), tl.float32)
     grad_query1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else grad_query0
-    whole = keys // BLOCK_N * BLOCK_N
-    for start in range(0, whole, BLOCK_N):
-        grad_query0, grad_query1 = _query_step(
-            query0, query1, grad0, grad1, grad_query0, grad_query1, lse, delta, k_ptr, v_ptr, start, keys,
-            scale, STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
-        )  # fmt: skip
-    if whole < keys:
-        grad_query0, grad_query1 = _query_step(
-            query0, query1, grad0, grad1, grad_query0, grad_query1, lse, delta, k_ptr, v_ptr, whole, keys,
-            scale, STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
-        )  # fmt: skip
-    store_part(grad_q_ptr + packed, grad_query0 * score_scale, m, queries, H * D, 0, D0, D)
+    grad_query0, grad_query1 = grad_of_queries(
+        query0, query1, grad0, grad1, lse, delta, grad0, grad1, lse, delta,
+        grad_query0, grad_query1, k_ptr, v_ptr, 0, keys, scale,
+        STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
+    )  # fmt: skip
+    grad_q_ptr += first * (H * D) + head * D
+    store_part(grad_q_ptr, grad_query0 * score_scale, m, queries, H * D, 0, D0, D)
     if D1 > 0:
-        store_part(grad_q_ptr + packed, grad_query1 * score_scale, m, queries, H * D, D0, D1, D)
+        store_part(grad_q_ptr, grad_query1 * score_scale, m, queries, H * D, D0, D1, D)
+
+
+@triton.jit
+def grads_of_keys(
+    key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr, lse_ptr,
+    delta_ptr, first, first_small, n, small, begin, end, scale, STRIDE_Q: tl.constexpr, STRIDE: tl.constexpr,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr, BOTH: tl.constexpr,
+):  # fmt: skip
+    """What queries begin..end add to the gradients of keys; with BOTH in the small one of two bins, too."""
+    for start in range(begin, end, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        query0 = load_part(q_ptr, m, end, STRIDE_Q, 0, D0, D)
+        query1 = load_part(q_ptr, m, end, STRIDE_Q, D0, D1, D) if D1 > 0 else query0
+        scores = product(key0, key1, query0, query1, D1) * scale
+        grad_scores = tl.zeros(scores.shape, tl.float32)
+        for bin in tl.static_range(2 if BOTH else 1):
+            row = first if bin == 0 else first_small
+            lse = tl.load(lse_ptr + row + m, mask=m < end, other=float("inf"))
+            delta = tl.load(delta_ptr + row + m, mask=m < end, other=0.0)
+            grad0 = load_part(grad_ptr + row * STRIDE, m, end, STRIDE, 0, D0, D)
+            grad1 = load_part(grad_ptr + row * STRIDE, m, end, STRIDE, D0, D1, D) if D1 > 0 else grad0
+            weights = tl.exp2(scores - lse[None, :])
+            if bin == 1:
+                weights = tl.where(n[:, None] < small, weights, 0.0)
+            grad_scores += weights * (product(value0, value1, grad0, grad1, D1) - delta[None, :])
+            weights = weights.to(grad0.dtype)
+            grad_value0 = tl.dot(weights, grad0, grad_value0, input_precision="ieee")
+            if D1 > 0:
+                grad_value1 = tl.dot(weights, grad1, grad_value1, input_precision="ieee")
+        grad_scores = grad_scores.to(query0.dtype)
+        grad_key0 = tl.dot(grad_scores, query0, grad_key0, input_precision="ieee")
+        if D1 > 0:
+            grad_key1 = tl.dot(grad_scores, query1, grad_key1, input_precision="ieee")
+    return grad_key0, grad_key1, grad_value0, grad_value1
 
 
 @triton.jit
@@ -300,64 +334,53 @@ def _attention_bwd_key(
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of BLOCK_N keys and values by one head of query; keys that do not count get zeros."""
+    """The gradients of BLOCK_N keys and values by one head of query.
+
+    Keys that do not count keep the zeros of their memory: to choose zeros here made ptxas 12.8 wait for every
+    matrix instruction of the loop.
+    """
     head, sample = tl.program_id(1), tl.program_id(2)
     first = tl.load(cu_seqlens_q_ptr + sample)
     queries = tl.load(cu_seqlens_q_ptr + sample + 1) - first
     first = first.to(tl.int64)
     first_key, keys = key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample)
-    room = tl.load(cu_seqlens_k_ptr + sample + 1) - first_key.to(tl.int32)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if tl.program_id(0) * BLOCK_N >= room:
+    if tl.program_id(0) * BLOCK_N >= keys:
         return
-    packed = first * (H * D) + head * D
-    packed_key = first_key * (H * D) + head * D
     q_ptr += first * STRIDE_Q + head * HEAD_Q
     k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
     v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
+    grad_ptr += head * D
+    lse_ptr += head.to(tl.int64) * rows
+    delta_ptr += head.to(tl.int64) * rows
 
-    key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, True)
-    value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, True)
+    key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D)
+    value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D)
     grad_key0 = tl.zeros((BLOCK_N, D0), tl.float32)
     grad_value0 = tl.zeros((BLOCK_N, D0), tl.float32)
     key1, value1, grad_key1, grad_value1 = key0, value0, grad_key0, grad_value0
     if D1 > 0:
-        key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, True)
-        value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, True)
+        key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D)
+        value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D)
         grad_key1 = tl.zeros((BLOCK_N, D1), tl.float32)
         grad_value1 = tl.zeros((BLOCK_N, D1), tl.float32)
-    for start in range(0, tl.where(tl.program_id(0) * BLOCK_N < keys, queries, 0), BLOCK_M):
-        m = start + tl.arange(0, BLOCK_M)
-        statistics = head.to(tl.int64) * rows + first + m
-        lse = tl.load(lse_ptr + statistics, mask=m < queries, other=float("inf"))
-        delta = tl.load(delta_ptr + statistics, mask=m < queries, other=0.0)
-        query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D, True)
-        query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
-        grad0 = load_part(grad_ptr + packed, m, queries, H * D, 0, D0, D, True)
-        grad1 = load_part(grad_ptr + packed, m, queries, H * D, D0, D1, D, True) if D1 > 0 else grad0
-        weights = tl.exp2(product(key0, key1, query0, query1, D1) * scale - lse[None, :])
-        grad_scores = weights * (product(value0, value1, grad0, grad1, D1) - delta[None, :])
-        weights, grad_scores = weights.to(grad0.dtype), grad_scores.to(query0.dtype)
-        grad_value0 = tl.dot(weights, grad0, grad_value0, input_precision="ieee")
-        grad_key0 = tl.dot(grad_scores, query0, grad_key0, input_precision="ieee")
-        if D1 > 0:
-            grad_value1 = tl.dot(weights, grad1, grad_value1, input_precision="ieee")
-            grad_key1 = tl.dot(grad_scores, query1, grad_key1, input_precision="ieee")
+    grad_key0, grad_key1, grad_value0, grad_value1 = grads_of_keys(
+        key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr, lse_ptr,
+        delta_ptr, first, first, n, keys, 0, queries, scale, STRIDE_Q, H * D, D, D0, D1, BLOCK_M, False,
+    )  # fmt: skip
 
-    counts = n[:, None] < keys
-    grad_key0 = tl.where(counts, grad_key0 * score_scale, 0.0)
-    store_part(grad_k_ptr + packed_key, grad_key0, n, room, H * D, 0, D0, D)
-    store_part(grad_v_ptr + packed_key, tl.where(counts, grad_value0, 0.0), n, room, H * D, 0, D0, D)
+    packed = first_key * (H * D) + head * D
+    store_part(grad_k_ptr + packed, grad_key0 * score_scale, n, keys, H * D, 0, D0, D)
+    store_part(grad_v_ptr + packed, grad_value0, n, keys, H * D, 0, D0, D)
     if D1 > 0:
-        grad_key1 = tl.where(counts, grad_key1 * score_scale, 0.0)
-        store_part(grad_k_ptr + packed_key, grad_key1, n, room, H * D, D0, D1, D)
-        store_part(grad_v_ptr + packed_key, tl.where(counts, grad_value1, 0.0), n, room, H * D, D0, D1, D)
+        store_part(grad_k_ptr + packed, grad_key1 * score_scale, n, keys, H * D, D0, D1, D)
+        store_part(grad_v_ptr + packed, grad_value1, n, keys, H * D, D0, D1, D)
 
 
-def of_each_head(t: Tensor, heads: int) -> Tensor:
+def of_each_head(t: Tensor, heads: int, make: Callable = torch.empty) -> Tensor:
     """Where heads of query write the gradient of key or value [S, h, d]: those that share it a part each."""
     dtype = t.dtype if t.shape[1] == heads else torch.float32
-    return torch.empty(t.shape[0], heads, t.shape[2], dtype=dtype, device=t.device)
+    return make(t.shape[0], heads, t.shape[2], dtype=dtype, device=t.device)
 
 
 def of_shared(parts: Tensor, t: Tensor) -> Tensor:
@@ -382,9 +405,11 @@ def attention_backward(
     rows, heads, head_dim = query.shape
     score_scale = 1 / math.sqrt(head_dim) if scale is None else scale
     grad_out, out = grad_out.contiguous(), out.contiguous()
-    grad_query, grad_key, grad_value = (of_each_head(t, heads) for t in (query, key, value))
+    make = torch.empty if seqlens.key_lengths is None else torch.zeros
+    grad_key, grad_value = (of_each_head(t, heads, make) for t in (key, value))
+    grad_query = torch.empty_like(out)
     delta = accumulator(heads, rows, like=query)
-    shared = *contiguous(seqlens), rows, LOG2_E * score_scale, score_scale
+    shared = *contiguous(seqlens), rows, in_log2(score_scale), score_scale
     samples = seqlens.cu_seqlens_q.shape[0] - 1
     fixed, held = layout(query, key, value), sum(parts(head_dim))
     tile = tiles.attention_tiles("attention_bwd_query", query, held)
