@@ -86,7 +86,7 @@ def attention_tile(
     """
     table = ATTENTION_TILES[kernel][architecture]
     queries, keys, warps, stages = table[min(width for width in table if width >= held)]
-    if max_seqlen_q is not None and (queries, warps) == (128, 8):
+    if max_seqlen_q is not None and (queries, warps) == (128, 8) and held <= 128:
         whole, half = -(-max_seqlen_q // 128), -(-max_seqlen_q // 64)
         if 2 * whole > 1.1 * half or sequences * whole < FEW_PROGRAMS:
             return 64, keys, 4, stages

@@ -11,7 +11,6 @@ import triton
 
 from .descriptors import wrong_descriptors
 from .flight import touched_in_flight
-from .loop import figures_of_loops, waited_alone
 from .occupancy import occupancy
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -45,11 +44,9 @@ def figures(architecture: int, threads: int, resources: dict[str, int], code: st
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "wrong_descriptors": wrong_descriptors(code),
         "touched_in_flight": touched_in_flight(code),
-        "waited_alone": waited_alone(code),
         "threads": threads,
         "occupancy": round(occupancy(architecture, threads, registers, shared), 4),
         "mma_useful": None,
-        **figures_of_loops(code),
         **instructions(code),
     }
 

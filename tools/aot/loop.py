@@ -1,4 +1,4 @@
-"""What a step of the loop with the matrix products costs: instructions, copies in flight, products in a row."""
+"""What a step of the loop with the matrix products costs, and what runs beside it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,20 @@ _COPIES = re.compile(r"DEPBAR\.LE SB0, 0x([0-9a-f]+)")
 _WAIT = "WARPGROUP.DEPBAR"
 
 
-def figures_of_loops(code: str) -> dict[str, int | None]:
-    """Of the loop with the most products in `code` (cuobjdump's text), None where none has any.
+def figures_of_loop(code: str) -> dict[str, int]:
+    """Of the loop with the most products in `code` (cuobjdump's text).
 
     step: instructions of a pass that jumps over whatever it can, such as the mask of the last block.
-    in_flight: groups of asynchronous copies that no wait of it waits for.
+    in_flight: groups of asynchronous copies that none of its waits waits for.
+    waited_alone: products of the kernel where ptxas made each of them wait for the one before, else 0.
     """
-    steps = [step for step in _loops(code) if any(_PRODUCT.search(text) for _, text in step)]
-    if not steps:
-        return {"step": None, "in_flight": None}
-    step = max(steps, key=lambda step: sum(bool(_PRODUCT.search(text)) for _, text in step))
+    step = max(_loops(code), key=lambda step: sum(bool(_PRODUCT.search(text)) for _, text in step))
     waits = [int(found[1], 16) for _, text in step if (found := _COPIES.match(text))]
-    return {"step": _shortest(step), "in_flight": min(waits, default=0)}
+    return {"step": _shortest(step), "in_flight": min(waits, default=0), "waited_alone": _waited_alone(code)}
 
 
-def waited_alone(code: str) -> int:
-    """Products of sm_90 that ptxas lets nothing run beside, where it says of a kernel that its matrix
-    instructions are "serialized": each is waited for before the next."""
+def _waited_alone(code: str) -> int:
+    """ptxas calls such matrix instructions "serialized": nothing runs beside them."""
     found = ["HGMMA" in text for _, text in lines(code) if "HGMMA" in text or text.startswith(_WAIT)]
     alone = sum(product and not following for product, following in pairwise(found))
     return alone if alone == sum(found) > 2 else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .occupancy import MULTIPROCESSORS, blocks
 
-NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight", "waited_alone")
+NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight")
 MOST_REGISTERS = 64
 # How names of row kernels begin. Those of two bins read the rows of two streams at once, and take up to 115;
 # router_logits_fwd takes up to 160 for its blocks of rows.
@@ -39,6 +39,8 @@ def _broken_by_attention(row: dict) -> list[str]:
         )
     if not row["async"].get("16"):
         found.append("no asynchronous loads of 16 bytes")
+    if row["waited_alone"]:
+        found.append(f"{row['waited_alone']} products, each waited for before the next")
     of_72 = row["architecture"] == 90 and head_dim == 72
     if of_72 and row["kernel"] in PIPELINED and (blocks(row) < 2 or row["in_flight"] < 1):
         found.append(
