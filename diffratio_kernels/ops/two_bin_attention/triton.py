@@ -12,21 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton import tiles
-from ..._triton.launch import accumulator, launch, unit_rows
-from ...types import Nested
-from ..attention.triton import (
+from ..._triton.attention import (
     attend,
     grad_of_queries,
     grads_of_keys,
-    in_log2,
-    layout,
     load_delta,
     load_part,
-    of_each_head,
-    of_shared,
     parts,
     store_part,
 )
+from ..._triton.launch import accumulator, launch, unit_rows
+from ...types import Nested
+from ..attention.triton import in_log2, layout, of_each_head, of_shared
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from .selections import FUZZ, OFFSETS, PRODUCTS, triton
 
 OPS = "diffratio_kernels/ops/"
 ATTENTION, GELU = OPS + "attention/triton.py", OPS + "mlp/triton.py"
+LOOPS = "diffratio_kernels/_triton/attention.py"
 SHARED = "tests/ops/test_attention.py -k share"
 HEAD, OTHER = "head // GROUP * HEAD", "head % (H // GROUP) * HEAD"
 VALUE = f"    v_ptr += first_key * STRIDE_V + {HEAD}_V"
@@ -15,28 +16,28 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-keys-beyond-the-end",
         "missing tail mask of keys",
-        ATTENTION,
+        LOOPS,
         {'tl.where(start + tl.arange(0, BLOCK_N)[None, :] < end, scores, float("-inf"))': "scores"},
         FUZZ,
     ),
     Mutant(
         "attention-last-block-of-all-keys-but-one",
         "missing tail mask of keys",
-        ATTENTION,
+        LOOPS,
         {"start + BLOCK_N > end": "start + BLOCK_N > end + 1"},
         "tests/ops/test_attention.py -k one_short",
     ),
     Mutant(
         "attention-sign-of-the-exponent",
         "wrong sign",
-        ATTENTION,
+        LOOPS,
         {"tl.exp2(scores * scale - new_largest[:, None])": "tl.exp2(scores * -scale - new_largest[:, None])"},
         FUZZ,
     ),
     Mutant(
         "attention-values-beyond-the-end",
         "0 times NaN",
-        ATTENTION,
+        LOOPS,
         {
             "load_part(v_ptr, n, end, STRIDE_V, D0, D1, D)\n            out1": (
                 "load_part(v_ptr, n, end + BLOCK_N, STRIDE_V, D0, D1, D)\n            out1"
@@ -68,14 +69,14 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-total-without-decay",
         "online softmax without decay",
-        ATTENTION,
+        LOOPS,
         {"total = total * decay + tl.sum": "total = total + tl.sum"},
         FUZZ,
     ),
     Mutant(
         "attention-second-part-without-decay",
         "online softmax without decay",
-        ATTENTION,
+        LOOPS,
         {"out1 * decay[:, None]": "out1"},
         FUZZ,
     ),
@@ -96,7 +97,7 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-store-beyond-the-head",
         "dropped mask",
-        ATTENTION,
+        LOOPS,
         {"mask=(rows[:, None] < count) & (column < D))\n": "mask=rows[:, None] < count)\n"},
         FUZZ,
     ),
@@ -138,7 +139,7 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-32-bit-rows",
         "64-bit cast dropped",
-        ATTENTION,
+        LOOPS,
         {
             "    at = ptr + rows.to(tl.int64)[:, None] * STRIDE + column\n    if FIRST": (
                 "    at = ptr + rows[:, None] * STRIDE + column\n    if FIRST"
@@ -149,7 +150,7 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-delta-forgotten",
         "delta forgotten",
-        ATTENTION,
+        LOOPS,
         {"value0, value1, D1) - delta[:, None]\n": "value0, value1, D1)\n"},
         FUZZ,
     ),
