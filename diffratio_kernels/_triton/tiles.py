@@ -76,19 +76,26 @@ def architecture_of(major: int) -> int:
 
 
 def attention_tile(
-    kernel: str, architecture: int, held: int, max_seqlen_q: int | None = None, sequences: int = 1
+    kernel: str,
+    architecture: int,
+    held: int,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    sequences: int = 1,
 ) -> tuple[int, ...]:
     """Blocks of queries and keys, warps and stages for heads that are held as `held` columns.
 
     128 queries by 8 warps are halved where 64 of them pad the longest of `sequences` (heads times samples)
-    by a tenth less, or fill multiprocessors that would idle. Keys are not: their blocks decide the order of
-    sums, and no sample's bits may depend on how long its neighbours are.
+    by a tenth less, or fill multiprocessors that would idle; and in cross-attention, whose registers leave
+    room for one block of 8 warps. Keys are not: their blocks decide the order of sums, and no sample's bits
+    may depend on how long its neighbours are.
     """
     table = ATTENTION_TILES[kernel][architecture]
     queries, keys, warps, stages = table[min(width for width in table if width >= held)]
     if max_seqlen_q is not None and (queries, warps) == (128, 8) and held <= 128:
         whole, half = -(-max_seqlen_q // 128), -(-max_seqlen_q // 64)
-        if 2 * whole > 1.1 * half or sequences * whole < FEW_PROGRAMS:
+        padded, few = 2 * whole > 1.1 * half, sequences * whole < FEW_PROGRAMS
+        if padded or few or max_seqlen_k != max_seqlen_q:
             return 64, keys, 4, stages
     return queries, keys, warps, stages
 

@@ -20,7 +20,7 @@ SEQUENCES = 256
 
 def padded_work(architecture: int, queries: int, keys: int, held: int = HELD) -> float:
     """Matrix work of attention over what queries and keys need, with the tile that this shape takes."""
-    block_m, block_n, *_ = attention_tile("attention_fwd", architecture, held, queries, SEQUENCES)
+    block_m, block_n, *_ = attention_tile("attention_fwd", architecture, held, queries, keys, SEQUENCES)
     blocks = ceil(queries / block_m) * ceil(keys / block_n)
     return blocks * block_m * block_n / (queries * keys)
 
@@ -31,7 +31,7 @@ def table(architecture: int) -> str:
     rows = [heads, ["---"] * len(heads)]
     for keep in KEEP:
         count = ceil(round(keep * TOKENS, 6))
-        tile = attention_tile("attention_fwd", architecture, HELD, count, SEQUENCES)
+        tile = attention_tile("attention_fwd", architecture, HELD, count, count, SEQUENCES)
         work = [f"{padded_work(architecture, count, keys):.2f}" for keys in (count, *TEXT)]
         rows.append([str(keep), str(count), " x ".join(map(str, tile[:2])), *work])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

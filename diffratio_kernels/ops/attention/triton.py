@@ -109,10 +109,10 @@ def attention(
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = accumulator(heads, rows, like=query) if save_lse else None
     cu_seqlens_q, cu_seqlens_k, key_lengths = contiguous(seqlens)
-    longest, samples = seqlens.max_seqlen_q, len(cu_seqlens_q) - 1
-    tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)), longest, heads * samples)
+    longest, samples = (seqlens.max_seqlen_q, seqlens.max_seqlen_k), len(cu_seqlens_q) - 1
+    tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)), *longest, heads * samples)
     launch(
-        _attention_fwd, (triton.cdiv(longest, tile["BLOCK_M"]), heads, samples),
+        _attention_fwd, (triton.cdiv(longest[0], tile["BLOCK_M"]), heads, samples),
         query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_lengths, rows, scale,
         **layout(query, key, value), **tile,
     )  # fmt: skip

@@ -99,7 +99,8 @@ def two_bin_attention(
     lse = accumulator(heads, rows, like=query) if save_lse else None
     cu_seqlens = nested.cu_seqlens_large.contiguous(), nested.cu_seqlens_small.contiguous()
     longest, samples = nested.max_seqlen_large, cu_seqlens[0].shape[0] - 1
-    tile = tiles.attention_tiles("two_bin_attention", query, sum(parts(head_dim)), longest, heads * samples)
+    held = sum(parts(head_dim))
+    tile = tiles.attention_tiles("two_bin_attention", query, held, longest, longest, heads * samples)
     launch(
         _two_bin_attention, (triton.cdiv(longest, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, lse, *cu_seqlens, count, rows, scale, **layout(query, key, value), **tile,

@@ -112,7 +112,7 @@ def test_rows_of_a_product_do_not_depend_on_the_others(dtype, device):
             assert same_bits(result, together[key][begin:end]), (begin, key)
 
 
-@pytest.mark.parametrize("kind", ["attention", "two_bin_attention"])
+@pytest.mark.parametrize("kind", [kind for kind in VARIANTS if "attention" in kind])
 def test_half_a_tile_of_queries_gives_the_same_bits(kind, dtype, device):
     """Else a sample's bits depended on the longest one of its batch."""
     operator, arguments = typical_call(kind, dtype, device)
