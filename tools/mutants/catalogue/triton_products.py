@@ -57,7 +57,7 @@ TRITON_PRODUCTS = [
         "a tile for another shape",
         "diffratio_kernels/_triton/tiles.py",
         {"if padded or few": "if few"},
-        "tests/tools/test_padding.py",
+        "tests/kernels/triton/test_tiles.py",
     ),
     Mutant(
         "attention-keys-by-their-count",
