@@ -73,6 +73,8 @@ for _entry in _TABLE["attention"]:
 # it to torch.
 ATTENTION_FP32 = {128: (32, 32, 4, 1), 256: (16, 16, 4, 1)}
 PRODUCT_FP32 = (32, 32, 32, 8, 4, 1)
+FEW_PROGRAMS = 132
+"""Fewer leave multiprocessors of an H100 or H200 idle."""
 LARGEST_HEAD_DIM = 256
 LARGEST_HEAD_DIM_OF_TWO_BINS = 128  # the backward pass holds incoming gradients of both in registers
 
@@ -100,12 +102,38 @@ def architecture_of(major: int) -> int:
     return 90 if major in (9, 10) else 80
 
 
-def attention_tiles(kernel: str, like: Tensor, held: int) -> dict:
-    """Blocks of queries and keys, warps and stages for heads that are held as `held` columns."""
-    fp32 = like.dtype == torch.float32
-    table = ATTENTION_FP32 if fp32 else ATTENTION_TILES[kernel][architecture(like.device)]
-    names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
-    return dict(zip(names, table[min(width for width in table if width >= held)], strict=True))
+def attention_tile(
+    kernel: str,
+    architecture: int,
+    held: int,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    sequences: int = 1,
+) -> tuple[int, ...]:
+    """Blocks of queries and keys, warps and stages for heads that are held as `held` columns.
+
+    128 queries by 8 warps are halved where 64 of them pad the longest of `sequences` (heads times samples)
+    by a tenth less, or fill multiprocessors that would idle; and in cross-attention, whose registers leave
+    room for one block of 8 warps. Keys are not: their blocks decide the order of sums, and no sample's bits
+    may depend on how long its neighbours are.
+    """
+    table = ATTENTION_TILES[kernel][architecture]
+    queries, keys, warps, stages = table[min(width for width in table if width >= held)]
+    if max_seqlen_q is not None and (queries, warps) == (128, 8) and held <= 128:
+        whole, half = -(-max_seqlen_q // 128), -(-max_seqlen_q // 64)
+        padded, few = 2 * whole > 1.1 * half, sequences * whole < FEW_PROGRAMS
+        if padded or few or max_seqlen_k != max_seqlen_q:
+            return 64, keys, 4, stages
+    return queries, keys, warps, stages
+
+
+def attention_tiles(kernel: str, like: Tensor, held: int, *longest: int) -> dict:
+    """`attention_tile` as the options of a kernel on the device of `like`."""
+    if like.dtype == torch.float32:
+        tile = next(ATTENTION_FP32[width] for width in ATTENTION_FP32 if width >= held)
+    else:
+        tile = attention_tile(kernel, architecture(like.device), held, *longest)
+    return dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), tile, strict=True))
 
 
 def product_tiles(kernel: str, rows: Tensor, columns: int) -> dict:

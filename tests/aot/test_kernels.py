@@ -116,7 +116,7 @@ def test_a_regression_is_found(golden):
     for figures in (
         {"spills": 1}, {"wrong_descriptors": 1}, {"touched_in_flight": 1}, {"registers": 256},
         {"shared": 10**6}, {"occupancy": 0.01}, {"async": {"8": 99}}, {"loads": {}},
-        {"matrix": {"HMMA.16816": 10**6}},
+        {"matrix": {"HMMA.16816": 10**6}}, {"in_flight": -1},
     ):  # fmt: skip
         found = regressions(golden, changed(**figures))
         assert len(found) == count and all(found[0].count(word) == 1 for word in ("before", "after"))

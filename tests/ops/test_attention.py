@@ -47,6 +47,35 @@ def test_scale_is_that_of_the_reference(backend):
         torch.testing.assert_close(grad, expected_grads[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_tiny_scale_gives_the_mean_of_values():
+    """Nothing is left of it in fp32; the last block of keys is masked."""
+    query, (key, value) = torch.randn(3, 1, 24), torch.randn(2, 5, 1, 24)
+    places = offsets(0, 3), offsets(0, 5), 3, 5
+    out = dk.attention(query, key, value, *places, scale=1e-60, backend="triton")
+    torch.testing.assert_close(out, value.mean(0).expand(3, 1, 24), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "keys"), [(torch.float32, 31), (torch.float16, 63)], ids=str)
+def test_keys_are_one_short_of_a_block(dtype, keys):
+    """All scores are far below 0, which is what a key that is not there would score."""
+    key = torch.ones(keys, 1, 24, dtype=dtype)
+    places = offsets(0, 1), offsets(0, keys), 1, keys
+    out = dk.attention(-9 * key[:1], key, key, *places, backend="triton")
+    torch.testing.assert_close(out, key[:1], rtol=1e-3, atol=1e-3)
+
+
+def test_nan_beyond_the_keys_that_count_stays_there():
+    """Padded text, and the next sample's; both parts of a head, and the gradients."""
+    query, key, value = torch.randn(2, 1, 24), torch.randn(9, 1, 24), torch.randn(9, 1, 24)
+    key[3:5], value[3:5] = float("nan"), float("nan")
+    lengths = torch.tensor([3, 4], dtype=torch.int32)
+    packing = {"cu_seqlens_q": offsets(0, 1, 2), "cu_seqlens_k": offsets(0, 5, 9), "max_seqlen_q": 1}
+    arguments = {"query": query, "key": key, "value": value, "key_lengths": lengths, "max_seqlen_k": 5}
+    out, grads = gradients(dk.attention, packing | arguments | {"backend": "triton"}, seed=0)
+    assert out.isfinite().all() and all(grad.isfinite().all() for grad in grads.values())
+    assert not grads["key"][3:5].any() and not grads["value"][3:5].any()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_of_no_samples(backend):
     nothing = torch.empty(0, 2, 8)

@@ -17,7 +17,7 @@ def by_key(found: dict) -> dict[tuple, dict]:
 def worse(before: dict, after: dict) -> list[str]:
     """Figures of a row that grew where they must not, or fell where they should not."""
     costs = [figure for figure in (*NONE_OF, "registers", "shared") if after[figure] > before[figure]]
-    gains = ["occupancy"] if after["occupancy"] < before["occupancy"] else []
+    gains = [figure for figure in ("occupancy", "in_flight") if after.get(figure, 0) < before.get(figure, 0)]
     gains += [kind for kind in ("loads", "async") if after[kind].get("16", 0) < before[kind].get("16", 0)]
     issued = [matrix_flops(row["matrix"], row["threads"]) for row in (before, after)]
     return costs + gains + (["matrix"] if issued[1] > issued[0] else [])

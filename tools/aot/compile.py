@@ -9,17 +9,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .disassembly import dump, figures, matrix_flops, resources
+from .loop import figures_of_loop
 from .record import Specialization
 
-# Products of BLOCK_M x BLOCK_N x head_dim that the code of a kernel holds. Where a backward kernel loops over
-# keys, the step is there twice: for whole blocks, and masked for the last one. The backward of two bins has a
+# Products of BLOCK_M x BLOCK_N x head_dim that the code of a kernel holds. The backward of two bins has a
 # loop for both of them and one for the larger.
 _PRODUCTS = {
     "attention_fwd": 2,
-    "attention_bwd_query": 2 * 3,
+    "attention_bwd_query": 3,
     "attention_bwd_key": 4,
     "two_bin_attention": 2,
-    "two_bin_attention_bwd_query": 2 * (4 + 3),
+    "two_bin_attention_bwd_query": 4 + 3,
     "two_bin_attention_bwd_key": 6 + 4,
 }
 
@@ -42,12 +42,12 @@ def compile_kernel(spec: Specialization, architecture: int) -> dict:
     threads = 32 * kernel.metadata.num_warps
     used = resources(usage) | {"shared": kernel.metadata.shared}  # Triton's is dynamic: the cubin has none
     row = figures(architecture, threads, used, code)
-    return row | {"mma_useful": _mma_useful(spec, row["matrix"], threads)}
+    if spec.name in _PRODUCTS:
+        row |= {"mma_useful": _mma_useful(spec, row["matrix"], threads), **figures_of_loop(code)}
+    return row
 
 
-def _mma_useful(spec: Specialization, matrix: dict[str, int], threads: int) -> float | None:
-    """Matrix work issued over matrix work needed, where that is defined."""
-    if spec.name not in _PRODUCTS:
-        return None
+def _mma_useful(spec: Specialization, matrix: dict[str, int], threads: int) -> float:
+    """Matrix work issued over matrix work needed."""
     size = spec.constants["BLOCK_M"] * spec.constants["BLOCK_N"] * spec.constants["D"]
     return round(matrix_flops(matrix, threads) / (2 * size * _PRODUCTS[spec.name]), 4)

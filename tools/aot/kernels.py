@@ -2,8 +2,9 @@
 
 Compiles every kernel in every shipped configuration: registers, spills, shared memory, instructions.
 
-Exit code 1 where a rule is broken: spills, too much shared memory, wasted matrix work or narrow loads in
-attention, more than 64 registers in row kernels of one bin; 2 where nothing can be compiled.
+Exit code 1 where a rule is broken: spills, too much shared memory; in attention wasted matrix work, narrow
+loads, products that wait for each other, or with heads of 72 on sm_90 fewer than two blocks or no copies in
+flight; more than 64 registers in row kernels of one bin; 2 where nothing can be compiled.
 
 python -m tools.aot.kernels [--arch N ...] [--kernel TEXT] [--json]
 """
@@ -24,8 +25,10 @@ from . import ARCHITECTURES, unavailable
 from .occupancy import MULTIPROCESSORS
 from .rules import broken
 
-COLUMNS = "kernel configuration dtype sm registers spills shared occupancy matrix useful loads async stores"
+COLUMNS = """kernel configuration dtype sm registers spills shared occupancy matrix useful step flight
+loads async stores"""
 CAPTION = """matrix: instructions by shape; useful: matrix work issued over needed
+step, flight: instructions of a pass of attention's loop, and groups of copies that go on beside it
 loads, asynchronous loads and stores: instructions by the bytes of one thread"""
 
 
@@ -71,6 +74,7 @@ def _print(found: dict) -> None:
             str(row["architecture"]), str(row["registers"]), str(row["spills"]),
             f"{row['shared'] / 1024:.1f} / {limit // 1024} KiB", f"{row['occupancy']:.0%}",
             _counts(row["matrix"]), "" if useful is None else f"{useful:.3f}",
+            *(str(row.get(figure, "")) for figure in ("step", "in_flight")),
             *(_counts(row[kind]) for kind in ("loads", "async", "stores")),
             style="red" if broken(row) else None,
         )  # fmt: skip

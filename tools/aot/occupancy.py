@@ -41,5 +41,10 @@ def occupancy(architecture: int, threads: int, registers: int, shared: int) -> f
     return blocks * warps * 32 / limits.threads
 
 
+def blocks(row: dict) -> int:
+    """Blocks on a multiprocessor, of a row of the report."""
+    return round(row["occupancy"] * MULTIPROCESSORS[row["architecture"]].threads / row["threads"])
+
+
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

@@ -14,6 +14,11 @@ _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.MULTILINE)
 _INSTRUCTION = re.compile(r"(@\S+\s+)?([A-Z]+)\S*\s*(.*)")
 
 
+def lines(code: str) -> list[tuple[int, str]]:
+    """Address and text of each instruction of `code` (cuobjdump's text)."""
+    return [(int(address, 16), text) for address, text in _LINE.findall(code)]
+
+
 def states(
     code: str, run: Callable[[str, State], None], joined: Callable[[State, State], State]
 ) -> Iterator[tuple[int, str, State]]:
@@ -25,7 +30,7 @@ def states(
         run: changes a state as an instruction does.
         joined: what holds whichever of two paths was taken. More paths may only make it weaker: so loops end.
     """
-    instructions = {int(address, 16): text for address, text in _LINE.findall(code)}
+    instructions = dict(lines(code))
     behind = dict(pairwise([*instructions, None]))
     before: dict[Place, State] = {}
     paths: list[tuple[Place, State]] = [((next(iter(instructions), None), ()), {})]

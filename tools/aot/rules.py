@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .occupancy import MULTIPROCESSORS
+from .occupancy import MULTIPROCESSORS, blocks
 
 NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight")
 MOST_REGISTERS = 64
@@ -11,6 +11,10 @@ MOST_REGISTERS = 64
 FEW_REGISTERS = ("gather_adaln", "gate_residual", "scatter_rescale", "qk_norm_rope", "activation")
 # Columns that a head may be held as: 64 + 16 for 72, 32 + 16 for 40, as many as it has for the others.
 HELD = {72: 80, 40: 48}
+
+BLOCKS = "blocks of a multiprocessor"
+PIPELINED = ("attention_fwd", "attention_bwd_query", "two_bin_attention")
+"""On sm_90 with heads of 72, two blocks overlap products with exponentials, and copies go on beside both."""
 
 
 def broken(row: dict) -> list[str]:
@@ -36,6 +40,13 @@ def _broken_by_attention(row: dict) -> list[str]:
         )
     if not row["async"].get("16"):
         found.append("no asynchronous loads of 16 bytes")
+    if row["waited_alone"]:
+        found.append(f"{row['waited_alone']} products, each waited for before the next")
+    if row["architecture"] == 90 and head_dim == 72 and row["kernel"] in PIPELINED:
+        if blocks(row) < 2:
+            found.append(f"{BLOCKS} {blocks(row)}, must be at least 2")
+        if row["in_flight"] < 1:
+            found.append("no copies in flight beside the products")
     if {"1", "2"} & (row["loads"].keys() | row["async"].keys()):
         found.append("loads of less than 4 bytes")
     return found

@@ -47,6 +47,7 @@ from .record import Specialization, record
 B, N, K, M = 2, 1024, 717, 300
 T = B * K
 S = B * 615  # kept rows of the smaller of two bins
+LONG, SHORT = 4096, 410  # rows of a longest sample: attention takes whole tiles of queries, and half of them
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # D and F of the MLP: PixArt and DiT-XL, DiT-S, Flux, LTX, Z-Image. SD3-medium's 1536 is as 1152.
 WIDTHS = {1152: 4608, 384: 1536, 3072: 12288, 2048: 8192, 3840: 10240}
@@ -330,16 +331,18 @@ def _attention(head_dim: int, heads: int, dtype: torch.dtype) -> Calls:
     query, key, value = _empty(T, 3, heads, head_dim, dtype=dtype).unbind(1)
     text_key, text_value = _empty(B * M, 2, heads, head_dim, dtype=dtype).unbind(1)
     out, lse = _empty(T, heads, head_dim, dtype=dtype), _empty(heads, T, dtype=torch.float32)
-    among, lengths = Seqlens(_cu_seqlens(), _cu_seqlens(), K, K), _empty(B, dtype=torch.int32)
+    among, few = (Seqlens(_cu_seqlens(), _cu_seqlens(), count, count) for count in (LONG, SHORT))
+    lengths = _empty(B, dtype=torch.int32)
     to_text = Seqlens(_cu_seqlens(), _cu_seqlens(), K, M, lengths)
     forward, backward = attention.attention, attention.attention_backward
     labels = {" self": (query, key, value)}
     if head_dim in SHARED:
-        few = heads // SHARED[head_dim]
-        joined = _empty(T, heads + 2 * few, head_dim, dtype=dtype)
-        labels[" shared keys"] = joined.split([heads, few, few], dim=1)
+        fewer = heads // SHARED[head_dim]
+        joined = _empty(T, heads + 2 * fewer, head_dim, dtype=dtype)
+        labels[" shared keys"] = joined.split([heads, fewer, fewer], dim=1)
     for label, parts in labels.items():
         yield label, forward, (*parts, among, None, True)
+        yield f"{label} short", forward, (*parts, few, None, True)
         yield label, backward, (out, *parts, out, lse, among, None)
         if head_dim <= tiles.LARGEST_HEAD_DIM_OF_TWO_BINS:
             yield from _two_bin_attention(label, *parts)
@@ -352,7 +355,9 @@ def _attention(head_dim: int, heads: int, dtype: torch.dtype) -> Calls:
 def _two_bin_attention(label: str, query: Tensor, key: Tensor, value: Tensor) -> Calls:
     _, heads, head_dim = query.shape
     out, lse = _empty(T + S, heads, head_dim, dtype=query.dtype), _empty(heads, T + S, dtype=torch.float32)
-    nested = Nested(_cu_seqlens(), _cu_seqlens(), K, S // B, S)
-    yield label, two_bin_attention.two_bin_attention, (query, key, value, nested, None, True)
+    nested, few = (Nested(_cu_seqlens(), _cu_seqlens(), count, S // B, S) for count in (LONG, SHORT))
+    for short, seqlens in {"": nested, " short": few}.items():
+        forward = two_bin_attention.two_bin_attention
+        yield f"{label}{short}", forward, (query, key, value, seqlens, None, True)
     backward = two_bin_attention.two_bin_attention_backward
     yield label, backward, (out, query, key, value, out, lse, nested, None)

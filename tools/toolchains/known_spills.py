@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..aot.compare import regressions
 from ..aot.report import name
-from ..aot.rules import broken
+from ..aot.rules import BLOCKS, broken
 
 KNOWN = Path(__file__).with_name("known_spills.json")
 GOLDEN = Path(__file__).parents[2] / "tests/golden/kernels.json"
@@ -36,8 +36,10 @@ def judged(
     rows = {name(row): row for row in found["rows"]}
     wrong = [f"{key}: lost" for key in sorted({name(row) for row in golden["rows"]} - rows.keys())]
     for key, row in rows.items():
-        excused = row["spills"] <= allowed.get(key, 0)
-        wrong += [f"{key}: {words}" for words in broken(row) if not (excused and words.startswith(SPILL))]
+        excused = SPILL if row["spills"] <= allowed.get(key, 0) else ()
+        if version != golden["toolchain"]["triton"]:
+            excused += (BLOCKS,)  # another compiler may take a register more
+        wrong += [f"{key}: {words}" for words in broken(row) if not words.startswith(excused)]
     mended = [key for key in allowed if key in rows and not any(rows[key][figure] for figure in SPILL)]
     wrong += [f"{key}: keeps the rules, remove it from the list" for key in mended]
     wrong += [f"{key}: is in the list, but no kernel" for key in allowed.keys() - rows.keys()]

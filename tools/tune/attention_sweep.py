@@ -45,6 +45,7 @@ Case = dict[str, object]
 
 def subjects() -> Iterator[Subject]:
     """One per shape."""
+    able = ATTENTION[tiles.architecture(torch.device(DEVICE))] if GPU else SMALL[True]
     for batch, queries, keys in SHAPES if GPU else ((2, 17, 5),):
         width = HEADS * HEAD_DIM
         transformer = TransformerShape(1, width, HEADS, queries, keys)
@@ -53,8 +54,8 @@ def subjects() -> Iterator[Subject]:
         shape = {"batch": batch, "tokens": queries, "width": width, "heads": HEADS, "text": keys}
         candidate = partial(Candidate, flops=cost.flops, moved=cost.bytes)
         ways = {name: partial(_by_library, name) for name in LIBRARIES}
-        tiles = {f"triton {' x '.join(map(str, t))}": t for t in (ATTENTION if GPU else SMALL[True])}
-        ours = {"triton": _triton} | {name: partial(_with_tile, tile) for name, tile in tiles.items()}
+        by_tile = {f"triton {' x '.join(map(str, t))}": t for t in able}
+        ours = {"triton": _triton} | {name: partial(_with_tile, tile) for name, tile in by_tile.items()}
         candidates = [candidate(name, run, partial(_check, name, run)) for name, run in ways.items()]
         candidates += [
             candidate(name, run, partial(_check, name, run), ours=True) for name, run in ours.items()
@@ -89,7 +90,7 @@ def _triton(case: Case) -> Tensor:
 
 
 def _with_tile(tile: tuple[int, ...], case: Case) -> Tensor:
-    with held_tile(tiles.architecture(torch.device(DEVICE)), tile):
+    with held_tile(tile):
         return _triton(case)
 
 

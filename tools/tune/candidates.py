@@ -25,10 +25,13 @@ PRODUCTS = {
         (128, 64, 64, 8, 4, 4), (64, 128, 64, 8, 4, 4), (64, 64, 64, 8, 4, 4),
     ),
 }  # fmt: skip
-ATTENTION = (
-    (64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 4, 2), (128, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3),
-    (128, 128, 8, 2), (128, 128, 8, 3), (64, 128, 4, 2), (128, 32, 4, 3),
-)  # fmt: skip
+ATTENTION = {
+    80: ((64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 4, 3), (128, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3)),
+    90: (
+        (128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 4, 3), (128, 128, 8, 3), (128, 128, 8, 2),
+        (64, 128, 4, 2),
+    ),
+}  # fmt: skip
 # For shapes of the interpreter: of attention, and of products.
 SMALL = {
     True: ((16, 16, 4, 1), (32, 16, 4, 1)),
@@ -47,7 +50,7 @@ ROW_KERNEL = {"linear_gate_residual": 3, "linear_scatter": 3, "linear_gelu": 0, 
 
 
 def candidates(subject: Subject, architecture: int) -> tuple[tuple[int, ...], ...]:
-    return ATTENTION if subject.is_attention else PRODUCTS[architecture]
+    return (ATTENTION if subject.is_attention else PRODUCTS)[architecture]
 
 
 @cache

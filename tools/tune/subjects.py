@@ -186,16 +186,16 @@ WAYS = {
 }
 
 
-def held_tile(architecture: int, tile: tuple[int, ...]):
-    """A context: inside, attention of heads that are held as HELD columns takes this tile."""
-    return mock.patch.dict(tiles.ATTENTION_TILES["attention_fwd"][architecture], {HELD: tile})
+def held_tile(tile: tuple[int, ...]):
+    """A context: inside, attention takes this tile, whatever the shape."""
+    return mock.patch.object(tiles, "attention_tile", lambda *_: tile)
 
 
 @contextmanager
 def tile_of(subject: Subject, architecture: int, tile: tuple[int, ...]) -> Iterator[None]:
     """Inside, launches of the subject take this tile."""
     if subject.is_attention:
-        with held_tile(architecture, tile):
+        with held_tile(tile):
             yield
         return
     entry = replace(tiles.PRODUCT_TILES[0], tile=tile)

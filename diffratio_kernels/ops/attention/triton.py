@@ -1,13 +1,10 @@
 """Packed (varlen) attention forward: self and ragged cross, online softmax.
 
-A head_dim that is no power of two is held in two parts, 72 = 64 + 16 (of which 8 are used): padding it to 128
-would issue 128/72 of the matrix work. Strides are constants: as runtime arguments a head stride of 72 is not
-known to be a multiple of 8, and every load falls to 2 bytes.
-
 Backward: one kernel for queries, one for keys; each gradient is summed by one program for a head of query.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import triton
@@ -15,46 +12,22 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton import tiles
+from ..._triton.attention import (
+    attend,
+    grad_of_queries,
+    grads_of_keys,
+    load_delta,
+    load_part,
+    parts,
+    store_part,
+)
 from ..._triton.launch import accumulator, launch, unit_rows
 from ...types import Seqlens
 
-LOG2_E = 1.4426950408889634
 
-
-def parts(head_dim: int) -> tuple[int, int]:
-    """Widths of the two parts of a head: powers of two, at least 16, the second 0 where one is enough."""
-    whole = triton.next_power_of_2(head_dim)
-    if whole == head_dim or head_dim < 16:
-        return max(whole, 16), 0
-    return whole // 2, max(triton.next_power_of_2(head_dim - whole // 2), 16)
-
-
-@triton.jit
-def load_part(
-    ptr, rows, count, STRIDE: tl.constexpr, FIRST: tl.constexpr, PART: tl.constexpr, D: tl.constexpr,
-    MASK: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK, PART] elements from column FIRST on; zero beyond D columns and, with MASK, `count` rows."""
-    column = FIRST + tl.arange(0, PART)[None, :]
-    at = ptr + rows.to(tl.int64)[:, None] * STRIDE + column
-    if MASK and FIRST + PART > D:
-        tile = tl.load(at, mask=(rows[:, None] < count) & (column < D), other=0.0)
-    elif MASK:
-        tile = tl.load(at, mask=rows[:, None] < count, other=0.0)
-    elif FIRST + PART > D:
-        tile = tl.load(at, mask=column < D, other=0.0)
-    else:
-        tile = tl.load(at)
-    return tile
-
-
-@triton.jit
-def store_part(
-    ptr, tile, rows, count, STRIDE: tl.constexpr, FIRST: tl.constexpr, PART: tl.constexpr, D: tl.constexpr
-):
-    column = FIRST + tl.arange(0, PART)[None, :]
-    at = ptr + rows.to(tl.int64)[:, None] * STRIDE + column
-    tl.store(at, tile.to(ptr.dtype.element_ty), mask=(rows[:, None] < count) & (column < D))
+def in_log2(scale: float) -> float:
+    """The scale of scores in units of log2, at least the smallest normal fp32: -inf times 0 is NaN."""
+    return max(scale * math.log2(math.e), torch.finfo(torch.float32).tiny)
 
 
 @triton.jit
@@ -66,55 +39,6 @@ def key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample):
     else:
         count = tl.load(key_lengths_ptr + sample)
     return first.to(tl.int64), count
-
-
-@triton.jit
-def _step(
-    query0, query1, out0, out1, largest, total, k_ptr, v_ptr, start, keys, scale,
-    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, MASK: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_N more keys of the online softmax; scores in units of log2."""
-    n = start + tl.arange(0, BLOCK_N)
-    key = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, MASK)
-    scores = tl.dot(query0, tl.trans(key), input_precision="ieee")
-    if D1 > 0:
-        key = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, MASK)
-        scores = tl.dot(query1, tl.trans(key), scores, input_precision="ieee")
-    scores *= scale
-    if MASK:
-        scores = tl.where(n[None, :] < keys, scores, float("-inf"))
-    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-    weights = tl.exp2(scores - new_largest[:, None])
-    decay = tl.exp2(largest - new_largest)
-    total = total * decay + tl.sum(weights, axis=1)
-    value = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, MASK)
-    weights = weights.to(value.dtype)
-    out0 = tl.dot(weights, value, out0 * decay[:, None], input_precision="ieee")
-    if D1 > 0:
-        value = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, MASK)
-        out1 = tl.dot(weights, value, out1 * decay[:, None], input_precision="ieee")
-    return out0, out1, new_largest, total
-
-
-@triton.jit
-def attend(
-    query0, query1, out0, out1, largest, total, k_ptr, v_ptr, begin, end, scale,
-    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """The online softmax over keys begin..end.
-
-    Every step is masked: a step of its own for the last keys would be a second copy of the code outside of
-    the loop, which waits for its loads, and whose second part of V ptxas 12.8 addresses wrongly (see
-    tools/aot/descriptors.py).
-    """
-    for start in range(begin, end, BLOCK_N):
-        out0, out1, largest, total = _step(
-            query0, query1, out0, out1, largest, total, k_ptr, v_ptr, start, end, scale,
-            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
-        )  # fmt: skip
-    return out0, out1, largest, total
 
 
 @triton.jit
@@ -137,8 +61,8 @@ def _attention_fwd(
     k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
     v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
 
-    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D, True)
-    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
+    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D)
+    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D) if D1 > 0 else query0
     out0 = tl.zeros((BLOCK_M, D0), tl.float32)
     out1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else out0
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -181,13 +105,14 @@ def attention(
     rows, heads, head_dim = query.shape
     if head_dim > tiles.LARGEST_HEAD_DIM:
         raise ValueError(f"attention: query has head_dim {head_dim}, the Triton kernels take up to 256")
-    scale = LOG2_E * (1 / math.sqrt(head_dim) if scale is None else scale)
+    scale = in_log2(1 / math.sqrt(head_dim) if scale is None else scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = accumulator(heads, rows, like=query) if save_lse else None
-    tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)))
     cu_seqlens_q, cu_seqlens_k, key_lengths = contiguous(seqlens)
+    longest, samples = (seqlens.max_seqlen_q, seqlens.max_seqlen_k), len(cu_seqlens_q) - 1
+    tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)), *longest, heads * samples)
     launch(
-        _attention_fwd, (triton.cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, len(cu_seqlens_q) - 1),
+        _attention_fwd, (triton.cdiv(longest[0], tile["BLOCK_M"]), heads, samples),
         query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_lengths, rows, scale,
         **layout(query, key, value), **tile,
     )  # fmt: skip
@@ -202,38 +127,6 @@ def contiguous(seqlens: Seqlens) -> tuple[Tensor, Tensor, Tensor | None]:
         seqlens.cu_seqlens_k.contiguous(),
         None if lengths is None else lengths.contiguous(),
     )
-
-
-@triton.jit
-def product(a0, a1, b0, b1, D1: tl.constexpr):
-    """a b^T over both parts of a head."""
-    product = tl.dot(a0, tl.trans(b0), input_precision="ieee")
-    if D1 > 0:
-        product = tl.dot(a1, tl.trans(b1), product, input_precision="ieee")
-    return product
-
-
-@triton.jit
-def _query_step(
-    query0, query1, grad0, grad1, grad_query0, grad_query1, lse, delta, k_ptr, v_ptr, start, keys,
-    scale, STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, MASK: tl.constexpr,
-):  # fmt: skip
-    n = start + tl.arange(0, BLOCK_N)
-    key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, MASK)
-    key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, MASK) if D1 > 0 else key0
-    weights = tl.exp2(product(query0, query1, key0, key1, D1) * scale - lse[:, None])
-    if MASK:
-        weights = tl.where(n[None, :] < keys, weights, 0.0)
-    value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, MASK)
-    value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, MASK) if D1 > 0 else value0
-    grad_scores = weights * (product(grad0, grad1, value0, value1, D1) - delta[:, None])
-    grad_scores = grad_scores.to(key0.dtype)
-    grad_query0 = tl.dot(grad_scores, key0, grad_query0, input_precision="ieee")
-    if D1 > 0:
-        grad_query1 = tl.dot(grad_scores, key1, grad_query1, input_precision="ieee")
-    return grad_query0, grad_query1
 
 
 @triton.jit
@@ -254,41 +147,27 @@ def _attention_bwd_query(
         return
     first = first.to(tl.int64)
     first_key, keys = key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample)
-    packed = first * (H * D) + head * D
     q_ptr += first * STRIDE_Q + head * HEAD_Q
     k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
     v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
 
-    grad0 = load_part(grad_ptr + packed, m, queries, H * D, 0, D0, D, True)
-    out = load_part(out_ptr + packed, m, queries, H * D, 0, D0, D, True)
-    delta = tl.sum(grad0.to(tl.float32) * out.to(tl.float32), axis=1)
-    grad1 = grad0
-    if D1 > 0:
-        grad1 = load_part(grad_ptr + packed, m, queries, H * D, D0, D1, D, True)
-        out = load_part(out_ptr + packed, m, queries, H * D, D0, D1, D, True)
-        delta += tl.sum(grad1.to(tl.float32) * out.to(tl.float32), axis=1)
-    statistics = head.to(tl.int64) * rows + first + m
-    tl.store(delta_ptr + statistics, delta, mask=m < queries)
-    lse = tl.load(lse_ptr + statistics, mask=m < queries, other=float("inf"))
-
-    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D, True)
-    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
+    grad0, grad1, delta = load_delta(
+        out_ptr, grad_ptr, delta_ptr, first, m, queries, head, rows, H, D, D0, D1
+    )
+    lse = tl.load(lse_ptr + head.to(tl.int64) * rows + first + m, mask=m < queries, other=float("inf"))
+    query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D)
+    query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D) if D1 > 0 else query0
     grad_query0 = tl.zeros((BLOCK_M, D0), tl.float32)
     grad_query1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else grad_query0
-    whole = keys // BLOCK_N * BLOCK_N
-    for start in range(0, whole, BLOCK_N):
-        grad_query0, grad_query1 = _query_step(
-            query0, query1, grad0, grad1, grad_query0, grad_query1, lse, delta, k_ptr, v_ptr, start, keys,
-            scale, STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
-        )  # fmt: skip
-    if whole < keys:
-        grad_query0, grad_query1 = _query_step(
-            query0, query1, grad0, grad1, grad_query0, grad_query1, lse, delta, k_ptr, v_ptr, whole, keys,
-            scale, STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
-        )  # fmt: skip
-    store_part(grad_q_ptr + packed, grad_query0 * score_scale, m, queries, H * D, 0, D0, D)
+    grad_query0, grad_query1 = grad_of_queries(
+        query0, query1, grad0, grad1, lse, delta, grad0, grad1, lse, delta,
+        grad_query0, grad_query1, k_ptr, v_ptr, 0, keys, scale,
+        STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
+    )  # fmt: skip
+    grad_q_ptr += first * (H * D) + head * D
+    store_part(grad_q_ptr, grad_query0 * score_scale, m, queries, H * D, 0, D0, D)
     if D1 > 0:
-        store_part(grad_q_ptr + packed, grad_query1 * score_scale, m, queries, H * D, D0, D1, D)
+        store_part(grad_q_ptr, grad_query1 * score_scale, m, queries, H * D, D0, D1, D)
 
 
 @triton.jit
@@ -300,64 +179,53 @@ def _attention_bwd_key(
     HEAD_Q: tl.constexpr, HEAD_K: tl.constexpr, HEAD_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of BLOCK_N keys and values by one head of query; keys that do not count get zeros."""
+    """The gradients of BLOCK_N keys and values by one head of query.
+
+    Keys that do not count keep the zeros of their memory: to choose zeros here made ptxas 12.8 wait for every
+    matrix instruction of the loop.
+    """
     head, sample = tl.program_id(1), tl.program_id(2)
     first = tl.load(cu_seqlens_q_ptr + sample)
     queries = tl.load(cu_seqlens_q_ptr + sample + 1) - first
     first = first.to(tl.int64)
     first_key, keys = key_range(cu_seqlens_k_ptr, key_lengths_ptr, sample)
-    room = tl.load(cu_seqlens_k_ptr + sample + 1) - first_key.to(tl.int32)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if tl.program_id(0) * BLOCK_N >= room:
+    if tl.program_id(0) * BLOCK_N >= keys:
         return
-    packed = first * (H * D) + head * D
-    packed_key = first_key * (H * D) + head * D
     q_ptr += first * STRIDE_Q + head * HEAD_Q
     k_ptr += first_key * STRIDE_K + head // GROUP * HEAD_K
     v_ptr += first_key * STRIDE_V + head // GROUP * HEAD_V
+    grad_ptr += head * D
+    lse_ptr += head.to(tl.int64) * rows
+    delta_ptr += head.to(tl.int64) * rows
 
-    key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, True)
-    value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, True)
+    key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D)
+    value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D)
     grad_key0 = tl.zeros((BLOCK_N, D0), tl.float32)
     grad_value0 = tl.zeros((BLOCK_N, D0), tl.float32)
     key1, value1, grad_key1, grad_value1 = key0, value0, grad_key0, grad_value0
     if D1 > 0:
-        key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, True)
-        value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, True)
+        key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D)
+        value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D)
         grad_key1 = tl.zeros((BLOCK_N, D1), tl.float32)
         grad_value1 = tl.zeros((BLOCK_N, D1), tl.float32)
-    for start in range(0, tl.where(tl.program_id(0) * BLOCK_N < keys, queries, 0), BLOCK_M):
-        m = start + tl.arange(0, BLOCK_M)
-        statistics = head.to(tl.int64) * rows + first + m
-        lse = tl.load(lse_ptr + statistics, mask=m < queries, other=float("inf"))
-        delta = tl.load(delta_ptr + statistics, mask=m < queries, other=0.0)
-        query0 = load_part(q_ptr, m, queries, STRIDE_Q, 0, D0, D, True)
-        query1 = load_part(q_ptr, m, queries, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
-        grad0 = load_part(grad_ptr + packed, m, queries, H * D, 0, D0, D, True)
-        grad1 = load_part(grad_ptr + packed, m, queries, H * D, D0, D1, D, True) if D1 > 0 else grad0
-        weights = tl.exp2(product(key0, key1, query0, query1, D1) * scale - lse[None, :])
-        grad_scores = weights * (product(value0, value1, grad0, grad1, D1) - delta[None, :])
-        weights, grad_scores = weights.to(grad0.dtype), grad_scores.to(query0.dtype)
-        grad_value0 = tl.dot(weights, grad0, grad_value0, input_precision="ieee")
-        grad_key0 = tl.dot(grad_scores, query0, grad_key0, input_precision="ieee")
-        if D1 > 0:
-            grad_value1 = tl.dot(weights, grad1, grad_value1, input_precision="ieee")
-            grad_key1 = tl.dot(grad_scores, query1, grad_key1, input_precision="ieee")
+    grad_key0, grad_key1, grad_value0, grad_value1 = grads_of_keys(
+        key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr, lse_ptr,
+        delta_ptr, first, first, n, keys, 0, queries, scale, STRIDE_Q, H * D, D, D0, D1, BLOCK_M, False,
+    )  # fmt: skip
 
-    counts = n[:, None] < keys
-    grad_key0 = tl.where(counts, grad_key0 * score_scale, 0.0)
-    store_part(grad_k_ptr + packed_key, grad_key0, n, room, H * D, 0, D0, D)
-    store_part(grad_v_ptr + packed_key, tl.where(counts, grad_value0, 0.0), n, room, H * D, 0, D0, D)
+    packed = first_key * (H * D) + head * D
+    store_part(grad_k_ptr + packed, grad_key0 * score_scale, n, keys, H * D, 0, D0, D)
+    store_part(grad_v_ptr + packed, grad_value0, n, keys, H * D, 0, D0, D)
     if D1 > 0:
-        grad_key1 = tl.where(counts, grad_key1 * score_scale, 0.0)
-        store_part(grad_k_ptr + packed_key, grad_key1, n, room, H * D, D0, D1, D)
-        store_part(grad_v_ptr + packed_key, tl.where(counts, grad_value1, 0.0), n, room, H * D, D0, D1, D)
+        store_part(grad_k_ptr + packed, grad_key1 * score_scale, n, keys, H * D, D0, D1, D)
+        store_part(grad_v_ptr + packed, grad_value1, n, keys, H * D, D0, D1, D)
 
 
-def of_each_head(t: Tensor, heads: int) -> Tensor:
+def of_each_head(t: Tensor, heads: int, make: Callable = torch.empty) -> Tensor:
     """Where heads of query write the gradient of key or value [S, h, d]: those that share it a part each."""
     dtype = t.dtype if t.shape[1] == heads else torch.float32
-    return torch.empty(t.shape[0], heads, t.shape[2], dtype=dtype, device=t.device)
+    return make(t.shape[0], heads, t.shape[2], dtype=dtype, device=t.device)
 
 
 def of_shared(parts: Tensor, t: Tensor) -> Tensor:
@@ -382,9 +250,11 @@ def attention_backward(
     rows, heads, head_dim = query.shape
     score_scale = 1 / math.sqrt(head_dim) if scale is None else scale
     grad_out, out = grad_out.contiguous(), out.contiguous()
-    grad_query, grad_key, grad_value = (of_each_head(t, heads) for t in (query, key, value))
+    make = torch.empty if seqlens.key_lengths is None else torch.zeros
+    grad_key, grad_value = (of_each_head(t, heads, make) for t in (key, value))
+    grad_query = torch.empty_like(out)
     delta = accumulator(heads, rows, like=query)
-    shared = *contiguous(seqlens), rows, LOG2_E * score_scale, score_scale
+    shared = *contiguous(seqlens), rows, in_log2(score_scale), score_scale
     samples = seqlens.cu_seqlens_q.shape[0] - 1
     fixed, held = layout(query, key, value), sum(parts(head_dim))
     tile = tiles.attention_tiles("attention_bwd_query", query, held)

@@ -12,19 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton import tiles
-from ..._triton.launch import accumulator, launch, unit_rows
-from ...types import Nested
-from ..attention.triton import (
-    LOG2_E,
+from ..._triton.attention import (
     attend,
-    layout,
+    grad_of_queries,
+    grads_of_keys,
+    load_delta,
     load_part,
-    of_each_head,
-    of_shared,
     parts,
-    product,
     store_part,
 )
+from ..._triton.launch import accumulator, launch, unit_rows
+from ...types import Nested
+from ..attention.triton import in_log2, layout, of_each_head, of_shared
 
 
 @triton.jit
@@ -57,8 +56,8 @@ def _two_bin_attention(
     k_ptr += first * STRIDE_K + head // GROUP * HEAD_K
     v_ptr += first * STRIDE_V + head // GROUP * HEAD_V
 
-    query0 = load_part(q_ptr, m, large, STRIDE_Q, 0, D0, D, True)
-    query1 = load_part(q_ptr, m, large, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
+    query0 = load_part(q_ptr, m, large, STRIDE_Q, 0, D0, D)
+    query1 = load_part(q_ptr, m, large, STRIDE_Q, D0, D1, D) if D1 > 0 else query0
     out0 = tl.zeros((BLOCK_M, D0), tl.float32)
     out1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else out0
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -94,88 +93,19 @@ def two_bin_attention(
         raise ValueError(
             f"two_bin_attention: query has head_dim {head_dim}, the Triton kernels of two bins take up to 128"
         )
-    scale = LOG2_E * (1 / math.sqrt(head_dim) if scale is None else scale)
+    scale = in_log2(1 / math.sqrt(head_dim) if scale is None else scale)
     rows = count + nested.small
     out = torch.empty(rows, heads, head_dim, dtype=query.dtype, device=query.device)
     lse = accumulator(heads, rows, like=query) if save_lse else None
-    tile = tiles.attention_tiles("two_bin_attention", query, sum(parts(head_dim)))
     cu_seqlens = nested.cu_seqlens_large.contiguous(), nested.cu_seqlens_small.contiguous()
-    blocks = triton.cdiv(nested.max_seqlen_large, tile["BLOCK_M"])
+    longest, samples = nested.max_seqlen_large, cu_seqlens[0].shape[0] - 1
+    held = sum(parts(head_dim))
+    tile = tiles.attention_tiles("two_bin_attention", query, held, longest, longest, heads * samples)
     launch(
-        _two_bin_attention, (blocks, heads, cu_seqlens[0].shape[0] - 1),
+        _two_bin_attention, (triton.cdiv(longest, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, lse, *cu_seqlens, count, rows, scale, **layout(query, key, value), **tile,
     )  # fmt: skip
     return (out, lse) if save_lse else out
-
-
-@triton.jit
-def _load_delta(
-    out_ptr, grad_ptr, delta_ptr, first, m, count, head, rows,
-    H: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-):  # fmt: skip
-    """Incoming gradients of the queries m < count, and delta = sum(out * grad), which is stored too."""
-    packed = first * (H * D) + head * D
-    grad0 = load_part(grad_ptr + packed, m, count, H * D, 0, D0, D, True)
-    out = load_part(out_ptr + packed, m, count, H * D, 0, D0, D, True)
-    delta = tl.sum(grad0.to(tl.float32) * out.to(tl.float32), axis=1)
-    grad1 = grad0
-    if D1 > 0:
-        grad1 = load_part(grad_ptr + packed, m, count, H * D, D0, D1, D, True)
-        out = load_part(out_ptr + packed, m, count, H * D, D0, D1, D, True)
-        delta += tl.sum(grad1.to(tl.float32) * out.to(tl.float32), axis=1)
-    tl.store(delta_ptr + head.to(tl.int64) * rows + first + m, delta, mask=m < count)
-    return grad0, grad1, delta
-
-
-@triton.jit
-def _query_step(
-    query0, query1, grad0, grad1, lse, delta, small0, small1, lse_small, delta_small,
-    grad_query0, grad_query1, k_ptr, v_ptr, start, keys, scale,
-    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, MASK: tl.constexpr, BOTH: tl.constexpr,
-):  # fmt: skip
-    n = start + tl.arange(0, BLOCK_N)
-    key0 = load_part(k_ptr, n, keys, STRIDE_K, 0, D0, D, MASK)
-    key1 = load_part(k_ptr, n, keys, STRIDE_K, D0, D1, D, MASK) if D1 > 0 else key0
-    value0 = load_part(v_ptr, n, keys, STRIDE_V, 0, D0, D, MASK)
-    value1 = load_part(v_ptr, n, keys, STRIDE_V, D0, D1, D, MASK) if D1 > 0 else value0
-    scores = product(query0, query1, key0, key1, D1) * scale
-    if MASK:
-        scores = tl.where(n[None, :] < keys, scores, float("-inf"))
-    grad_scores = tl.exp2(scores - lse[:, None])
-    grad_scores *= product(grad0, grad1, value0, value1, D1) - delta[:, None]
-    if BOTH:
-        weights = tl.exp2(scores - lse_small[:, None])
-        grad_scores += weights * (product(small0, small1, value0, value1, D1) - delta_small[:, None])
-    grad_scores = grad_scores.to(key0.dtype)
-    grad_query0 = tl.dot(grad_scores, key0, grad_query0, input_precision="ieee")
-    if D1 > 0:
-        grad_query1 = tl.dot(grad_scores, key1, grad_query1, input_precision="ieee")
-    return grad_query0, grad_query1
-
-
-@triton.jit
-def _grad_query(
-    query0, query1, grad0, grad1, lse, delta, small0, small1, lse_small, delta_small,
-    grad_query0, grad_query1, k_ptr, v_ptr, begin, end, scale,
-    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    BLOCK_N: tl.constexpr, BOTH: tl.constexpr,
-):  # fmt: skip
-    """What keys begin..end add to the gradient of queries, in the large bin or in both."""
-    whole = begin + (end - begin) // BLOCK_N * BLOCK_N
-    for start in range(begin, whole, BLOCK_N):
-        grad_query0, grad_query1 = _query_step(
-            query0, query1, grad0, grad1, lse, delta, small0, small1, lse_small, delta_small,
-            grad_query0, grad_query1, k_ptr, v_ptr, start, end, scale,
-            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False, BOTH,
-        )  # fmt: skip
-    if whole < end:
-        grad_query0, grad_query1 = _query_step(
-            query0, query1, grad0, grad1, lse, delta, small0, small1, lse_small, delta_small,
-            grad_query0, grad_query1, k_ptr, v_ptr, whole, end, scale,
-            STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True, BOTH,
-        )  # fmt: skip
-    return grad_query0, grad_query1
 
 
 @triton.jit
@@ -201,22 +131,22 @@ def _two_bin_attention_bwd_query(
 
     grad_query0 = tl.zeros((BLOCK_M, D0), tl.float32)
     grad_query1 = tl.zeros((BLOCK_M, D1), tl.float32) if D1 > 0 else grad_query0
-    query0 = load_part(q_ptr, m, large, STRIDE_Q, 0, D0, D, True)
-    query1 = load_part(q_ptr, m, large, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
+    query0 = load_part(q_ptr, m, large, STRIDE_Q, 0, D0, D)
+    query1 = load_part(q_ptr, m, large, STRIDE_Q, D0, D1, D) if D1 > 0 else query0
     split = tl.where(tl.program_id(0) * BLOCK_M < small, small, 0)
     statistics = lse_ptr + head.to(tl.int64) * rows + m
     lse_small = tl.load(statistics + first_small, mask=m < small, other=float("inf"))
-    small0, small1, delta_small = _load_delta(
+    small0, small1, delta_small = load_delta(
         out_ptr, grad_ptr, delta_ptr, first_small, m, small, head, rows, H, D, D0, D1
     )
     lse = tl.load(statistics + first, mask=m < large, other=float("inf"))
-    grad0, grad1, delta = _load_delta(out_ptr, grad_ptr, delta_ptr, first, m, large, head, rows, H, D, D0, D1)
-    grad_query0, grad_query1 = _grad_query(
+    grad0, grad1, delta = load_delta(out_ptr, grad_ptr, delta_ptr, first, m, large, head, rows, H, D, D0, D1)
+    grad_query0, grad_query1 = grad_of_queries(
         query0, query1, grad0, grad1, lse, delta, small0, small1, lse_small, delta_small,
         grad_query0, grad_query1, k_ptr, v_ptr, 0, split, scale,
         STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, True,
     )  # fmt: skip
-    grad_query0, grad_query1 = _grad_query(
+    grad_query0, grad_query1 = grad_of_queries(
         query0, query1, grad0, grad1, lse, delta, grad0, grad1, lse, delta,
         grad_query0, grad_query1, k_ptr, v_ptr, split, large, scale,
         STRIDE_K, STRIDE_V, D, D0, D1, BLOCK_N, False,
@@ -225,39 +155,6 @@ def _two_bin_attention_bwd_query(
     store_part(grad_q_ptr, grad_query0 * score_scale, m, large, H * D, 0, D0, D)
     if D1 > 0:
         store_part(grad_q_ptr, grad_query1 * score_scale, m, large, H * D, D0, D1, D)
-
-
-@triton.jit
-def _key_step(
-    key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr, lse_ptr,
-    delta_ptr, first, first_small, n, small, start, end, scale, STRIDE_Q: tl.constexpr, STRIDE: tl.constexpr,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_M: tl.constexpr,
-    BOTH: tl.constexpr,
-):  # fmt: skip
-    m = start + tl.arange(0, BLOCK_M)
-    query0 = load_part(q_ptr, m, end, STRIDE_Q, 0, D0, D, True)
-    query1 = load_part(q_ptr, m, end, STRIDE_Q, D0, D1, D, True) if D1 > 0 else query0
-    scores = product(key0, key1, query0, query1, D1) * scale
-    grad_scores = tl.zeros(scores.shape, tl.float32)
-    for bin in tl.static_range(2 if BOTH else 1):
-        row = first if bin == 0 else first_small
-        lse = tl.load(lse_ptr + row + m, mask=m < end, other=float("inf"))
-        delta = tl.load(delta_ptr + row + m, mask=m < end, other=0.0)
-        grad0 = load_part(grad_ptr + row * STRIDE, m, end, STRIDE, 0, D0, D, True)
-        grad1 = load_part(grad_ptr + row * STRIDE, m, end, STRIDE, D0, D1, D, True) if D1 > 0 else grad0
-        weights = tl.exp2(scores - lse[None, :])
-        if bin == 1:
-            weights = tl.where(n[:, None] < small, weights, 0.0)
-        grad_scores += weights * (product(value0, value1, grad0, grad1, D1) - delta[None, :])
-        weights = weights.to(grad0.dtype)
-        grad_value0 = tl.dot(weights, grad0, grad_value0, input_precision="ieee")
-        if D1 > 0:
-            grad_value1 = tl.dot(weights, grad1, grad_value1, input_precision="ieee")
-    grad_scores = grad_scores.to(query0.dtype)
-    grad_key0 = tl.dot(grad_scores, query0, grad_key0, input_precision="ieee")
-    if D1 > 0:
-        grad_key1 = tl.dot(grad_scores, query1, grad_key1, input_precision="ieee")
-    return grad_key0, grad_key1, grad_value0, grad_value1
 
 
 @triton.jit
@@ -284,29 +181,27 @@ def _two_bin_attention_bwd_key(
     lse_ptr += head.to(tl.int64) * rows
     delta_ptr += head.to(tl.int64) * rows
 
-    key0 = load_part(k_ptr, n, large, STRIDE_K, 0, D0, D, True)
-    value0 = load_part(v_ptr, n, large, STRIDE_V, 0, D0, D, True)
+    key0 = load_part(k_ptr, n, large, STRIDE_K, 0, D0, D)
+    value0 = load_part(v_ptr, n, large, STRIDE_V, 0, D0, D)
     grad_key0 = tl.zeros((BLOCK_N, D0), tl.float32)
     grad_value0 = tl.zeros((BLOCK_N, D0), tl.float32)
     key1, value1, grad_key1, grad_value1 = key0, value0, grad_key0, grad_value0
     if D1 > 0:
-        key1 = load_part(k_ptr, n, large, STRIDE_K, D0, D1, D, True)
-        value1 = load_part(v_ptr, n, large, STRIDE_V, D0, D1, D, True)
+        key1 = load_part(k_ptr, n, large, STRIDE_K, D0, D1, D)
+        value1 = load_part(v_ptr, n, large, STRIDE_V, D0, D1, D)
         grad_key1 = tl.zeros((BLOCK_N, D1), tl.float32)
         grad_value1 = tl.zeros((BLOCK_N, D1), tl.float32)
     split = tl.where(tl.program_id(0) * BLOCK_N < small, small, 0)
-    for start in range(0, split, BLOCK_M):
-        grad_key0, grad_key1, grad_value0, grad_value1 = _key_step(
-            key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr,
-            lse_ptr, delta_ptr, first, first_small, n, small, start, split, scale,
-            STRIDE_Q, H * D, D, D0, D1, BLOCK_M, True,
-        )  # fmt: skip
-    for start in range(split, large, BLOCK_M):
-        grad_key0, grad_key1, grad_value0, grad_value1 = _key_step(
-            key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr,
-            lse_ptr, delta_ptr, first, first_small, n, small, start, large, scale,
-            STRIDE_Q, H * D, D, D0, D1, BLOCK_M, False,
-        )  # fmt: skip
+    grad_key0, grad_key1, grad_value0, grad_value1 = grads_of_keys(
+        key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr, lse_ptr,
+        delta_ptr, first, first_small, n, small, 0, split, scale,
+        STRIDE_Q, H * D, D, D0, D1, BLOCK_M, True,
+    )  # fmt: skip
+    grad_key0, grad_key1, grad_value0, grad_value1 = grads_of_keys(
+        key0, key1, value0, value1, grad_key0, grad_key1, grad_value0, grad_value1, q_ptr, grad_ptr, lse_ptr,
+        delta_ptr, first, first_small, n, small, split, large, scale,
+        STRIDE_Q, H * D, D, D0, D1, BLOCK_M, False,
+    )  # fmt: skip
 
     packed = first * (H * D) + head * D
     store_part(grad_k_ptr + packed, grad_key0 * score_scale, n, large, H * D, 0, D0, D)
@@ -335,7 +230,7 @@ def two_bin_attention_backward(
     rows = count + nested.small
     delta = accumulator(heads, rows, like=query)
     cu_seqlens = nested.cu_seqlens_large.contiguous(), nested.cu_seqlens_small.contiguous()
-    shared = *cu_seqlens, count, rows, LOG2_E * score_scale, score_scale
+    shared = *cu_seqlens, count, rows, in_log2(score_scale), score_scale
     fixed, held = layout(query, key, value), sum(parts(head_dim))
     longest, samples = nested.max_seqlen_large, cu_seqlens[0].shape[0] - 1
     tile = tiles.attention_tiles("two_bin_attention_bwd_query", query, held)

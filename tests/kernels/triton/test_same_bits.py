@@ -1,10 +1,12 @@
 """The same bits again, in every order of programs, over poisoned memory, and whatever surrounds a sample."""
 
 from itertools import accumulate
+from unittest import mock
 
 import pytest
 import torch
 
+from diffratio_kernels._triton import tiles
 from tools.guards.interpreter import guarded
 from tools.launchers.calls import VARIANTS, typical_call
 from tools.launchers.check import same_bits
@@ -108,3 +110,19 @@ def test_rows_of_a_product_do_not_depend_on_the_others(dtype, device):
         part = {key: arguments[key][begin:end] for key in ("rows", "grad", "pre")}
         for key, result in operator.kernels(**arguments | part).items():
             assert same_bits(result, together[key][begin:end]), (begin, key)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in VARIANTS if "attention" in kind])
+def test_half_a_tile_of_queries_gives_the_same_bits(kind, dtype, device):
+    """Else a sample's bits depended on the longest one of its batch."""
+    operator, arguments = typical_call(kind, dtype, device)
+    results = []
+    for tile in ((128, 64, 8, 3), (64, 64, 4, 3)):
+        whole = tiles.attention_tile
+
+        def forward(kernel, *shape, tile=tile, whole=whole):
+            return whole(kernel, *shape) if "bwd" in kernel else tile
+
+        with mock.patch.object(tiles, "attention_tile", forward):
+            results.append(operator.kernels(**arguments))
+    assert_same_bits(*results)

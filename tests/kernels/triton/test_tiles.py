@@ -65,3 +65,29 @@ def test_products_in_fp32_take_small_tiles():
     rows = torch.empty(33, 40)
     assert tiles.product_tiles("linear_gelu", rows, 72)["BLOCK_M"] == tiles.PRODUCT_FP32[0]
     assert tiles.product_tiles("linear_gelu", rows.half(), 72)["BLOCK_M"] > tiles.PRODUCT_FP32[0]
+
+
+def test_blocks_of_keys_depend_on_the_width_of_a_head_only():
+    """They decide the order of sums, so a sample's bits: blocks of queries do not."""
+    for kernel, architectures in tiles.ATTENTION_TILES.items():
+        for architecture, widths in architectures.items():
+            for held in widths:
+                _, *expected = tiles.attention_tile(kernel, architecture, held)
+                for rows in (1, 64, 65, 410, 717, 4096):
+                    for sequences in (1, 16, 256):
+                        _, keys, _, stages = tiles.attention_tile(
+                            kernel, architecture, held, rows, rows, sequences
+                        )
+                        assert (keys, stages) == (expected[0], expected[2])
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "sequences", "queries"),
+    [
+        (1024, 1024, 256, 128), (717, 717, 256, 128), (410, 410, 256, 64), (308, 308, 256, 64),
+        (512, 512, 16, 64), (8192, 8192, 2, 64), (1024, 300, 256, 64),
+    ],
+)  # fmt: skip
+def test_few_queries_take_half_a_tile(rows, keys, sequences, queries):
+    block, _, warps, _ = tiles.attention_tile("attention_fwd", 90, 80, rows, keys, sequences)
+    assert (block, warps) == (queries, queries // 16)

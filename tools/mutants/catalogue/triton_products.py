@@ -5,6 +5,7 @@ from .selections import FUZZ, OFFSETS, PRODUCTS, triton
 
 OPS = "diffratio_kernels/ops/"
 ATTENTION, GELU = OPS + "attention/triton.py", OPS + "mlp/triton.py"
+LOOPS = "diffratio_kernels/_triton/attention.py"
 SHARED = "tests/ops/test_attention.py -k share"
 HEAD, OTHER = "head // GROUP * HEAD", "head % (H // GROUP) * HEAD"
 VALUE = f"    v_ptr += first_key * STRIDE_V + {HEAD}_V"
@@ -15,21 +16,67 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-keys-beyond-the-end",
         "missing tail mask of keys",
-        ATTENTION,
-        {'tl.where(n[None, :] < keys, scores, float("-inf"))': "scores"},
+        LOOPS,
+        {'tl.where(start + tl.arange(0, BLOCK_N)[None, :] < end, scores, float("-inf"))': "scores"},
         FUZZ,
+    ),
+    Mutant(
+        "attention-last-block-of-all-keys-but-one",
+        "missing tail mask of keys",
+        LOOPS,
+        {"start + BLOCK_N > end": "start + BLOCK_N > end + 1"},
+        "tests/ops/test_attention.py -k one_short",
+    ),
+    Mutant(
+        "attention-sign-of-the-exponent",
+        "wrong sign",
+        LOOPS,
+        {"tl.exp2(scores * scale - new_largest[:, None])": "tl.exp2(scores * -scale - new_largest[:, None])"},
+        FUZZ,
+    ),
+    Mutant(
+        "attention-values-beyond-the-end",
+        "0 times NaN",
+        LOOPS,
+        {
+            "load_part(v_ptr, n, end, STRIDE_V, D0, D1, D)\n            out1": (
+                "load_part(v_ptr, n, end + BLOCK_N, STRIDE_V, D0, D1, D)\n            out1"
+            )
+        },
+        "tests/ops/test_attention.py -k nan",
+    ),
+    Mutant(
+        "attention-scale-of-zero",
+        "-inf times 0",
+        ATTENTION,
+        {"max(scale * math.log2(math.e), torch.finfo(torch.float32).tiny)": "scale * math.log2(math.e)"},
+        "tests/ops/test_attention.py -k tiny_scale",
+    ),
+    Mutant(
+        "attention-half-a-tile-where-a-whole-one-fits",
+        "a tile for another shape",
+        "diffratio_kernels/_triton/tiles.py",
+        {"if padded or few": "if few"},
+        "tests/kernels/triton/test_tiles.py",
+    ),
+    Mutant(
+        "attention-keys-by-their-count",
+        "bits that depend on neighbours",
+        "diffratio_kernels/_triton/tiles.py",
+        {"return 64, keys, 4, stages": "return 64, keys // 2, 4, stages"},
+        "tests/kernels/triton/test_tiles.py",
     ),
     Mutant(
         "attention-total-without-decay",
         "online softmax without decay",
-        ATTENTION,
+        LOOPS,
         {"total = total * decay + tl.sum": "total = total + tl.sum"},
         FUZZ,
     ),
     Mutant(
         "attention-second-part-without-decay",
         "online softmax without decay",
-        ATTENTION,
+        LOOPS,
         {"out1 * decay[:, None]": "out1"},
         FUZZ,
     ),
@@ -50,7 +97,7 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-store-beyond-the-head",
         "dropped mask",
-        ATTENTION,
+        LOOPS,
         {"mask=(rows[:, None] < count) & (column < D))\n": "mask=rows[:, None] < count)\n"},
         FUZZ,
     ),
@@ -86,16 +133,16 @@ TRITON_PRODUCTS = [
         "attention-gradient-by-another-key-head",
         "wrong head",
         ATTENTION,
-        {f"STRIDE_K + {HEAD}_K\n{VALUE}\n\n    key": f"STRIDE_K + {OTHER}_K\n{VALUE}\n\n    key"},
+        {f"STRIDE_K + {HEAD}_K\n{VALUE}\n    grad": f"STRIDE_K + {OTHER}_K\n{VALUE}\n    grad"},
         SHARED,
     ),
     Mutant(
         "attention-32-bit-rows",
         "64-bit cast dropped",
-        ATTENTION,
+        LOOPS,
         {
-            "    at = ptr + rows.to(tl.int64)[:, None] * STRIDE + column\n    if MASK": (
-                "    at = ptr + rows[:, None] * STRIDE + column\n    if MASK"
+            "    at = ptr + rows.to(tl.int64)[:, None] * STRIDE + column\n    if FIRST": (
+                "    at = ptr + rows[:, None] * STRIDE + column\n    if FIRST"
             )
         },
         OFFSETS,
@@ -103,8 +150,8 @@ TRITON_PRODUCTS = [
     Mutant(
         "attention-delta-forgotten",
         "delta forgotten",
-        ATTENTION,
-        {"value0, value1, D1) - delta[:, None])": "value0, value1, D1))"},
+        LOOPS,
+        {"value0, value1, D1) - delta[:, None]\n": "value0, value1, D1)\n"},
         FUZZ,
     ),
     Mutant(
@@ -118,14 +165,14 @@ TRITON_PRODUCTS = [
         "attention-key-gradient-unscaled",
         "forgotten scale in a gradient",
         ATTENTION,
-        {"tl.where(counts, grad_key1 * score_scale, 0.0)": "tl.where(counts, grad_key1, 0.0)"},
+        {"grad_key1 * score_scale": "grad_key1"},
         FUZZ,
     ),
     Mutant(
         "attention-gradient-of-padding",
         "rows that do not count not zeroed",
         ATTENTION,
-        {"tl.where(counts, grad_value0, 0.0)": "grad_value0"},
+        {"torch.empty if seqlens.key_lengths is None else torch.zeros": "torch.empty"},
         FUZZ,
     ),
     Mutant(

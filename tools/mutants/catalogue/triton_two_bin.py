@@ -7,6 +7,7 @@ ROWS = "diffratio_kernels/_triton/two_bin_rows.py"
 GELU, BLEND, ATTENTION = (
     f"diffratio_kernels/ops/two_bin_{name}/triton.py" for name in ("gelu", "blend", "attention")
 )
+LOOPS = "diffratio_kernels/_triton/attention.py"
 FUZZ = " ".join(
     f"{TRITON}test_two_bin.py::test_launchers_stay_within_the_error_budget[{first}]" for first in (0, 15, 30)
 )
@@ -171,21 +172,21 @@ TRITON_TWO_BIN = [
     Mutant(
         "two-bin-attention-small-keys-unmasked",
         "missing mask of keys",
-        ATTENTION,
+        LOOPS,
         {"weights = tl.where(n[:, None] < small, weights, 0.0)": "pass"},
         FUZZ,
     ),
     Mutant(
         "two-bin-attention-small-delta-of-the-large-bin",
         "wrong bin's delta",
-        ATTENTION,
+        LOOPS,
         {"value0, value1, D1) - delta_small[:, None])": "value0, value1, D1) - delta[:, None])"},
         FUZZ,
     ),
     Mutant(
         "two-bin-attention-key-gradient-of-one-bin",
         "a bin forgotten",
-        ATTENTION,
+        LOOPS,
         {"tl.static_range(2 if BOTH else 1)": "tl.static_range(1)"},
         FUZZ,
     ),
