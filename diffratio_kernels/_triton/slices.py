@@ -49,9 +49,9 @@ def at_place(values, i):
 
 
 @triton.jit
-def token_at(order_ptr, tokens, begin, i):
-    """The row of x at place begin + i."""
-    return begin + i if order_ptr is None else at_place(tokens, i)
+def token_at(order_ptr, tokens, place, begin):
+    """The row of x at a place of the slice from `begin`."""
+    return place if order_ptr is None else at_place(tokens, place - begin)
 
 
 @triton.jit

@@ -86,12 +86,6 @@ template <class T, bool kAligned> class Row {
   Vec<T, n> held_[kAligned ? kHeld : 1];
 };
 
-// The sample of row `row` of x, which has fewer than 2^31. A division of 64 bits would be a subroutine, and no load
-// behind it is issued before it is done.
-__device__ __forceinline__ int64_t sample_of_row(int64_t row, int64_t tokens) {
-  return static_cast<uint32_t>(row) / static_cast<uint32_t>(tokens);
-}
-
 // Which modulation belongs to row `row` of x.
 template <bool kPlain>
 __device__ __forceinline__ int64_t owner_of(const int64_t* groups, int64_t row, int64_t tokens) {

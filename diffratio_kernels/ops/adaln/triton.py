@@ -92,10 +92,10 @@ def _gather_adaln_bwd(
     group = group_at(order_ptr, owners, 0, sample)
     total_shift = tl.zeros((BLOCK_D,), tl.float32)
     total_scale = tl.zeros((BLOCK_D,), tl.float32)
-    for i in range(tl.minimum(ROWS, end - begin)):
-        token = token_at(order_ptr, token_of, begin, i)
+    for place in range(begin, tl.minimum(begin + ROWS, end)):
+        token = token_at(order_ptr, token_of, place, begin)
         if order_ptr is not None:
-            own = at_place(owners, i)
+            own = at_place(owners, place - begin)
             if own != group:
                 leave(partial_shift_ptr, partial_scale_ptr, part + group, total_shift, total_scale, d, D)
                 total_shift = tl.zeros((BLOCK_D,), tl.float32)
@@ -106,7 +106,7 @@ def _gather_adaln_bwd(
             row = row_at(rows_ptr, t, d, D).to(tl.float32)
             grad = row_at(grad_normed_ptr, t, d, D).to(tl.float32)
             mean, rstd = row_stats(row, d, D, eps, RMS)
-            normed = (row - mean) * rstd  # beyond D the gradient is 0
+            normed = tl.where(d < D, (row - mean) * rstd, 0.0)
             total_shift += grad
             total_scale += grad * normed
             # rstd (g - mean(g) - n mean(g n)) + the gradient of the row itself, with g = grad (1 + scale)
@@ -120,8 +120,8 @@ def _gather_adaln_bwd(
             put_row(grad_x_ptr, token if SCATTER else t, grad_row, d, D)
         elif SCATTER:
             put_row(grad_x_ptr, token, tl.zeros((BLOCK_D,), tl.float32), d, D)
-    place = slot(order_ptr, part, sample, group)
-    leave(partial_shift_ptr, partial_scale_ptr, place, total_shift, total_scale, d, D)
+    own = slot(order_ptr, part, sample, group)
+    leave(partial_shift_ptr, partial_scale_ptr, own, total_shift, total_scale, d, D)
 
 
 def adaln_backward(

@@ -79,12 +79,12 @@ def _gate_residual_bwd(
     plain = tl.zeros((BLOCK_D,), tl.float32)
     next_t = at_place(packed, 0)
     next_grad, next_branch = row_or_zeros(grad_ptr, next_t, d, D), row_or_zeros(branch_ptr, next_t, d, D)
-    for i in range(tl.minimum(ROWS, end - begin)):
+    for place in range(begin, tl.minimum(begin + ROWS, end)):
         t, grad, branch = next_t, next_grad.to(tl.float32), next_branch.to(tl.float32)
-        next_t = at_place(packed, i + 1)
+        next_t = at_place(packed, place - begin + 1)
         next_grad, next_branch = row_or_zeros(grad_ptr, next_t, d, D), row_or_zeros(branch_ptr, next_t, d, D)
         if order_ptr is not None:
-            own = at_place(owners, i)
+            own = at_place(owners, place - begin)
             if own != group:
                 leave(partial_ptr, plain_ptr, part + group, total, plain, d, D)
                 total = tl.zeros((BLOCK_D,), tl.float32)

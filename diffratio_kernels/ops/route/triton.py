@@ -18,7 +18,7 @@ def _router_logits_fwd(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = row[:, None] < rows
     total = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
-    for start in tl.static_range(0, D, BLOCK_D):
+    for start in tl.range(0, D, BLOCK_D, loop_unroll_factor=4):
         d = start + tl.arange(0, BLOCK_D)[None, :]
         x = tl.load(x_ptr + row[:, None] * D + d, mask=inside & (d < D), other=0.0).to(tl.float32)
         # Read by each row anew: what is read once for all of them goes through shared memory.

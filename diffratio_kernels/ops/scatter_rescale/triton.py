@@ -118,11 +118,11 @@ def _scatter_rescale_bwd(
     group = group_at(order_ptr, owners, 0, sample)
     total = tl.zeros((BLOCK_D,), tl.float32)
     plain = tl.zeros((BLOCK_D,), tl.float32)
-    for i in range(tl.minimum(ROWS, end - begin)):
-        row, t = token_at(order_ptr, token_of, begin, i), at_place(packed, i)
+    for place in range(begin, tl.minimum(begin + ROWS, end)):
+        row, t = token_at(order_ptr, token_of, place, begin), at_place(packed, place - begin)
         raw = row_at(grad_ptr, row, d, D)
         if order_ptr is not None:
-            own = at_place(owners, i)
+            own = at_place(owners, place - begin)
             if own != group:
                 leave(partial_ptr, plain_ptr, part + group, total, plain, d, D)
                 total = tl.zeros((BLOCK_D,), tl.float32)

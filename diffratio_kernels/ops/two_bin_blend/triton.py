@@ -91,8 +91,8 @@ def _two_bin_blend_bwd(
     total = tl.zeros((BLOCK_D,), tl.float32)
     begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
     _, packed, _ = slice_of(row_map_ptr, None, None, begin, end, ROWS)
-    for i in range(tl.minimum(ROWS, end - begin)):
-        row, t = begin + i, at_place(packed, i)
+    for row in range(begin, tl.minimum(begin + ROWS, end)):
+        t = at_place(packed, row - begin)
         raw = row_at(grad_ptr, row, d, D)
         if t < 0:
             put_row(grad_x_ptr, row, raw, d, D)
