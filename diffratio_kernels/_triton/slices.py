@@ -33,8 +33,8 @@ def owner_of(groups_ptr, index, tokens):
 
 @triton.jit
 def slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS: tl.constexpr):
-    """Of ROWS places from `begin`: row of x, packed row and group, -1 from `end` on. Rows follow each other, or
-    stand by group. They are loaded all at once: one after the other, each would keep its row waiting."""
+    """Of ROWS places from `begin`: row of x, packed row and group. Rows follow each other, or stand by group.
+    They are loaded all at once: one after the other, each would keep its row waiting."""
     place = begin + tl.arange(0, ROWS)
     token = place if order_ptr is None else tl.load(order_ptr + place, mask=place < end, other=0)
     packed = tl.load(row_map_ptr + token, mask=place < end, other=-1)
@@ -159,6 +159,7 @@ class Slices:
         width = partial.shape[1]
         sums = accumulator(self.owners, width, like=partial)
         launch(
-            _group_sums, (self.owners,), partial, self.bounds, sums, ROWS=ROWS_PER_SLICE, **row_block(width, 8)
-        )
+            _group_sums, (self.owners,), partial, self.bounds, sums,
+            ROWS=ROWS_PER_SLICE, **row_block(width, 8),
+        )  # fmt: skip
         return sums

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
 from ..._triton.slices import (
-    Slices, at_place, group_at, groups_of, leave, owner_of, put_row, row_at, slice_of, slot, token_at, vector_of,
+    Slices,
+    at_place,
+    group_at,
+    groups_of,
+    leave,
+    owner_of,
+    put_row,
+    row_at,
+    slice_of,
+    slot,
+    token_at,
+    vector_of,
 )  # fmt: skip
 from ...types import PackedRows
 
@@ -101,7 +112,7 @@ def _gather_adaln_bwd(
                 total_shift = tl.zeros((BLOCK_D,), tl.float32)
                 total_scale = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
-        t = tl.load(row_map_ptr + token)  # again, but for the first out of the cache: no register is left for it
+        t = tl.load(row_map_ptr + token)  # out of the cache but for the first: no register is left for them
         if t >= 0:
             row = row_at(rows_ptr, t, d, D).to(tl.float32)
             grad = row_at(grad_normed_ptr, t, d, D).to(tl.float32)

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
 from ..._triton.slices import (
-    Slices, at_place, group_at, groups_of, leave, owner_of, put_row, row_or_zeros, slice_of, slot, vector_of,
+    Slices,
+    at_place,
+    group_at,
+    groups_of,
+    leave,
+    owner_of,
+    put_row,
+    row_or_zeros,
+    slice_of,
+    slot,
+    vector_of,
 )  # fmt: skip
 from ...types import PackedRows, RowNorm
 from ..adaln.triton import row_stats

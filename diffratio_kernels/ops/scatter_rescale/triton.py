@@ -19,7 +19,18 @@ from ..._triton.launch import (
     unit_rows,
 )  # fmt: skip
 from ..._triton.slices import (
-    Slices, at_place, group_at, groups_of, leave, owner_of, put_row, row_at, slice_of, slot, token_at, vector_of,
+    Slices,
+    at_place,
+    group_at,
+    groups_of,
+    leave,
+    owner_of,
+    put_row,
+    row_at,
+    slice_of,
+    slot,
+    token_at,
+    vector_of,
 )  # fmt: skip
 from ...types import Finish
 from ..branch_norm import gradients

@@ -158,7 +158,7 @@ def test_rows_are_scored(end, device):
     with last_programs():
         logits = route.router_logits(x, weight, None)
         grad_x, _ = route.router_logits_backward(grad, x, weight)
-    assert same_bits(logits[:, -8:], route.router_logits(rows[None, -8:], weight, None))
+    assert same_bits(logits[:, -4:], route.router_logits(rows[None, -4:], weight, None))
     expected, _ = route.router_logits_backward(grad[:, -FEW:].contiguous(), rows[None], weight)
     assert same_bits(grad_x[0, -LAST:], expected[0, -LAST:])
 
