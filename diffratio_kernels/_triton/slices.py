@@ -55,27 +55,27 @@ def token_at(order_ptr, tokens, place, begin):
 
 
 @triton.jit
-def group_at(order_ptr, groups, i, sample):
-    """Whose modulation the token at place i has."""
-    return sample if order_ptr is None else at_place(groups, i)
+def start_of(t, D: tl.constexpr):
+    """Where row t begins, in 64 bits. In the interpreter a t that a loop counts is no tensor."""
+    return t * tl.full((), D, tl.int64)
 
 
 @triton.jit
 def row_at(rows_ptr, t, d, D: tl.constexpr):
     """Row t as it is stored, and zeros beyond D."""
-    return tl.load(rows_ptr + t.to(tl.int64) * D + d, mask=d < D, other=0.0)
+    return tl.load(rows_ptr + start_of(t, D) + d, mask=d < D, other=0.0)
 
 
 @triton.jit
 def row_or_zeros(rows_ptr, t, d, D: tl.constexpr):
     """The same for a t below 0 too, which is no row."""
-    return tl.load(rows_ptr + t.to(tl.int64) * D + d, mask=columns_if(t >= 0, d < D), other=0.0)
+    return tl.load(rows_ptr + start_of(t, D) + d, mask=columns_if(t >= 0, d < D), other=0.0)
 
 
 @triton.jit
 def put_row(rows_ptr, t, row, d, D: tl.constexpr):
     """Row t, in the dtype of the others."""
-    tl.store(rows_ptr + t.to(tl.int64) * D + d, row.to(rows_ptr.dtype.element_ty), mask=d < D)
+    tl.store(rows_ptr + start_of(t, D) + d, row.to(rows_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit

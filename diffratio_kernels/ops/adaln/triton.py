@@ -12,7 +12,6 @@ from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, 
 from ..._triton.slices import (
     Slices,
     at_place,
-    group_at,
     groups_of,
     leave,
     owner_of,
@@ -100,7 +99,7 @@ def _gather_adaln_bwd(
     d = tl.arange(0, BLOCK_D)
     begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
     token_of, _, owners = slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS)
-    group = group_at(order_ptr, owners, 0, sample)
+    group = sample if order_ptr is None else at_place(owners, 0)
     total_shift = tl.zeros((BLOCK_D,), tl.float32)
     total_scale = tl.zeros((BLOCK_D,), tl.float32)
     for place in range(begin, tl.minimum(begin + ROWS, end)):

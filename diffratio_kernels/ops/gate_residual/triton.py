@@ -10,7 +10,6 @@ from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, 
 from ..._triton.slices import (
     Slices,
     at_place,
-    group_at,
     groups_of,
     leave,
     owner_of,
@@ -84,7 +83,7 @@ def _gate_residual_bwd(
     d = tl.arange(0, BLOCK_D)
     begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
     _, packed, owners = slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS)
-    group = group_at(order_ptr, owners, 0, sample)
+    group = sample if order_ptr is None else at_place(owners, 0)
     total = tl.zeros((BLOCK_D,), tl.float32)
     plain = tl.zeros((BLOCK_D,), tl.float32)
     next_t = at_place(packed, 0)

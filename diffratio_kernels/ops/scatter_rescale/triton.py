@@ -21,7 +21,6 @@ from ..._triton.launch import (
 from ..._triton.slices import (
     Slices,
     at_place,
-    group_at,
     groups_of,
     leave,
     owner_of,
@@ -126,7 +125,7 @@ def _scatter_rescale_bwd(
     d = tl.arange(0, BLOCK_D)
     begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
     token_of, packed, owners = slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS)
-    group = group_at(order_ptr, owners, 0, sample)
+    group = sample if order_ptr is None else at_place(owners, 0)
     total = tl.zeros((BLOCK_D,), tl.float32)
     plain = tl.zeros((BLOCK_D,), tl.float32)
     for place in range(begin, tl.minimum(begin + ROWS, end)):

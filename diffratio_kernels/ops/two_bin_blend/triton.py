@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
-from ..._triton.slices import at_place, leave, put_row, row_at, sample_of, slice_of, slot, vector_of
+from ..._triton.slices import at_place, leave, put_row, row_at, sample_of, slice_of, slot, start_of, vector_of
 from ..._triton.two_bin_rows import columns_if, contiguous, small_row
 from ...types import Finish
 
@@ -105,7 +105,7 @@ def _two_bin_blend_bwd(
             small = tl.load(hidden_ptr + other * D + d, mask=both, other=0.0).to(tl.float32)
             branch = row_at(branch_ptr, t, d, D).to(tl.float32)
             needs_x = (d < D) if RESCALE == "residual" else columns_if(in_small == 0, d < D)
-            x = tl.load(x_ptr + row.to(tl.int64) * D + d, mask=needs_x, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + start_of(row, D) + d, mask=needs_x, other=0.0).to(tl.float32)
             sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
             factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
             gate = vector_of(gate_ptr, sample, stride_gate, d, D)
