@@ -45,8 +45,7 @@ def _gather_adaln_fwd(
     owner = owner_of(groups_ptr, index, tokens)
     source = index if GATHER else t
     raw = tl.load(x_ptr + source * D + d, mask=d < D, other=0.0)
-    # before the sums, which would wait for them
-    scale = tl.load(scale_ptr + owner * stride_scale + d, mask=d < D, other=0.0)
+    scale = tl.load(scale_ptr + owner * stride_scale + d, mask=d < D, other=0.0)  # before the sums
     shift = tl.load(shift_ptr + owner * stride_shift + d, mask=d < D, other=0.0)
     if rows_ptr is not None:
         tl.store(rows_ptr + t * D + d, raw, mask=d < D)

@@ -68,8 +68,7 @@ def _scatter_rescale_fwd(
         tl.store(out_ptr + d, tl.load(x_ptr + d, mask=d < D), mask=d < D)
     else:
         owner = owner_of(groups_ptr, row, tokens)
-        # all loads before a norm's sums
-        gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D)
+        gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D)  # all loads before a norm's sums
         hidden = tl.load(hidden_ptr + t * D + d, mask=d < D)
         factor = 1.0
         x = hidden

@@ -91,7 +91,8 @@ FAMILIES = [
     ),
     Mutant(
         "cuda-streams-on-each-other", "index", CUDA,
-        {"row = t + (a.shift ? a.shift[sample_of_row(index, a.tokens)] : 0)": "row = t"}, f"{SIM} -k their_places",
+        {"row = t + (a.shift ? a.shift[sample_of_row(index, a.tokens)] : 0)": "row = t"},
+        f"{SIM} -k their_places",
     ),
     Mutant(
         "cuda-gradient-turned-forwards", "sign", CUDA_BACKWARD,

@@ -10,7 +10,7 @@ TRITON_SELECTION = [
         "logits-of-the-next-row",
         "dropped mask",
         ROUTE,
-        {"row[:, None] * D + d, mask=inside & (d < D), other=0.0)": "row[:, None] * D + d, mask=inside, other=0.0)"},
+        {"row[:, None] * D + d, mask=inside & (d < D)": "row[:, None] * D + d, mask=inside"},
         FUZZ,
     ),
     Mutant(
