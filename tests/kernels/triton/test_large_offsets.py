@@ -101,6 +101,15 @@ def test_rows_are_gathered(end, device):
     assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
 
 
+def test_rows_are_gathered_with_the_modulation_of_their_samples(device):
+    tokens, index = 2**15 + 3, torch.arange(4, device=device)
+    x, (shift, scale) = half(4, tokens, 8, device=device), half(2, 4, 8, device=device)
+    last = index * tokens + tokens - 1
+    results = adaln.gather_adaln(x, PackedRows(last, tokens), shift, scale, 1e-6)
+    expected = adaln.gather_adaln(x[:, -1:], PackedRows(index, 1), shift, scale, 1e-6)
+    assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
+
+
 def test_packed_rows_are_normalised(end, device):
     rows, *_ = end
     shift, scale = half(2, 1, WIDTH, device=device)
