@@ -51,13 +51,6 @@ def halves(tile):
 
 
 @triton.jit
-def sample_of(index, tokens):
-    """The sample of each row of x [B N, D], in 64 bits. A division of 64 bits costs several of 32, and x has
-    fewer than 2^31 rows."""
-    return (index.to(tl.int32) // tokens).to(tl.int64)
-
-
-@triton.jit
 def gated(total, bias_ptr, gate_ptr, at, f, inside, F: tl.constexpr):
     """gate * (total + bias) at columns `f` [1, N], the gate of row t at `at` [M, 1]."""
     if bias_ptr is not None:

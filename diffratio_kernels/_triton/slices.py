@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..types import PackedRows
 from .launch import ROWS_PER_SLICE, accumulator, launch, row_block
+from .two_bin_rows import columns_if
 
 
 def groups_of(rows: PackedRows) -> Tensor | None:
@@ -18,28 +19,70 @@ def groups_of(rows: PackedRows) -> Tensor | None:
 
 
 @triton.jit
+def sample_of(index, tokens):
+    """The sample of each row of x [B N, D], in 64 bits. A division of 64 bits costs several of 32, and x has
+    fewer than 2^31 rows."""
+    return (index.to(tl.int32) // tokens).to(tl.int64)
+
+
+@triton.jit
 def owner_of(groups_ptr, index, tokens):
     """Whose modulation row `index` of x has: its sample's or its group's."""
-    return index // tokens if groups_ptr is None else tl.load(groups_ptr + index)
+    return sample_of(index, tokens) if groups_ptr is None else tl.load(groups_ptr + index)
 
 
 @triton.jit
-def token_at(order_ptr, place):
-    """The row of x at a place: they follow each other, or stand by group."""
-    return place if order_ptr is None else tl.load(order_ptr + place)
+def slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS: tl.constexpr):
+    """Of ROWS places from `begin`: row of x, packed row and group. Rows follow each other, or stand by group.
+    They are loaded all at once: one after the other, each would keep its row waiting."""
+    place = begin + tl.arange(0, ROWS)
+    token = place if order_ptr is None else tl.load(order_ptr + place, mask=place < end, other=0)
+    packed = tl.load(row_map_ptr + token, mask=place < end, other=-1)
+    group = packed if order_ptr is None else tl.load(groups_ptr + token, mask=place < end, other=-1)
+    return token.to(tl.int32), packed, group.to(tl.int32)
 
 
 @triton.jit
-def group_of(order_ptr, groups_ptr, place, sample):
-    """Whose modulation the token at a place has."""
-    return sample if order_ptr is None else tl.load(groups_ptr + tl.load(order_ptr + place))
+def at_place(values, i):
+    """Number i of `values`, none of which is below -1; -1 beyond them."""
+    return tl.sum(tl.where(tl.arange(0, values.shape[0]) == i, values + 1, 0), axis=0) - 1
+
+
+@triton.jit
+def token_at(order_ptr, tokens, place, begin):
+    """The row of x at a place of the slice from `begin`."""
+    return place if order_ptr is None else at_place(tokens, place - begin)
+
+
+@triton.jit
+def start_of(t, D: tl.constexpr):
+    """Where row t begins, in 64 bits. In the interpreter a t that a loop counts is no tensor."""
+    return t * tl.full((), D, tl.int64)
+
+
+@triton.jit
+def row_at(rows_ptr, t, d, D: tl.constexpr):
+    """Row t as it is stored, and zeros beyond D."""
+    return tl.load(rows_ptr + start_of(t, D) + d, mask=d < D, other=0.0)
+
+
+@triton.jit
+def row_or_zeros(rows_ptr, t, d, D: tl.constexpr):
+    """The same for a t below 0 too, which is no row."""
+    return tl.load(rows_ptr + start_of(t, D) + d, mask=columns_if(t >= 0, d < D), other=0.0)
+
+
+@triton.jit
+def put_row(rows_ptr, t, row, d, D: tl.constexpr):
+    """Row t, in the dtype of the others."""
+    tl.store(rows_ptr + start_of(t, D) + d, row.to(rows_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
 def vector_of(vectors_ptr, group, stride, d, D: tl.constexpr):
     """The row of the modulation of a sample or group. It is read again for each of their rows: out of the
     cache, which costs less than registers that hold it."""
-    return tl.load(vectors_ptr + group * stride + d, mask=d < D, other=0.0).to(tl.float32)
+    return tl.load(vectors_ptr + group.to(tl.int64) * stride + d, mask=d < D, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -52,9 +95,10 @@ def slot(order_ptr, part, sample, group):
 @triton.jit
 def leave(first_ptr, second_ptr, place, first, second, d, D: tl.constexpr):
     """The sums [D] of a run at its place; no second ones without a pointer."""
-    tl.store(first_ptr + place * D + d, first, mask=d < D)
+    at = place.to(tl.int64) * D + d
+    tl.store(first_ptr + at, first, mask=d < D)
     if second_ptr is not None:
-        tl.store(second_ptr + place * D + d, second, mask=d < D)
+        tl.store(second_ptr + at, second, mask=d < D)
 
 
 @triton.jit
@@ -115,6 +159,7 @@ class Slices:
         width = partial.shape[1]
         sums = accumulator(self.owners, width, like=partial)
         launch(
-            _group_sums, (self.owners,), partial, self.bounds, sums, ROWS=ROWS_PER_SLICE, **row_block(width)
-        )
+            _group_sums, (self.owners,), partial, self.bounds, sums,
+            ROWS=ROWS_PER_SLICE, **row_block(width, 8),
+        )  # fmt: skip
         return sums

@@ -41,6 +41,7 @@ def test_a_row_that_keeps_them_all():
         ({"kernel": "qk_norm_rope_backward", "source": "cuda", "registers": 65}, "65 registers"),
         ({"kernel": "activation_backward", "source": "cuda", "registers": 65}, "65 registers"),
         ({"kernel": "gate_residual_bwd", "registers": 65}, "65 registers"),
+        ({"kernel": "router_logits_fwd", "registers": 65}, "65 registers"),
         ({"kernel": "scatter_rescale_backward", "source": "cuda", "registers": 65}, "65 registers"),
     ],
 )

@@ -6,9 +6,10 @@ from .occupancy import MULTIPROCESSORS, blocks
 
 NONE_OF = ("spills", "stack", "local", "wrong_descriptors", "touched_in_flight")
 MOST_REGISTERS = 64
-# How names of row kernels begin. Those of two bins read the rows of two streams at once, and take up to 115;
-# router_logits_fwd takes up to 160 for its blocks of rows.
-FEW_REGISTERS = ("gather_adaln", "gate_residual", "scatter_rescale", "qk_norm_rope", "activation")
+# How names of row kernels begin. Those of two bins read the rows of two streams at once, and may take more.
+FEW_REGISTERS = (
+    "gather_adaln", "gate_residual", "scatter_rescale", "qk_norm_rope", "activation", "router_logits",
+)  # fmt: skip
 # Columns that a head may be held as: 64 + 16 for 72, 32 + 16 for 40, as many as it has for the others.
 HELD = {72: 80, 40: 48}
 

@@ -55,7 +55,7 @@ template <class F> __device__ __forceinline__ void each_vector(const Item& item,
 
 // The row's place in the tables of angles.
 __device__ __forceinline__ int64_t place_of(const QkNormRopeArgs& a, int64_t index) {
-  return a.table_by_sample ? index : index % a.tokens;
+  return a.table_by_sample ? index : index - sample_of_row(index, a.tokens) * a.tokens;
 }
 
 // The channels of an item of one head; zero where it has none.

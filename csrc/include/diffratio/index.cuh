@@ -26,6 +26,12 @@ __device__ __forceinline__ int sample_of(const int32_t* offsets, int64_t samples
   return low;
 }
 
+// The sample of row `row` of x, which has fewer than 2^31. A division of 64 bits would be a subroutine, and no load
+// behind it is issued before it is done.
+__device__ __forceinline__ int64_t sample_of_row(int64_t row, int64_t tokens) {
+  return static_cast<uint32_t>(row) / static_cast<uint32_t>(tokens);
+}
+
 // Elements in 16 bytes.
 template <class T> constexpr int kPerVector = 16 / sizeof(T);
 

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kAcross ? kMaxAcrossThreads : kHeadThreads, kA
   const Item item = item_of_lane<n>(a, is_there ? lane : kWarp);
   const Channels<T, n, kAligned> x(static_cast<const T*>(of.x) + t * of.stride + head * a.width, item);
 
-  const int64_t index = a.index[t], row = t + (a.shift ? a.shift[index / a.tokens] : 0);
+  const int64_t index = a.index[t], row = t + (a.shift ? a.shift[sample_of_row(index, a.tokens)] : 0);
   const int before = part == 0 ? 0 : part == 1 ? queries : queries + keys;
   T* out = static_cast<T*>(a.out) + (row * all + before + head) * a.width;
   const int channels = kAcross ? of.heads * a.width : a.width;

@@ -42,12 +42,15 @@ template <class T, class F> __device__ __forceinline__ void each_column(int widt
 // Columns that each_step has at a time: a vector or, where elements are read one by one, a part of it.
 template <class T, bool kAligned> constexpr int kStep = kAligned ? kPerVector<T> : 4;
 
+// f(column) for the steps of a vector.
+template <class T, bool kAligned, class F> __device__ __forceinline__ void each_part(int vector, F f) {
+#pragma unroll 1
+  for (int i = 0; i < kPerVector<T>; i += kStep<T, kAligned>) f(vector + i);
+}
+
 // f(column) for the same columns in the same order, step by step: what is held at a time fits into 64 registers.
 template <class T, bool kAligned, class F> __device__ __forceinline__ void each_step(int width, F f) {
-  each_column<T>(width, [&](int column) {
-#pragma unroll 1
-    for (int i = 0; i < kPerVector<T>; i += kStep<T, kAligned>) f(column + i);
-  });
+  each_column<T>(width, [&](int vector) { each_part<T, kAligned>(vector, f); });
 }
 
 template <class T, bool kAligned> class Row {
@@ -86,8 +89,8 @@ template <class T, bool kAligned> class Row {
 // Which modulation belongs to row `row` of x.
 template <bool kPlain>
 __device__ __forceinline__ int64_t owner_of(const int64_t* groups, int64_t row, int64_t tokens) {
-  if constexpr (kPlain) return row / tokens;
-  return groups ? groups[row] : row / tokens;
+  if constexpr (kPlain) return sample_of_row(row, tokens);
+  return groups ? groups[row] : sample_of_row(row, tokens);
 }
 
 struct Stats {

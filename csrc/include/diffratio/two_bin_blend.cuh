@@ -26,17 +26,17 @@ __device__ __forceinline__ bool reads_x(Rescale rescale, const BinRow& row) {
 }
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1) two_bin_blend_kernel(TwoBinBlendArgs b) {
-  constexpr int n = kPerVector<T>;
+__global__ void __launch_bounds__(kMaxRowThreads, 4) two_bin_blend_kernel(TwoBinBlendArgs b) {
+  constexpr int n = kStep<T, kAligned>;
   const ScatterArgs& a = b.scatter;
   const int64_t r = row_of_thread();
   if (r >= a.rows) return;
-  const int64_t t = a.place[r], sample = r / a.tokens;
+  const int64_t t = a.place[r], sample = sample_of_row(r, a.tokens);
   const int width = static_cast<int>(a.width);
   const T* x = static_cast<const T*>(a.x) + r * a.width;
   T* out = static_cast<T*>(a.out) + r * a.width;
   if (t < 0) {
-    each_column<T>(width, [&](int column) {
+    each_step<T, kAligned>(width, [&](int column) {
       store<n, kAligned>(out, column, width, load<n, kAligned>(x, column, width));
     });
     return;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1) two_bin_blen
   const T* small = static_cast<const T*>(a.hidden) + row.at * a.width;
   const T* branch = static_cast<const T*>(a.branch) + t * a.width;
   const float* gate = a.gate.values + sample * a.gate.stride;
-  each_column<T>(width, [&](int column) {
+  each_step<T, kAligned>(width, [&](int column) {
     const Vec<T, n> larges = load<n, kAligned>(large, column, width);
     const Vec<T, n> branches = load<n, kAligned>(branch, column, width);
     Vec<T, n> olds{}, smalls{}, finished;

@@ -33,9 +33,8 @@ __global__ void __launch_bounds__(kMaxRowThreads) two_bin_gelu_kernel(TwoBinGelu
 
 // weight_dots[t] = grad . (gelu(large) - gelu(small)): what packed row t gives to the gradient of w.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1)
-    two_bin_gelu_backward_kernel(TwoBinGeluBackwardArgs a) {
-  constexpr int n = kPerVector<T>;
+__global__ void __launch_bounds__(kMaxRowThreads, 4) two_bin_gelu_backward_kernel(TwoBinGeluBackwardArgs a) {
+  constexpr int n = kStep<T, kAligned>;
   const int64_t t = row_of_thread();
   if (t >= a.bins.rows) return;
   const int width = static_cast<int>(a.width);
@@ -47,28 +46,30 @@ __global__ void __launch_bounds__(kMaxRowThreads, kAligned ? 4 : 1)
   T* grad_small = static_cast<T*>(a.grad_pre) + row.at * a.width;
 
   float dot[1] = {0};
-  each_column<T>(width, [&](int column) {
-    const Vec<T, n> grads = load<n, kAligned>(grad, column, width);
-    const Vec<T, n> larges = load<n, kAligned>(large, column, width);
-    Vec<T, n> smalls{}, to_large, to_small;
-    if (row.in_both()) smalls = load<n, kAligned>(small, column, width);
+  each_column<T>(width, [&](int vector) {
     float part = 0;  // a sum of sums rounds less
+    each_part<T, kAligned>(vector, [&](int column) {
+      const Vec<T, n> grads = load<n, kAligned>(grad, column, width);
+      const Vec<T, n> larges = load<n, kAligned>(large, column, width);
+      Vec<T, n> smalls{}, to_large, to_small;
+      if (row.in_both()) smalls = load<n, kAligned>(small, column, width);
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const float g = upcast(grads.value[i]);
-      const Activated of_large = gelu(upcast(larges.value[i]));
-      float difference = of_large.value;
-      to_large.value[i] = from_float<T>(row.large * g * of_large.slope);
-      if (row.in_both()) {
-        const Activated of_small = gelu(upcast(smalls.value[i]));
-        difference -= of_small.value;
-        to_small.value[i] = from_float<T>(row.small * g * of_small.slope);
+      for (int i = 0; i < n; ++i) {
+        const float g = upcast(grads.value[i]);
+        const Activated of_large = gelu(upcast(larges.value[i]));
+        float difference = of_large.value;
+        to_large.value[i] = from_float<T>(row.large * g * of_large.slope);
+        if (row.in_both()) {
+          const Activated of_small = gelu(upcast(smalls.value[i]));
+          difference -= of_small.value;
+          to_small.value[i] = from_float<T>(row.small * g * of_small.slope);
+        }
+        part += g * difference;
       }
-      part += g * difference;
-    }
+      store<n, kAligned>(grad_large, column, width, to_large);
+      if (row.in_both()) store<n, kAligned>(grad_small, column, width, to_small);
+    });
     dot[0] += part;
-    store<n, kAligned>(grad_large, column, width, to_large);
-    if (row.in_both()) store<n, kAligned>(grad_small, column, width, to_small);
   });
   row_sums(dot);
   if (threadIdx.x == 0) a.weight_dots[t] = dot[0];

@@ -9,7 +9,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
-from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
+from ..._triton.slices import (
+    Slices,
+    at_place,
+    groups_of,
+    leave,
+    owner_of,
+    put_row,
+    row_at,
+    slice_of,
+    slot,
+    token_at,
+    vector_of,
+)  # fmt: skip
 from ...types import PackedRows
 
 
@@ -33,13 +45,13 @@ def _gather_adaln_fwd(
     owner = owner_of(groups_ptr, index, tokens)
     source = index if GATHER else t
     raw = tl.load(x_ptr + source * D + d, mask=d < D, other=0.0)
+    scale = tl.load(scale_ptr + owner * stride_scale + d, mask=d < D, other=0.0)  # before the sums
+    shift = tl.load(shift_ptr + owner * stride_shift + d, mask=d < D, other=0.0)
     if rows_ptr is not None:
         tl.store(rows_ptr + t * D + d, raw, mask=d < D)
     row = raw.to(tl.float32)
     mean, rstd = row_stats(row, d, D, eps, RMS)
-    scale = tl.load(scale_ptr + owner * stride_scale + d, mask=d < D, other=0.0).to(tl.float32)
-    shift = tl.load(shift_ptr + owner * stride_shift + d, mask=d < D, other=0.0).to(tl.float32)
-    normed = (row - mean) * rstd * (1 + scale) + shift
+    normed = (row - mean) * rstd * (1 + scale.to(tl.float32)) + shift.to(tl.float32)
     tl.store(normed_ptr + t * D + d, normed.to(normed_ptr.dtype.element_ty), mask=d < D)
 
 
@@ -81,27 +93,27 @@ def _gather_adaln_bwd(
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, SCATTER: tl.constexpr,
 ):  # fmt: skip
     """ROWS tokens of a sample, or by group. grad_x has all rows of x with SCATTER, packed rows without."""
-    part = tl.program_id(0).to(tl.int64)
-    sample = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(0)
+    sample = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
-    dtype = grad_x_ptr.dtype.element_ty
-    begin = sample * tokens + part * ROWS
-    group = group_of(order_ptr, groups_ptr, begin, sample)
+    begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
+    token_of, _, owners = slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS)
+    group = sample if order_ptr is None else at_place(owners, 0)
     total_shift = tl.zeros((BLOCK_D,), tl.float32)
     total_scale = tl.zeros((BLOCK_D,), tl.float32)
-    for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
-        token = token_at(order_ptr, place)
+    for place in range(begin, tl.minimum(begin + ROWS, end)):
+        token = token_at(order_ptr, token_of, place, begin)
         if order_ptr is not None:
-            own = tl.load(groups_ptr + token)
+            own = at_place(owners, place - begin)
             if own != group:
                 leave(partial_shift_ptr, partial_scale_ptr, part + group, total_shift, total_scale, d, D)
                 total_shift = tl.zeros((BLOCK_D,), tl.float32)
                 total_scale = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
-        t = tl.load(row_map_ptr + token).to(tl.int64)
+        t = tl.load(row_map_ptr + token)  # out of the cache but for the first: no register is left for them
         if t >= 0:
-            row = tl.load(rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            grad = tl.load(grad_normed_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            row = row_at(rows_ptr, t, d, D).to(tl.float32)
+            grad = row_at(grad_normed_ptr, t, d, D).to(tl.float32)
             mean, rstd = row_stats(row, d, D, eps, RMS)
             normed = tl.where(d < D, (row - mean) * rstd, 0.0)
             total_shift += grad
@@ -113,13 +125,12 @@ def _gather_adaln_bwd(
             else:
                 grad_row = rstd * (g - tl.sum(g, axis=0) / D - normed * (tl.sum(g * normed, axis=0) / D))
             if grad_rows_ptr is not None:
-                grad_row += tl.load(grad_rows_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            at = token if SCATTER else t
-            tl.store(grad_x_ptr + at * D + d, grad_row.to(dtype), mask=d < D)
+                grad_row += row_at(grad_rows_ptr, t, d, D).to(tl.float32)
+            put_row(grad_x_ptr, token if SCATTER else t, grad_row, d, D)
         elif SCATTER:
-            tl.store(grad_x_ptr + token * D + d, tl.zeros((BLOCK_D,), dtype), mask=d < D)
-    place = slot(order_ptr, part, sample, group)
-    leave(partial_shift_ptr, partial_scale_ptr, place, total_shift, total_scale, d, D)
+            put_row(grad_x_ptr, token, tl.zeros((BLOCK_D,), tl.float32), d, D)
+    own = slot(order_ptr, part, sample, group)
+    leave(partial_shift_ptr, partial_scale_ptr, own, total_shift, total_scale, d, D)
 
 
 def adaln_backward(

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import launch, unit_rows
-from ..._triton.matmul import gated, grouped_tile, halves, product, product_options, sample_of
+from ..._triton.matmul import gated, grouped_tile, halves, product, product_options
+from ..._triton.slices import sample_of
 from ...types import Linear, PackedRows
 
 
@@ -26,7 +27,7 @@ def _finish(
     tl.store(out_ptr + row * F + f, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear_gate_residual(
     rows_ptr, weight_ptr, bias_ptr, hidden_ptr, gate_ptr, index_ptr, out_ptr, rows, tokens, stride_gate,
     GATHER: tl.constexpr, K: tl.constexpr, F: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_F: tl.constexpr,

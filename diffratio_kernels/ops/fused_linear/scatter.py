@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import launch, row_block, row_map_of, unit_rows
-from ..._triton.matmul import gated, grouped_tile, halves, product, product_options, sample_of
+from ..._triton.matmul import gated, grouped_tile, halves, product, product_options
+from ..._triton.slices import sample_of
 from ...types import Finish, Linear
 from ..scatter_rescale.triton import finish
 
@@ -39,7 +40,7 @@ def _put(
     tl.store(out_ptr + target * F + f, (base + factor * delta).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear_scatter(
     rows_ptr, weight_ptr, bias_ptr, x_ptr, index_ptr, hidden_ptr, gate_ptr, logits_ptr, out_ptr,
     rows, tokens, stride_gate, score_scale, RESCALE: tl.constexpr,

@@ -7,7 +7,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, launch, row_block, row_map_of, unit_rows
-from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
+from ..._triton.slices import (
+    Slices,
+    at_place,
+    groups_of,
+    leave,
+    owner_of,
+    put_row,
+    row_or_zeros,
+    slice_of,
+    slot,
+    vector_of,
+)  # fmt: skip
 from ...types import PackedRows, RowNorm
 from ..adaln.triton import row_stats
 from ..branch_norm import gradients
@@ -52,11 +63,12 @@ def _gate_residual_fwd(
     t = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     owner = owner_of(groups_ptr, tl.load(index_ptr + t), tokens)
-    hidden = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
+    hidden = tl.load(hidden_ptr + t * D + d, mask=d < D)
+    gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D)  # before a norm's sums
     branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
     unit, _ = unit_branch(branch, d, eps, D, NORM)
     branch = normed_branch(unit, weight_ptr, bias_ptr, d, D)
-    gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D).to(tl.float32)
+    hidden, gate = hidden.to(tl.float32), gate.to(tl.float32)
     tl.store(out_ptr + t * D + d, (hidden + gate * branch).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
@@ -66,33 +78,35 @@ def _gate_residual_bwd(
     partial_ptr, plain_ptr, tokens, stride_gate, eps, NORM: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0).to(tl.int64)
-    sample = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(0)
+    sample = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
-    begin = sample * tokens + part * ROWS
-    group = group_of(order_ptr, groups_ptr, begin, sample)
+    begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
+    _, packed, owners = slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS)
+    group = sample if order_ptr is None else at_place(owners, 0)
     total = tl.zeros((BLOCK_D,), tl.float32)
     plain = tl.zeros((BLOCK_D,), tl.float32)
-    for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
-        token = token_at(order_ptr, place)
+    next_t = at_place(packed, 0)
+    next_grad, next_branch = row_or_zeros(grad_ptr, next_t, d, D), row_or_zeros(branch_ptr, next_t, d, D)
+    for place in range(begin, tl.minimum(begin + ROWS, end)):
+        t, grad, branch = next_t, next_grad.to(tl.float32), next_branch.to(tl.float32)
+        next_t = at_place(packed, place - begin + 1)
+        next_grad, next_branch = row_or_zeros(grad_ptr, next_t, d, D), row_or_zeros(branch_ptr, next_t, d, D)
         if order_ptr is not None:
-            own = tl.load(groups_ptr + token)
+            own = at_place(owners, place - begin)
             if own != group:
                 leave(partial_ptr, plain_ptr, part + group, total, plain, d, D)
                 total = tl.zeros((BLOCK_D,), tl.float32)
                 plain = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
-        t = tl.load(row_map_ptr + token).to(tl.int64)
         if t >= 0:
-            grad = tl.load(grad_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
             unit, rstd = unit_branch(branch, d, eps, D, NORM)
             total += grad * unit
             if plain_ptr is not None:
                 plain += grad
             gate = vector_of(gate_ptr, group, stride_gate, d, D)
             to_branch = branch_gradient(grad * gate, unit, rstd, weight_ptr, d, D, NORM)
-            tl.store(grad_branch_ptr + t * D + d, to_branch.to(grad_branch_ptr.dtype.element_ty), mask=d < D)
+            put_row(grad_branch_ptr, t, to_branch, d, D)
     leave(partial_ptr, plain_ptr, slot(order_ptr, part, sample, group), total, plain, d, D)
 
 
@@ -141,7 +155,7 @@ def gate_residual_backward(
         _gate_residual_bwd, slices.grid,
         grad_out.contiguous(), branch.contiguous(), gate, row_map_of(rows, slices.count), slices.order,
         slices.groups, weight, grad_branch, partial, plain, slices.tokens, gate.stride(0), eps, NORM=kind,
-        ROWS=ROWS_PER_SLICE, **row_block(width), **({} if norm is None else FEW_REGISTERS),
+        ROWS=ROWS_PER_SLICE, **row_block(width, 8), **({} if norm is None else FEW_REGISTERS),
     )  # fmt: skip
     plain = None if plain is None else slices.total(plain)
     return grad_branch, *gradients(gate, norm, slices.total(partial), plain)

@@ -16,7 +16,7 @@ from ...types import Linear
 from ..activation.triton import activate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear_gelu(
     x_ptr, weight_ptr, bias_ptr, pre_ptr, out_ptr, grad_pre_ptr, rows,
     K: tl.constexpr, F: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_F: tl.constexpr, BACKWARD: tl.constexpr,

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, unit_rows
+from ..._triton.slices import sample_of
 from ...types import HeadNorm, Heads, PackedRows, Rope
 
 HEADS_PER_PROGRAM = 8
@@ -98,10 +99,11 @@ def _qk_norm_rope_fwd(
     t = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     index = tl.load(index_ptr + t)
-    place = index if BY_SAMPLE else index % tokens
+    sample = sample_of(index, tokens)
+    place = index if BY_SAMPLE else index - sample * tokens
     row = t
     if shift_ptr is not None:
-        row += tl.load(shift_ptr + index // tokens)
+        row += tl.load(shift_ptr + sample)
     out_ptr += row * (H + 2 * KV_H) * D
     of_query: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     of_key: tl.constexpr = (KV_H + BLOCK_H - 1) // BLOCK_H
@@ -200,7 +202,7 @@ def _row_sums(
     at_one = h[:, None] * D + one[None, :]
     at_two = h[:, None] * D + two[None, :]
     index = tl.load(index_ptr + t)
-    place = index if BY_SAMPLE else index % tokens
+    place = index if BY_SAMPLE else index - sample_of(index, tokens) * tokens
     a = tl.load(x_ptr + t * stride_x + at_one, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(x_ptr + t * stride_x + at_two, mask=mask, other=0.0).to(tl.float32)
     mean, rstd = _stats(a, b, mask, H * D, eps, NORM == "layer", True)
@@ -218,7 +220,7 @@ def _row_sums(
     tl.store(sums_ptr + t * 4 + 3, tl.sum(tl.sum(ga * a + gb * b, axis=1), axis=0) / (H * D))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _qk_norm_rope_bwd(
     grad_ptr, x_ptr, index_ptr, weight_ptr, cos_ptr, sin_ptr, sums_ptr, grad_x_ptr, partial_weight_ptr,
     partial_bias_ptr, count, stride_grad, stride_x, tokens, eps,
@@ -243,7 +245,7 @@ def _qk_norm_rope_bwd(
     bias_b = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     for t in range(part * ROWS, tl.minimum(part * ROWS + ROWS, count)):
         index = tl.load(index_ptr + t)
-        place = index if BY_SAMPLE else index % tokens
+        place = index if BY_SAMPLE else index - sample_of(index, tokens) * tokens
         row_ptr = grad_ptr + t * stride_grad
         ga, gb = _turned_back(
             row_ptr, cos_ptr, sin_ptr, at_one, at_two, mask, place, h, p, PAIRS, TABLE_HEADS

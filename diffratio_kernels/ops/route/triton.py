@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block
+from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, accumulator, launch, row_block
+from ..._triton.two_bin_rows import columns_if
 from .cu_seqlens import empty_selection
 
 
@@ -17,10 +18,12 @@ def _router_logits_fwd(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = row[:, None] < rows
     total = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
-    for start in tl.static_range(0, D, BLOCK_D):
+    for start in tl.range(0, D, BLOCK_D, loop_unroll_factor=4):
         d = start + tl.arange(0, BLOCK_D)[None, :]
         x = tl.load(x_ptr + row[:, None] * D + d, mask=inside & (d < D), other=0.0).to(tl.float32)
-        total += x * tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+        # Read by each row anew: what is read once for all of them goes through shared memory.
+        weight = tl.load(weight_ptr + d + row[:, None] * 0, mask=inside & (d < D), other=0.0)
+        total += x * weight.to(tl.float32)
     logits = tl.sum(total, axis=1)
     if bias_ptr is not None:
         logits += tl.load(bias_ptr).to(tl.float32)
@@ -36,9 +39,12 @@ def _router_logits_bwd(
     d = tl.arange(0, BLOCK_D)
     weight = tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
-    for row in range(part * ROWS, tl.minimum(part * ROWS + ROWS, rows)):
-        grad = tl.load(grad_ptr + row)
-        total += grad * tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    begin, end = part * ROWS, tl.minimum(part * ROWS + ROWS, rows)
+    following = tl.load(x_ptr + begin * D + d, mask=d < D, other=0.0)
+    for row in range(begin, end):
+        grad, x = tl.load(grad_ptr + row), following.to(tl.float32)
+        following = tl.load(x_ptr + (row + 1) * D + d, mask=columns_if(row + 1 < end, d < D), other=0.0)
+        total += grad * x
         tl.store(grad_x_ptr + row * D + d, (grad * weight).to(grad_x_ptr.dtype.element_ty), mask=d < D)
     tl.store(partial_ptr + part * D + d, total, mask=d < D)
 
@@ -48,11 +54,11 @@ def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) 
     x, width = x.contiguous(), x.shape[2]
     logits = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
     block = max(128, triton.next_power_of_2(width) // 16)
-    tile = 2048 // block  # rows of a program: 16 elements a thread at a time
+    tile = 1024 // block  # rows of a program: a vector of 16 bytes a thread at a time
     launch(
         _router_logits_fwd, (triton.cdiv(logits.numel(), tile),),
         x, router_weight.contiguous(), router_bias, logits, logits.numel(),
-        D=width, BLOCK_ROWS=tile, BLOCK_D=block, num_warps=4,
+        D=width, BLOCK_ROWS=tile, BLOCK_D=block, num_warps=4, **FEW_REGISTERS,
     )  # fmt: skip
     return logits
 
@@ -66,7 +72,7 @@ def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor
     launch(
         _router_logits_bwd, (slices,),
         x, router_weight.contiguous(), grad_logits, grad_x, partial, rows,
-        ROWS=ROWS_PER_SLICE, **row_block(x.shape[2]),
+        ROWS=ROWS_PER_SLICE, **row_block(x.shape[2], 8),
     )  # fmt: skip
     return grad_x, partial.sum(0)
 

@@ -18,7 +18,19 @@ from ..._triton.launch import (
     row_map_of,
     unit_rows,
 )  # fmt: skip
-from ..._triton.slices import Slices, group_of, groups_of, leave, owner_of, slot, token_at, vector_of
+from ..._triton.slices import (
+    Slices,
+    at_place,
+    groups_of,
+    leave,
+    owner_of,
+    put_row,
+    row_at,
+    slice_of,
+    slot,
+    token_at,
+    vector_of,
+)  # fmt: skip
 from ...types import Finish
 from ..branch_norm import gradients
 from ..gate_residual.triton import branch_gradient, norm_of, normed_branch, unit_branch
@@ -55,19 +67,20 @@ def _scatter_rescale_fwd(
     if t < 0:
         tl.store(out_ptr + d, tl.load(x_ptr + d, mask=d < D), mask=d < D)
     else:
-        hidden = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
-        branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
-        unit, _ = unit_branch(branch, d, eps, D, NORM)
-        branch = normed_branch(unit, weight_ptr, bias_ptr, d, D)
         owner = owner_of(groups_ptr, row, tokens)
-        gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D).to(tl.float32)
+        gate = tl.load(gate_ptr + owner * stride_gate + d, mask=d < D)  # all loads before a norm's sums
+        hidden = tl.load(hidden_ptr + t * D + d, mask=d < D)
         factor = 1.0
-        x = 0.0
+        x = hidden
         if RESCALE != "none":
             factor = score_scale * tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
         if RESCALE == "residual":
-            x = tl.load(x_ptr + d, mask=d < D).to(tl.float32)
-        base, delta = finish(x, hidden, gate * branch, RESCALE)
+            x = tl.load(x_ptr + d, mask=d < D)
+        branch = tl.load(branch_ptr + t * D + d, mask=d < D).to(tl.float32)
+        unit, _ = unit_branch(branch, d, eps, D, NORM)
+        branch = normed_branch(unit, weight_ptr, bias_ptr, d, D)
+        update = gate.to(tl.float32) * branch
+        base, delta = finish(x.to(tl.float32), hidden.to(tl.float32), update, RESCALE)
         tl.store(out_ptr + d, (base + factor * delta).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
@@ -106,48 +119,44 @@ def _scatter_rescale_bwd(
     plain_ptr, tokens, stride_gate, score_scale, eps, RESCALE: tl.constexpr, NORM: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0).to(tl.int64)
-    sample = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(0)
+    sample = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
-    dtype = grad_x_ptr.dtype.element_ty
-    begin = sample * tokens + part * ROWS
-    group = group_of(order_ptr, groups_ptr, begin, sample)
+    begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
+    token_of, packed, owners = slice_of(row_map_ptr, order_ptr, groups_ptr, begin, end, ROWS)
+    group = sample if order_ptr is None else at_place(owners, 0)
     total = tl.zeros((BLOCK_D,), tl.float32)
     plain = tl.zeros((BLOCK_D,), tl.float32)
-    for place in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
-        row = token_at(order_ptr, place)
+    for place in range(begin, tl.minimum(begin + ROWS, end)):
+        row, t = token_at(order_ptr, token_of, place, begin), at_place(packed, place - begin)
+        raw = row_at(grad_ptr, row, d, D)
         if order_ptr is not None:
-            own = tl.load(groups_ptr + row)
+            own = at_place(owners, place - begin)
             if own != group:
                 leave(partial_ptr, plain_ptr, part + group, total, plain, d, D)
                 total = tl.zeros((BLOCK_D,), tl.float32)
                 plain = tl.zeros((BLOCK_D,), tl.float32)
                 group = own
-        t = tl.load(row_map_ptr + row).to(tl.int64)
         if t < 0:
-            tl.store(grad_x_ptr + row * D + d, tl.load(grad_ptr + row * D + d, mask=d < D), mask=d < D)
+            put_row(grad_x_ptr, row, raw, d, D)
             tl.store(grad_logits_ptr + row, 0.0)
         else:
-            branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            branch = row_at(branch_ptr, t, d, D).to(tl.float32)
+            grad = raw.to(tl.float32)
             unit, rstd = unit_branch(branch, d, eps, D, NORM)
-            grad = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
             sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
             factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
             hidden_weight = factor if RESCALE == "residual" or RESCALE == "output" else 1.0
             x_weight = 1 - factor if RESCALE == "residual" else 0.0
-            tl.store(grad_x_ptr + row * D + d, (x_weight * grad).to(dtype), mask=d < D)
-            tl.store(grad_hidden_ptr + t * D + d, (hidden_weight * grad).to(dtype), mask=d < D)
+            put_row(grad_x_ptr, row, x_weight * grad, d, D)
+            put_row(grad_hidden_ptr, t, hidden_weight * grad, d, D)
             total += factor * unit * grad
             if plain_ptr is not None:
                 plain += factor * grad
             update = normed_branch(unit, weight_ptr, bias_ptr, d, D)
             update *= vector_of(gate_ptr, group, stride_gate, d, D)
-            hidden = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
-            x = (
-                tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-                if RESCALE == "residual"
-                else 0.0
-            )
+            hidden = row_at(hidden_ptr, t, d, D).to(tl.float32)
+            x = row_at(x_ptr, row, d, D).to(tl.float32) if RESCALE == "residual" else 0.0
             base, delta = finish(x, hidden, update, RESCALE)
             grad_factor = tl.sum(grad * delta, axis=0)
             # A logit without a say may be NaN.
@@ -155,7 +164,7 @@ def _scatter_rescale_bwd(
             tl.store(grad_logits_ptr + row, grad_logit)
             grad *= factor * vector_of(gate_ptr, group, stride_gate, d, D)
             to_branch = branch_gradient(grad, unit, rstd, weight_ptr, d, D, NORM)
-            tl.store(grad_branch_ptr + t * D + d, to_branch.to(dtype), mask=d < D)
+            put_row(grad_branch_ptr, t, to_branch, d, D)
     leave(partial_ptr, plain_ptr, slot(order_ptr, part, sample, group), total, plain, d, D)
 
 

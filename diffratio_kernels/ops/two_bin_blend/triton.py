@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
+from ..._triton.slices import at_place, leave, put_row, row_at, sample_of, slice_of, slot, start_of, vector_of
 from ..._triton.two_bin_rows import columns_if, contiguous, small_row
 from ...types import Finish
 
@@ -30,7 +31,7 @@ def blend(x, large, small, update, weight, in_small, RESCALE: tl.constexpr):
     return base, delta
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _two_bin_blend(
     x_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, weight_ptr, cu_seqlens_large_ptr,
     cu_seqlens_small_ptr, out_ptr, tokens, rows, stride_gate, score_scale,
@@ -44,7 +45,7 @@ def _two_bin_blend(
     if t < 0:
         tl.store(out_ptr + d, tl.load(x_ptr + d, mask=d < D), mask=d < D)
     else:
-        sample = row // tokens
+        sample = sample_of(row, tokens)
         in_small, other = small_row(cu_seqlens_large_ptr, cu_seqlens_small_ptr, sample, t, rows)
         weight = tl.load(weight_ptr + sample).to(tl.float32)
         large = tl.load(hidden_ptr + t * D + d, mask=d < D).to(tl.float32)
@@ -74,7 +75,7 @@ def two_bin_blend(given: Finish) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _two_bin_blend_bwd(
     grad_ptr, x_ptr, row_map_ptr, hidden_ptr, branch_ptr, gate_ptr, logits_ptr, weight_ptr,
     cu_seqlens_large_ptr, cu_seqlens_small_ptr,
@@ -82,31 +83,32 @@ def _two_bin_blend_bwd(
     tokens, rows, stride_gate, score_scale,
     RESCALE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0).to(tl.int64)
-    sample = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(0)
+    sample = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
     dtype = grad_x_ptr.dtype.element_ty
-    gate = tl.load(gate_ptr + sample * stride_gate + d, mask=d < D, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + sample).to(tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
-    begin = sample * tokens + part * ROWS
-    for row in range(begin, tl.minimum(begin + ROWS, (sample + 1) * tokens)):
-        raw = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0)
-        t = tl.load(row_map_ptr + row).to(tl.int64)
+    begin, end = sample * tokens + part * ROWS, (sample + 1) * tokens
+    _, packed, _ = slice_of(row_map_ptr, None, None, begin, end, ROWS)
+    for row in range(begin, tl.minimum(begin + ROWS, end)):
+        t = at_place(packed, row - begin)
+        raw = row_at(grad_ptr, row, d, D)
         if t < 0:
-            tl.store(grad_x_ptr + row * D + d, raw, mask=d < D)
+            put_row(grad_x_ptr, row, raw, d, D)
             tl.store(grad_logits_ptr + row, 0.0)
         else:
             grad = raw.to(tl.float32)
             in_small, other = small_row(cu_seqlens_large_ptr, cu_seqlens_small_ptr, sample, t, rows)
             both = columns_if(in_small, d < D)
-            large = tl.load(hidden_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            large = row_at(hidden_ptr, t, d, D).to(tl.float32)
             small = tl.load(hidden_ptr + other * D + d, mask=both, other=0.0).to(tl.float32)
-            branch = tl.load(branch_ptr + t * D + d, mask=d < D, other=0.0).to(tl.float32)
+            branch = row_at(branch_ptr, t, d, D).to(tl.float32)
             needs_x = (d < D) if RESCALE == "residual" else columns_if(in_small == 0, d < D)
-            x = tl.load(x_ptr + row * D + d, mask=needs_x, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + start_of(row, D) + d, mask=needs_x, other=0.0).to(tl.float32)
             sigmoid = tl.sigmoid(tl.load(logits_ptr + row).to(tl.float32))
             factor = 1.0 if RESCALE == "none" else score_scale * sigmoid
+            gate = vector_of(gate_ptr, sample, stride_gate, d, D)
             base, delta = blend(x, large, small, gate * branch, weight, in_small, RESCALE)
             grad_factor = tl.sum(grad * delta, axis=0)
             # A logit without a say may be NaN.
@@ -122,12 +124,13 @@ def _two_bin_blend_bwd(
             x_weight = tl.where(in_small, 0.0, (1 - weight) * passed)
             if RESCALE == "residual":
                 x_weight += 1 - factor
-            tl.store(grad_x_ptr + row * D + d, (x_weight * grad).to(dtype), mask=d < D)
-            tl.store(grad_hidden_ptr + t * D + d, (weight * stream * grad).to(dtype), mask=d < D)
+            put_row(grad_x_ptr, row, x_weight * grad, d, D)
+            put_row(grad_hidden_ptr, t, weight * stream * grad, d, D)
             tl.store(grad_hidden_ptr + other * D + d, ((1 - weight) * stream * grad).to(dtype), mask=both)
-            tl.store(grad_branch_ptr + t * D + d, (factor * gate * grad).to(dtype), mask=d < D)
+            gate = vector_of(gate_ptr, sample, stride_gate, d, D)
+            put_row(grad_branch_ptr, t, factor * gate * grad, d, D)
             total += factor * branch * grad
-    tl.store(partial_ptr + (sample * tl.num_programs(0) + part) * D + d, total, mask=d < D)
+    leave(partial_ptr, None, slot(None, part, sample, sample), total, total, d, D)
 
 
 def two_bin_blend_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor, ...]:
@@ -145,6 +148,7 @@ def two_bin_blend_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor, ...
         grad_out.contiguous(), x.contiguous(), row_map_of(given.rows, batch * tokens),
         given.hidden.contiguous(), given.branch.contiguous(), gate, given.logits.contiguous(),
         *contiguous(bins), *grads, grad_logits, dots, partial, tokens, bins.rows, gate.stride(0),
-        rescale.score_scale, RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width),
+        rescale.score_scale, RESCALE=rescale.mode, ROWS=ROWS_PER_SLICE, **row_block(width, 8),
+        maxnreg=80,  # three blocks in a multiprocessor's registers, not two
     )  # fmt: skip
     return *grads, partial.sum(1), grad_logits, dots

@@ -11,7 +11,7 @@ from ...types import Bins
 from ..activation.triton import gelu
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _two_bin_gelu(
     pre_ptr, weight_ptr, cu_seqlens_large_ptr, cu_seqlens_small_ptr, out_ptr, rows, samples,
     F: tl.constexpr, BLOCK_F: tl.constexpr, STEPS: tl.constexpr,
@@ -30,7 +30,7 @@ def _two_bin_gelu(
         tl.store(out_ptr + t * F + f, blend.to(out_ptr.dtype.element_ty), mask=f < F)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _two_bin_gelu_bwd(
     grad_ptr, pre_ptr, weight_ptr, cu_seqlens_large_ptr, cu_seqlens_small_ptr, grad_pre_ptr, dots_ptr,
     rows, samples,

@@ -104,6 +104,13 @@ CUDA_TWO_BIN = [
         BUDGET,
     ),
     Mutant(
+        "two-bin-first-part-of-a-vector",
+        "columns left out",
+        "csrc/include/diffratio/row.cuh",
+        {"i < kPerVector<T>; i += kStep<T, kAligned>": "i < kStep<T, kAligned>; i += kStep<T, kAligned>"},
+        LAYOUTS,
+    ),
+    Mutant(
         "two-bin-weight-without-x",
         "wrong gradient",
         BACKWARD,

@@ -21,7 +21,7 @@ ROUTED = "diffratio_kernels/blocks/routed.py"
 STREAM = "diffratio_kernels/blocks/stream.py"
 FORWARD = "python/diffratio/routing/forward.py"
 MODULES = "python/diffratio/families/modules.py"
-PLACE = "place = index if BY_SAMPLE else index % tokens\n    row = t"
+PLACE = "place = index if BY_SAMPLE else index - sample * tokens\n    row = t"
 BACK = "return ga * cos + gb * sin, gb * cos - ga * sin"
 FLUX = f"{BLOCKS} -k flux"
 
@@ -36,7 +36,7 @@ FAMILIES = [
     ),
     Mutant(
         "rope-of-the-first-sample", "index", TRITON,
-        {PLACE: "place = index % tokens\n    row = t"},
+        {PLACE: "place = index - sample * tokens\n    row = t"},
         OP,
     ),
     Mutant(
@@ -71,7 +71,7 @@ FAMILIES = [
     ),
     Mutant(
         "cuda-rope-of-the-first-sample", "index", HEADS,
-        {"a.table_by_sample ? index : index % a.tokens": "index % a.tokens"}, SIM_BUDGET,
+        {"a.table_by_sample ? index : index - ": "index - "}, SIM_BUDGET,
     ),
     Mutant(
         "cuda-channels-that-rest-twice", "index", HEADS,
@@ -91,7 +91,8 @@ FAMILIES = [
     ),
     Mutant(
         "cuda-streams-on-each-other", "index", CUDA,
-        {"row = t + (a.shift ? a.shift[index / a.tokens] : 0)": "row = t"}, f"{SIM} -k their_places",
+        {"row = t + (a.shift ? a.shift[sample_of_row(index, a.tokens)] : 0)": "row = t"},
+        f"{SIM} -k their_places",
     ),
     Mutant(
         "cuda-gradient-turned-forwards", "sign", CUDA_BACKWARD,

@@ -22,7 +22,11 @@ FAMILIES_ROWS = [
     ),
     Mutant(
         "modulation-of-the-first-group", "wrong group's modulation", SLICES,
-        {"vectors_ptr + group * stride": "vectors_ptr + 0 * stride"}, GROUPS,
+        {"vectors_ptr + group.to(tl.int64) * stride": "vectors_ptr + 0 * stride"}, GROUPS,
+    ),
+    Mutant(
+        "token-of-another-place", "wrong row", SLICES,
+        {"at_place(tokens, place - begin)": "at_place(tokens, place - begin + 1)"}, GROUPS,
     ),
     Mutant(
         "rms-of-a-centred-row", "formula", ADALN,

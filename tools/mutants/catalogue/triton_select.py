@@ -10,7 +10,7 @@ TRITON_SELECTION = [
         "logits-of-the-next-row",
         "dropped mask",
         ROUTE,
-        {"mask=inside & (d < D), other=0.0)": "mask=inside, other=0.0)"},
+        {"row[:, None] * D + d, mask=inside & (d < D)": "row[:, None] * D + d, mask=inside"},
         FUZZ,
     ),
     Mutant(
