@@ -151,11 +151,13 @@ def gate_residual_backward(
     grad_branch = torch.empty(branch.shape, dtype=branch.dtype, device=branch.device)
     partial = slices.partial(width, branch)
     plain = None if bias is None else slices.partial(width, branch)
+    # The next row stands beside a norm's sums in 64 registers where a thread holds 4 elements.
+    options = row_block(width, 8) if norm is None else row_block(width, 4) | FEW_REGISTERS
     launch(
         _gate_residual_bwd, slices.grid,
         grad_out.contiguous(), branch.contiguous(), gate, row_map_of(rows, slices.count), slices.order,
         slices.groups, weight, grad_branch, partial, plain, slices.tokens, gate.stride(0), eps, NORM=kind,
-        ROWS=ROWS_PER_SLICE, **row_block(width, 8), **({} if norm is None else FEW_REGISTERS),
+        ROWS=ROWS_PER_SLICE, **options,
     )  # fmt: skip
     plain = None if plain is None else slices.total(plain)
     return grad_branch, *gradients(gate, norm, slices.total(partial), plain)
