@@ -1,7 +1,8 @@
 """Blocks on CPU tensors that go where those on a GPU do, as far as the launch, which is a recorder.
 
-This package's Python runs up to the launch of a Triton kernel, the call into the CUDA C++ library or into one of
-torch's products; other calls of torch run on a few elements. What is left is what a block costs the host."""
+This package's Python runs up to the launch of a Triton kernel, the call into the CUDA C++ library or into one
+of torch's products; other calls of torch run on a few elements. What is left is what a block costs the
+host."""
 
 from __future__ import annotations
 
@@ -131,8 +132,8 @@ def calls() -> dict[str, Callable[[], object]]:
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """Block -> microseconds of a call, how many of `nothing` these are, and its launches: medians over rounds,
-    in which all take turns."""
+    """Block -> microseconds of a call, how many of `nothing` these are, and its launches: medians over
+    rounds, in which all take turns."""
     blocks, found = {"nothing": nothing()} | calls(), {}
     times: dict[str, list[float]] = {name: [] for name in blocks}
     with recorded() as recorder:

@@ -8,6 +8,7 @@ Backward: one kernel for queries, one for keys; each gradient is summed by one p
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import triton
@@ -15,18 +16,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton import tiles
-from ..._triton.launch import accumulator, launch, unit_rows
+from ..._triton.launch import accumulator, cdiv, launch, next_power_of_2, unit_rows
 from ...types import Seqlens
 
 LOG2_E = 1.4426950408889634
 
 
+@lru_cache(maxsize=256)
 def parts(head_dim: int) -> tuple[int, int]:
     """Widths of the two parts of a head: powers of two, at least 16, the second 0 where one is enough."""
-    whole = triton.next_power_of_2(head_dim)
+    whole = next_power_of_2(head_dim)
     if whole == head_dim or head_dim < 16:
         return max(whole, 16), 0
-    return whole // 2, max(triton.next_power_of_2(head_dim - whole // 2), 16)
+    return whole // 2, max(next_power_of_2(head_dim - whole // 2), 16)
 
 
 @triton.jit
@@ -187,7 +189,7 @@ def attention(
     tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)))
     cu_seqlens_q, cu_seqlens_k, key_lengths = contiguous(seqlens)
     launch(
-        _attention_fwd, (triton.cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, len(cu_seqlens_q) - 1),
+        _attention_fwd, (cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, cu_seqlens_q.shape[0] - 1),
         query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_lengths, rows, scale,
         **layout(query, key, value), **tile,
     )  # fmt: skip
@@ -389,12 +391,12 @@ def attention_backward(
     fixed, held = layout(query, key, value), sum(parts(head_dim))
     tile = tiles.attention_tiles("attention_bwd_query", query, held)
     launch(
-        _attention_bwd_query, (triton.cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, samples),
+        _attention_bwd_query, (cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, grad_out, lse, delta, grad_query, *shared, **fixed, **tile,
     )  # fmt: skip
     tile = tiles.attention_tiles("attention_bwd_key", query, held)
     launch(
-        _attention_bwd_key, (triton.cdiv(seqlens.max_seqlen_k, tile["BLOCK_N"]), heads, samples),
+        _attention_bwd_key, (cdiv(seqlens.max_seqlen_k, tile["BLOCK_N"]), heads, samples),
         query, key, value, grad_out, lse, delta, grad_key, grad_value, *shared, **fixed, **tile,
     )  # fmt: skip
     return grad_query, of_shared(grad_key, key), of_shared(grad_value, value)

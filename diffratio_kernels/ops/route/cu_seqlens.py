@@ -28,6 +28,24 @@ def copied_cu_seqlens(counts: list[int], device: torch.device) -> Tensor:
     return copied.clone()
 
 
+_constant: dict[tuple, Tensor] = {}
+"""At most 256, and for ever: CUDA graphs may read them."""
+
+
+def constant_cu_seqlens(samples: int, length: int, device: torch.device) -> Tensor:
+    """[0, length, 2 length, ...] as int32, made once: to be read only, by no compiled graph."""
+    key = samples, length, device
+    if key in _constant:
+        return _constant[key]
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if capturing or len(_constant) >= 256:
+        return cu_seqlens_of([length] * samples, device)
+    with torch.inference_mode(False):
+        made = torch.arange(samples + 1, dtype=torch.int32) * length
+        _constant[key] = made.to(device)  # and wait for it: other streams read it too
+    return _constant[key]
+
+
 def empty_selection(
     logits: Tensor, counts: list[int], counts_small: list[int] | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int | None]:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._triton import tiles
-from ..._triton.launch import accumulator, launch, unit_rows
+from ..._triton.launch import accumulator, cdiv, launch, unit_rows
 from ...types import Nested
 from ..attention.triton import (
     LOG2_E,
@@ -100,7 +100,7 @@ def two_bin_attention(
     lse = accumulator(heads, rows, like=query) if save_lse else None
     tile = tiles.attention_tiles("two_bin_attention", query, sum(parts(head_dim)))
     cu_seqlens = nested.cu_seqlens_large.contiguous(), nested.cu_seqlens_small.contiguous()
-    blocks = triton.cdiv(nested.max_seqlen_large, tile["BLOCK_M"])
+    blocks = cdiv(nested.max_seqlen_large, tile["BLOCK_M"])
     launch(
         _two_bin_attention, (blocks, heads, cu_seqlens[0].shape[0] - 1),
         query, key, value, out, lse, *cu_seqlens, count, rows, scale, **layout(query, key, value), **tile,
@@ -340,12 +340,12 @@ def two_bin_attention_backward(
     longest, samples = nested.max_seqlen_large, cu_seqlens[0].shape[0] - 1
     tile = tiles.attention_tiles("two_bin_attention_bwd_query", query, held)
     launch(
-        _two_bin_attention_bwd_query, (triton.cdiv(longest, tile["BLOCK_M"]), heads, samples),
+        _two_bin_attention_bwd_query, (cdiv(longest, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, grad_out, lse, delta, grads[0], *shared, **fixed, **tile,
     )  # fmt: skip
     tile = tiles.attention_tiles("two_bin_attention_bwd_key", query, held)
     launch(
-        _two_bin_attention_bwd_key, (triton.cdiv(longest, tile["BLOCK_N"]), heads, samples),
+        _two_bin_attention_bwd_key, (cdiv(longest, tile["BLOCK_N"]), heads, samples),
         query, key, value, grad_out, lse, delta, grads[1], grads[2], *shared, **fixed, **tile,
     )  # fmt: skip
     return grads[0], of_shared(grads[1], key), of_shared(grads[2], value)
