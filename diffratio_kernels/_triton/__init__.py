@@ -7,6 +7,7 @@ Kernels run on CUDA, and on CPU tensors where TRITON_INTERPRET=1 was set before 
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -16,6 +17,12 @@ unavailable = None if importlib.util.find_spec("triton") else "triton is not ins
 stand_ins: dict[str, Callable] = {}
 """Device type -> what is called instead of a kernel, with the kernel, grid, arguments and options of the
 launch: ahead-of-time compilation listens on "meta", tests run compiled kernels on "cpu"."""
+
+
+@cache
+def capability(device: int) -> tuple[int, int]:
+    """The compute capability of a GPU, which torch takes microseconds to tell."""
+    return torch.cuda.get_device_capability(device)
 
 
 def unavailable_reason(device_type: str) -> str | None:
@@ -29,5 +36,5 @@ def unavailable_reason(device_type: str) -> str | None:
         return None if interpreted else "on the CPU it runs in Triton's interpreter only (TRITON_INTERPRET=1)"
     if device_type != "cuda":
         return f"it is for CUDA tensors, not {device_type}"
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = capability(torch.cuda.current_device())
     return None if major >= 8 else f"it needs compute capability 8.0, this GPU has {major}.{minor}"

@@ -6,12 +6,14 @@ on a multiprocessor) or "measured on" which GPU, when, at which commit; tools/tu
 
 import json
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import log
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from . import capability
 
 TABLE = Path(__file__).with_name("tiles.json")
 
@@ -57,14 +59,11 @@ assumed_architecture = 80
 """Compute capability taken for tensors that are not on a GPU (interpreter, ahead-of-time compilation)."""
 
 
-_capability = cache(torch.cuda.get_device_capability)
-
-
 def architecture(device: torch.device) -> int:
     """Which table a device takes."""
     if device.type != "cuda":
         return assumed_architecture
-    return architecture_of(_capability(device)[0])
+    return architecture_of(capability(device.index)[0])
 
 
 def architecture_of(major: int) -> int:

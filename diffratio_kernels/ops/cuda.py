@@ -15,7 +15,7 @@ operators = torch.ops.diffratio_cuda
 
 def stream(t: Tensor) -> int:
     """The current stream of a tensor's device."""
-    return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else 0
+    return torch._C._cuda_getCurrentRawStream(t.get_device()) if t.is_cuda else 0
 
 
 def fp32(t: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def attention(
 
     With save_lse also log2 of the sum of exponentials [H, T] fp32, which the backward pass needs.
     """
-    query, key, value = (unit_rows(t) for t in (query, key, value))
+    query, key, value = unit_rows(query), unit_rows(key), unit_rows(value)
     rows, heads, head_dim = query.shape
     if head_dim > tiles.LARGEST_HEAD_DIM:
         raise ValueError(f"attention: query has head_dim {head_dim}, the Triton kernels take up to 256")
