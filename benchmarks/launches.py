@@ -25,7 +25,7 @@ from diffratio_kernels._register import register
 from diffratio_kernels.ops import cuda
 from diffratio_kernels.testing.cases import TwoBinCase
 
-CALLS = 40
+CALLS = 5
 
 
 def microseconds(call: Callable[[], object], times: int = CALLS) -> float:
@@ -139,7 +139,7 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
     """Block -> microseconds of a call, how many of `nothing` these are, and its launches: medians over
     rounds, in which all take turns."""
     blocks, found = {"nothing": nothing()} | calls(), {}
-    times: dict[str, list[float]] = {name: [] for name in blocks}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in blocks}
     with recorded() as recorder:
         for name, call in blocks.items():
             before = recorder.count
@@ -147,8 +147,10 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
             found[name] = {"launches": recorder.count - before}
         for _ in progress_bar(range(rounds), desc="launches", unit="round"):
             for name, call in blocks.items():
-                times[name].append(microseconds(call, CALLS * (10 if name == "nothing" else 1)))
-    for name, own in times.items():
-        multiples = [one / empty for one, empty in zip(own, times["nothing"], strict=True)]
-        found[name] |= {"us": statistics.median(own), "empty calls": statistics.median(multiples)}
+                empty = microseconds(blocks["nothing"], 20 * CALLS)
+                own = microseconds(call)
+                times[name].append((own, own / empty))
+    for name, values in times.items():
+        us, multiples = (statistics.median(each) for each in zip(*values, strict=True))
+        found[name] |= {"us": us, "empty calls": multiples}
     return found

@@ -36,9 +36,9 @@ def project(run: Run, normed: Tensor, attention: SelfAttention) -> tuple[Tensor,
         joined = product(run, normed, parts)
         return joined.view(joined.shape[0], 3, heads, joined.shape[1] // (3 * heads)).unbind(1)
     if run.buffer is None or not all(isinstance(part, Linear) for part in parts):
-        outputs = [part(normed) for part in parts]
-        equal_width(t.shape[-1] for t in outputs)
-        return tuple(t.unflatten(-1, (heads, -1)) for t in outputs)
+        query, key, value = [part(normed) for part in parts]
+        width = equal_width((query.shape[-1], key.shape[-1], value.shape[-1])) // heads
+        return query.view(-1, heads, width), key.view(-1, heads, width), value.view(-1, heads, width)
     count, columns = normed.shape[0], equal_width(part.weight.shape[0] for part in parts)
     joined = run.buffer.as_strided((count, 3 * columns), (3 * columns, 1))
     for n, part in enumerate(parts):

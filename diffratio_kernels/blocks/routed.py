@@ -166,7 +166,7 @@ def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttenti
     keys_values = keys_values if keys_values.dtype == query.dtype else keys_values.to(query.dtype)
     keys_values = keys_values.reshape(samples * length, 2, heads, width)
     if run.direct:  # where nothing is compiled for any number of samples
-        cu_seqlens_k = constant_cu_seqlens(samples, length, query.device)
+        cu_seqlens_k = constant_cu_seqlens(samples, length, query)
     else:
         cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
     seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length, cross.lengths)
