@@ -41,11 +41,12 @@ class Recorder:
 
     def __init__(self):
         self.count, self._products = 0, {}
+        self._select = _backends.kernels("route", "triton")._topk_select
 
     def __call__(self, kernel, grid, args, options) -> None:
         """In the place of a Triton kernel."""
         self.count += 1
-        if kernel.fn.__name__ == "_topk_select":
+        if kernel is self._select:
             args[4].zero_()
 
     def __getattr__(self, name: str) -> Callable:

@@ -124,23 +124,29 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def signature(values: Iterable) -> tuple | None:
-    """What the checks of a call look at, where that is types, shapes, dtypes, devices and constants and where
-    the dispatcher does no more than call a kernel; else None."""
+    """What the checks of a call look at besides values, and what the dispatcher does; None where that is more
+    than plain tensors and constants tell."""
     parts = []
     for value in values:
         kind = type(value)
         if kind in _SCALARS:
             parts += kind, value
         elif kind in _PLAIN:
-            known = value.is_cuda or (value.is_cpu and value.is_floating_point())  # others' values are read
-            if not known or value.is_neg() or value.layout is not torch.strided:
-                return None
-            parts += value.shape, value.dtype, value.device
+            parts += value.shape, value.dtype, value.device, value.layout, value.is_neg()
         elif kind is list and all(type(number) is int for number in value):
             parts += len(value), *value
         else:
             return None
     return tuple(parts)
+
+
+def _alike(value: object) -> bool:
+    """Whether calls with tensors of one signature are alike: no values of theirs are checked, as integers on
+    the CPU are, and the dispatcher calls the kernel with no step before it."""
+    if not isinstance(value, Tensor):
+        return True
+    unread = value.is_cuda or (value.is_cpu and value.is_floating_point())
+    return unread and value.layout is torch.strided and not value.is_neg()
 
 
 class Shortcut:
@@ -160,12 +166,12 @@ class Shortcut:
         if seen is None:
             return self.op(*args, **kwargs)
         if seen in self.passed:
-            with torch._C._AutoDispatchBelowAutograd():
-                return self.kernel(*args, **kwargs)
+            return self.kernel(*args, **kwargs)
         out = self.op(*args, **kwargs)
-        if len(self.passed) >= self.ROOM:
-            self.passed.clear()
-        self.passed.add(seen)
+        if all(map(_alike, (*args, *kwargs.values()))):
+            if len(self.passed) >= self.ROOM:
+                self.passed.clear()
+            self.passed.add(seen)
         return out
 
 
