@@ -21,8 +21,7 @@ from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.mlp.op import run_mlp, run_mlp_takes
-from ..ops.route.cu_seqlens import constant_cu_seqlens
-from ..ops.route.reference import accumulation_dtype, equal_cu_seqlens
+from ..ops.route.reference import accumulation_dtype, constant_cu_seqlens, equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Finish, Linear, PackedRows, Product, Rescale, RowNorm, Run, Seqlens
 from . import products

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.gate_residual.op import run_gate_residual
-from ..ops.route.cu_seqlens import constants_may_be_kept, cu_seqlens_for
-from ..ops.route.reference import cu_seqlens_of
+from ..ops.route.cu_seqlens import cu_seqlens_for
+from ..ops.route.reference import constants_may_be_kept, cu_seqlens_of
 from ..ops.two_bin_attention.two_passes import take_small, with_small
 from ..ops.two_bin_gelu.reference import places_of
 from ..types import Bins, PackedRows, Places, Rescale, Run

@@ -13,7 +13,7 @@ from diffratio_kernels._register import Shortcut
 from diffratio_kernels.blocks import mod_block as of_one_bin
 from diffratio_kernels.blocks import two_bin
 from diffratio_kernels.blocks import two_bin_block as of_two_bins
-from diffratio_kernels.ops.route import cu_seqlens
+from diffratio_kernels.ops.route import reference
 from diffratio_kernels.ops.two_bin_gelu.reference import places_of, small_rows
 from diffratio_kernels.testing.cases import ModBlockCase, TwoBinCase
 from diffratio_kernels.types import Bins
@@ -26,7 +26,7 @@ def anew(monkeypatch):
     """No call has passed yet, and constants are made again."""
     for shortcut in (of_one_bin._mod_block, of_two_bins._two_bin_block):
         monkeypatch.setattr(shortcut, "passed", set())
-    monkeypatch.setattr(cu_seqlens, "_constant", {})
+    monkeypatch.setattr(reference, "_constant", {})
     two_bin._places.cache_clear()
     with torch.no_grad():
         yield
@@ -163,23 +163,23 @@ def test_no_tensor_is_kept():
 
 def test_constants_are_made_once_and_are_few():
     x = torch.zeros(1)
-    first = cu_seqlens.constant_cu_seqlens(3, 5, x)
+    first = reference.constant_cu_seqlens(3, 5, x)
     assert first.tolist() == [0, 5, 10, 15] and first.dtype == torch.int32
-    assert cu_seqlens.constant_cu_seqlens(3, 5, x) is first
-    assert cu_seqlens.constant_cu_seqlens(3, 6, x).tolist() == [0, 6, 12, 18]
+    assert reference.constant_cu_seqlens(3, 5, x) is first
+    assert reference.constant_cu_seqlens(3, 6, x).tolist() == [0, 6, 12, 18]
     for length in range(300):
-        cu_seqlens.constant_cu_seqlens(1, length, x)
-    assert len(cu_seqlens._constant) == 256 and cu_seqlens.constant_cu_seqlens(3, 5, x) is first
+        reference.constant_cu_seqlens(1, length, x)
+    assert len(reference._constant) == 256 and reference.constant_cu_seqlens(3, 5, x) is first
 
 
 def test_what_is_traced_or_captured_leaves_no_constant(monkeypatch):
     x = torch.zeros(1)
     with _Looks():
-        cu_seqlens.constant_cu_seqlens(3, 5, x)
+        reference.constant_cu_seqlens(3, 5, x)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert cu_seqlens.constants_may_be_kept(x)
-    assert not cu_seqlens.constants_may_be_kept(mock.Mock(spec=torch.Tensor, is_cuda=True))
-    assert not cu_seqlens._constant
+    assert reference.constants_may_be_kept(x)
+    assert not reference.constants_may_be_kept(mock.Mock(spec=torch.Tensor, is_cuda=True))
+    assert not reference._constant
 
 
 @pytest.mark.parametrize("large, small", [([5, 3], [2, 3]), ([4, 4, 4], [0, 4, 1]), ([0, 2], [0, 1])])
