@@ -7,6 +7,7 @@ from .cuda_two_bin import CUDA_TWO_BIN
 from .families import FAMILIES
 from .families_rows import FAMILIES_ROWS
 from .gate import GATE
+from .host import HOST
 from .mutant import Mutant
 from .native import NATIVE
 from .ops import OPERATORS
@@ -20,4 +21,4 @@ __all__ = ["MUTANTS", "Mutant"]
 
 MUTANTS = TRITON_SELECTION + TRITON_ROWS + TRITON_PRODUCTS + TRITON_TWO_BIN
 MUTANTS += CUDA + CUDA_TWO_BIN + OPERATORS + TWO_BINS + NATIVE + GATE + COMPILED + FAMILIES
-MUTANTS += FAMILIES_ROWS + ACTIVATIONS
+MUTANTS += FAMILIES_ROWS + ACTIVATIONS + HOST
