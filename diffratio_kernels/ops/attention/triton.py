@@ -8,7 +8,6 @@ Backward: one kernel for queries, one for keys; each gradient is summed by one p
 """
 
 import math
-from functools import lru_cache
 
 import torch
 import triton
@@ -22,7 +21,6 @@ from ...types import Seqlens
 LOG2_E = 1.4426950408889634
 
 
-@lru_cache(maxsize=256)
 def parts(head_dim: int) -> tuple[int, int]:
     """Widths of the two parts of a head: powers of two, at least 16, the second 0 where one is enough."""
     whole = next_power_of_2(head_dim)
