@@ -49,7 +49,7 @@ METRICS = [
         {"self._tokenizer(captions[rows])": "self._tokenizer(captions[: len(images[rows])])"}, OF_NETWORKS,
     ),
     Mutant(
-        "levels-are-cut-and-not-rounded", "rounding", NETWORKS,
+        "levels-are-cut-and-not-rounded", "rounding", f"{PACKAGE}evaluation/samples.py",
         {"((images + 1) * 127.5).round()": "((images + 1) * 127.5)"}, OF_NETWORKS,
     ),
     Mutant(
