@@ -17,7 +17,7 @@ def counts(keep: int | list[int] | None, batch: int = 1) -> list[int] | None:
 
     Of a traced batch nothing may become a constant: one count stays that of every sample.
     """
-    if isinstance(keep, Integral):
+    if not isinstance(keep, list) and isinstance(keep, Integral):
         keep = [keep]
     if isinstance(keep, list) and len(keep) == 1 and isinstance(batch, int):
         keep = keep * batch

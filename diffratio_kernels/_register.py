@@ -1,6 +1,6 @@
 """How an operator of `torch.ops.diffratio` is put together: schema, kernel, fake, autograd, autocast."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 
@@ -84,13 +84,15 @@ def register(
 
 
 def _autograd_kernel(op: Callable, differentiable: Callable | None, steps: Callable | None) -> Callable:
+    def tensors(args, kwargs) -> list[Tensor]:
+        return [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+
     def autograd_kernel(*args, **kwargs):
-        tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
         if forward_ad._current_level >= 0 and any(
-            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors(args, kwargs)
         ):
             raise NotImplementedError(f"{op}: forward-mode derivatives are not implemented")
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors(args, kwargs))
         if wanted and steps is not None:
             function, arguments = steps(*args, **kwargs)
             return function(*arguments)
@@ -100,6 +102,77 @@ def _autograd_kernel(op: Callable, differentiable: Callable | None, steps: Calla
             return op(*args, **kwargs)
 
     return autograd_kernel
+
+
+def unwatched() -> bool:
+    """Whether nobody looks at operators: no gradient, autocast, mode, transform, profiler or compiler."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_tracing()
+        or torch.autograd._profiler_enabled()
+        or forward_ad._current_level >= 0
+    )
+
+
+_SCALARS = frozenset((int, float, str, bool, type(None)))
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def signature(values: Iterable) -> tuple | None:
+    """What the checks of a call look at besides values, and what the dispatcher does; None where that is more
+    than plain tensors and constants tell."""
+    parts = []
+    for value in values:
+        kind = type(value)
+        if kind in _SCALARS:
+            parts += kind, value
+        elif kind in _PLAIN:
+            parts += value.shape, value.dtype, value.device, value.layout, value.is_neg()
+        elif kind is list and all(type(number) is int for number in value):
+            parts += len(value), *value
+        else:
+            return None
+    return tuple(parts)
+
+
+def _alike(value: object) -> bool:
+    """Whether calls with tensors of one signature are alike: no values of theirs are checked, as integers on
+    the CPU are, and the dispatcher calls the kernel with no step before it."""
+    if not isinstance(value, Tensor):
+        return True
+    unread = value.is_cuda or (value.is_cpu and value.is_floating_point())
+    return unread and value.layout is torch.strided and not value.is_neg()
+
+
+class Shortcut:
+    """An operator from Python. Where nobody looks, calls like one that went through the dispatcher and all
+    checks before go straight to the kernel."""
+
+    ROOM = 4096
+    """Signatures that are kept; then all are forgotten."""
+
+    def __init__(self, op: Callable, kernel: Callable):
+        """kernel: as the operator's, without checks."""
+        self.op, self.kernel = op, kernel
+        self.passed: set[tuple] = set()
+
+    def __call__(self, *args, **kwargs):
+        seen = signature((*args, *kwargs.values())) if unwatched() else None
+        if seen is None:
+            return self.op(*args, **kwargs)
+        if seen in self.passed:
+            return self.kernel(*args, **kwargs)
+        out = self.op(*args, **kwargs)
+        if all(map(_alike, (*args, *kwargs.values()))):
+            if len(self.passed) >= self.ROOM:
+                self.passed.clear()
+            self.passed.add(seen)
+        return out
 
 
 def like_first(first: Tensor, *_) -> Tensor:

@@ -13,6 +13,18 @@ from torch import Tensor
 
 
 @dataclass(slots=True)
+class Places:
+    """Where the packed rows of two bins stand: it follows from their counts."""
+
+    small: Tensor
+    """[S]: the packed row of each small row."""
+    sample: Tensor
+    """[T] int64: of each packed row."""
+    only_large: Tensor
+    """[T] bool: whether it is no small row."""
+
+
+@dataclass(slots=True)
 class Bins:
     """What the packed rows of two bins have besides (paper section 3.3).
 
@@ -30,6 +42,8 @@ class Bins:
     """S."""
     counts_small: list[int] | None = None
     """Small rows of each sample, known to the host."""
+    places: Places | None = None
+    """None where nobody has made them: `ops.two_bin_gelu.reference.places_of`."""
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ Kernels run on CUDA, and on CPU tensors where TRITON_INTERPRET=1 was set before 
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -16,6 +17,13 @@ unavailable = None if importlib.util.find_spec("triton") else "triton is not ins
 stand_ins: dict[str, Callable] = {}
 """Device type -> what is called instead of a kernel, with the kernel, grid, arguments and options of the
 launch: ahead-of-time compilation listens on "meta", tests run compiled kernels on "cpu"."""
+
+
+@cache
+def capability(device: torch.device | int) -> int:
+    """The compute capability of a GPU, 90 for 9.0: torch takes microseconds to tell."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def unavailable_reason(device_type: str) -> str | None:
@@ -34,5 +42,5 @@ def unavailable_reason(device_type: str) -> str | None:
 
 def too_old() -> str | None:
     """Why this GPU runs nothing that is compiled for 8.0 and later; None where it does."""
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = divmod(capability(torch.cuda.current_device()), 10)
     return None if major >= 8 else f"it needs compute capability 8.0, this GPU has {major}.{minor}"

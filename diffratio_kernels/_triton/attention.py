@@ -8,13 +8,15 @@ known to be a multiple of 8, and every load falls to 2 bytes.
 import triton
 import triton.language as tl
 
+from .launch import next_power_of_2
+
 
 def parts(head_dim: int) -> tuple[int, int]:
     """Widths of the two parts of a head: powers of two, at least 16, the second 0 where one is enough."""
-    whole = triton.next_power_of_2(head_dim)
+    whole = next_power_of_2(head_dim)
     if whole == head_dim or head_dim < 16:
         return max(whole, 16), 0
-    return whole // 2, max(triton.next_power_of_2(head_dim - whole // 2), 16)
+    return whole // 2, max(next_power_of_2(head_dim - whole // 2), 16)
 
 
 @triton.jit

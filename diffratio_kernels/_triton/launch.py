@@ -1,6 +1,6 @@
 """The one place where Triton kernels are launched, and what launchers share."""
 
-from contextlib import nullcontext
+from functools import lru_cache
 
 import torch
 import triton
@@ -32,17 +32,32 @@ def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *args, **options) 
     if device.type in stand_ins:
         stand_ins[device.type](kernel, grid, args, options)
         return
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        kernel[grid](*args, **options)
+        return
+    with torch.cuda.device(device):
         kernel[grid](*args, **options)
 
 
+# Triton's own two work in kernels as well, and take microseconds of the host.
+def cdiv(count: int, part: int) -> int:
+    """How many parts hold so many."""
+    return -(-count // part)
+
+
+def next_power_of_2(number: int) -> int:
+    """Of a positive number."""
+    return 1 << (number - 1).bit_length()
+
+
+@lru_cache(maxsize=1024)
 def row_block(width: int, held: int = 16) -> dict:
-    """Options of a kernel that holds a whole row of `width` elements: its block and warps.
+    """Options of a kernel that holds a whole row of `width` elements: its block and warps, to be read only.
 
     held: elements of a thread, until there are 4096 in a row. With 16 fewer threads idle where the row ends
     before its block; a backward pass has registers for 8.
     """
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     return {"D": width, "BLOCK_D": block, "num_warps": min(max(block // (32 * held), 1), 128 // held)}
 
 
@@ -69,5 +84,5 @@ def row_map_of(rows: PackedRows, count: int) -> Tensor:
         return rows.row_map
     row_map = torch.full((count,), -1, dtype=torch.int32, device=rows.index.device)
     kept = rows.index.shape[0]
-    launch(_row_map, (triton.cdiv(kept, 1024),), rows.index.contiguous(), row_map, kept, BLOCK=1024)
+    launch(_row_map, (cdiv(kept, 1024),), rows.index.contiguous(), row_map, kept, BLOCK=1024)
     return row_map

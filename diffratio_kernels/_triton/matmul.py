@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
+from .launch import cdiv
 
 
 @triton.jit
@@ -64,7 +65,7 @@ def product_options(kernel: str, rows: Tensor, weight: Tensor) -> tuple[tuple[in
     """Grid and constants of a kernel that multiplies rows [T, K] with weight [K, F] of any strides."""
     inner, width = weight.shape
     tile = tiles.product_tiles(kernel, rows, width)
-    programs = triton.cdiv(rows.shape[0], tile["BLOCK_M"]) * triton.cdiv(width, tile["BLOCK_N"])
+    programs = cdiv(rows.shape[0], tile["BLOCK_M"]) * cdiv(width, tile["BLOCK_N"])
     return (programs,), {
         "K": inner, "F": width, "STRIDE_K": weight.stride(0), "STRIDE_F": weight.stride(1), **tile,
     }  # fmt: skip

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..types import PackedRows
-from .launch import ROWS_PER_SLICE, accumulator, launch, row_block
+from .launch import ROWS_PER_SLICE, accumulator, cdiv, launch, row_block
 from .two_bin_rows import columns_if
 
 
@@ -138,13 +138,13 @@ class Slices:
     @staticmethod
     def of(rows: PackedRows, owners: int) -> "Slices":
         if rows.groups is None:
-            grid = triton.cdiv(rows.tokens, ROWS_PER_SLICE), owners
+            grid = cdiv(rows.tokens, ROWS_PER_SLICE), owners
             return Slices(grid, rows.tokens, owners * rows.tokens, owners)
         groups = groups_of(rows).flatten()
         by_group, order = groups.sort(stable=True)
         bounds = torch.searchsorted(by_group, torch.arange(owners + 1, device=groups.device))
         count = groups.shape[0]
-        return Slices((triton.cdiv(count, ROWS_PER_SLICE), 1), count, count, owners, groups, order, bounds)
+        return Slices((cdiv(count, ROWS_PER_SLICE), 1), count, count, owners, groups, order, bounds)
 
     def partial(self, width: int, like: Tensor) -> Tensor:
         """An empty fp32 tensor for the sums of every slice."""

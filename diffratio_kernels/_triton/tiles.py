@@ -8,12 +8,14 @@ writes it.
 
 import json
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import log
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from . import capability
 
 TABLE = Path(__file__).with_name("tiles.json")
 
@@ -80,13 +82,6 @@ LARGEST_HEAD_DIM_OF_TWO_BINS = 128  # the backward pass holds incoming gradients
 
 assumed_architecture = 80
 """Compute capability taken for tensors that are not on a GPU (interpreter, ahead-of-time compilation)."""
-
-
-@cache
-def capability(device: torch.device) -> int:
-    """The compute capability of a GPU: 90 for 9.0."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def architecture(device: torch.device) -> int:

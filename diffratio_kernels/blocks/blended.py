@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._autocast import autocast_is_on
 from .._backends import kernels
 from ..ops.route.reference import accumulation_dtype
 from ..ops.two_bin_attention.two_passes import with_small
-from ..ops.two_bin_gelu.reference import blend, branch_weight, small_rows
+from ..ops.two_bin_gelu.reference import blend, branch_weight, places_of
 from ..types import Activation, Bins, Finish, Linear, PackedRows, Rescale, Run
 from .joint import Text
 from .products import activated
@@ -39,7 +40,7 @@ def finish(run: Run, stream: Stream, rows: PackedRows, end: End, gate: Tensor, s
     branch = _blended_branch(run, stream, end.last, rows)
     hidden = end.hidden
     if not stream.adds_attention:
-        hidden = with_small(stream.tokens.flatten(0, 1)[rows.index], small_rows(rows.bins))
+        hidden = with_small(stream.tokens.flatten(0, 1)[rows.index], places_of(rows.bins).small)
     return _blend(run, stream.tokens, rows, hidden, branch, gate, scores)
 
 
@@ -65,7 +66,7 @@ def finish_parallel(run: Run, image: Stream, rows: PackedRows, end: End, inner: 
         branch = F.linear(torch.cat(parts, dim=-1).to(dtype), out.weight)
         branch = branch if out.bias is None else _weigh_bias(branch, out.bias, 0, rows)
     else:
-        both = torch.cat([end.last, with_small(inner, small_rows(bins)).to(end.last.dtype)], dim=-1)
+        both = torch.cat([end.last, with_small(inner, places_of(bins).small).to(end.last.dtype)], dim=-1)
         both = as_rows("Parallel.out", out(both), end.last.shape[0], shape[2])
         branch = blend(both.to(wide), bins).to(dtype)
     return _blend(run, image.tokens, rows, end.hidden, branch, gate, scores)
@@ -120,15 +121,14 @@ def _weigh_bias(branch: Tensor, bias: Tensor, added: int, rows: PackedRows) -> T
 
     `added` of it are there. With w near 0 what is left of 1 has lost digits, and its gradient too.
     """
-    index, bins = rows.index, rows.bins
-    sample = index // rows.tokens
-    position = torch.arange(index.shape[0], device=index.device) - bins.cu_seqlens_large[:-1][sample]
-    only_large = position >= bins.cu_seqlens_small.diff()[sample]
+    bins, places = rows.bins, places_of(rows.bins)
     weight = bins.weight_large.to(torch.promote_types(branch.dtype, torch.float32))
-    missing = torch.where(only_large, weight[sample] - added, 1 - added)
-    device = "cpu" if branch.is_meta else branch.device.type
-    with torch.autocast(device, enabled=False):  # which, on CUDA, would round all of branch
-        return torch.addr(branch, missing.to(branch.dtype), bias.to(branch.dtype))
+    missing = torch.where(places.only_large, (weight - added)[places.sample], 1 - added)
+    missing, bias = missing.to(branch.dtype), bias.to(branch.dtype)
+    if not autocast_is_on(branch.device):
+        return torch.addr(branch, missing, bias)
+    with torch.autocast(branch.device.type, enabled=False):  # which, on CUDA, would round all of branch
+        return torch.addr(branch, missing, bias)
 
 
 def _blend(run: Run, x: Tensor, rows: PackedRows, hidden: Tensor, branch: Tensor, gate: Tensor, scores):

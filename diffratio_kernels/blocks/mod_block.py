@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._backends import BACKENDS
 from .._checks import RESCALE, Check, counts, readable
-from .._register import register
+from .._register import Shortcut, register
 from ..ops.route.op import run_route
 from ..types import Linear, Rescale
 from .products import run_of
@@ -28,14 +28,20 @@ class RawBlock:
     attention: str
 
 
-def raw_block(
-    op, x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
+def raw_block(op: str, *args, keep_name: str = "keep", **kwargs) -> RawBlock:
+    """Check and bundle the arguments of one routed block."""
+    _check(op, keep_name, *args, **kwargs)
+    return bundled(*args, **kwargs)
+
+
+def _check(
+    op, keep_name, x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
     router_bias=None, context_kv=None, context_lengths=None, cross_q_weight=None, cross_q_bias=None,
     cross_out_weight=None, cross_out_bias=None, rescale="mlp", score_scale=1.0, eps=1e-6, mlp_eps=None,
-    index=None, backend="auto", attention="auto", keep_name="keep",
+    index=None, backend="auto", attention="auto",
 ):  # fmt: skip
-    """Check the arguments of one routed block, under autocast without the dtypes of its weights."""
+    """Under autocast without the dtypes of weights."""
     check = Check(op)
     check.tensor("x", x, "B N D")
     casts = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
@@ -49,7 +55,7 @@ def raw_block(
     check.linear("out", out_weight, out_bias, "D D", **like_x)
     check.linear("fc1", fc1_weight, fc1_bias, "F D", **like_x)
     check.linear("fc2", fc2_weight, fc2_bias, "D F", **like_x)
-    cross, weights = None, {"cross_q_weight": cross_q_weight, "cross_out_weight": cross_out_weight}
+    weights = {"cross_q_weight": cross_q_weight, "cross_out_weight": cross_out_weight}
     if context_kv is not None:
         check.tensor("context_kv", context_kv, "B M 2 D", **like_x)
         for name, weight in weights.items():
@@ -59,8 +65,6 @@ def raw_block(
         check.linear("cross_out", cross_out_weight, cross_out_bias, "D D", **like_x)
         check.optional("context_lengths", context_lengths, "B", dtypes=(torch.int32,))
         _check_lengths(check, context_lengths, context_kv.shape[1])
-        query, out = Linear(cross_q_weight, cross_q_bias), Linear(cross_out_weight, cross_out_bias)
-        cross = CrossAttention(query, out, num_heads, context_kv, context_lengths)
     else:
         others = {"context_lengths": context_lengths, "cross_q_bias": cross_q_bias}
         for name, value in (weights | others | {"cross_out_bias": cross_out_bias}).items():
@@ -74,10 +78,25 @@ def raw_block(
         check.positive("mlp_eps", mlp_eps)
     if index is not None:
         check.index(index, x.shape[0] * x.shape[1], keep, keep_name)
+
+
+def bundled(
+    x, router_weight, keep, modulation, qkv_weight, qkv_bias, out_weight, out_bias,
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, *,
+    router_bias=None, context_kv=None, context_lengths=None, cross_q_weight=None, cross_q_bias=None,
+    cross_out_weight=None, cross_out_bias=None, rescale="mlp", score_scale=1.0, eps=1e-6, mlp_eps=None,
+    index=None, backend="auto", attention="auto",
+) -> RawBlock:  # fmt: skip
+    """The arguments of one routed block, that were checked."""
+    cross = None
+    if context_kv is not None:
+        query, out = Linear(cross_q_weight, cross_q_bias), Linear(cross_out_weight, cross_out_bias)
+        cross = CrossAttention(query, out, num_heads, context_kv, context_lengths)
     own = SelfAttention(Linear(qkv_weight, qkv_bias), Linear(out_weight, out_bias), num_heads)
     mlp = Mlp(Linear(fc1_weight, fc1_bias), Linear(fc2_weight, fc2_bias))
     image = Stream(x, modulation, own, mlp, eps, eps if mlp_eps is None else mlp_eps)
     router, how = Linear(router_weight, router_bias), Rescale(rescale, score_scale)
+    keep = counts(list(keep), x.shape[0])
     return RawBlock(Call(image, cross), router, keep, index, how, backend, attention)
 
 
@@ -102,6 +121,10 @@ def _kernel(*args, **kwargs):
     return _compute(raw_block("mod_block", *args, **kwargs), direct=True)
 
 
+def _unchecked(*args, **kwargs):
+    return _compute(bundled(*args, **kwargs), direct=True)
+
+
 def _differentiable(*args, **kwargs):
     """With autocast on too: the products are cast, the residual stream keeps the dtype of x."""
     return _compute(raw_block("mod_block", *args, **kwargs), direct=False)
@@ -123,13 +146,14 @@ PARTS = (
 """Of the schema: what a block with one bin and one with two are given."""
 BACKENDS_AND_RESULT = 'str backend="auto", str attention="auto") -> Tensor'
 
-register(
+_mod_block = register(
     f"mod_block(Tensor x, Tensor router_weight, SymInt[] keep, {PARTS}, {BACKENDS_AND_RESULT}",
     kernel=_kernel,
     fake=_fake,
     differentiable=_differentiable,
     autocast=_differentiable,
 )
+_mod_block = Shortcut(_mod_block, _unchecked)
 
 
 def mod_block(
@@ -206,7 +230,7 @@ def mod_block(
         >>> y = mod_block(x, router, 180, modulation, qkv, None, out, None, fc1, None, fc2, None, H,
         ...               score_scale=2.0)
     """
-    return torch.ops.diffratio.mod_block(
+    return _mod_block(
         x, router_weight, counts(keep), modulation, qkv_weight, qkv_bias, out_weight, out_bias,
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, num_heads, router_bias=router_bias,
         context_kv=context_kv, context_lengths=context_lengths, cross_q_weight=cross_q_weight,

@@ -33,11 +33,12 @@ def project(run: Run, normed: Tensor, attention: SelfAttention) -> tuple[Tensor,
     """normed [T, D] -> query, key and value [T, H, d]."""
     parts, heads = attention.project, attention.heads
     if not isinstance(parts, tuple):
-        return product(run, normed, parts).unflatten(-1, (3, heads, -1)).unbind(1)
+        joined = product(run, normed, parts)
+        return joined.view(joined.shape[0], 3, heads, joined.shape[1] // (3 * heads)).unbind(1)
     if run.buffer is None or not all(isinstance(part, Linear) for part in parts):
-        outputs = [part(normed) for part in parts]
-        equal_width(t.shape[-1] for t in outputs)
-        return tuple(t.unflatten(-1, (heads, -1)) for t in outputs)
+        query, key, value = [part(normed) for part in parts]
+        width = equal_width((query.shape[-1], key.shape[-1], value.shape[-1])) // heads
+        return query.view(-1, heads, width), key.view(-1, heads, width), value.view(-1, heads, width)
     count, columns = normed.shape[0], equal_width(part.weight.shape[0] for part in parts)
     joined = run.buffer.as_strided((count, 3 * columns), (3 * columns, 1))
     for n, part in enumerate(parts):
@@ -119,15 +120,12 @@ def mlp_branch(run: Run, normed: Tensor, mlp, rows) -> Tensor:
 
 
 def product(run: Run, inputs: Tensor, linear: Product, out: Tensor | None = None) -> Tensor:
-    """linear(inputs) [T, F]; by raw weights into `out` or the start of the run's buffer."""
-    if not isinstance(linear, Linear):
+    """linear(inputs) [T, F]; where the run has a buffer, by raw weights into `out` or its start."""
+    if not isinstance(linear, Linear) or run.buffer is None:
         return linear(inputs)
     weight, bias = linear.weight, linear.bias
-    buffer = run.buffer if out is None else out
-    if buffer is None:
-        return F.linear(inputs, weight, bias)
     columns, width = weight.shape
-    out = buffer.as_strided((inputs.shape[0], columns), (columns, 1))
+    out = (run.buffer if out is None else out).as_strided((inputs.shape[0], columns), (columns, 1))
     # The CPU's sgemm is faster, and as fast with few rows as with many, on slabs of about D columns.
     if inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.shape[0] >= 128:
         for first in range(0, columns, width):

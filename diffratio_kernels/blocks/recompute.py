@@ -16,9 +16,11 @@ def recompute_in_backward(
     decide themselves what is kept: under their hooks nothing is added, or `recompute` would keep what they
     drop.
     """
+    if not torch.is_grad_enabled():
+        return fn(value)
     traced = torch.compiler.is_compiling() or type(value) is not Tensor  # it has no address
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    if traced or hooked or not torch.is_grad_enabled():
+    if traced or hooked:
         return fn(value)
     # Not `value` itself: a hook that knew it would keep it.
     address, size, dtype = value.data_ptr(), value.numel(), value.dtype

@@ -21,7 +21,7 @@ from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.attention.op import run_attention
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.mlp.op import run_mlp, run_mlp_takes
-from ..ops.route.reference import accumulation_dtype, cu_seqlens_of, equal_cu_seqlens
+from ..ops.route.reference import accumulation_dtype, constant_cu_seqlens, equal_cu_seqlens
 from ..ops.scatter_rescale.op import run_scatter_rescale
 from ..types import Finish, Linear, PackedRows, Product, Rescale, RowNorm, Run, Seqlens
 from . import products
@@ -73,7 +73,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
     )
     first = normed if image.mlp_reads_input else None
     beside_mlp = normed if isinstance(image.mlp, Parallel) else None
-    if run.direct and not joint:
+    if run.direct and run.rows == "cpu" and not joint:
         run.buffer = normed.new_empty(normed.shape[0] * _widest(call))
     if joint:
         attended, behind, of_text = attend(run, image, normed, rows, text)
@@ -114,7 +114,7 @@ def routed(call: Call, rows: PackedRows, logits: Tensor, rescale: Rescale, run: 
         hidden, beside = between.call(run, hidden, rows)
     elif between is not None:
         hidden = _added(run, call, hidden, rows)
-    if run.direct and joint:  # not before: attention keeps query, key and value apart
+    if run.direct and run.rows == "cpu" and joint:  # not before: attention keeps query, key and value apart
         run.buffer = hidden.new_empty(hidden.shape[0] * _widest(call))
     if first is None:
         first = run_adaln(run, hidden, rows, shift2, scale2, image.mlp_eps, image.norm)
@@ -159,17 +159,20 @@ def cross_attend(run: Run, hidden: Tensor, rows: PackedRows, cross: CrossAttenti
     """hidden [T, D] -> its attention to the text [T, D], before `out`."""
     samples, length = cross.keys_values.shape[:2]
     query = products.product(run, _normed(run, hidden, rows, cross.norm, samples), cross.query)
-    query = _normed(run, query, rows, cross.query_norm, samples).unflatten(-1, (cross.heads, -1))
-    keys_values = cross.keys_values.to(query.dtype).flatten(0, 1).unflatten(-1, (cross.heads, -1))
-    if run.direct:  # one kernel, where nothing is compiled for any number of samples
-        cu_seqlens_k = cu_seqlens_of([length] * samples, query.device)
+    query = _normed(run, query, rows, cross.query_norm, samples)
+    heads, width = cross.heads, query.shape[1] // cross.heads
+    query, keys_values = query.view(-1, heads, width), cross.keys_values
+    keys_values = keys_values if keys_values.dtype == query.dtype else keys_values.to(query.dtype)
+    keys_values = keys_values.reshape(samples * length, 2, heads, width)
+    if run.direct:  # where nothing is compiled for any number of samples
+        cu_seqlens_k = constant_cu_seqlens(samples, length, query)
     else:
         cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
     seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length, cross.lengths)
     attended = run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)
     for other in cross.others:
-        keys_values, length = other.to(query.dtype).flatten(0, 1), other.shape[1]
-        keys_values = keys_values.unflatten(-1, (cross.heads, -1))
+        length = other.shape[1]
+        keys_values = other.to(query.dtype).reshape(samples * length, 2, heads, width)
         cu_seqlens_k = equal_cu_seqlens(samples, length, query.device)
         seqlens = Seqlens(rows.cu_seqlens, cu_seqlens_k, max(rows.counts), length)
         attended = attended + run_attention(run, run.others, query, *keys_values.unbind(1), seqlens)

@@ -7,7 +7,8 @@ stream goes the same way: all of its rows are in both bins."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from ..ops.adaln.op import run_adaln, run_gather_adaln
 from ..ops.gate_residual.op import run_gate_residual
 from ..ops.route.cu_seqlens import cu_seqlens_for
+from ..ops.route.reference import constants_may_be_kept, cu_seqlens_of
 from ..ops.two_bin_attention.two_passes import take_small, with_small
-from ..ops.two_bin_gelu.reference import small_rows
-from ..types import Bins, PackedRows, Rescale, Run
+from ..ops.two_bin_gelu.reference import places_of
+from ..types import Bins, PackedRows, Places, Rescale, Run
 from .blended import End, finish, finish_parallel, finish_text, lerp
 from .joint import Text, begin, branch_of, second_attention
 from .nested import attend_both, attend_one, joint_heads
@@ -75,8 +77,10 @@ def two_bin(
         return call.output(x.clone(memory_format=torch.contiguous_format), None)
     modulation = image.modulation.float() if run.rows == "cuda" else image.modulation
     vectors = modulation.unbind(1)
-    large = replace(rows, cu_seqlens=bins.cu_seqlens_large, bins=bins, groups=image.groups)
-    at, groups = small_rows(bins), image.groups
+    at, groups, keys = places_of(bins).small, image.groups, rows.key_lengths
+    large = PackedRows(
+        rows.index, tokens, rows.counts, bins.cu_seqlens_large, rows.row_map, bins, keys, groups
+    )
     small = PackedRows(rows.index[at], tokens, bins.counts_small, bins.cu_seqlens_small, groups=groups)
 
     hidden, normed = run_gather_adaln(run, x, large, *vectors[:2], image.eps, image.norm)
@@ -89,12 +93,12 @@ def two_bin(
     given = hidden, normed, heads
     if forward_only == "none" or run.direct:
         part = _Part(_both(large, small, x.shape[0]), (large, small), at)
-        of_image, of_text, beside = _until_fc1(run, call, part, vectors, given, text)
+        of_image, of_text, beside = _until_fc1(run, call, part, modulation, given, text)
     else:
         with _gradient(forward_only != "large"):
-            ends = [_until_fc1(run, call, _Part(large, (large,), at), vectors, given, text)]
+            ends = [_until_fc1(run, call, _Part(large, (large,), at), modulation, given, text)]
         with _gradient(forward_only != "small"):
-            ends.append(_until_fc1(run, call, _Part(small, (small,), at), vectors, given, text))
+            ends.append(_until_fc1(run, call, _Part(small, (small,), at), modulation, given, text))
         of_image, of_text, beside = (_joined(parts) for parts in zip(*ends, strict=True))
     if isinstance(image.mlp, Parallel):
         inputs = heads.behind if image.mlp.columns else normed
@@ -111,11 +115,25 @@ def two_bin(
 
 def bins_of(weight_large: Tensor, counts_small: list[int], counts_large: list[int], like: Tensor) -> Bins:
     """Two bins' weights and cumulative counts, on the device of `like`."""
-    large, small = (cu_seqlens_for(counts, like) for counts in (counts_large, counts_small))
-    return Bins(weight_large, large, small, sum(counts_large), sum(counts_small), counts_small)
+    rows, small = sum(counts_large), sum(counts_small)
+    if not constants_may_be_kept(like):
+        offsets = (cu_seqlens_for(counts, like) for counts in (counts_large, counts_small))
+        return Bins(weight_large, *offsets, rows, small, counts_small)
+    *offsets, places = _places(tuple(counts_large), tuple(counts_small), like.device)
+    return Bins(weight_large, *offsets, rows, small, counts_small, places)
 
 
-def _until_fc1(run: Run, call: Call, part: _Part, vectors, given, text: Text | None):
+@lru_cache(maxsize=32)
+def _places(large: tuple[int, ...], small: tuple[int, ...], device: torch.device):
+    """Cumulative counts of both bins, and the places of their rows: to be read only."""
+    with torch.inference_mode(False):
+        offsets = [cu_seqlens_of(list(counts), torch.device("cpu")) for counts in (large, small)]
+        places = places_of(Bins(torch.empty(len(large)), *offsets, sum(large), sum(small)))
+        places = Places(*(t.to(device) for t in (places.small, places.sample, places.only_large)))
+        return *(t.to(device) for t in offsets), places
+
+
+def _until_fc1(run: Run, call: Call, part: _Part, modulation: Tensor, given, text: Text | None):
     """A part of the image until its MLP's last product; of the text; and what an `Exchange` gives beside.
 
     given: of the large set hidden and normed [T, D], and the heads of an attention that is known.
@@ -132,8 +150,7 @@ def _until_fc1(run: Run, call: Call, part: _Part, vectors, given, text: Text | N
         if call.beside_attention is not None:
             attended = attended + _called("beside_attention", call.beside_attention, attended, part)
         return End(hidden, attended), None, None
-    if image.groups is None:
-        vectors = [part.each(vector) for vector in vectors]
+    vectors = (modulation if image.groups is not None else part.each(modulation)).unbind(1)
     hidden, branch = _add_attention(run, image, hidden, attended, vectors[2], part.rows)
     if call.beside_attention is not None:
         added = _called("beside_attention", call.beside_attention, branch, part)
@@ -177,7 +194,9 @@ def _between(run: Run, call: Call, hidden: Tensor, part: _Part) -> tuple[Tensor,
     if isinstance(between, CrossAttention):
         others = tuple(part.each(other) for other in between.others)
         keys_values, lengths = part.each(between.keys_values), part.each(between.lengths)
-        cross = replace(between, keys_values=keys_values, lengths=lengths, others=others)
+        query, out, heads = between.query, between.out, between.heads
+        norms = between.norm, between.query_norm
+        cross = CrossAttention(query, out, heads, keys_values, lengths, others, *norms)
         branch = as_rows("after_attention", cross.out(cross_attend(run, hidden, rows, cross)), *width)
         return (hidden + branch).to(dtype), None
     if isinstance(between, Exchange):

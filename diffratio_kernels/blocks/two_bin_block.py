@@ -1,12 +1,11 @@
 """`two_bin_block`: two bins of one routed block as one computation, by raw weights (paper section 3.3)."""
 
-import torch
 from torch import Tensor
 
 from .._checks import Check, counts, readable
-from .._register import register
+from .._register import Shortcut, register
 from ..ops.route.op import run_route
-from .mod_block import BACKENDS_AND_RESULT, PARTS, RawBlock, raw_block
+from .mod_block import BACKENDS_AND_RESULT, PARTS, RawBlock, bundled, raw_block
 from .products import run_of
 from .two_bin import bins_of, two_bin
 
@@ -55,6 +54,11 @@ def _kernel(*args, **kwargs):
     return _compute(*_raw_block(*args, **kwargs), direct=True)
 
 
+def _unchecked(x, router_weight, keep_small, keep_large, weight_large, *args, forward_only="auto", **kwargs):
+    block = bundled(x, router_weight, keep_large, *args, **kwargs)
+    return _compute(block, counts(keep_small, x.shape[0]), weight_large, forward_only, direct=True)
+
+
 def _differentiable(*args, **kwargs):
     return _compute(*_raw_block(*args, **kwargs), direct=False)
 
@@ -64,7 +68,7 @@ def _fake(x, *args, **kwargs):
     return x.new_empty(x.shape)
 
 
-register(
+_two_bin_block = register(
     "two_bin_block(Tensor x, Tensor router_weight, SymInt[] keep_small, SymInt[] keep_large, "
     f'Tensor weight_large, {PARTS}, str forward_only="auto", {BACKENDS_AND_RESULT}',
     kernel=_kernel,
@@ -72,6 +76,7 @@ register(
     differentiable=_differentiable,
     autocast=_differentiable,
 )
+_two_bin_block = Shortcut(_two_bin_block, _unchecked)
 
 
 def two_bin_block(
@@ -137,7 +142,7 @@ def two_bin_block(
         ...                   fc1, None, fc2, None, H, score_scale=2.0)
         >>> y.sum().backward()
     """
-    return torch.ops.diffratio.two_bin_block(
+    return _two_bin_block(
         x, router_weight, counts(keep_small), counts(keep_large), weight_large, modulation,
         qkv_weight, qkv_bias, out_weight, out_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
         num_heads, router_bias=router_bias, context_kv=context_kv, context_lengths=context_lengths,

@@ -15,17 +15,17 @@ operators = torch.ops.diffratio_cuda
 
 def stream(t: Tensor) -> int:
     """The current stream of a tensor's device."""
-    return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else 0
+    return torch._C._cuda_getCurrentRawStream(t.get_device()) if t.is_cuda else 0
 
 
 def fp32(t: Tensor) -> Tensor:
     """`t` in contiguous fp32."""
-    return t.float().contiguous()
+    return (t if t.dtype == torch.float32 else t.float()).contiguous()
 
 
 def fp32_rows(t: Tensor) -> Tensor:
     """[B, D] in fp32, each row contiguous: a vector of `modulation.unbind(1)` in fp32 is read where it is."""
-    t = t.float()
+    t = t if t.dtype == torch.float32 else t.float()
     return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
 
 

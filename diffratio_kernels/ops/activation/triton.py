@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import launch, unit_rows
+from ..._triton.launch import launch, next_power_of_2, unit_rows
 from ...types import Gated
 
 
@@ -102,7 +102,7 @@ def _operands(given: Gated) -> tuple:
 
 def _options(given: Gated) -> dict:
     width = given.gate.shape[1]
-    block = min(triton.next_power_of_2(width), 1024)  # 16 bytes a thread at a time
+    block = min(next_power_of_2(width), 1024)  # 16 bytes a thread at a time
     return {"KIND": given.kind, "F": width, "BLOCK_F": block, "num_warps": max(block // 256, 1)}
 
 

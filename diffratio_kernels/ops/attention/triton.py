@@ -21,7 +21,7 @@ from ..._triton.attention import (
     parts,
     store_part,
 )
-from ..._triton.launch import accumulator, launch, unit_rows
+from ..._triton.launch import accumulator, cdiv, launch, unit_rows
 from ...types import Seqlens
 
 
@@ -101,7 +101,7 @@ def attention(
 
     With save_lse also log2 of the sum of exponentials [H, T] fp32, which the backward pass needs.
     """
-    query, key, value = (unit_rows(t) for t in (query, key, value))
+    query, key, value = unit_rows(query), unit_rows(key), unit_rows(value)
     rows, heads, head_dim = query.shape
     if head_dim > tiles.LARGEST_HEAD_DIM:
         raise ValueError(f"attention: query has head_dim {head_dim}, the Triton kernels take up to 256")
@@ -109,10 +109,10 @@ def attention(
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = accumulator(heads, rows, like=query) if save_lse else None
     cu_seqlens_q, cu_seqlens_k, key_lengths = contiguous(seqlens)
-    longest, samples = (seqlens.max_seqlen_q, seqlens.max_seqlen_k), len(cu_seqlens_q) - 1
+    longest, samples = (seqlens.max_seqlen_q, seqlens.max_seqlen_k), cu_seqlens_q.shape[0] - 1
     tile = tiles.attention_tiles("attention_fwd", query, sum(parts(head_dim)), *longest, heads * samples)
     launch(
-        _attention_fwd, (triton.cdiv(longest[0], tile["BLOCK_M"]), heads, samples),
+        _attention_fwd, (cdiv(longest[0], tile["BLOCK_M"]), heads, samples),
         query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_lengths, rows, scale,
         **layout(query, key, value), **tile,
     )  # fmt: skip
@@ -246,7 +246,7 @@ def attention_backward(
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query [T, H, d], key and value [S, h, d]; out and lse from the forward pass."""
-    query, key, value = (unit_rows(t) for t in (query, key, value))
+    query, key, value = unit_rows(query), unit_rows(key), unit_rows(value)
     rows, heads, head_dim = query.shape
     score_scale = 1 / math.sqrt(head_dim) if scale is None else scale
     grad_out, out = grad_out.contiguous(), out.contiguous()
@@ -259,12 +259,12 @@ def attention_backward(
     fixed, held = layout(query, key, value), sum(parts(head_dim))
     tile = tiles.attention_tiles("attention_bwd_query", query, held)
     launch(
-        _attention_bwd_query, (triton.cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, samples),
+        _attention_bwd_query, (cdiv(seqlens.max_seqlen_q, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, grad_out, lse, delta, grad_query, *shared, **fixed, **tile,
     )  # fmt: skip
     tile = tiles.attention_tiles("attention_bwd_key", query, held)
     launch(
-        _attention_bwd_key, (triton.cdiv(seqlens.max_seqlen_k, tile["BLOCK_N"]), heads, samples),
+        _attention_bwd_key, (cdiv(seqlens.max_seqlen_k, tile["BLOCK_N"]), heads, samples),
         query, key, value, grad_out, lse, delta, grad_key, grad_value, *shared, **fixed, **tile,
     )  # fmt: skip
     return grad_query, of_shared(grad_key, key), of_shared(grad_value, value)

@@ -10,7 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, unit_rows
+from ..._triton.launch import (
+    ROWS_PER_SLICE,
+    accumulator,
+    cdiv,
+    launch,
+    next_power_of_2,
+    unit_rows,
+)
 from ..._triton.slices import sample_of
 from ...types import HeadNorm, Heads, PackedRows, Rope
 
@@ -128,8 +135,8 @@ def _qk_norm_rope_fwd(
 
 def _blocks(heads: int, width: int, across: bool, pairs: int) -> dict:
     """Heads and pairs of a program, and its warps, of which each has so many pairs or more."""
-    block_h = triton.next_power_of_2(heads if across else min(heads, HEADS_PER_PROGRAM))
-    block_p = triton.next_power_of_2(width // 2)
+    block_h = next_power_of_2(heads if across else min(heads, HEADS_PER_PROGRAM))
+    block_p = next_power_of_2(width // 2)
     return {"BLOCK_H": block_h, "BLOCK_P": block_p, "num_warps": min(max(block_h * block_p // pairs, 1), 32)}
 
 
@@ -158,7 +165,7 @@ def qk_norm_rope(
         out = torch.empty(query.shape[0], heads + 2 * few, width, dtype=query.dtype, device=query.device)
     cos, sin, how = _tables(rope, norm)
     block = _blocks(heads, width, how["ACROSS"], 256)
-    programs = triton.cdiv(heads, block["BLOCK_H"]) + 2 * triton.cdiv(few, block["BLOCK_H"])
+    programs = cdiv(heads, block["BLOCK_H"]) + 2 * cdiv(few, block["BLOCK_H"])
     weights = (None,) * 4
     if norm is not None:
         weights = norm.query_weight, norm.key_weight, norm.query_bias, norm.key_bias
@@ -308,7 +315,7 @@ def qk_norm_rope_backward(
 def _one_backward(grad, x, heads: int, rows: PackedRows, norm, rope, weights):
     weight, bias = weights
     (count, columns), x = x.shape, unit_rows(x)
-    width, slices = columns // heads, triton.cdiv(count, ROWS_PER_SLICE)
+    width, slices = columns // heads, cdiv(count, ROWS_PER_SLICE)
     (cos, sin, how), eps = _tables(rope, norm), 0.0 if norm is None else norm.eps
     index, weight = rows.index.contiguous(), None if weight is None else weight.contiguous()
     sums = None
@@ -324,7 +331,7 @@ def _one_backward(grad, x, heads: int, rows: PackedRows, norm, rope, weights):
         None if t is None else accumulator(slices, heads, width, like=x) for t in (weight, bias)
     )
     launch(
-        _qk_norm_rope_bwd, (slices, triton.cdiv(heads, block["BLOCK_H"])),
+        _qk_norm_rope_bwd, (slices, cdiv(heads, block["BLOCK_H"])),
         grad, x, index, weight, cos, sin, sums, grad_x, partial_weight, partial_bias,
         count, grad.stride(0), x.stride(0), rows.tokens, eps,
         H=heads, D=width, **how, **block, ROWS=ROWS_PER_SLICE,

@@ -73,6 +73,32 @@ def cu_seqlens_of(lengths: list[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
+def constants_may_be_kept(like: Tensor) -> bool:
+    """Whether what is made on the device of `like`, to be read only, may serve other calls: not what is
+    traced, and no memory of a CUDA graph."""
+    traced = type(like) is not Tensor or torch._C._len_torch_dispatch_stack() > 0
+    return not traced and not (like.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+_constant: dict[tuple, Tensor] = {}
+"""At most 256, and for ever: CUDA graphs may read them."""
+
+
+def constant_cu_seqlens(samples: int, length: int, like: Tensor) -> Tensor:
+    """[0, length, 2 length, ...] as int32 on the device of `like`, made once: to be read only, by no compiled
+    graph."""
+    device = like.device
+    key = samples, length, device
+    if key in _constant:
+        return _constant[key]
+    if len(_constant) >= 256 or not constants_may_be_kept(like):
+        return cu_seqlens_of([length] * samples, device)
+    with torch.inference_mode(False):
+        made = torch.arange(samples + 1, dtype=torch.int32) * length
+        _constant[key] = made.to(device)  # and wait for it: other streams read it too
+    return _constant[key]
+
+
 def select(
     logits: Tensor, counts: list[int], counts_small: list[int] | None = None
 ) -> tuple[Tensor, Tensor, None]:

@@ -5,7 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import FEW_REGISTERS, ROWS_PER_SLICE, accumulator, launch, row_block
+from ..._triton.launch import (
+    FEW_REGISTERS,
+    ROWS_PER_SLICE,
+    accumulator,
+    cdiv,
+    launch,
+    next_power_of_2,
+    row_block,
+)
 from ..._triton.two_bin_rows import columns_if
 from .cu_seqlens import empty_selection
 
@@ -53,10 +61,10 @@ def router_logits(x: Tensor, router_weight: Tensor, router_bias: Tensor | None) 
     """x [B, N, D], router_weight [D], router_bias [1] or None -> logits [B, N] fp32."""
     x, width = x.contiguous(), x.shape[2]
     logits = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
-    block = max(128, triton.next_power_of_2(width) // 16)
+    block = max(128, next_power_of_2(width) // 16)
     tile = 1024 // block  # rows of a program: a vector of 16 bytes a thread at a time
     launch(
-        _router_logits_fwd, (triton.cdiv(logits.numel(), tile),),
+        _router_logits_fwd, (cdiv(logits.numel(), tile),),
         x, router_weight.contiguous(), router_bias, logits, logits.numel(),
         D=width, BLOCK_ROWS=tile, BLOCK_D=block, num_warps=4, **FEW_REGISTERS,
     )  # fmt: skip
@@ -67,7 +75,7 @@ def router_logits_backward(grad_logits: Tensor, x: Tensor, router_weight: Tensor
     """Gradients of x [B, N, D] in its dtype, of router_weight [D] in fp32."""
     x, grad_logits, rows = x.contiguous(), grad_logits.contiguous(), grad_logits.numel()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    slices = triton.cdiv(rows, ROWS_PER_SLICE)
+    slices = cdiv(rows, ROWS_PER_SLICE)
     partial = accumulator(slices, x.shape[2], like=x)
     launch(
         _router_logits_bwd, (slices,),
@@ -169,7 +177,7 @@ def select(
     """As the CPU kernels' `select`, in one launch."""
     (batch, tokens), selection = logits.shape, empty_selection(logits, counts, counts_small)
     index, cu_seqlens, row_map, small, equal = selection
-    block = min(triton.next_power_of_2(max(tokens, 256)), 4096)
+    block = min(next_power_of_2(max(tokens, 256)), 4096)
     launch(
         _topk_select, (batch,),
         logits.contiguous(), equal, cu_seqlens, small, index, row_map, tokens,

@@ -21,7 +21,7 @@ from ..._triton.attention import (
     parts,
     store_part,
 )
-from ..._triton.launch import accumulator, launch, unit_rows
+from ..._triton.launch import accumulator, cdiv, launch, unit_rows
 from ...types import Nested
 from ..attention.triton import in_log2, layout, of_each_head, of_shared
 
@@ -102,7 +102,7 @@ def two_bin_attention(
     held = sum(parts(head_dim))
     tile = tiles.attention_tiles("two_bin_attention", query, held, longest, longest, heads * samples)
     launch(
-        _two_bin_attention, (triton.cdiv(longest, tile["BLOCK_M"]), heads, samples),
+        _two_bin_attention, (cdiv(longest, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, lse, *cu_seqlens, count, rows, scale, **layout(query, key, value), **tile,
     )  # fmt: skip
     return (out, lse) if save_lse else out
@@ -235,12 +235,12 @@ def two_bin_attention_backward(
     longest, samples = nested.max_seqlen_large, cu_seqlens[0].shape[0] - 1
     tile = tiles.attention_tiles("two_bin_attention_bwd_query", query, held)
     launch(
-        _two_bin_attention_bwd_query, (triton.cdiv(longest, tile["BLOCK_M"]), heads, samples),
+        _two_bin_attention_bwd_query, (cdiv(longest, tile["BLOCK_M"]), heads, samples),
         query, key, value, out, grad_out, lse, delta, grads[0], *shared, **fixed, **tile,
     )  # fmt: skip
     tile = tiles.attention_tiles("two_bin_attention_bwd_key", query, held)
     launch(
-        _two_bin_attention_bwd_key, (triton.cdiv(longest, tile["BLOCK_N"]), heads, samples),
+        _two_bin_attention_bwd_key, (cdiv(longest, tile["BLOCK_N"]), heads, samples),
         query, key, value, grad_out, lse, delta, grads[1], grads[2], *shared, **fixed, **tile,
     )  # fmt: skip
     return grads[0], of_shared(grads[1], key), of_shared(grads[2], value)

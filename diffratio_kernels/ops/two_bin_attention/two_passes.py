@@ -40,8 +40,14 @@ class _WithSmallRows(torch.autograd.Function):
         return grad[: ctx.rows].index_add(0, small, grad[ctx.rows :]), None
 
 
-take_small = _SmallRows.apply
-with_small = _WithSmallRows.apply
+def take_small(rows: Tensor, small: Tensor) -> Tensor:
+    """Rows [T, ...] -> those at `small` [S]."""
+    return _SmallRows.apply(rows, small) if torch.is_grad_enabled() else rows[small]
+
+
+def with_small(rows: Tensor, small: Tensor) -> Tensor:
+    """Rows [T, ...] -> all of them, then those at `small` again [T + S, ...]."""
+    return _WithSmallRows.apply(rows, small) if torch.is_grad_enabled() else torch.cat([rows, rows[small]])
 
 
 def two_passes(

@@ -8,7 +8,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import ROWS_PER_SLICE, accumulator, launch, row_block, row_map_of, unit_rows
+from ..._triton.launch import (
+    ROWS_PER_SLICE,
+    accumulator,
+    cdiv,
+    launch,
+    row_block,
+    row_map_of,
+    unit_rows,
+)
 from ..._triton.slices import at_place, leave, put_row, row_at, sample_of, slice_of, slot, start_of, vector_of
 from ..._triton.two_bin_rows import columns_if, contiguous, small_row
 from ...types import Finish
@@ -138,7 +146,7 @@ def two_bin_blend_backward(grad_out: Tensor, given: Finish) -> tuple[Tensor, ...
     and what each packed row adds to that of weight_large [T] fp32."""
     x, bins, rescale = given.x, given.rows.bins, given.rescale
     batch, tokens, width = x.shape
-    gate, slices = unit_rows(given.gate), triton.cdiv(tokens, ROWS_PER_SLICE)
+    gate, slices = unit_rows(given.gate), cdiv(tokens, ROWS_PER_SLICE)
     exact = x, given.hidden, given.branch
     grads = [torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in exact]
     grad_logits, dots = accumulator(batch, tokens, like=x), accumulator(bins.rows, like=x)

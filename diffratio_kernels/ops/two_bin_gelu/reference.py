@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...types import Bins, Nested
+from ...types import Bins, Nested, Places
 from ..route.reference import accumulation_dtype
 
 
@@ -19,22 +19,30 @@ def small_rows(bins: Bins | Nested) -> Tensor:
     return at - small[sample] + large[sample]
 
 
+def places_of(bins: Bins) -> Places:
+    """Those of bins, made where they are not there yet."""
+    if bins.places is None:
+        small = small_rows(bins)
+        at = torch.arange(bins.rows, device=small.device)
+        sample = torch.bucketize(at, bins.cu_seqlens_large[1:].long(), right=True)
+        bins.places = Places(small, sample, torch.ones_like(at, dtype=torch.bool).index_fill(0, small, False))
+    return bins.places
+
+
 def blend(both: Tensor, bins: Bins) -> Tensor:
     """Rows [T + S, .] of both bins -> [T, .]: w * large (+ (1 - w) * small on small rows)."""
-    small = small_rows(bins)
+    small = places_of(bins).small
     weight = _row_weights(bins, both.dtype)
     return (weight * both[: bins.rows]).index_add(0, small, (1 - weight[small]) * both[bins.rows :])
 
 
 def _row_weights(bins: Bins, dtype: torch.dtype) -> Tensor:
-    at = torch.arange(bins.rows, device=bins.cu_seqlens_large.device)
-    sample = torch.bucketize(at, bins.cu_seqlens_large[1:].long(), right=True)
-    return bins.weight_large.to(dtype)[sample, None]
+    return bins.weight_large.to(dtype)[places_of(bins).sample, None]
 
 
 def branch_weight(bins: Bins) -> Tensor:
     """omega [T, 1]: 1 where both bins hold a row, w where only the large one does."""
-    small = small_rows(bins)
+    small = places_of(bins).small
     weight = _row_weights(bins, accumulation_dtype(bins.weight_large.dtype))
     return weight.index_add(0, small, 1 - weight[small])
 

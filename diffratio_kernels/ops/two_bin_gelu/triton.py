@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._triton.launch import accumulator, launch
+from ..._triton.launch import accumulator, launch, next_power_of_2
 from ..._triton.two_bin_rows import columns_if, contiguous, sample_of, small_row
 from ...types import Bins
 from ..activation.triton import gelu
@@ -56,7 +56,7 @@ def _two_bin_gelu_bwd(
 
 
 def _options(width: int, samples: int) -> dict:
-    block = min(triton.next_power_of_2(width), 1024)  # 16 bytes a thread at a time
+    block = min(next_power_of_2(width), 1024)  # 16 bytes a thread at a time
     steps = max(samples - 1, 0).bit_length()
     return {"F": width, "BLOCK_F": block, "STEPS": steps, "num_warps": max(block // 256, 1)}
 

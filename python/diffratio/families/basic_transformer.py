@@ -46,6 +46,9 @@ class _Inspected:
     activation: Activation | None
     """Of an MLP that is known."""
     norms: str | None
+    layer_norms: list[nn.Module]
+    modules: dict[str, nn.Module | None]
+    """The block's own: nn.Module takes most of a microsecond to give one by its name."""
     linears: dict[str, tuple[nn.Module, bool]]
     """With whether its weight is the whole of what it computes."""
     slow: str | None
@@ -91,6 +94,8 @@ class BasicTransformerSpec(Spec):
             fc2=None if ff else affine_linear(block.ff.net[2]),
             activation=None if ff else projected(block.ff),
             norms=norms,
+            layer_norms=_norms(block)[:2],
+            modules=dict(block._modules),
             linears={name: (linear, why is None) for name, (linear, why) in linears.items()},
             slow=attn1 or attn2 or ff or linear,
         )
@@ -124,14 +129,14 @@ class BasicTransformerSpec(Spec):
                 raise ValueError("cross_attention_kwargs['gligen'] is not supported by a routed block")
         own = _Call(block, found, kwargs or {}, encoder_hidden_states, encoder_attention_mask)
         if block.norm_type == "ada_norm_single":
-            modulation = block.scale_shift_table[None] + timestep.reshape(hidden_states.shape[0], 6, -1)
+            modulation = block.scale_shift_table + timestep.reshape(hidden_states.shape[0], 6, -1)
         else:
             norm = block.norm1
             embedded = norm.emb(timestep, class_labels, hidden_dtype=hidden_states.dtype)
             modulation = norm.linear(norm.silu(embedded)).unflatten(-1, (6, -1))
-        eps = (norm.eps for norm in _norms(block)[:2])
-        image = Stream(hidden_states, modulation, own.self_attention(), own.mlp(), *eps)
-        return Call(image, None if block.attn2 is None else own.cross_attention())
+        first, second = found.layer_norms
+        image = Stream(hidden_states, modulation, own.self_attention(), own.mlp(), first.eps, second.eps)
+        return Call(image, None if found.modules.get("attn2") is None else own.cross_attention())
 
 
 @dataclass(slots=True)
@@ -149,7 +154,7 @@ class _Call:
 
     def self_attention(self):
         """attn1 by its products, or the module on the kept rows of each sample."""
-        attn = self.block.attn1
+        attn = self.found.modules["attn1"]
         if self.found.attn1 or self.kwargs:
             return partial(by_count, partial(attn, **self.kwargs))
         *project, out = self._products("attn1", "to_q", "to_k", "to_v", "to_out.0")
@@ -157,7 +162,7 @@ class _Call:
 
     def cross_attention(self):
         """attn2 by its products on the text's keys and values, or the module."""
-        attn = self.block.attn2
+        attn = self.found.modules["attn2"]
         if self.found.attn2 or self.kwargs or self.text is None:
             return self._cross_attend
         order, lengths, model = None, None, self.block._diffratio.model
@@ -167,7 +172,8 @@ class _Call:
                 return self._cross_attend
             order, lengths = known
         query, out = self._products("attn2", "to_q", "to_out.0")
-        keys_values = keys_values_of(attn.to_k, attn.to_v, self.text, order, model)
+        to_k, to_v = attn._modules["to_k"], attn._modules["to_v"]
+        keys_values = keys_values_of(to_k, to_v, self.text, order, model)
         return CrossAttention(query, out, attn.heads, keys_values, lengths)
 
     def _cross_attend(self, hidden: Tensor, rows: PackedRows) -> Tensor:

@@ -50,7 +50,8 @@ class Fingerprint:
         modules = list(block.modules())
         self._modules = modules
         self._dicts = [vars(module) for module in modules]
-        self._children = [module._modules for module in modules]
+        self._children = [module._modules for module in modules if module._modules]
+        self._childless = [module._modules for module in modules if not module._modules]
         self._hooks = [vars(module)[name] for module in modules for name in _HOOKS] + list(_GLOBAL_HOOKS)
         self._processors = [vars(m) for m in modules if "processor" in vars(m)]
         classes = dict.fromkeys([*map(type, modules), *(type(own["processor"]) for own in self._processors)])
@@ -64,12 +65,13 @@ class Fingerprint:
             list(map(type, self._modules)),
             [getattr(cls, name, None) for cls, name in self._methods],
             [own.get("forward") for own in self._dicts[1:]],  # the block's own is the routed one
-            list(map(len, self._hooks)),
+            list(map(len, self._hooks)) if any(self._hooks) else None,
             [type(own.get("processor")) for own in self._processors],
             [getattr(own.get("processor"), "_parallel_config", None) for own in self._processors],
             [dropout.p for dropout in self._dropouts],
             [type(own.get("weight")) for own in self._parameters],  # quantised ones are of other classes
-            list(chain.from_iterable(children.values() for children in self._children)),
+            list(chain.from_iterable(map(dict.values, self._children))),
+            any(self._childless),
         )
 
 

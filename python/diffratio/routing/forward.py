@@ -29,7 +29,8 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
     model, block = layer.model, layer.block
     if not model.enabled:
         return layer.dense_forward(*args, **kwargs)
-    if torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if compiling:
         layer.inspected = layer.spec.inspect(block)
     else:
         refuse_transforms()
@@ -46,7 +47,7 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
         spec = type(layer.spec).__name__
         raise TypeError(f"{layer.name}: {spec}.bind must return a Call, got {type(call).__name__}")
     given, image = call.image.tokens, call.image
-    if not torch.compiler.is_compiling():
+    if not compiling:
         _check(layer, call)
     if autocast_is_on(given.device):
         for stream in (image, call.text):
@@ -65,7 +66,7 @@ def routed_forward(layer: RoutedLayer, *args, **kwargs):
         return call.output(image.tokens, None)
     run = run_of("mod_block", "auto", "auto", image.tokens, _direct(image.tokens))
     rows, logits = _select(layer, run, call, keep, index)
-    if index is None and not torch.compiler.is_compiling():
+    if index is None and not compiling:
         if torch.is_grad_enabled():
             layer.saved.put(args, kwargs, rows.index, keep, model.told)
         layer.record(rows.index, logits.shape, logits)
@@ -117,7 +118,7 @@ def _check(layer: RoutedLayer, call: Call) -> None:
     right = modulation.shape[1:] == (6, width) and modulation.device == x.device
     right = right and (call.image.groups is not None or modulation.shape[0] == batch)
     if layer.router_reason is None:
-        weight = layer.block.diffratio.router_weight
+        weight = layer.block._modules["diffratio"].router_weight
         right = right and weight.shape == (width,) and weight.device == x.device
     if isinstance(cross, CrossAttention):
         text = cross.keys_values.shape
@@ -173,7 +174,7 @@ def _select(
 ) -> tuple[PackedRows, Tensor]:
     """The rows that the layer's router keeps among those that may be skipped, and its logits; a router that
     is hooked or wrapped is called."""
-    router, x, layout = layer.block.diffratio, call.image.tokens, call.layout
+    router, x, layout = layer.block._modules["diffratio"], call.image.tokens, call.layout
     weights = None
     if layer.router_reason is None or torch.compiler.is_compiling():
         weights = Linear(router.router_weight, router.router_bias)

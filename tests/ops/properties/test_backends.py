@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import diffratio_kernels
-from diffratio_kernels import _native, capabilities, mod_block, two_bin_block
+from diffratio_kernels import _native, _triton, capabilities, mod_block, two_bin_block
 from diffratio_kernels._backends import BACKENDS, choose
 from diffratio_kernels.testing.cases import ModBlockCase, TwoBinCase
 from tools.guards.interpreter import interpreted
@@ -105,7 +105,8 @@ def test_auto_on_the_cpu_never_interprets(dtype):
 
 def test_auto_on_a_gpu_takes_our_kernels_and_leaves_exact_products_to_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(_triton, "capability", lambda device: 90)
     monkeypatch.setattr(_native, "cuda_unavailable", None)
     gpu, half, single = torch.device("cuda"), torch.bfloat16, torch.float32
     products = ["attention", "two_bin_attention", "mlp"]

@@ -25,6 +25,7 @@ def gpu(monkeypatch):
 
     def of(capability=(9, 0), ratios=(), missing=(), products=None):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
         monkeypatch.setattr(_native, "cuda_unavailable", None)
         reasons = {name: "it is not installed" for name in missing}

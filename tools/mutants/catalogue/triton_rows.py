@@ -106,7 +106,7 @@ TRITON_ROWS = [
         "adaln-last-slice-dropped",
         "last slice dropped",
         SLICES,
-        {"triton.cdiv(rows.tokens, ROWS_PER_SLICE)": "max(rows.tokens // ROWS_PER_SLICE, 1)"},
+        {"cdiv(rows.tokens, ROWS_PER_SLICE)": "max(rows.tokens // ROWS_PER_SLICE, 1)"},
         FUZZ,
     ),
     Mutant(

@@ -89,7 +89,7 @@ TWO_BINS = [
         "fc2-bias-once-on-every-row",
         "bias not weighed",
         BLENDED,
-        {"only_large, weight[sample] - added": "only_large, 1 - added"},
+        {"(weight - added)[places.sample], 1": "1 - added, 1"},
         TWO_BIN_BLOCKS,
     ),
     Mutant(
