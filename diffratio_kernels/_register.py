@@ -162,7 +162,7 @@ class Shortcut:
         self.passed: set[tuple] = set()
 
     def __call__(self, *args, **kwargs):
-        seen = signature((*args, *kwargs.values())) if unwatched() else None
+        seen = signature((*args, *kwargs, *kwargs.values())) if unwatched() else None
         if seen is None:
             return self.op(*args, **kwargs)
         if seen in self.passed:

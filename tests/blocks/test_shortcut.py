@@ -151,6 +151,14 @@ def test_few_signatures_are_kept():
         assert 0 < len(shortcut.passed) <= 3
 
 
+def test_one_value_by_two_names_is_two_calls():
+    checked = mock.Mock(side_effect=lambda **_: 0)
+    shortcut = Shortcut(checked, lambda **_: 0)
+    for name in ("keep", "count", "keep", "count"):
+        shortcut(**{name: 3})
+    assert checked.call_args_list == [mock.call(keep=3), mock.call(count=3)]
+
+
 def test_no_tensor_is_kept():
     arguments = ModBlockCase(seed=1).arguments()
     for _ in range(2):
