@@ -175,7 +175,8 @@ compile.compile_kernel(job.spec, job.architecture)
 def test_a_real_kernel_with_one_register_changed():
     """The PTX of this attention moves accumulators in flight, its machine code does not.
 
-    Each addition between a product and the next wait gets an accumulator of that product for an operand.
+    Each step of another kind between a product and the next wait gets an accumulator of that product for an
+    operand.
     """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", PRINT_CODE]
@@ -189,8 +190,8 @@ def test_a_real_kernel_with_one_register_changed():
             first = product[1]
         elif "WARPGROUP.DEPBAR" in line[0]:
             first = None
-        elif first and (addition := re.search(r"FADD R\d+, R\d+, (R\d+)", line[0])):
-            places.append((line.start() + addition.start(1), line.start() + addition.end(1), first))
-    assert len(places) > 10
+        elif first and (step := re.search(r"(?:FADD|FFMA|IMAD\S*|VIADD|SHFL\S* PT,) R\d+, (R\d+)", line[0])):
+            places.append((line.start() + step.start(1), line.start() + step.end(1), first))
+    assert len(places) > 5
     for start, end, register in places:
         assert touched_in_flight(code[:start] + register + code[end:]) == 1

@@ -99,6 +99,6 @@ def test_alignment_by_where_the_memory_begins():
 
 def test_the_architecture_chooses_the_tiles_and_is_put_back():
     before = tiles.assumed_architecture
-    by_architecture = [record(architecture, *self_attention(32, 16, 72, 0))[0] for architecture in (80, 90)]
+    by_architecture = [record(architecture, *self_attention(4096, 16, 72, 0))[0] for architecture in (80, 90)]
     assert by_architecture[0].constants["BLOCK_M"] != by_architecture[1].constants["BLOCK_M"]
     assert tiles.assumed_architecture == before and "meta" not in stand_ins

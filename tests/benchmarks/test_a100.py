@@ -22,8 +22,8 @@ from diffratio_kernels.testing import budget
 
 STEPS = {step.name: step for step in all_steps(TINY)}
 FULL = {step.name: step for step in all_steps(Sizes())}
-REFUSED = {"lazy, tome:mlp:0.3", "lazy, tome:attn:0.3", "lazy, tome:all:0.3"}
-"""A hole's tokens are no picture of 2 x 2 squares to ToMe."""
+REFUSED = {"lazy, tome:mlp:0.3", "lazy, tome:attn:0.3", "lazy, tome:all:0.3", "lazy, atedm:0.3"}
+"""Neither 2 x 2 squares nor the number of a hole's tokens are given."""
 
 
 @pytest.fixture(autouse=True)

@@ -136,7 +136,7 @@ def tune_ratios(table: Table, bucket: Bucket, on: str) -> int:
     """Measure our attention, with the tile of this table, beside every library; whether ours was refused."""
     architecture = tile_table.architecture(torch.device("cuda"))
     tile = table.get({"kernel": "attention_fwd", "architecture": architecture, "held": HELD})["tile"]
-    with held_tile(architecture, tuple(tile)):
+    with held_tile(tuple(tile)):
         return put_ratios(table, bucket, key_of(bucket) | {"on": on}, torch.bfloat16, "cuda", ROUNDS)
 
 

@@ -90,6 +90,7 @@ def plain(case: Case, router: Tensor, kept, rescale: str) -> tuple[list[Tensor],
 
 def assert_same(case: Case, got, wanted, **tolerance):
     image, text = got
+    tolerance |= case.tolerance
     for b in range(BATCH):
         rows = slice(None) if case.valid is None else case.valid[b]
         torch.testing.assert_close(image[b][rows], wanted[0][b][rows], **tolerance)

@@ -56,8 +56,8 @@ TWO_BINS = {
 }
 """The same while ratios are learned. SD3.5's second attention runs once for each bin, and so does attention
 to a text that is masked."""
-HELPERS = ("small_rows", "blend")
-"""Functions of references that other steps call: rows of the small bin, and blends of MLPs of modules."""
+HELPERS = ("small_rows", "blend", "places_of")
+"""Functions of references that other steps call: rows of the small bin and their places, blends of MLPs."""
 NORMS = {"native_layer_norm", "_fused_rms_norm", "rsqrt", "var_mean", "var"}
 NORMS_BY_TORCH = {"one bin": {"wan"}, "two bins": {"wan", "z_image"}}
 """Of the text's keys, which `cache_text` keeps; of the MLP's branch before two bins are blended."""

@@ -104,7 +104,7 @@ def test_options_are_those_of_the_call(run, folder, monkeypatch):
     [(words, options)] = calls
     assert words == (PROMPT, "lazy", 2, 2.5)
     assert options.pop("generator").initial_seed() == 3
-    assert options == {"strength": 0.5, "negative_prompt": "clouds"}
+    assert options == {"strength": 0.5, "negative_prompt": "clouds", "max_sequence_length": 120}
 
 
 def test_json(run, folder):

@@ -43,6 +43,8 @@ class Case:
     valid: Tensor | None = None
     """[B, rows] bool of the tensor that holds the image, rows that are no padding."""
     text_valid: Tensor | None = None
+    tolerance: dict[str, float] = field(default_factory=dict)
+    """Where the block itself rounds more coarsely than its dtype."""
     rows_first: bool = False
     """Whether that input is [rows, B, D]."""
 

@@ -23,7 +23,10 @@ def kandinsky5():
         one["visual_embed"] = one["visual_embed"][:, kept]
         return one | {"rope": rope[kept], "sparse_params": None}
 
-    return Case(awake(block), inputs, alone, block.feed_forward, tokens="visual_embed")
+    # Turned heads are rounded to bf16: a sum in another order may fall on the other side of a step of 2^-8.
+    return Case(
+        awake(block), inputs, alone, block.feed_forward, tokens="visual_embed", tolerance={"atol": 1e-4}
+    )
 
 
 def kandinsky5_model():
