@@ -58,7 +58,7 @@ def on_gpu(tuning, monkeypatch):
     def beside_libraries(bucket, *_):
         measured.append(bucket)
         held = tile_table.ATTENTION_TILES["attention_fwd"][90][80]
-        assert held == candidates.ATTENTION[1]  # the one that was found before
+        assert held == candidates.ATTENTION[90][1]  # the one that was found before
         return {"sdpa": 0.8, "cudnn": 1.1}, [{"name": "varlen", "refused": "not installed"}]
 
     def measure(subject, architecture, tiles, *_):
