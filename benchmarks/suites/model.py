@@ -58,7 +58,6 @@ class Models:
                 attention_head_dim=o.width // o.heads,
                 cross_attention_dim=o.width,
                 sample_size=side(o),
-                in_channels=4,
                 caption_channels=CAPTION_CHANNELS,
                 use_additional_conditions=False,
             )

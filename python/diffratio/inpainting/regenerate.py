@@ -25,8 +25,9 @@ def regenerate_from_pixart(model: PixArtTransformer2DModel) -> PixArtTransformer
     """
     check_pixart(model)
     channels = model.config.in_channels
-    sizes = {"in_channels": 2 * channels + 1, "out_channels": model.out_channels}
+    config = {**model.config, "in_channels": 2 * channels + 1, "out_channels": model.out_channels}
+    config.pop("_use_default_values", None)  # of these names diffusers would not read ours
     state, name = model.state_dict(), "pos_embed.proj.weight"
     new = state[name].new_zeros(state[name].shape[0], channels + 1, *state[name].shape[2:])
     state[name] = torch.cat([state[name], new], dim=1)
-    return begun(PixArtTransformer2DModel.from_config({**model.config, **sizes}), model, state)
+    return begun(PixArtTransformer2DModel.from_config(config), model, state)

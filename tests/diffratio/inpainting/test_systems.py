@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PixArtTransformer2DModel
 
 from diffratio.diffusion import noise_schedule
 from diffratio.diffusion.sampling import guided
@@ -32,6 +32,12 @@ def test_a_wide_pixart_begins_as_pixart(pixart, tiny):
     with torch.no_grad():
         made = wide(**inputs | {"hidden_states": more}).sample
         assert torch.allclose(made, pixart(**inputs).sample, atol=1e-6)
+
+
+def test_channels_that_were_left_to_their_default_are_widened():
+    sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16}
+    wide = regenerate_from_pixart(PixArtTransformer2DModel(**sizes, sample_size=8, caption_channels=8))
+    assert (wide.config.in_channels, wide.out_channels) == (9, 8)
 
 
 @pytest.mark.parametrize("name", NAMES)
